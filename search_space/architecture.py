@@ -1,0 +1,324 @@
+"""An architecture is a value: a frozen tree that checks itself and is the key of everything.
+
+Four stages of blocks between a stem and a head, in one macro style. Equal architectures have
+equal canonical JSON and so equal digests, on every machine and in every version of Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+from search_space.errors import CorruptFileError, InvalidArchitectureError, UnknownNameError
+from search_space.mixers import ParamValue, mixer_spec
+
+NUM_STAGES = 4
+DOWNSAMPLES = ("patch_merging", "norm_conv", "conv_norm", "conv")
+NORMS = ("layer_norm", "group_norm")
+HEAD_NORMS = ("before_pool", "after_pool")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidArchitectureError(message)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A token mixer and its own parameters, in the order of their names."""
+
+    name: str
+    params: tuple[tuple[str, ParamValue], ...]
+
+    @classmethod
+    def of(cls, name: str, **params: ParamValue) -> Self:
+        """Mixer ``name`` with ``params``; those left out take the mixer's defaults."""
+        defaults = {key: rule.default for key, rule in mixer_spec(name).params.items()}
+        return cls(name, tuple(sorted({**defaults, **params}.items())))
+
+    def __post_init__(self) -> None:
+        spec = mixer_spec(self.name)
+        names = [key for key, _ in self.params]
+        for key, value in self.params:
+            if key not in spec.params:
+                raise UnknownNameError(f"parameter of mixer {self.name}", str(key), spec.params)
+            problem = spec.params[key].problem(value)
+            _require(problem is None, f"{self.name}: {key}={value!r} {problem}.")
+        _require(
+            names == sorted(spec.params),
+            f"{self.name} needs exactly the parameters {', '.join(sorted(spec.params))}, in this "
+            f"order; got {', '.join(names) or 'none'}.",
+        )
+
+    def __getitem__(self, key: str) -> ParamValue:
+        return dict(self.params)[key]
+
+    @property
+    def width_multiple(self) -> int:
+        """Number that the width of a block with this mixer must be a multiple of."""
+        return mixer_spec(self.name).width_multiple(dict(self.params))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A mixer followed by an MLP whose hidden width is ``mlp_ratio`` times the block's width."""
+
+    mixer: Mixer
+    mlp_ratio: float
+
+    def __post_init__(self) -> None:
+        _require(
+            _is_number(self.mlp_ratio) and self.mlp_ratio > 0,
+            f"mlp_ratio={self.mlp_ratio!r} must be a positive number.",
+        )
+        object.__setattr__(self, "mlp_ratio", float(self.mlp_ratio))
+
+    def hidden(self, width: int) -> int:
+        """Hidden width of the MLP in a block of ``width`` channels."""
+        return max(1, round(width * self.mlp_ratio))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mixer": self.mixer.name, **dict(self.mixer.params), "mlp_ratio": self.mlp_ratio}
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "block") -> Self:
+        data = _mapping(data, where)
+        _require("mixer" in data, f"{where}: 'mixer' is missing.")
+        params = {key: value for key, value in data.items() if key not in ("mixer", "mlp_ratio")}
+        return cls(Mixer.of(str(data["mixer"]), **params), data.get("mlp_ratio", 4.0))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width on one feature-map size."""
+
+    width: int
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            _is_int(self.width) and self.width >= 1,
+            f"width={self.width!r} must be a positive integer.",
+        )
+        _require(len(self.blocks) >= 1, "a stage needs at least one block.")
+        for block in self.blocks:
+            multiple = block.mixer.width_multiple
+            _require(
+                self.width % multiple == 0,
+                f"width={self.width} does not suit {block.mixer.name} with "
+                f"{dict(block.mixer.params)}: it must be a multiple of {multiple}.",
+            )
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macro:
+    """What surrounds the blocks: stem, downsampling, norms, layer scale, head.
+
+    Args:
+        stem_kernel, stem_stride: the stem's convolution; padding is half of the overlap.
+        stem_norm: whether a norm follows it.
+        downsample: ``patch_merging`` (Swin: 2×2 neighbours concatenated, norm, linear),
+            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet) or ``conv`` (PoolFormer).
+        downsample_kernel: kernel of the strided convolution (2 when merging).
+        norm: ``layer_norm`` over channels, or ``group_norm`` with one group over the whole map.
+        norm_eps: added to every norm's variance.
+        layer_scale: initial value of the learned scale of each residual branch; 0 for none.
+        head_norm: whether the last norm sits before or after global pooling.
+    """
+
+    stem_kernel: int = 4
+    stem_stride: int = 4
+    stem_norm: bool = True
+    downsample: str = "norm_conv"
+    downsample_kernel: int = 2
+    norm: str = "layer_norm"
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
+    head_norm: str = "after_pool"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("downsample", DOWNSAMPLES),
+            ("norm", NORMS),
+            ("head_norm", HEAD_NORMS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UnknownNameError(f"macro {name}", str(value), allowed)
+        for name in ("stem_kernel", "stem_stride", "downsample_kernel"):
+            value = getattr(self, name)
+            _require(_is_int(value) and value >= 1, f"{name}={value!r} must be a positive integer.")
+        _require(isinstance(self.stem_norm, bool), f"stem_norm={self.stem_norm!r} must be a flag.")
+        _require(
+            self.stem_kernel >= self.stem_stride,
+            f"stem_kernel={self.stem_kernel} must not be smaller than the stride {self.stem_stride}.",
+        )
+        _require(
+            self.downsample_kernel >= 2
+            and (self.downsample != "patch_merging" or self.downsample_kernel == 2),
+            f"downsample_kernel={self.downsample_kernel} must be at least 2, and 2 when merging.",
+        )
+        _require(
+            _is_number(self.norm_eps) and self.norm_eps > 0,
+            f"norm_eps={self.norm_eps!r} must be positive.",
+        )
+        _require(
+            _is_number(self.layer_scale) and self.layer_scale >= 0,
+            f"layer_scale={self.layer_scale!r} must be 0 (none) or positive.",
+        )
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        return cls(**_known_keys(cls, _mapping(data, "macro"), "macro"))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A four-stage vision backbone, independent of the number of classes.
+
+    Raises InvalidArchitectureError on construction where a rule is broken.
+    """
+
+    macro: Macro
+    resolution: int
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            _is_int(self.resolution) and self.resolution >= 1,
+            f"resolution={self.resolution!r} must be a positive integer.",
+        )
+        _require(
+            len(self.stages) == NUM_STAGES,
+            f"an architecture has {NUM_STAGES} stages, not {len(self.stages)}.",
+        )
+        _require(
+            min(feature_sizes(self.macro, self.resolution)) >= 1,
+            f"resolution={self.resolution} is too small: after the stem and three downsampling "
+            f"steps the feature maps have sides {feature_sizes(self.macro, self.resolution)}.",
+        )
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return tuple(stage.depth for stage in self.stages)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(stage.width for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form; ``from_dict`` inverts it."""
+        return {
+            "macro": asdict(self.macro),
+            "resolution": self.resolution,
+            "stages": [
+                {"width": stage.width, "blocks": [block.to_dict() for block in stage.blocks]}
+                for stage in self.stages
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Architecture from its plain form.
+
+        A ``digest`` key, if there, must be the content's. Raises InvalidArchitectureError or
+        UnknownNameError for wrong content, CorruptFileError for another digest.
+        """
+        data = dict(_mapping(data, "architecture"))
+        stated = data.pop("digest", None)
+        data = _known_keys(cls, data, "architecture")
+        for key in ("resolution", "stages"):
+            _require(key in data, f"architecture: {key!r} is missing.")
+        _require(
+            isinstance(data["stages"], (list, tuple)), "architecture: 'stages' must be a list."
+        )
+        stages = []
+        for i, raw in enumerate(data["stages"]):
+            stage = _known_keys(Stage, _mapping(raw, f"stages[{i}]"), f"stages[{i}]")
+            _require(
+                isinstance(stage.get("blocks"), (list, tuple)) and "width" in stage,
+                f"stages[{i}] needs 'width' and a list 'blocks'.",
+            )
+            try:
+                blocks = tuple(
+                    Block.from_dict(block, f"stages[{i}].blocks[{j}]")
+                    for j, block in enumerate(stage["blocks"])
+                )
+                stages.append(Stage(stage["width"], blocks))
+            except InvalidArchitectureError as error:
+                raise error.located(f"stages[{i}]") from None
+        result = cls(Macro.from_dict(data.get("macro", {})), data["resolution"], tuple(stages))
+        if stated is not None and stated != result.digest:
+            raise CorruptFileError(
+                f"the architecture says digest {stated!r} but its content has {result.digest!r}: "
+                "it was altered. Restore the file, or delete the digest line if the change is meant."
+            )
+        return result
+
+    def canonical_json(self) -> str:
+        """One line of JSON, the same for equal architectures everywhere."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage.width}×{stage.depth}" for stage in self.stages)
+        return f"{self.digest} ({self.resolution} px: {stages})"
+
+
+def conv_size(size: int, kernel: int, stride: int) -> int:
+    """Side of a convolution's output; the padding is half of the overlap, rounded up."""
+    return (size + 2 * conv_padding(kernel, stride) - kernel) // stride + 1
+
+
+def conv_padding(kernel: int, stride: int) -> int:
+    """Padding that keeps ``size / stride`` positions: 0 for patches, 2 for 7/4, 1 for 3/2."""
+    return (kernel - stride + 1) // 2
+
+
+def feature_sizes(macro: Macro, resolution: int) -> tuple[int, ...]:
+    """Side of the feature map in each stage."""
+    sizes = [conv_size(resolution, macro.stem_kernel, macro.stem_stride)]
+    for _ in range(NUM_STAGES - 1):
+        if macro.downsample == "patch_merging":
+            sizes.append((sizes[-1] + 1) // 2)
+        else:
+            sizes.append(conv_size(sizes[-1], macro.downsample_kernel, 2))
+    return tuple(sizes)
+
+
+def _mapping(data: object, where: str) -> Mapping[str, Any]:
+    _require(isinstance(data, Mapping), f"{where}: expected a mapping, got {data!r:.60}.")
+    assert isinstance(data, Mapping)
+    return data
+
+
+T = TypeVar("T")
+
+
+def _known_keys(cls: type[T], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise UnknownNameError(f"key in {where}", str(key), known)
+    return dict(data)

@@ -1,0 +1,96 @@
+"""Architectures and spaces by name or from YAML and JSON files."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_space.architecture import Architecture
+from search_space.errors import CorruptFileError, NasError, UnknownNameError
+from search_space.known import known, known_names
+from search_space.space import SearchSpace
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def space_names() -> list[str]:
+    """Names of the preset spaces."""
+    folder = resources.files("search_space.presets")
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_space(name: str) -> SearchSpace:
+    """The preset space ``name``, or the space in the YAML or JSON file ``name``.
+
+    Raises UnknownNameError naming the nearest preset, or an error that names the file.
+    """
+    if name in space_names():
+        text = (resources.files("search_space.presets") / f"{name}.yaml").read_text("utf-8")
+        return SearchSpace.from_dict(yaml.safe_load(text))
+    path = Path(name)
+    if path.suffix not in _SUFFIXES:
+        raise UnknownNameError("space", name, space_names())
+    data = read_mapping(path)
+    try:
+        return SearchSpace.from_dict({"name": path.stem, **data})
+    except NasError as error:
+        raise error.located(path) from None
+
+
+def load_architecture(name: str) -> Architecture:
+    """The known design ``name``, or the architecture in a YAML or JSON file.
+
+    An export's ``config.json`` and a run's ``best`` entry hold an architecture too: the key
+    ``architecture`` or ``model_args.architecture`` is followed.
+    """
+    if name in known_names():
+        return known(name)
+    path = Path(name)
+    if path.suffix not in _SUFFIXES:
+        raise UnknownNameError("design", name, known_names())
+    data = read_mapping(path)
+    for key in ("model_args", "architecture"):
+        if isinstance(data.get(key), dict):
+            data = data[key]
+    try:
+        return Architecture.from_dict(data)
+    except NasError as error:
+        raise error.located(path) from None
+
+
+def dump_architecture(architecture: Architecture) -> str:
+    """YAML that a person can read and ``load_architecture`` checks against its digest."""
+    data = {"digest": architecture.digest, **architecture.to_dict()}
+
+    class Dumper(yaml.SafeDumper):
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+            super().increase_indent(flow, False)
+
+    def represent(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
+        flow = "mixer" in value  # one line per block
+        return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=flow)
+
+    Dumper.add_representer(dict, represent)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=120)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; errors name the file."""
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CorruptFileError(
+            f"{path} does not exist; give the path of a YAML or JSON file."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
+    except yaml.YAMLError as error:
+        raise CorruptFileError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
+    if not isinstance(data, dict):
+        raise CorruptFileError(f"{path} must hold a mapping, not {type(data).__name__}.")
+    return data

@@ -1,0 +1,403 @@
+"""A search space: the set of architectures to choose from, and its integer encoding.
+
+A population is an integer array of shape ``(n, genes)``. A row holds the index of the
+resolution, then for each stage the indices of its width and depth and one block choice per
+position; positions beyond the depth hold −1, so that equal architectures have equal rows. All
+operators work on whole populations and return only valid rows: nothing is ever re-drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from search_space.architecture import (
+    NUM_STAGES,
+    Architecture,
+    Block,
+    Macro,
+    Mixer,
+    Stage,
+    feature_sizes,
+)
+from search_space.errors import InvalidArchitectureError, InvalidSpaceError, NasError
+
+Genes = npt.NDArray[np.int64]
+INACTIVE = -1
+
+
+@dataclass(frozen=True)
+class StageSpace:
+    """Choices of one stage: widths, depths and blocks, each from light to heavy."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in (("width", self.widths), ("depth", self.depths)):
+            if not values or list(values) != sorted(set(values)):
+                raise InvalidSpaceError(f"{name} {list(values)} must be ascending and not empty.")
+            if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+                raise InvalidSpaceError(f"{name} {list(values)} must be positive integers.")
+        if not self.blocks or len(set(self.blocks)) != len(self.blocks):
+            raise InvalidSpaceError("block choices must be distinct and at least one.")
+        for width in self.widths:
+            Stage(width, self.blocks)  # every choice must suit every width
+
+    @property
+    def max_depth(self) -> int:
+        return self.depths[-1]
+
+    @cached_property
+    def neighbours(self) -> tuple[Genes, ...]:
+        """For each block choice, the choices that differ from it in one parameter only."""
+
+        def traits(block: Block) -> set[tuple[str, object]]:
+            return {("mixer", block.mixer.name), ("mlp", block.mlp_ratio), *block.mixer.params}
+
+        near = [
+            [
+                j
+                for j, other in enumerate(self.blocks)
+                if other.mixer.name == block.mixer.name and len(traits(block) - traits(other)) == 1
+            ]
+            for block in self.blocks
+        ]
+        return tuple(np.array(js or [i], dtype=np.int64) for i, js in enumerate(near))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Architectures that share a macro style and choose within four ``StageSpace``s.
+
+    Args:
+        name: name of the preset, for people; not part of the digest.
+        macro: macro style of every architecture.
+        resolutions: image sides to choose from, ascending.
+        stages: four stage spaces.
+
+    Raises InvalidSpaceError where a rule is broken.
+    """
+
+    name: str
+    macro: Macro
+    resolutions: tuple[int, ...]
+    stages: tuple[StageSpace, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.stages) != NUM_STAGES:
+            raise InvalidSpaceError(f"a space has {NUM_STAGES} stages, not {len(self.stages)}.")
+        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions)):
+            raise InvalidSpaceError(f"resolution {list(self.resolutions)} must be ascending.")
+        if min(feature_sizes(self.macro, self.resolutions[0])) < 1:
+            raise InvalidSpaceError(f"resolution {self.resolutions[0]} is too small for the stem.")
+
+    # Layout of a row of genes ------------------------------------------------------------
+
+    @cached_property
+    def width_columns(self) -> Genes:
+        """Column of each stage's width gene, shape (4,); the depth gene follows it."""
+        lengths = [2 + stage.max_depth for stage in self.stages[:-1]]
+        return np.cumsum([1, *lengths], dtype=np.int64)
+
+    def block_columns(self, stage: int) -> slice:
+        """Columns of the block choices of ``stage``."""
+        start = int(self.width_columns[stage]) + 2
+        return slice(start, start + self.stages[stage].max_depth)
+
+    @property
+    def num_genes(self) -> int:
+        return self.block_columns(NUM_STAGES - 1).stop
+
+    @cached_property
+    def cardinalities(self) -> Genes:
+        """Number of choices of each gene, shape (genes,)."""
+        result = np.empty(self.num_genes, dtype=np.int64)
+        result[0] = len(self.resolutions)
+        for i, stage in enumerate(self.stages):
+            column = self.width_columns[i]
+            result[column] = len(stage.widths)
+            result[column + 1] = len(stage.depths)
+            result[self.block_columns(i)] = len(stage.blocks)
+        return result
+
+    def active(self, genes: Genes) -> npt.NDArray[np.bool_]:
+        """Which genes matter in each row, shape (n, genes)."""
+        mask = np.ones(genes.shape, dtype=bool)
+        for i, stage in enumerate(self.stages):
+            depth = np.asarray(stage.depths)[genes[:, self.width_columns[i] + 1]]
+            mask[:, self.block_columns(i)] = np.arange(stage.max_depth) < depth[:, None]
+        return mask
+
+    # Size and extremes ----------------------------------------------------------------------
+
+    @cached_property
+    def size(self) -> int:
+        """Number of architectures."""
+        per_stage = (
+            len(s.widths) * sum(len(s.blocks) ** depth for depth in s.depths) for s in self.stages
+        )
+        return len(self.resolutions) * math.prod(per_stage)
+
+    @cached_property
+    def smallest(self) -> Architecture:
+        """First choice of everything: choices are listed from light to heavy."""
+        return self._extreme(0)
+
+    @cached_property
+    def largest(self) -> Architecture:
+        """Last choice of everything."""
+        return self._extreme(-1)
+
+    def _extreme(self, index: int) -> Architecture:
+        stages = tuple(
+            Stage(s.widths[index], (s.blocks[index],) * s.depths[index]) for s in self.stages
+        )
+        return Architecture(self.macro, self.resolutions[index], stages)
+
+    # Architectures to genes and back --------------------------------------------------------
+
+    def encode(self, architectures: Sequence[Architecture]) -> Genes:
+        """Genes of architectures, shape (n, genes).
+
+        Raises InvalidArchitectureError naming what lies outside the space.
+        """
+        genes = np.full((len(architectures), self.num_genes), INACTIVE, dtype=np.int64)
+        for row, architecture in zip(genes, architectures, strict=True):
+            if architecture.macro != self.macro:
+                raise InvalidArchitectureError(
+                    f"the macro style of {architecture.digest} is not that of space {self.name!r}."
+                )
+            row[0] = self._index(self.resolutions, architecture.resolution, "resolution")
+            for i, (space, stage) in enumerate(zip(self.stages, architecture.stages, strict=True)):
+                column = self.width_columns[i]
+                row[column] = self._index(space.widths, stage.width, f"stages[{i}] width")
+                row[column + 1] = self._index(space.depths, stage.depth, f"stages[{i}] depth")
+                start = self.block_columns(i).start
+                for j, block in enumerate(stage.blocks):
+                    where = f"stages[{i}].blocks[{j}]"
+                    row[start + j] = self._index(space.blocks, block, where)
+        return genes
+
+    def _index(self, values: Sequence[Any], value: Any, where: str) -> int:
+        if value in values:
+            return values.index(value)
+        shown = [str(v.to_dict()) if isinstance(v, Block) else str(v) for v in values]
+        asked = value.to_dict() if isinstance(value, Block) else value
+        raise InvalidArchitectureError(
+            f"{where} {asked} is not in space {self.name!r}; choices: {', '.join(shown)}."
+        )
+
+    def decode(self, genes: Genes) -> list[Architecture]:
+        """Architectures of genes of shape (n, genes); raises InvalidArchitectureError."""
+        genes = np.asarray(genes)
+        self._check(genes)
+        result = []
+        for row in genes.tolist():
+            stages = []
+            for i, space in enumerate(self.stages):
+                column = int(self.width_columns[i])
+                depth = space.depths[row[column + 1]]
+                choices = row[column + 2 : column + 2 + depth]
+                blocks = tuple(space.blocks[choice] for choice in choices)
+                stages.append(Stage(space.widths[row[column]], blocks))
+            result.append(Architecture(self.macro, self.resolutions[row[0]], tuple(stages)))
+        return result
+
+    def _check(self, genes: Genes) -> None:
+        if genes.ndim != 2 or genes.shape[1] != self.num_genes:
+            raise InvalidArchitectureError(
+                f"genes of shape {genes.shape} do not fit space {self.name!r}: expected "
+                f"(n, {self.num_genes})."
+            )
+        heads = np.concatenate([[0], self.width_columns, self.width_columns + 1])
+        valid = bool(np.all((genes[:, heads] >= 0) & (genes[:, heads] < self.cardinalities[heads])))
+        if valid:
+            in_range = (genes >= 0) & (genes < self.cardinalities)
+            valid = bool(np.all(np.where(self.active(genes), in_range, genes == INACTIVE)))
+        if not valid:
+            raise InvalidArchitectureError(
+                f"genes out of range for space {self.name!r}: active genes lie in "
+                f"0…{self.cardinalities.max() - 1} by column, inactive ones are {INACTIVE}."
+            )
+
+    def contains(self, architecture: Architecture) -> bool:
+        """Whether ``architecture`` is a point of this space."""
+        try:
+            self.encode([architecture])
+        except InvalidArchitectureError:
+            return False
+        return True
+
+    # Operators --------------------------------------------------------------------------------
+
+    def sample(self, rng: np.random.Generator, n: int) -> Genes:
+        """``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
+        genes = rng.integers(0, self.cardinalities, size=(n, self.num_genes))
+        return np.where(self.active(genes), genes, INACTIVE)
+
+    def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
+        """Changed copies of rows, shape (n, genes).
+
+        Each active gene changes with probability ``rate``, at least one per row. A width, depth
+        or resolution moves to another value; a block moves to a choice that differs in one
+        parameter or, just as often, to any choice. Blocks that a deeper stage adds copy a block
+        of the stage or are drawn afresh, half and half.
+        """
+        n = len(genes)
+        drawn = rng.integers(0, self.cardinalities, size=genes.shape)
+        active = self.active(genes)
+        # shift by 1 … c−1 so that a gene that changes takes another value
+        step = 1 + (rng.random(genes.shape) * np.maximum(self.cardinalities - 1, 0)).astype(
+            np.int64
+        )
+        proposed = np.where(
+            self.cardinalities > 1, (np.maximum(genes, 0) + step) % self.cardinalities, genes
+        )
+        local = rng.random(genes.shape) < 0.5
+        for i, stage in enumerate(self.stages):
+            columns = self.block_columns(i)
+            current = np.maximum(genes[:, columns], 0)
+            sizes = np.array([len(near) for near in stage.neighbours])
+            table = np.zeros((len(stage.blocks), sizes.max()), dtype=np.int64)
+            for row, near in zip(table, stage.neighbours, strict=True):
+                row[: len(near)] = near
+            pick = (rng.random(current.shape) * sizes[current]).astype(np.int64)
+            near_choice = table[current, pick]
+            use = local[:, columns] & (near_choice != current)
+            proposed[:, columns] = np.where(use, near_choice, proposed[:, columns])
+        changeable = active & (self.cardinalities > 1)
+        change = (rng.random(genes.shape) < rate) & changeable
+        priority = np.where(changeable, rng.random(genes.shape), -1.0)
+        idle = ~change.any(axis=1) & changeable.any(axis=1)
+        change[np.flatnonzero(idle), priority[idle].argmax(axis=1)] = True
+        result = np.where(change, proposed, genes)
+        for i in range(NUM_STAGES):
+            columns = self.block_columns(i)
+            blocks = result[:, columns]
+            old_depth = active[:, columns].sum(axis=1)
+            source = (rng.random(blocks.shape) * old_depth[:, None]).astype(np.int64)
+            copied = np.take_along_axis(blocks, source, axis=1)
+            fresh = np.where(rng.random(blocks.shape) < 0.5, copied, drawn[:, columns])
+            result[:, columns] = np.where(blocks == INACTIVE, fresh, blocks)
+        assert result.shape == (n, self.num_genes)
+        return np.where(self.active(result), result, INACTIVE)
+
+    def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
+        """Children of pairs of rows, shape (n, genes).
+
+        Half of the children take whole stages from either parent, half take single genes. A
+        position that is active in the child only takes its block from the parent that has it.
+        """
+        n = len(first)
+        by_stage = np.empty(first.shape, dtype=bool)
+        by_stage[:, 0] = rng.random(n) < 0.5
+        for i in range(NUM_STAGES):
+            end = self.block_columns(i).stop
+            by_stage[:, self.width_columns[i] : end] = (rng.random(n) < 0.5)[:, None]
+        by_gene = rng.random(first.shape) < 0.5
+        take_first = np.where(rng.random((n, 1)) < 0.5, by_stage, by_gene)
+        child = np.where(take_first, first, second)
+        # a child is as deep as one of its parents, so where one parent has no block the other has
+        child = np.where(child == INACTIVE, np.maximum(first, second), child)
+        return np.where(self.active(child), child, INACTIVE)
+
+    # Identity and files -----------------------------------------------------------------------
+
+    @cached_property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the content, without the name."""
+        content = {key: value for key, value in self.to_dict().items() if key != "name"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form with every block choice spelled out; ``from_dict`` inverts it."""
+        return {
+            "name": self.name,
+            "macro": asdict(self.macro),
+            "resolution": list(self.resolutions),
+            "stages": [
+                {
+                    "width": list(stage.widths),
+                    "depth": list(stage.depths),
+                    "blocks": [block.to_dict() for block in stage.blocks],
+                }
+                for stage in self.stages
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Space from its plain form.
+
+        A stage lists either ``blocks``, or ``mixers`` (each a name with lists of parameter
+        values) and ``mlp_ratio``, whose product its choices are. Raises InvalidSpaceError, or
+        UnknownNameError for an unknown mixer or parameter.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidSpaceError(f"a space is a mapping, not {type(data).__name__}.")
+        known = ("name", "description", "macro", "resolution", "stages")
+        for key in data:
+            if key not in known:
+                raise InvalidSpaceError(f"unknown key {key!r}; a space has {', '.join(known)}.")
+        for key in ("name", "resolution", "stages"):
+            if key not in data:
+                raise InvalidSpaceError(f"key {key!r} is missing.")
+        stages = []
+        for i, raw in enumerate(data["stages"]):
+            try:
+                stages.append(_stage_from_dict(raw))
+            except NasError as error:
+                raise error.located(f"stages[{i}]") from None
+        macro = Macro.from_dict(data.get("macro", {}))
+        return cls(str(data["name"]), macro, _tuple(data["resolution"]), tuple(stages))
+
+
+def _tuple(value: object) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _stage_from_dict(raw: object) -> StageSpace:
+    if not isinstance(raw, Mapping):
+        raise InvalidSpaceError(f"a stage is a mapping, not {raw!r:.60}.")
+    known = ("width", "depth", "blocks", "mixers", "mlp_ratio")
+    for key in raw:
+        if key not in known:
+            raise InvalidSpaceError(f"unknown key {key!r}; a stage has {', '.join(known)}.")
+    for key in ("width", "depth"):
+        if key not in raw:
+            raise InvalidSpaceError(f"key {key!r} is missing.")
+    if ("blocks" in raw) == ("mixers" in raw):
+        raise InvalidSpaceError("give either 'blocks' or 'mixers'.")
+    if "blocks" in raw:
+        blocks = [Block.from_dict(block) for block in raw["blocks"]]
+    else:
+        mixers = [mixer for entry in raw["mixers"] for mixer in _mixers_from_entry(entry)]
+        ratios = _tuple(raw.get("mlp_ratio", 4.0))
+        blocks = [Block(mixer, ratio) for mixer in mixers for ratio in ratios]
+    return StageSpace(_tuple(raw["width"]), _tuple(raw["depth"]), tuple(blocks))
+
+
+def _mixers_from_entry(entry: object) -> list[Mixer]:
+    """``pooling``, or ``{window_attention: {window: [4, 8], head_dim: 16}}``."""
+    if isinstance(entry, str):
+        return [Mixer.of(entry)]
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise InvalidSpaceError(f"{entry!r:.60} is not a mixer: write a name, or name: {{…}}.")
+    ((name, params),) = entry.items()
+    params = params or {}
+    if not isinstance(params, Mapping):
+        raise InvalidSpaceError(f"the parameters of mixer {name!r} must be a mapping.")
+    combinations = itertools.product(*(_tuple(values) for values in params.values()))
+    return [Mixer.of(name, **dict(zip(params, values, strict=True))) for values in combinations]
