@@ -1,0 +1,1 @@
+"""What was found: the run's store, Pareto fronts, the report and the export."""

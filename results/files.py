@@ -1,0 +1,109 @@
+"""Files that survive ``kill -9``: atomic replacement, checked reading, a lock the kernel frees."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from search_space.errors import CorruptFileError, RunError
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never a part.
+
+    The data and the folder entry are on the disk when this returns.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with _replacing(path) as handle, os.fdopen(os.dup(handle), "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[int]:
+    """A temporary file beside ``path`` that takes its place when the block succeeds."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        yield handle
+        os.fchmod(handle, 0o644)
+        os.fsync(handle)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    finally:
+        os.close(handle)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a new or renamed file survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> Any:
+    """Data of a JSON file. Raises CorruptFileError where it is missing, cut short or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CorruptFileError(
+            f"{path} does not exist; the run is incomplete. Continue it with --resume."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read ({error}). Restore it from a copy, or delete it and continue "
+            "the run with --resume to have it written again."
+        ) from None
+
+
+_held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+class FileLock:
+    """Exclusive lock that the kernel frees when its process ends, however it ends.
+
+    Raises RunError where another process holds it.
+    """
+
+    _fork_hook = False
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._handle, 64, 0).decode(errors="replace").strip()
+            os.close(self._handle)
+            raise RunError(
+                f"{what} is being written by another process ({holder or 'of unknown id'}). "
+                "Wait until it ends, stop it, or choose another --name."
+            ) from None
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"process {os.getpid()}".encode(), 0)
+        _held_locks.add(self)
+        if not FileLock._fork_hook:
+            # A forked worker shares the lock and would keep it after the driver is killed.
+            os.register_at_fork(after_in_child=_close_inherited_locks)
+            FileLock._fork_hook = True
+
+    def close(self) -> None:
+        """Free the lock; a second call does nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def _close_inherited_locks() -> None:
+    for lock in list(_held_locks):
+        lock.close()

@@ -1,0 +1,263 @@
+"""The journal of a run: finished evaluations, append-only, safe against ``kill -9``.
+
+Each evaluation is one line, written by one system call, flushed to the disk, and carrying a
+checksum of its own bytes. So after any interruption the file is valid up to at most one torn
+line at its end, which is cut off and reported when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from results.files import FileLock, atomic_write, sync_folder
+from search_space.errors import CorruptFileError, RunError
+
+logger = logging.getLogger(__name__)
+
+_CHECKSUM_KEY = b',"checksum":"'
+_CHECKSUM_DIGITS = 12
+_COLUMNS = ("digest", "index", "status", "error", "seconds", "architecture")
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of one evaluated architecture. A finished record never changes.
+
+    Attributes:
+        digest: key of the architecture.
+        architecture: its plain form.
+        metrics: name to value (``accuracy``, ``latency_ms``, …); NaN and infinities are kept.
+        index: position in the order of evaluation.
+        status: ``ok``, or ``failed`` with ``error`` set.
+        seconds: time that the evaluation took.
+    """
+
+    digest: str
+    architecture: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    index: int
+    status: str = "ok"
+    error: str | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.status in ("ok", "failed"), self.status
+        assert not set(self.metrics) & set(_COLUMNS), f"reserved names: {_COLUMNS}"
+        metrics = {name: float(value) for name, value in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
+
+    def to_line(self) -> bytes:
+        """One line of strict JSON that ends with a checksum of what precedes it, and a newline."""
+        body = {
+            "digest": self.digest,
+            "index": self.index,
+            "status": self.status,
+            "error": self.error,
+            "seconds": _encode_float(self.seconds),
+            "metrics": {name: _encode_float(value) for name, value in self.metrics.items()},
+            "architecture": self.architecture,
+        }
+        text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
+        return text + _CHECKSUM_KEY + _checksum(text) + b'"}\n'
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Self:
+        """Inverse of ``to_line``, floats bit for bit. Raises ValueError naming what is wrong."""
+        if not line.endswith(b"\n"):
+            raise ValueError("it is cut short")
+        split = len(line) - len(_CHECKSUM_KEY) - _CHECKSUM_DIGITS - len(b'"}\n')
+        text, tail = line[: max(split, 0)], line[max(split, 0) :]
+        if tail != _CHECKSUM_KEY + _checksum(text) + b'"}\n':
+            raise ValueError("its checksum does not match its content")
+        try:
+            data = json.loads(text + b"}")
+            metrics = {name: float(value) for name, value in data.pop("metrics").items()}
+            return cls(metrics=metrics, **{**data, "seconds": float(data["seconds"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is not an evaluation ({error})") from None
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:_CHECKSUM_DIGITS].encode()
+
+
+def _encode_float(value: float) -> float | str:
+    """JSON has no NaN or infinity: they are written as text that ``float`` reads."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
+    """Intact evaluations of a journal, the byte where they end, and what is wrong after it."""
+    evaluations: list[Evaluation] = []
+    seen: dict[str, int] = {}
+    good = 0
+    lines = [line + b"\n" for line in path.read_bytes().split(b"\n")]
+    lines[-1] = lines[-1][:-1]  # what follows the last newline; nothing in a sound file
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        try:
+            evaluation = Evaluation.from_line(line)
+        except ValueError as error:
+            if number == len(lines):
+                return evaluations, good, f"{path}, line {number} (the last): {error}"
+            raise CorruptFileError(
+                f"{path}, line {number}: {error}, and {len(lines) - number} lines follow it, so "
+                "this is not an interrupted write: the file was altered. Restore it from a copy, "
+                f"or delete line {number} to have its architecture evaluated again."
+            ) from None
+        if evaluation.digest in seen:
+            raise CorruptFileError(
+                f"{path}, line {number}: architecture {evaluation.digest} is already in line "
+                f"{seen[evaluation.digest]}; each is written once. Delete one of the two lines."
+            )
+        seen[evaluation.digest] = number
+        evaluations.append(evaluation)
+        good += len(line)
+    return evaluations, good, None
+
+
+def read_journal(path: Path) -> tuple[Evaluation, ...]:
+    """The journal's evaluations in order, read without lock or repair; a torn last line is left.
+
+    For readers beside a running search. Raises CorruptFileError for a broken line before the end.
+    """
+    return tuple(_scan(path)[0])
+
+
+class Journal:
+    """Append-only file of evaluations; each architecture is in it once.
+
+    Opening it repairs it: a torn last line is cut off and described in ``warnings``. Raises
+    CorruptFileError for a broken line anywhere else, RunError where another process writes it.
+    """
+
+    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
+        self.path = path
+        self.warnings: list[str] = []
+        # With a run directory's lock given, the journal is already protected and not the owner.
+        self._lock = lock or FileLock(path.with_name(f"{path.name}.lock"), str(path))
+        self._owns_lock = lock is None
+        self._handle = -1
+        try:
+            fresh = not path.exists()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._handle = os.open(path, flags, 0o644)
+            if fresh:
+                sync_folder(path.parent)
+            evaluations, self._size, torn = _scan(path)
+            if torn:
+                cut = os.fstat(self._handle).st_size - self._size
+                os.ftruncate(self._handle, self._size)
+                os.fsync(self._handle)
+                message = f"{torn}; cut off {cut} bytes, that evaluation will be made again."
+                self.warnings.append(message)
+                logger.warning("%s", message)
+        except BaseException:
+            self.close()
+            raise
+        self._evaluations = {evaluation.digest: evaluation for evaluation in evaluations}
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Write one evaluation; it is on the disk when this returns.
+
+        Raises RunError where its architecture is already there, or the disk takes no more.
+        """
+        if evaluation.digest in self._evaluations:
+            raise RunError(
+                f"{self.path}: architecture {evaluation.digest} is already evaluated; "
+                "read it with get() instead of evaluating it again."
+            )
+        line = evaluation.to_line()
+        try:
+            written = os.write(self._handle, line)
+            if written != len(line):
+                raise OSError("the disk is full")
+            os.fsync(self._handle)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, self._size)
+            raise RunError(
+                f"{self.path}: cannot append evaluation {evaluation.digest}: {error}. "
+                "Free some space and continue with --resume; nothing before it is lost."
+            ) from error
+        self._size += len(line)
+        self._evaluations[evaluation.digest] = evaluation
+
+    def get(self, digest: str) -> Evaluation | None:
+        """The evaluation of an architecture, or None where there is none yet."""
+        return self._evaluations.get(digest)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._evaluations
+
+    def __len__(self) -> int:
+        return len(self._evaluations)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        return iter(tuple(self._evaluations.values()))
+
+    def snapshot(self, path: Path) -> None:
+        """Write all evaluations as a Parquet table, atomically (see ``write_snapshot``)."""
+        write_snapshot(self, path)
+
+    def close(self) -> None:
+        """Close the file and free the lock; a second call does nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        if self._owns_lock:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def write_snapshot(evaluations: Iterable[Evaluation], path: Path) -> None:
+    """Evaluations as a Parquet table for analysis: one row each, one float64 column a metric.
+
+    Columns ``digest``, ``index``, ``status``, ``error``, ``seconds``, ``architecture`` (JSON),
+    then the metrics by name; a metric that an evaluation lacks is null. The schema's metadata
+    holds ``nas_snapshot_version``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = list(evaluations)
+    columns: dict[str, Any] = {
+        "digest": pa.array([row.digest for row in rows], pa.string()),
+        "index": pa.array([row.index for row in rows], pa.int64()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+        "error": pa.array([row.error for row in rows], pa.string()),
+        "seconds": pa.array([row.seconds for row in rows], pa.float64()),
+        "architecture": pa.array(
+            [json.dumps(row.architecture, separators=(",", ":")) for row in rows], pa.string()
+        ),
+    }
+    for name in sorted({name for row in rows for name in row.metrics}):
+        columns[name] = pa.array([row.metrics.get(name) for row in rows], pa.float64())
+    table = pa.table(columns).replace_schema_metadata(
+        {"nas_snapshot_version": str(SNAPSHOT_VERSION)}
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    atomic_write(path, buffer.getvalue().to_pybytes())

@@ -1,0 +1,245 @@
+"""The store: single writer of a run directory (configuration, manifest, journal, results).
+
+The directory appears all at once (built beside its final name, then renamed), is resumed only
+with the configuration that it was made with, and is written by one process at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Set
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from results.files import FileLock, atomic_write, read_json, sync_folder
+from results.journal import Evaluation, Journal, read_journal
+from search_space.errors import CorruptFileError, RunError
+
+__all__ = ["Evaluation", "Journal", "RunDirectory", "atomic_write", "is_run", "read_journal"]
+
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+JOURNAL = "evaluations.jsonl"
+SNAPSHOT = "evaluations.parquet"
+RESULT = "result.json"
+REPORT = "report.html"
+SUPERNET = "supernet"
+EXPORT = "export"
+_LOCK = ".lock"
+
+_HEADER = """\
+# Configuration of this run, everything resolved: all that decides its result is here.
+# The same run again, in a new folder:  nas search --config {path} --name NEW_NAME
+# Continue this one where it stopped:   nas search --config {path} --name {name} --resume
+"""
+
+
+class RunDirectory:
+    """Handle on a run that this process may write; made by ``create`` or ``resume``."""
+
+    def __init__(self, path: Path, lock: FileLock, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Self:
+        """Start a run in ``path``, which must not exist or be empty.
+
+        ``config`` and ``manifest`` must be plain data (JSON-able). Raises RunError otherwise.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(_taken(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        lock = None
+        try:
+            fresh.chmod(0o755)
+            lock = FileLock(fresh / _LOCK, f"run {path.name!r}")
+            plain = _plain(config)
+            text = _HEADER.format(path=path / CONFIG, name=path.name)
+            text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+            atomic_write(fresh / CONFIG, text)
+            atomic_write(fresh / MANIFEST, _json({"phases": [], **manifest}))
+            for folder in (SUPERNET, EXPORT):
+                (fresh / folder).mkdir()
+            sync_folder(fresh)
+            os.rename(fresh, path)  # the lock moves along: it is on the file, not on its name
+        except OSError as error:
+            if lock is not None:
+                lock.close()
+            shutil.rmtree(fresh, ignore_errors=True)
+            if path.exists():
+                raise RunError(_taken(path)) from error
+            raise
+        sync_folder(path.parent)
+        return cls(path, lock, plain)
+
+    @classmethod
+    def resume(
+        cls, path: Path, config: Mapping[str, Any], may_differ: Set[str] = frozenset()
+    ) -> Self:
+        """Continue the run in ``path``.
+
+        Keys of ``config`` are compared one by one, nested ones by dotted name; those in
+        ``may_differ`` (or below a name in it) cannot change a result and are left out. Raises
+        RunError where the run is missing, differs, or is being written; CorruptFileError where
+        its configuration cannot be read.
+        """
+        path = Path(path)
+        if not is_run(path):
+            raise RunError(_missing(path))
+        lock = FileLock(path / _LOCK, f"run {path.name!r}")
+        try:
+            stored = _read_config(path / CONFIG)
+            changes = differences(stored, _plain(config), may_differ)
+            if changes:
+                raise RunError(
+                    f"run {path.name!r} was made with another configuration, so continuing it "
+                    "would mix two runs (stored -> asked):\n  "
+                    + "\n  ".join(changes)
+                    + "\nAsk for the stored values, or start a new run with another --name."
+                )
+            for leftover in path.glob(".*.tmp"):  # a file that was being replaced at the kill
+                leftover.unlink(missing_ok=True)
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, lock, stored)
+
+    def journal(self) -> Journal:
+        """The run's journal, repaired if its last line is torn (see ``Journal.warnings``)."""
+        return Journal(self.path / JOURNAL, lock=self._lock)
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write plain data to the file ``name`` in the run, atomically."""
+        atomic_write(self.path / name, _json(value))
+        return self.path / name
+
+    def read_json(self, name: str) -> Any:
+        """Data of a JSON file in the run. Raises CorruptFileError where it cannot be read."""
+        return read_json(self.path / name)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, device, command line, phases … as stored."""
+        return dict(self.read_json(MANIFEST))
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Set top-level entries of the manifest, atomically."""
+        self.write_json(MANIFEST, {**self.manifest, **entries})
+
+    def record_phase(self, name: str, seconds: float, status: str = "done") -> None:
+        """Add a finished (or interrupted) phase and the wall time it took to the manifest."""
+        manifest = self.manifest
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"name": name, "seconds": round(seconds, 3), "status": status, "ended": ended}
+        self.update_manifest(phases=[*manifest.get("phases", []), entry])
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; it is recorded as interrupted where the block raises."""
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self.record_phase(name, time.monotonic() - start, "interrupted")
+            raise
+        self.record_phase(name, time.monotonic() - start)
+
+    def close(self) -> None:
+        """Free the run for other processes; a second call does nothing."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` holds a run that can be resumed."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], may_differ: Set[str] = frozenset()
+) -> list[str]:
+    """Lines ``key: stored -> asked`` for each dotted key whose value differs or is on one side."""
+    left, right = _flatten(stored), _flatten(asked)
+    lines = []
+    for key in sorted(left.keys() | right.keys()):
+        parents = key.split(".")
+        if any(".".join(parents[: i + 1]) in may_differ for i in range(len(parents))):
+            continue
+        old, new = left.get(key, "(absent)"), right.get(key, "(absent)")
+        if old != new and not (old is new or repr(old) == repr(new) == "nan"):
+            lines.append(f"{key}: {old} -> {new}")
+    return lines
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As it reads back from the file: string keys, lists for tuples."""
+    return dict(json.loads(json.dumps(config)))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read ({error}). Restore it from a copy."
+        ) from None
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{path} holds no configuration. Restore it from a copy.")
+    return config
+
+
+def _taken(path: Path) -> str:
+    return (
+        f"{path} exists and is not empty. Continue that run with --resume, or choose another "
+        "--name for a new one."
+    )
+
+
+def _missing(path: Path) -> str:
+    runs = {p.name for p in path.parent.iterdir() if is_run(p)} if path.parent.is_dir() else set()
+    nearest = difflib.get_close_matches(path.name, sorted(runs), n=3, cutoff=0.3)
+    if nearest:
+        hint = f"Nearest runs there: {', '.join(nearest)}."
+    elif runs:
+        hint = f"Runs there: {', '.join(sorted(runs)[:10])}."
+    else:
+        hint = "There are no runs there."
+    return f"no run to resume at {path}. {hint} Start it without --resume, or correct --name."
