@@ -1,0 +1,171 @@
+"""Training augmentation: timm's transforms, seeded per sample.
+
+The randomness of a sample depends on (seed, epoch, index) alone, so results do not depend on
+the number of workers and a resumed epoch continues as if it had never stopped. timm's
+pipeline on single PIL images was measured at 85 µs for a 32 px crop, flip and conversion
+(230 µs with RandAugment) on one core, a few per cent of a training step on the same core.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from search_space.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What happens to a training image; the defaults suit natural images of 32 px and below.
+
+    crop: ``resize`` (random area and aspect ratio, resized back), ``pad`` (shifted by up to
+        ``padding`` pixels, black border) or ``none``.
+    scale, ratio: ranges of area share and aspect ratio for ``resize``.
+    hflip: probability of mirroring (0 where left and right mean something, as in digits).
+    color_jitter: strength, 0 for none.
+    auto_augment: a policy of timm's, such as ``rand-m9-n2-mstd0.5`` or ``augmix-m3``.
+    erase: probability of erasing a random rectangle.
+    mixup, cutmix: alpha of the Beta distribution, 0 for none; they mix within a batch.
+    """
+
+    crop: str = "pad"
+    padding: int = 4
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("resize", "pad", "none"):
+            raise DataError(f"crop is {self.crop!r}; it must be 'resize', 'pad' or 'none'")
+        for name in ("hflip", "erase"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise DataError(
+                    f"{name} is {getattr(self, name)}; a probability is between 0 and 1"
+                )
+        for name in ("padding", "color_jitter", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise DataError(f"scale is {self.scale}; it must be two rising shares in (0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the configuration and its digest."""
+        values = asdict(self)
+        values["scale"], values["ratio"] = list(self.scale), list(self.ratio)
+        return values
+
+
+def default_augment(kind: str, resolution: int) -> AugmentConfig:
+    """Augmentation by kind of data and image side in pixels."""
+    if kind == "digits":
+        return AugmentConfig(crop="resize", scale=(0.7, 1.0), ratio=(0.85, 1.18), hflip=0.0)
+    if resolution <= 64:
+        return AugmentConfig(padding=max(1, resolution // 8))
+    return AugmentConfig(
+        crop="resize", auto_augment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0
+    )
+
+
+def build_transform(
+    config: AugmentConfig, resolution: int, mean: tuple[float, ...]
+) -> Callable[[Any], torch.Tensor]:
+    """PIL image → uint8 (3, resolution, resolution), by ``timm.data.create_transform``.
+
+    ``mean`` fills what geometric operations uncover.
+    """
+    from timm.data import create_transform
+    from torchvision import transforms
+
+    jitter: dict[str, Any] = {"color_jitter": config.color_jitter or None}
+    try:
+        first, second, last = create_transform(
+            resolution,
+            is_training=True,
+            use_prefetcher=True,  # leaves conversion to float and normalisation to the batch
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            auto_augment=config.auto_augment,
+            interpolation="bilinear" if resolution <= 64 else "random",
+            mean=mean,
+            separate=True,
+            **jitter,
+        )
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"timm refuses the augmentation {config}: {error!r}; auto_augment must be a policy "
+            "such as 'rand-m9-n2-mstd0.5', 'augmix-m3' or 'original'"
+        ) from error
+    steps = list(first.transforms)
+    if config.crop == "pad":
+        steps[0] = transforms.RandomCrop(resolution, padding=config.padding)
+    elif config.crop == "none":
+        steps = steps[1:]
+    return transforms.Compose([*steps, *second.transforms, *last.transforms])
+
+
+def build_erasing(config: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Random erasing (timm) of one normalised image in place, or ``None``."""
+    if not config.erase:
+        return None
+    from timm.data.random_erasing import RandomErasing
+
+    erasing: Callable[[torch.Tensor], torch.Tensor] = RandomErasing(
+        config.erase, mode="pixel", device="cpu"
+    )
+    return erasing
+
+
+def build_mixup(config: AugmentConfig, num_classes: int, label_smoothing: float) -> Any | None:
+    """timm's Mixup/CutMix of a whole batch, or ``None``. It smooths labels itself."""
+    if not (config.mixup or config.cutmix):
+        return None
+    from timm.data import Mixup
+
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def mix_seed(*values: int) -> int:
+    """A 64-bit seed from integers (splitmix64 finaliser; Steele et al., 2014)."""
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the three generators that timm's and torchvision's CPU transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Leave the global CPU generators as they were found."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

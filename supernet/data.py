@@ -1,0 +1,328 @@
+"""Images for training and evaluation: splits, decoding, loaders.
+
+The validation split is cut from the training data by a seeded hash of each sample's key,
+never from the test split; a test split that the source lacks is cut by the same hash with a
+constant seed, so that no choice of seed lets training see it. Small images are decoded once
+into memory; larger ones are decoded when needed, by worker processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from search_space.errors import DataError
+from supernet.augmentation import (
+    AugmentConfig,
+    build_erasing,
+    build_mixup,
+    build_transform,
+    default_augment,
+    mix_seed,
+    preserved_generators,
+    seed_generators,
+)
+from supernet.sources import RawImages, open_source
+from supernet.splits import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SMALL_IMAGE,
+    ImageSplit,
+    normalise,
+    statistics,
+)
+
+TEST_SPLIT_SEED = 20240229  # constant: the test split must not move with --seed
+MEMORY_LIMIT_BYTES = 2**30  # decoded splits up to this size are kept
+
+
+class ImageData:
+    """An opened data set: ``train``, ``validation`` and (decoded when first asked for) ``test``.
+
+    mean, std: per channel, of pixel values in 0..1: measured on the training split for images
+    up to 64 px, ImageNet's for larger ones (published weights expect those).
+    fingerprint: 12 hex digits over contents, labels and split membership.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        kind: str,
+        resolution: int,
+        class_names: tuple[str, ...],
+        train: ImageSplit,
+        validation: ImageSplit,
+        test: ImageSplit,
+    ) -> None:
+        self.source = source
+        self.kind = kind
+        self.resolution = resolution
+        self.class_names = class_names
+        self.num_classes = len(class_names)
+        self.train, self.validation, self.test = train, validation, test
+        self.mean: tuple[float, ...] = IMAGENET_MEAN
+        self.std: tuple[float, ...] = IMAGENET_STD
+        if train.in_memory:
+            self.mean, self.std = statistics(train.decoded)
+        for split in (train, validation, test):
+            split.mean, split.std = self.mean, self.std
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.kind} {self.resolution} {self.class_names}".encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.raw.content())
+            digest.update("\n".join(split.raw.keys[index] for index in split.indices).encode())
+            digest.update(split.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageData({self.source!r}, {self.resolution} px, {self.num_classes} classes, "
+            f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test)"
+        )
+
+
+def open_data(
+    source: str,
+    resolution: int,
+    *,
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
+    root: str | None = None,
+    download: bool = False,
+) -> ImageData:
+    """Open images and cut their splits.
+
+    source: ``digits``; an image folder (a subfolder per class, optionally below ``train/``,
+        ``val/``, ``test/``); a Parquet file or a folder of them; or a name that
+        ``timm.data.create_dataset`` opens (``root`` and ``download`` are passed to it).
+    resolution: image side in pixels.
+    validation_fraction: share of the training data, used where there is no validation split.
+    test_fraction: share of all data, used only where there is no test split.
+    seed: of the validation split only.
+
+    Raises ``DataError`` with the fix: missing path, one class only, unreadable image, wrong
+    column, empty split, a class without training images.
+    """
+    for name, value in (
+        ("validation_fraction", validation_fraction),
+        ("test_fraction", test_fraction),
+    ):
+        if not 0 < value < 1:
+            raise DataError(f"{name} is {value}; it must lie between 0 and 1, exclusive")
+    opened = open_source(
+        source,
+        image_column=image_column,
+        label_column=label_column,
+        root=root,
+        download=download,
+    )
+    train_raw = opened.train
+    rest = np.arange(len(train_raw.labels))
+    if opened.test is None:
+        rest, test_indices = _cut(train_raw, rest, test_fraction, TEST_SPLIT_SEED)
+        test_raw = train_raw
+    else:
+        test_raw, test_indices = opened.test, np.arange(len(opened.test.labels))
+    if opened.validation is None:
+        rest, validation_indices = _cut(train_raw, rest, validation_fraction, seed)
+        validation_raw = train_raw
+    else:
+        validation_raw = opened.validation
+        validation_indices = np.arange(len(validation_raw.labels))
+    for name, indices in (("validation", validation_indices), ("test", test_indices)):
+        if len(indices) == 0:
+            raise DataError(
+                f"the {name} split of {source!r} is empty: {len(train_raw.labels)} images are too "
+                "few to cut it; add images (at least three per class) or raise its fraction"
+            )
+
+    def split(raw: RawImages, indices: np.ndarray, *, training: bool = False) -> ImageSplit:
+        fits = len(indices) * resolution * resolution * 3 <= MEMORY_LIMIT_BYTES
+        in_memory = fits and (not training or resolution <= SMALL_IMAGE)
+        return ImageSplit(raw, indices, resolution, in_memory=in_memory)
+
+    train = split(train_raw, rest, training=True)
+    validation = split(validation_raw, validation_indices)
+    test = split(test_raw, test_indices)
+    # What is decoded now is checked by that; of the rest at least every header is read.
+    decoded_now = [part for part in (train, validation) if part.in_memory]
+    for part in decoded_now:
+        _ = part.decoded
+    pending = [part.raw for part in (train, validation, test) if part not in decoded_now]
+    for raw in {id(raw): raw for raw in pending}.values():
+        raw.verify()
+    return ImageData(
+        source=source,
+        kind=opened.kind,
+        resolution=resolution,
+        class_names=opened.class_names,
+        train=train,
+        validation=validation,
+        test=test,
+    )
+
+
+def _cut(
+    raw: RawImages, indices: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, cut): of every class the ``fraction`` with the lowest hash of (seed, key) is cut.
+
+    By class, so that small classes are in both parts; a class of one image is kept whole.
+    """
+    cut: list[int] = []
+    labels = raw.labels[indices]
+    ranks = np.array(
+        [
+            int.from_bytes(
+                hashlib.blake2b(f"{seed}:{raw.keys[i]}".encode(), digest_size=8).digest()
+            )
+            for i in indices
+        ],
+        dtype=np.uint64,
+    )
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        cut += members[np.argsort(ranks[members], kind="stable")[:count]].tolist()
+    mask = np.zeros(len(indices), dtype=bool)
+    mask[cut] = True
+    return indices[~mask], indices[mask]
+
+
+def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Resize (n, 3, h, w) to (n, 3, resolution, resolution): bilinear, antialiased.
+
+    The one helper that gives a subnet its own resolution, in training as in evaluation.
+    """
+    if images.shape[-1] == resolution and images.shape[-2] == resolution:
+        return images
+    size = (resolution, resolution)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class _Augmented(Dataset[Any]):
+    """The training split of one epoch; worker processes fetch whole batches from it."""
+
+    def __init__(self, split: ImageSplit, config: AugmentConfig, seed: int, epoch: int) -> None:
+        self.split, self.seed, self.epoch = split, seed, epoch
+        self.transform = build_transform(config, split.resolution, split.mean)
+        self.erase = build_erasing(config)
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        with preserved_generators():
+            pictures = []
+            for index in indices:
+                seed_generators(mix_seed(self.seed, self.epoch, index))
+                pictures.append(self.transform(self.split.picture(index)))
+            images = normalise(torch.stack(pictures), self.split.mean, self.split.std)
+            if self.erase is not None:
+                for image, index in zip(images, indices, strict=True):
+                    seed_generators(mix_seed(self.seed, self.epoch, index, 1))
+                    self.erase(image)
+        return images, torch.from_numpy(self.split.labels[indices])
+
+
+def steps_per_epoch(data: ImageData, batch_size: int) -> int:
+    """Optimiser steps per epoch; an incomplete last batch is left out."""
+    return max(1, len(data.train) // batch_size)
+
+
+def train_loader(
+    data: ImageData,
+    batch_size: int,
+    epoch: int,
+    seed: int,
+    workers: int = 0,
+    *,
+    augment: AugmentConfig | None = None,
+    label_smoothing: float = 0.0,
+    start: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The augmented batches of one epoch, from step ``start`` on, in shuffled order.
+
+    Yields (images: (n, 3, side, side) float32 normalised, targets: (n,) int64 labels, or with
+    mixup or cutmix (n, classes) float32 shares, label smoothing included). What step k yields
+    depends on (seed, epoch, k) only.
+    """
+    config = augment or default_augment(data.kind, data.resolution)
+    order = np.random.default_rng([seed, epoch]).permutation(len(data.train))
+    mixup = build_mixup(config, data.num_classes, label_smoothing)
+    if mixup is not None and min(batch_size, len(order)) % 2:
+        batch_size -= 1
+        order = order[: len(order) // 2 * 2]
+    steps = steps_per_epoch(data, batch_size)
+    batches = [order[k * batch_size : (k + 1) * batch_size].tolist() for k in range(start, steps)]
+    dataset = _Augmented(data.train, config, seed, epoch)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
+    for step, (images, labels) in enumerate(loader, start):
+        if mixup is not None:
+            with preserved_generators():
+                seed_generators(mix_seed(seed, epoch, step, 2))
+                images, labels = mixup(images, labels)
+        yield images, labels
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class EvalBatches:
+    """Batches of a split in order, iterable again and again; kept where they fit in memory."""
+
+    def __init__(self, split: ImageSplit, batch_size: int, limit: int | None, workers: int) -> None:
+        self.split, self.batch_size, self.workers = split, batch_size, workers
+        count = len(split) if limit is None else min(limit, len(split))
+        # Evenly spaced, so that a split sorted by class keeps all its classes.
+        self.chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
+        self.num_images = len(self.chosen)
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        size = self.batch_size
+        loader: DataLoader[Any] = DataLoader(
+            self.split,
+            batch_sampler=[self.chosen[i : i + size] for i in range(0, self.num_images, size)],
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+        if self.num_images * self.split.resolution**2 * 12 <= MEMORY_LIMIT_BYTES:
+            self._kept = list(loader)
+            yield from self._kept
+        else:
+            yield from loader
+
+
+def eval_batches(
+    split: ImageSplit, batch_size: int = 256, *, limit: int | None = None, workers: int = 0
+) -> EvalBatches:
+    """Un-augmented batches (images: (n, 3, side, side) float32 normalised, labels: (n,) int64).
+
+    limit: use at most this many images, evenly spaced over the split.
+    """
+    return EvalBatches(split, batch_size, limit, workers)

@@ -1,0 +1,397 @@
+"""The training loop: steps, roll-back, checkpoints, metrics.
+
+Everything random in a step depends on (seed, step), so a checkpoint needs no generator state
+and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
+gradient is seen before the optimiser uses it; training then goes back to the last snapshot
+with half the step size. Optimiser and schedule come from timm's factories.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_space.errors import RunError
+from supernet.augmentation import default_augment, mix_seed
+from supernet.checkpoints import load_latest, save_checkpoint
+from supernet.data import ImageData, eval_batches, steps_per_epoch, train_loader
+from supernet.objectives import Objective
+from supernet.train_config import EpochMetrics, TrainConfig, TrainingDivergedError
+
+ProgressCallback = Callable[[int, int, dict[str, Any]], None]
+
+# Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
+# norms and other one-dimensional parameters are left out by timm itself.
+NO_WEIGHT_DECAY = ("*relative_position*", "*layer_scale*")
+
+
+@dataclass
+class _State:
+    """All that a checkpoint holds beside tensors."""
+
+    step: int = 0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+    # Of the epoch under way: role → [sum of losses, number of losses].
+    loss_sums: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    images: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> _State:
+        return cls(**json.loads(json.dumps(dict(values))))
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+class TrainingLoop:
+    """Trains ``module`` in place by ``objective``; see ``supernet.training`` for arguments."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        data: ImageData,
+        config: TrainConfig,
+        directory: Path | None,
+        identity: Mapping[str, Any],
+        *,
+        device: torch.device,
+        progress: ProgressCallback | None,
+        workers: int,
+        checkpoint_seconds: float,
+        tensorboard: bool,
+    ) -> None:
+        self.module, self.objective, self.data, self.config = module, objective, data, config
+        self.directory, self.device, self.progress = directory, device, progress
+        self.workers = workers
+        self.checkpoint_seconds = checkpoint_seconds
+        self.augment = config.augment or default_augment(data.kind, data.resolution)
+        self.identity: dict[str, Any] = {
+            "train": config.to_dict(),
+            "augment": self.augment.to_dict(),
+            "data": data.fingerprint,
+            **identity,
+        }
+        self.steps_per_epoch = steps_per_epoch(data, config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.parameters = dict(module.named_parameters())
+        self.optimizer, self.scheduler = self._optimizer_and_schedule()
+        self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
+        self.state = _State()
+        self.tensorboard = tensorboard and directory is not None
+        self._writer: Any = None
+        self._last_saved = time.monotonic()
+
+    def run(self) -> list[EpochMetrics]:
+        """Train to the end, from the checkpoint if there is one; metrics of all epochs."""
+        self._resume()
+        self.snapshot = self._take_snapshot()
+        try:
+            while self.state.step < self.total_steps:
+                if not self._run_epoch():
+                    self._roll_back()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        return [EpochMetrics(**line) for line in self.state.history]
+
+    # Steps --------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> bool:
+        """Train to the end of the epoch under way; ``False`` if a step was not finite."""
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        self.module.train()
+        started = time.perf_counter()
+        for images, targets in train_loader(
+            self.data,
+            self.config.batch_size,
+            epoch,
+            self.config.seed,
+            self.workers,
+            augment=self.augment,
+            label_smoothing=self.config.label_smoothing,
+            start=done,
+        ):
+            losses = self._step(
+                images.to(self.device, non_blocking=True),
+                targets.to(self.device, non_blocking=True),
+            )
+            if losses is None:
+                return False
+            state = self.state
+            for role, loss in losses:
+                sums = state.loss_sums.setdefault(role, [0.0, 0])
+                sums[0] += loss
+                sums[1] += 1
+            state.step += 1
+            state.images += len(images)
+            now = time.perf_counter()
+            state.seconds += now - started
+            started = now
+            at_end = state.step % self.steps_per_epoch == 0
+            self._report(epoch)
+            if not at_end and state.step % self.config.snapshot_steps == 0:
+                if not self._all_finite():
+                    return False
+                self.snapshot = self._take_snapshot()
+                if time.monotonic() - self._last_saved >= self.checkpoint_seconds:
+                    self._save()
+        if not self._all_finite():
+            return False
+        self._end_epoch(epoch)
+        return True
+
+    def _step(self, images: torch.Tensor, targets: torch.Tensor) -> list[tuple[str, float]] | None:
+        """One optimiser step: (role, loss) pairs, or ``None`` and nothing changed."""
+        step = self.state.step
+        self._set_lr(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        roles: list[str] = []
+        values: list[torch.Tensor] = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(mix_seed(self.config.seed, step, 3) & 0x7FFFFFFFFFFFFFFF)
+            for role, weight, loss in self.objective.losses(step, images, targets):
+                (loss * weight).backward()
+                roles.append(role)
+                values.append(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm or math.inf)
+        # One transfer from the device for everything that must be looked at.
+        figures = torch.stack([*values, norm.to(values[0])]).tolist()
+        if not all(math.isfinite(figure) for figure in figures):
+            return None
+        self.optimizer.step()
+        return list(zip(roles, figures, strict=False))
+
+    def _set_lr(self, step: int) -> None:
+        self.scheduler.step_update(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.state.lr_scale
+
+    def _all_finite(self) -> bool:
+        checks = [parameter.detach().isfinite().all() for parameter in self.parameters.values()]
+        return bool(torch.stack(checks).all())
+
+    def _roll_back(self) -> None:
+        scale, count = self.state.lr_scale / 2, self.state.rollbacks + 1
+        step = self.state.step
+        if count > self.config.max_bad_steps:
+            lr = self.config.lr * self.state.lr_scale
+            raise TrainingDivergedError(
+                f"training diverged at step {step}: the loss or its gradient is not finite, even "
+                f"after {count - 1} roll-backs down to a peak learning rate of {lr:.3g} (asked: "
+                f"{self.config.lr:.3g}). Start anew with a learning rate of {lr / 4:.1g} or "
+                "below, or longer warm-up"
+            )
+        self._restore(self.snapshot)
+        self.state.lr_scale, self.state.rollbacks = scale, count
+        # The next roll-back must find the smaller step size, also after a restart.
+        self.snapshot = self._take_snapshot()
+        self._save()
+
+    # Optimiser ----------------------------------------------------------------------------
+
+    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, Any]:
+        from timm.optim import create_optimizer_v2, param_groups_weight_decay
+        from timm.scheduler import create_scheduler_v2
+
+        config = self.config
+        groups = param_groups_weight_decay(
+            self.module, config.weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
+        )
+        options: dict[str, Any] = {"fused": True} if config.optimizer == "adamw" else {}
+        # A warm-up longer than the training would leave nothing of the schedule.
+        warmup: dict[str, Any] = {"warmup_epochs": min(config.warmup_epochs, config.epochs / 2)}
+        try:
+            optimizer = create_optimizer_v2(
+                [group for group in groups if group["params"]],
+                opt=config.optimizer,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                **options,
+            )
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=config.schedule,
+                num_epochs=config.epochs,
+                warmup_lr=config.lr / 100,
+                min_lr=config.lr / 100,
+                step_on_epochs=False,
+                updates_per_epoch=self.steps_per_epoch,
+                **warmup,
+            )
+        except (ValueError, AssertionError, RuntimeError) as error:
+            raise RunError(
+                f"timm has no optimizer {config.optimizer!r} with schedule {config.schedule!r} "
+                f"({error}); use 'adamw' and 'cosine'"
+            ) from error
+        if scheduler is None:
+            raise RunError(f"timm has no schedule {config.schedule!r}; use 'cosine'")
+        return optimizer, scheduler
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state by parameter name: ``name/exp_avg`` and so on."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        return {
+            f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+
+    def _load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        entries: dict[str, dict[str, torch.Tensor]] = {}
+        for path, tensor in tensors.items():
+            name, _, key = path.rpartition("/")
+            entries.setdefault(name, {})[key] = tensor.clone()
+        current = self.optimizer.state_dict()
+        order = [
+            names[id(parameter)]
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        state = {index: entries[name] for index, name in enumerate(order) if name in entries}
+        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+    # Snapshots and checkpoints --------------------------------------------------------------
+
+    def _take_snapshot(self) -> _Snapshot:
+        def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        return _Snapshot(
+            copied(self.module.state_dict()),
+            copied(self._optimizer_tensors()),
+            asdict(self.state),
+        )
+
+    def _restore(self, snapshot: _Snapshot) -> None:
+        self.module.load_state_dict(snapshot.weights)
+        self._load_optimizer(snapshot.optimizer)
+        self.state = _State.of(snapshot.state)
+
+    def _save(self) -> None:
+        """Write the last snapshot, so that a resumed run rolls back to where this one would."""
+        self._last_saved = time.monotonic()
+        if self.directory is None:
+            return
+        save_checkpoint(
+            self.directory / "checkpoints",
+            self.snapshot.state["step"],
+            self.snapshot.weights,
+            self.snapshot.optimizer,
+            {"identity": self.identity, "state": self.snapshot.state},
+        )
+
+    def _resume(self) -> None:
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        found = load_latest(self.directory / "checkpoints")
+        if found is None:
+            return
+        difference = list(_differences(found.metadata["identity"], self.identity))
+        if difference:
+            raise RunError(
+                f"{self.directory} holds a training of another configuration: "
+                f"{'; '.join(difference)}. Resume with the same settings, or train into another "
+                "directory"
+            )
+        self._restore(_Snapshot(found.weights, found.optimizer, found.metadata["state"]))
+        self._write_metrics()
+
+    # Metrics --------------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: int) -> None:
+        state, config = self.state, self.config
+        started = time.perf_counter()
+        accuracy: dict[str, float] = {}
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            accuracy = self.objective.accuracies(self.validation)
+        metrics = EpochMetrics(
+            epoch=epoch,
+            step=state.step,
+            seconds=state.seconds + time.perf_counter() - started,
+            images_per_s=state.images / max(state.seconds, 1e-9),
+            lr=self.optimizer.param_groups[0]["lr"],
+            rollbacks=state.rollbacks,
+            losses={role: total / count for role, (total, count) in state.loss_sums.items()},
+            val_accuracy=accuracy,
+        )
+        state.history.append(asdict(metrics))
+        state.loss_sums, state.seconds, state.images = {}, 0.0, 0
+        self.snapshot = self._take_snapshot()
+        self._save()
+        self._write_metrics()
+        self._write_events(metrics)
+        self._report(epoch, metrics)
+
+    def _report(self, epoch: int, metrics: EpochMetrics | None = None) -> None:
+        if self.progress is None:
+            return
+        state = self.state
+        info: dict[str, Any] = {
+            "epoch": epoch,
+            "epochs": self.config.epochs,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "rollbacks": state.rollbacks,
+        }
+        if metrics is not None:
+            info |= metrics.to_dict()
+        elif state.seconds:
+            info["images_per_s"] = state.images / state.seconds
+            for role, (total, count) in state.loss_sums.items():
+                info[f"loss_{role}" if role else "loss"] = total / count
+        self.progress(state.step, self.total_steps, info)
+
+    def _write_metrics(self) -> None:
+        """Rewrite all lines from the state: no line is doubled or lost by a resumption."""
+        if self.directory is None:
+            return
+        lines = [json.dumps(EpochMetrics(**line).to_dict()) for line in self.state.history]
+        path = self.directory / "metrics.jsonl"
+        temporary = path.with_suffix(".writing")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _write_events(self, metrics: EpochMetrics) -> None:
+        if not self.tensorboard or self.directory is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events of steps that are trained again after a resumption are superseded.
+            self._writer = SummaryWriter(
+                str(self.directory / "tensorboard"), purge_step=metrics.step
+            )
+        for name, value in metrics.to_dict().items():
+            if name not in ("epoch", "step"):
+                self._writer.add_scalar(name, value, metrics.step)
+        self._writer.flush()
+
+
+def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:
+    """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted(stored.keys() | asked.keys()):
+            yield from _differences(
+                stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif stored != asked:
+        yield f"{path} is {stored!r} there, {asked!r} here"

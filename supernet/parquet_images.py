@@ -1,0 +1,237 @@
+"""Images in Parquet files: a column of encoded images and an integer label column.
+
+The layout is the common one: ``image`` is a struct ``{bytes, path}`` or plain bytes.
+Row groups are read when asked for and a bounded number is kept, so a data set larger than
+memory works; class names come from the schema's metadata where it has them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from search_space.errors import DataError
+from supernet.sources import (
+    SPLIT_FOLDERS,
+    Source,
+    check_classes,
+    check_covered,
+    decode,
+    header_of_bytes,
+    verify_each,
+)
+
+
+class ParquetImages:
+    """The rows of some Parquet files, in order; keys are ``file:row``.
+
+    Row groups are kept up to a quarter of the memory that is free when the files are opened.
+    """
+
+    def __init__(self, root: Path, files: list[Path], image: str, label: str) -> None:
+        self.image_column = image
+        keys: list[str] = []
+        labels: list[np.ndarray] = []
+        self._files = _open(files)
+        self._cache_bytes = psutil.virtual_memory().available // 4
+        self._lock = threading.Lock()
+        self._names = [file.relative_to(root).as_posix() for file in files]
+        self._paths = files
+        self._groups: list[tuple[int, int]] = []  # (file, row group) and the first row of each
+        self._starts: list[int] = []
+        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        total = 0
+        for number, file in enumerate(self._files):
+            column = file.read(columns=[label]).column(label)
+            if column.null_count:
+                raise DataError(
+                    f"label column {label!r} of {files[number]} has {column.null_count} empty "
+                    "rows; every image needs a label"
+                )
+            labels.append(column.to_numpy().astype(np.int64))
+            keys += [f"{self._names[number]}:{row}" for row in range(len(column))]
+            for group in range(file.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(total)
+                total += file.metadata.row_group(group).num_rows
+        self.keys: Sequence[str] = keys
+        self.labels = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+
+    def _encoded(self, index: int) -> bytes:
+        position = bisect_right(self._starts, index) - 1
+        with self._lock:
+            column = self._cache.get(position)
+            if column is None:
+                number, group = self._groups[position]
+                table = self._files[number].read_row_group(
+                    group, columns=[self.image_column], use_threads=False
+                )
+                column = self._cache[position] = table.column(0)
+                kept = sum(entry.nbytes for entry in self._cache.values())
+                while kept > self._cache_bytes and len(self._cache) > 1:
+                    kept -= self._cache.popitem(last=False)[1].nbytes
+        value: Any = column[index - self._starts[position]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise DataError(f"{self._where(index)} has no image bytes; store the encoded image")
+        return bytes(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For data-loading workers that are not forked: open files and locks stay behind.
+        state = self.__dict__.copy()
+        for name in ("_files", "_lock", "_cache"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._files = _open(self._paths)
+        self._lock = threading.Lock()
+        self._cache = OrderedDict()
+
+    def _where(self, index: int) -> str:
+        name, _, row = self.keys[index].rpartition(":")
+        return f"row {row} of {name}"
+
+    def image(self, index: int) -> Image.Image:
+        return decode(io.BytesIO(self._encoded(index)), self._where(index))
+
+    def verify(self) -> None:
+        verify_each(
+            lambda index: header_of_bytes(self._encoded(index), self._where(index)),
+            len(self.labels),
+        )
+
+    def content(self) -> bytes:
+        return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
+
+
+def _open(files: list[Path]) -> list[pq.ParquetFile]:
+    # Memory-mapped files have no shared position, so forked workers do not disturb each other.
+    return [pq.ParquetFile(file, memory_map=True) for file in files]
+
+
+def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
+    """Open one Parquet file or a folder of them. Raises ``DataError``.
+
+    Files (or their folders) named ``train…``, ``val…``, ``test…`` are those splits; any other
+    file is training data.
+    """
+    root = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    by_role: dict[str, list[Path]] = {}
+    for file in files:
+        by_role.setdefault("train" if path.is_file() else _role(file, root), []).append(file)
+    if "train" not in by_role:
+        raise DataError(f"{path} has no training files; name them train*.parquet")
+    class_names: tuple[str, ...] = ()
+    for file in files:
+        class_names = class_names or _check_schema(file, image_column, label_column)
+    images = {
+        role: ParquetImages(root, members, image_column, label_column)
+        for role, members in by_role.items()
+    }
+    for role, split in images.items():
+        if len(split.labels) == 0:
+            raise DataError(f"the {role} split of {path} is empty; add rows or remove its files")
+    train = images["train"]
+    if class_names:
+        _check_range(images, class_names, label_column)
+    else:
+        # Without names, the label values that occur are the classes.
+        values = np.unique(np.concatenate([split.labels for split in images.values()]))
+        class_names = tuple(str(value) for value in values)
+        for split in images.values():
+            split.labels = np.searchsorted(values, split.labels).astype(np.int64)
+    check_classes(class_names, train, str(path))
+    for role in ("validation", "test"):
+        if role in images:
+            check_covered(class_names, train, images[role], role)
+    return Source(
+        kind="parquet",
+        train=train,
+        validation=images.get("validation"),
+        test=images.get("test"),
+        class_names=class_names,
+    )
+
+
+def _role(file: Path, root: Path) -> str:
+    for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
+        word = name.lower().replace("_", "-").split("-")[0].rstrip("0123456789")
+        if word in SPLIT_FOLDERS:
+            return SPLIT_FOLDERS[word]
+    return "train"
+
+
+def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
+    """Check the columns' presence and types; returns class names, or () where there are none."""
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file} is not a readable Parquet file ({error})") from error
+    for column in (image_column, label_column):
+        if column not in schema.names:
+            raise DataError(
+                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
+                "image and label columns, or rename them to 'image' and 'label'"
+            )
+    label_type = schema.field(label_column).type
+    if not pa.types.is_integer(label_type):
+        raise DataError(
+            f"label column {label_column!r} of {file} has type {label_type}, not integer; store "
+            "class indices (0, 1, …) as int64, or name another label column"
+        )
+    image_type = schema.field(image_column).type
+    inner = image_type
+    if pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0:
+        inner = image_type.field("bytes").type
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise DataError(
+            f"image column {image_column!r} of {file} has type {image_type}; it must hold encoded "
+            "images as bytes or as a struct {bytes, path}"
+        )
+    return _class_names(schema, label_column)
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
+    """From the key ``classes`` (JSON list or comma-separated), or Hugging Face's features."""
+    metadata = schema.metadata or {}
+    raw = metadata.get(b"classes")
+    if raw is not None:
+        text = raw.decode("utf-8")
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = [name.strip() for name in text.split(",")]
+        return tuple(str(name) for name in names)
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(str(name) for name in features[label_column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _check_range(
+    images: dict[str, ParquetImages], class_names: tuple[str, ...], label_column: str
+) -> None:
+    for role, split in images.items():
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= len(class_names):
+            raise DataError(
+                f"label column {label_column!r} of the {role} split has values from {low} to "
+                f"{high}, but the file names {len(class_names)} classes (0 to "
+                f"{len(class_names) - 1})"
+            )
