@@ -1,0 +1,208 @@
+"""Geometry of the report's charts: scales, ticks, number formats, label placement.
+
+Only numbers and text are made here; the templates turn them into SVG, so that everything a run
+contains is escaped in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from search_space.units import format_count, format_duration, format_latency
+
+METRIC_TITLES = {
+    "latency_ms": "latency (ms)",
+    "macs": "MACs",
+    "num_params": "parameters",
+    "activations": "activations",
+    "accuracy": "accuracy",
+}
+
+
+def metric_title(name: str) -> str:
+    """How a metric is called on an axis or in a table."""
+    return METRIC_TITLES.get(name, name.replace("_", " "))
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """A metric's value with its unit, after the unit in its name; a dash where unknown."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if name.endswith("_ms"):
+        return _fixed(format_latency(value))
+    if "accuracy" in name or name in ("mape", "error") or name.startswith("share"):
+        return f"{100 * value:.2f} %".replace(" ", "\u00a0")
+    if name in ("num_params", "macs", "activations"):
+        return _fixed(format_count(value))
+    if name.endswith("seconds"):
+        return _fixed(format_duration(value))
+    return f"{value:.4g}"
+
+
+def _fixed(text: str) -> str:
+    return text.replace(" ", "\u00a0")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled position; ``minor`` ones are dropped on narrow screens."""
+
+    at: float
+    label: str
+    minor: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps ``low..high`` to ``start..end`` in SVG units, by value or by its logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, x = self.low, self.high, value
+        if self.log:
+            low, high, x = math.log(low), math.log(high), math.log(max(value, 1e-300))
+        return round(self.start + (x - low) / (high - low) * (self.end - self.start), 2)
+
+    def tick_values(self, count: int = 6) -> list[float]:
+        """Round values within the scale, at most about ``count``."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for steps in ((1, 2, 5), (1, 3), (1,)):
+                values = [s * 10.0**d for d in decades for s in steps]
+                values = [v for v in values if self.low <= v <= self.high]
+                if len(values) <= count + 2:
+                    break
+            return values
+        raw = (self.high - self.low) / max(count, 1)
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(i * step, 12) for i in range(first, last + 1)]
+
+    def ticks(self, name: str, count: int = 6) -> list[Tick]:
+        """Ticks labelled for metric ``name``."""
+        values = self.tick_values(count)
+        return [
+            Tick(self(value), tick_label(name, value), minor=i % 2 == 1)
+            for i, value in enumerate(values)
+        ]
+
+
+def tick_label(name: str, value: float) -> str:
+    """Short label of an axis value; the axis title carries the unit of latencies."""
+    if "accuracy" in name:
+        return f"{100 * value:.4g} %".replace(" ", "\u00a0")
+    if name in ("num_params", "macs", "activations"):
+        for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= scale:
+                return f"{value / scale:.4g}\u00a0{suffix}"
+    return f"{value:.4g}"
+
+
+def fit_scale(
+    values: Iterable[float],
+    start: float,
+    end: float,
+    *,
+    floor: float | None = None,
+    ceiling: float | None = None,
+    pad: float = 0.05,
+    allow_log: bool = True,
+) -> Scale:
+    """Scale that holds all finite ``values`` with some air; logarithmic above a ratio of 25."""
+    known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    if allow_log and low > 0 and high / low > 25:
+        air = (high / low) ** pad
+        return Scale(low / air, high * air, start, end, log=True)
+    air = (high - low) * pad or abs(high) * 0.1 or 0.5
+    low, high = low - air, high + air
+    low = low if floor is None else max(floor, low)
+    high = high if ceiling is None else min(ceiling, high)
+    return Scale(low, high, start, end)
+
+
+def path(points: Sequence[tuple[float, float]]) -> str:
+    """SVG path data of a polyline."""
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) if points else ""
+
+
+def staircase(points: Sequence[tuple[float, float]], right: float) -> str:
+    """SVG path of the region that points attain: a step at each, then level to ``right``.
+
+    Points are in SVG units, so a smaller y is better; they are mutually non-dominated.
+    """
+    ordered = sorted(points)
+    if not ordered:
+        return ""
+    data = f"M{ordered[0][0]:g} {ordered[0][1]:g}"
+    for x, y in ordered[1:]:
+        data += f"H{x:g}V{y:g}"
+    return data + (f"H{right:g}" if ordered[-1][0] < right else "")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text beside a marker."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+
+
+def place_labels(
+    markers: Sequence[tuple[float, float, str]],
+    obstacles: Sequence[tuple[float, float]],
+    box: tuple[float, float, float, float],
+    size: float = 12.0,
+) -> list[Label | None]:
+    """A free place beside each marker for its text, greedily; None where there is none.
+
+    ``box`` is (left, top, right, bottom). A text's width is taken as 0.56 of its size a letter.
+    """
+    left, top, right, bottom = box
+    taken: list[tuple[float, float, float, float]] = [
+        (x - 5, y - 5, x + 5, y + 5) for x, y in [*obstacles, *((x, y) for x, y, _ in markers)]
+    ]
+    placed: list[Label | None] = []
+    for x, y, text in markers:
+        width = 0.56 * size * len(text)
+        best: tuple[float, Label, tuple[float, float, float, float]] | None = None
+        for dx, dy, anchor in (
+            (9, 4, "start"),
+            (-9, 4, "end"),
+            (0, -10, "middle"),
+            (0, 19, "middle"),
+            (8, -8, "start"),
+            (-8, -8, "end"),
+            (8, 16, "start"),
+            (-8, 16, "end"),
+        ):
+            begin = x + dx - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
+            area = (begin, y + dy - size * 0.85, begin + width, y + dy + size * 0.25)
+            if area[0] < left or area[2] > right or area[1] < top or area[3] > bottom:
+                continue
+            clashes = sum(
+                area[0] < other[2]
+                and other[0] < area[2]
+                and area[1] < other[3]
+                and other[1] < area[3]
+                for other in taken
+            )
+            if best is None or clashes < best[0]:
+                best = (clashes, Label(text, x + dx, y + dy, anchor), area)
+        if best is None or best[0] > 2:
+            placed.append(None)
+        else:
+            placed.append(best[1])
+            taken.append(best[2])
+    return placed

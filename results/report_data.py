@@ -1,0 +1,213 @@
+"""What a report shows, as plain frozen data: it comes from a finished run or from result.json.
+
+Everything may be missing; the report leaves out or says so. Units are in the names, accuracies
+are 0..1, metrics carry the names used everywhere (``num_params``, ``macs``, ``latency_ms``, …).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from search_space.errors import CorruptFileError
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An evaluated architecture; ``metrics`` as the search saw them (predicted, validation)."""
+
+    digest: str
+    metrics: Metrics
+    architecture: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontMember:
+    """A member of the front, re-measured where the device was at hand.
+
+    ``measured`` holds ``latency_ms`` and, for the spread of its repetitions, ``latency_low_ms``
+    and ``latency_high_ms``.
+    """
+
+    digest: str
+    architecture: Mapping[str, Any]
+    predicted: Metrics
+    measured: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """One exported file: its path in the run, code that loads it, and the verified difference."""
+
+    format: str
+    path: str
+    load: str = ""
+    max_difference: float | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The network that the run ends with.
+
+    ``test_accuracy_before`` is with inherited weights, ``test_accuracy`` after fine-tuning.
+    ``component_latency_ms`` maps component paths (``stem``, ``stages.2.blocks.5``, …) to their
+    share of the predicted latency. ``reason`` says in a sentence why this one.
+    """
+
+    digest: str
+    architecture: Mapping[str, Any]
+    predicted: Metrics
+    measured: Metrics = field(default_factory=dict)
+    test_accuracy_before: float | None = None
+    test_accuracy: float | None = None
+    exports: tuple[Export, ...] = ()
+    component_latency_ms: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A design to compare with; ``metrics`` as for ``Point``, ``measured`` as for the front."""
+
+    name: str
+    metrics: Metrics
+    measured: Metrics = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
+    test_accuracy: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyPair:
+    """Predicted and measured latency of one network."""
+
+    predicted_ms: float
+    measured_ms: float
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyCheck:
+    """How the latency was obtained and how good its prediction is.
+
+    ``provenance``: device, runtime, precision, batch size, threads, versions, kind (measured,
+    modelled …). ``repeatability``: the machine predicting itself, under ``mape``,
+    ``share_within_10`` (both 0..1) and ``kendall_tau``.
+    """
+
+    pairs: tuple[LatencyPair, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    repeatability: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRow:
+    """Kendall's tau of ``name`` against ``against`` over ``n`` architectures of this run.
+
+    ``kind`` is ``metric`` for a cheap metric, ``predictor`` for something that predicts
+    ``against``. ``low`` and ``high`` are the ends of the 95 % bootstrap interval.
+    """
+
+    name: str
+    against: str
+    tau: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    kind: str = "metric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """Supernet training after one epoch; accuracies are on the validation split."""
+
+    epoch: int
+    loss_largest: float | None = None
+    loss_smallest: float | None = None
+    accuracy_largest: float | None = None
+    accuracy_smallest: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the run and the wall time it took."""
+
+    name: str
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything that a report can show.
+
+    Args:
+        run: name of the run; ``status`` ``complete`` or what stopped it.
+        created: ISO 8601 time.
+        targets: metric name to upper limit.
+        summary: facts for the head of the page, in order (data, space, device, …).
+        evaluated: everything that has an accuracy; the front's members are among them.
+        num_seen: architectures that were costed in all, if more than were evaluated.
+        notes: sentences that a reader must know to judge the result.
+    """
+
+    run: str
+    status: str = "complete"
+    created: str = ""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Chosen | None = None
+    evaluated: tuple[Point, ...] = ()
+    num_seen: int | None = None
+    front: tuple[FrontMember, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    latency: LatencyCheck | None = None
+    ranking: tuple[RankRow, ...] = ()
+    training: tuple[Epoch, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    command: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strictly JSON-able form; NaN and infinities, which JSON lacks, become None."""
+        return dict(_plain(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Inverse of ``to_dict``; keys that are not known are ignored.
+
+        Raises CorruptFileError naming each field that is missing or of the wrong type.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'report'}: {item['msg']}"
+                for item in error.errors()[:5]
+            )
+            raise CorruptFileError(
+                f"this is not the data of a report ({problems}). Run the search again with "
+                "--resume to have its result written anew."
+            ) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

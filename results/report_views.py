@@ -1,0 +1,594 @@
+"""What each section of the report draws, worked out from the data: positions, rows, wording.
+
+One function a section; each returns plain values for its template, or None where the run has
+nothing to show there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from results.charts import (
+    Scale,
+    fit_scale,
+    format_metric,
+    metric_title,
+    path,
+    place_labels,
+    staircase,
+    tick_label,
+)
+from results.pareto import kendall_tau, non_dominated
+from results.report_data import Baseline, FrontMember, LatencyCheck, Metrics, ReportData
+from search_space.architecture import Architecture, feature_sizes
+from search_space.units import format_duration
+
+# Colours (--mixer-N in the style sheet) are Okabe and Ito's, told apart with any colour vision.
+MIXERS = {
+    "window_attention": ("Window attention", 0),
+    "focal_modulation": ("Focal modulation", 1),
+    "gnconv": ("gnConv", 2),
+    "pooling": ("Pooling", 3),
+    "depthwise_conv": ("Depthwise conv", 4),
+}
+X_METRICS = ("latency_ms", "macs", "num_params")
+TABLE_METRICS = ("accuracy", "latency_ms", "num_params", "macs", "activations")
+MAX_DOTS = 4000
+FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×450 picture
+CURVE_BOX = (56.0, 16.0, 428.0, 214.0)
+SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)
+
+
+def value(metrics: Metrics, name: str) -> float | None:
+    """A metric, or None where it is missing or not finite."""
+    found = metrics.get(name)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def mixer_style(name: str) -> tuple[str, int]:
+    """Readable name and colour number of a mixer; mixers beyond the known share two colours."""
+    return MIXERS.get(name, (name.replace("_", " ").capitalize(), 5 + sum(name.encode()) % 2))
+
+
+def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
+    """One line a stage: width × depth, side of its feature map, and its mixers."""
+    if architecture is None:
+        return []
+    arch = Architecture.from_dict(architecture)
+    lines = []
+    for stage, size in zip(arch.stages, feature_sizes(arch.macro, arch.resolution), strict=True):
+        names = [block.mixer.name for block in stage.blocks]
+        mixers = ", ".join(
+            f"{names.count(name)} {mixer_style(name)[0].lower()}" for name in dict.fromkeys(names)
+        )
+        lines.append(f"{stage.width} × {stage.depth} at {size}²: {mixers}")
+    return lines
+
+
+def metric_rows(metrics: Metrics, measured: Metrics | None = None) -> list[tuple[str, str]]:
+    """Names and formatted values, the usual metrics first; a measured latency beside its own."""
+    names = [n for n in TABLE_METRICS if n in metrics]
+    names += [n for n in metrics if n not in names]
+    rows = []
+    for name in names:
+        if value(metrics, name) is None:
+            continue
+        title = "latency" if name == "latency_ms" else metric_title(name)
+        if name == "latency_ms" and measured and value(measured, name) is not None:
+            rows.append(("latency, measured", format_metric(name, measured[name])))
+            title = "latency, predicted"
+        rows.append((title, format_metric(name, metrics[name])))
+    return rows
+
+
+def headline(data: ReportData) -> dict[str, Any] | None:
+    """The chosen network in figures, and whether it meets what was asked."""
+    chosen = data.chosen
+    if chosen is None:
+        return None
+    verdicts = []
+    for name, limit in data.targets.items():
+        got, how = value(chosen.measured, name), "measured"
+        if got is None:
+            got, how = value(chosen.predicted, name), "predicted"
+        if got is None:
+            continue
+        counted = how if name.endswith("_ms") else ""
+        margin = abs(got / limit - 1)
+        side = "below" if got <= limit else "above"
+        text = (
+            f"{metric_title(name).removesuffix(' (ms)').capitalize()} {format_metric(name, got)}"
+            f"{f' ({counted})' if counted else ''}, {100 * margin:.1f}\u00a0% {side} the limit of "
+            f"{format_metric(name, limit)}"
+        )
+        verdicts.append({"met": got <= limit, "text": text})
+    latency = value(chosen.measured, "latency_ms")
+    tiles = [
+        {
+            "name": "Latency" + (", measured" if latency is not None else ", predicted"),
+            "value": format_metric("latency_ms", latency or value(chosen.predicted, "latency_ms")),
+            "note": _latency_note(chosen.measured, chosen.predicted),
+        }
+    ]
+    if chosen.test_accuracy is not None:
+        before = chosen.test_accuracy_before
+        gain = f", {100 * (chosen.test_accuracy - before):+.2f} points" if before else ""
+        tiles.append(
+            {
+                "name": "Test accuracy, fine-tuned" if before is not None else "Test accuracy",
+                "value": format_metric("accuracy", chosen.test_accuracy),
+                "note": f"{format_metric('accuracy', before)} with inherited weights{gain}"
+                if before is not None
+                else "",
+            }
+        )
+    elif chosen.test_accuracy_before is not None:
+        tiles.append(
+            {
+                "name": "Test accuracy, inherited weights",
+                "value": format_metric("accuracy", chosen.test_accuracy_before),
+                "note": "not fine-tuned",
+            }
+        )
+    elif value(chosen.predicted, "accuracy") is not None:
+        tiles.append(
+            {
+                "name": "Validation accuracy",
+                "value": format_metric("accuracy", chosen.predicted["accuracy"]),
+                "note": "inherited weights; not tested",
+            }
+        )
+    for name, title in (("num_params", "Parameters"), ("macs", "MACs")):
+        if value(chosen.predicted, name) is not None:
+            note = "multiply-adds an image" if name == "macs" else ""
+            tiles.append(
+                {"name": title, "value": format_metric(name, chosen.predicted[name]), "note": note}
+            )
+    return {"tiles": tiles, "verdicts": verdicts, "stages": summarise(chosen.architecture)}
+
+
+def _latency_note(measured: Metrics, predicted: Metrics) -> str:
+    parts = []
+    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
+    if low is not None and high is not None:
+        parts.append(f"{format_metric('latency_ms', low)} to {format_metric('latency_ms', high)}")
+    if value(measured, "latency_ms") is None:
+        parts.append("not re-measured on the device")
+    elif value(predicted, "latency_ms") is not None:
+        parts.append(f"predicted {format_metric('latency_ms', predicted['latency_ms'])}")
+    return "; ".join(parts)
+
+
+def _shown(member: FrontMember | Baseline, name: str) -> float | None:
+    """The measured value where there is one, otherwise the predicted."""
+    predicted = member.predicted if isinstance(member, FrontMember) else member.metrics
+    measured = value(member.measured, name)
+    return measured if measured is not None else value(predicted, name)
+
+
+def front_chart(data: ReportData) -> dict[str, Any] | None:
+    """Accuracy against each cost: dots, front, baselines, target; positions for every x axis."""
+    front = [m for m in data.front if value(m.predicted, "accuracy") is not None]
+    in_front = {m.digest for m in front}
+    dots = [p for p in data.evaluated if value(p.metrics, "accuracy") is not None]
+    dots = [p for p in dots if p.digest not in in_front]
+    total = len(dots) + len(front)
+    if len(dots) > MAX_DOTS:  # evenly spaced in order of evaluation, so every phase is there
+        dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
+    named = [b for b in data.baselines if value(b.metrics, "accuracy") is not None]
+    everything = [p.metrics for p in dots] + [m.predicted for m in front]
+    axes = [x for x in X_METRICS if any(value(m, x) is not None for m in everything)]
+    if not axes:
+        return None
+    left, top, right, bottom = FRONT_BOX
+    accuracies = [m["accuracy"] or 0.0 for m in everything + [b.metrics for b in named]]
+    y_scale = fit_scale(accuracies, bottom, top, floor=0.0, ceiling=1.0, allow_log=False, pad=0.08)
+
+    points: list[dict[str, Any]] = [
+        {
+            "kind": "evaluated",
+            "y": y_scale(p.metrics["accuracy"] or 0.0),
+            "x": {a: value(p.metrics, a) for a in axes},
+            "detail": {
+                "title": p.digest,
+                "role": "evaluated",
+                "rows": metric_rows(p.metrics),
+                "stages": summarise(p.architecture),
+            },
+        }
+        for p in dots
+    ]
+    chosen = data.chosen.digest if data.chosen else None
+    points += [
+        {
+            "kind": "chosen" if m.digest == chosen else "front",
+            "y": y_scale(m.predicted["accuracy"] or 0.0),
+            "x": {a: _shown(m, a) for a in axes},
+            "detail": {
+                "title": m.digest,
+                "role": "chosen, on the front" if m.digest == chosen else "on the front",
+                "rows": metric_rows(m.predicted, m.measured),
+                "stages": summarise(m.architecture),
+            },
+        }
+        for m in sorted(front, key=lambda m: _shown(m, axes[0]) or 0.0)
+    ]
+    views = []
+    for axis in axes:
+        xs = [p["x"][axis] for p in points] + [_shown(b, axis) for b in named]
+        xs += [data.targets[axis]] if axis in data.targets else []
+        scale = fit_scale([x for x in xs if x is not None], left, right, floor=0.0)
+        for point in points:
+            x = point["x"][axis]
+            point["x"][axis] = None if x is None else scale(x)
+        views.append(_front_view(data, axis, scale, y_scale, points, front, named))
+    details = [p["detail"] for p in points]
+    for b in named:
+        details.append(
+            {
+                "title": b.name,
+                "role": "baseline" + (f", {b.note}" if b.note else ""),
+                "rows": metric_rows(b.metrics, b.measured),
+                "stages": summarise(b.architecture),
+            }
+        )
+    return {
+        "box": FRONT_BOX,
+        "views": views,
+        "points": points,
+        "details": details,
+        "y_ticks": y_scale.ticks("accuracy", 6),
+        "counts": {"evaluated": total, "shown": len(points), "front": len(front)},
+        "measured": any(value(m.measured, "latency_ms") is not None for m in front),
+    }
+
+
+def _front_view(
+    data: ReportData,
+    axis: str,
+    scale: Scale,
+    y_scale: Scale,
+    points: Sequence[Mapping[str, Any]],
+    front: Sequence[FrontMember],
+    named: Sequence[Baseline],
+) -> dict[str, Any]:
+    """What belongs to one x axis alone: ticks, staircase, target, tails, baselines."""
+    placed = [
+        (p["x"][axis], p["y"])
+        for p in points
+        if p["kind"] != "evaluated" and p["x"][axis] is not None
+    ]
+    best = non_dominated(placed)  # in SVG units both axes grow towards the worse
+    steps = list(dict.fromkeys(p for p, keep in zip(placed, best, strict=True) if keep))
+    tails = []
+    for m in front if axis == "latency_ms" else ():
+        predicted, measured = value(m.predicted, axis), value(m.measured, axis)
+        if predicted is not None and measured is not None:
+            y = y_scale(m.predicted["accuracy"] or 0.0)
+            tails.append((scale(predicted), scale(measured), y))
+    markers = []
+    for i, b in enumerate(named):
+        x = _shown(b, axis)
+        if x is not None:
+            y = y_scale(b.metrics["accuracy"] or 0.0)
+            markers.append((scale(x), y, b.name, len(points) + i))
+    labels = place_labels([m[:3] for m in markers], placed, FRONT_BOX)
+    target = data.targets.get(axis)
+    return {
+        "metric": axis,
+        "title": metric_title(axis),
+        "button": {"latency_ms": "Latency", "macs": "MACs", "num_params": "Parameters"}[axis],
+        "log": scale.log,
+        "ticks": scale.ticks(axis, 7),
+        "line": staircase(steps, FRONT_BOX[2]),
+        "tails": tails,
+        "target": None
+        if target is None
+        else {"x": scale(target), "text": f"limit {format_metric(axis, target)}"},
+        "baselines": [
+            {"x": x, "y": y, "name": name, "index": index, "label": label}
+            for (x, y, name, index), label in zip(markers, labels, strict=True)
+        ],
+    }
+
+
+def front_table(data: ReportData) -> list[dict[str, Any]]:
+    """Rows of the front, fastest first; cells are (sort value, text)."""
+    rows = []
+    for m in data.front:
+        predicted, measured = value(m.predicted, "latency_ms"), value(m.measured, "latency_ms")
+        error = predicted / measured - 1 if predicted is not None and measured else None
+        low, high = value(m.measured, "latency_low_ms"), value(m.measured, "latency_high_ms")
+        spread = ""
+        if low is not None and high is not None:
+            spread = f"{tick_label('', low)} to {tick_label('', high)}"
+        accuracy = value(m.predicted, "accuracy")
+        rows.append(
+            {
+                "digest": m.digest,
+                "chosen": data.chosen is not None and data.chosen.digest == m.digest,
+                "order": measured if measured is not None else predicted or 0.0,
+                "spread": spread,
+                "cells": [
+                    (predicted, format_metric("latency_ms", predicted)),
+                    (measured, format_metric("latency_ms", measured)),
+                    (error, "–" if error is None else f"{100 * error:+.1f}\u00a0%"),
+                    (accuracy, format_metric("accuracy", accuracy)),
+                    *(
+                        (value(m.predicted, n), format_metric(n, value(m.predicted, n)))
+                        for n in ("num_params", "macs")
+                    ),
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: float(row["order"]))
+
+
+def block_picture(data: ReportData) -> dict[str, Any] | None:
+    """The chosen network stage by stage; a box's extra height is its share of the latency."""
+    if data.chosen is None:
+        return None
+    arch = Architecture.from_dict(data.chosen.architecture)
+    latency = data.chosen.component_latency_ms
+    total = sum(latency.values())
+    largest = max(latency.values(), default=0.0)
+
+    def box(at: str, kind: str, title: str, lines: list[str], colour: int | None) -> dict[str, Any]:
+        own = latency.get(at)
+        return {
+            "path": at,
+            "kind": kind,
+            "title": title,
+            "lines": lines,
+            "colour": colour,
+            "share": f"{100 * own / total:.1f}\u00a0%" if own is not None and total > 0 else "",
+            "latency": format_metric("latency_ms", own) if own is not None else "",
+            "extra": round(72 * own / largest) if own is not None and largest > 0 else 0,
+        }
+
+    macro = arch.macro
+    sizes = feature_sizes(macro, arch.resolution)
+    stages = []
+    for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
+        if i == 0:
+            lines = [f"conv {macro.stem_kernel}×{macro.stem_kernel}", f"stride {macro.stem_stride}"]
+            boxes = [box("stem", "edge", "Stem", lines, None)]
+        else:
+            lines = [
+                macro.downsample.replace("_", " "),
+                f"{arch.stages[i - 1].width} → {stage.width}",
+            ]
+            boxes = [box(f"stages.{i}.downsample", "edge", "Down 2×", lines, None)]
+        for j, block in enumerate(stage.blocks):
+            name, colour = mixer_style(block.mixer.name)
+            lines = [
+                key.replace("_", " ") if val is True else f"{key.replace('_', ' ')} {val}"
+                for key, val in block.mixer.params
+                if val is not False
+            ]
+            lines.append(f"MLP ×{block.mlp_ratio:g}")
+            boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
+        if i == len(arch.stages) - 1:
+            boxes.append(box("head", "edge", "Head", ["pool", "linear"], None))
+        own = sum(latency.get(b["path"], 0.0) for b in boxes)
+        stages.append(
+            {
+                "number": i + 1,
+                "width": stage.width,
+                "size": size,
+                "depth": stage.depth,
+                "boxes": boxes,
+                "share": f"{100 * own / total:.0f}\u00a0%" if total > 0 else "",
+                # A drawing of the tensor: side by the map's size, thickness by the width.
+                "side": round(14 + 22 * math.sqrt(size / sizes[0]), 1),
+                "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),
+            }
+        )
+    names = [b.mixer.name for s in arch.stages for b in s.blocks]
+    legend = [(*mixer_style(name), names.count(name)) for name in dict.fromkeys(names)]
+    return {
+        "resolution": arch.resolution,
+        "stages": stages,
+        "legend": legend,
+        "blocks": len(names),
+        "has_latency": total > 0,
+    }
+
+
+def latency_errors(check: LatencyCheck) -> dict[str, float | None]:
+    """Mean absolute percentage error, share within ±10 % and Kendall's tau of the pairs."""
+    pairs = [(p.predicted_ms, p.measured_ms) for p in check.pairs if p.measured_ms > 0]
+    if not pairs:
+        return {"mape": None, "share_within_10": None, "kendall_tau": None}
+    errors = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    tau = kendall_tau([p for p, _ in pairs], [m for _, m in pairs], resamples=2)
+    return {
+        "mape": sum(errors) / len(errors),
+        "share_within_10": sum(e <= 0.1 for e in errors) / len(errors),
+        "kendall_tau": tau.tau,
+    }
+
+
+def latency_chart(data: ReportData) -> dict[str, Any] | None:
+    """Predicted against measured latency, with diagonal and band, and the errors in figures."""
+    check = data.latency
+    if check is None:
+        return None
+    errors = latency_errors(check)
+    names = {
+        "mape": "mean abs. error",
+        "share_within_10": "within ±10 %",
+        "kendall_tau": "Kendall τ",
+    }
+    tiles = []
+    for key, name in names.items():
+        floor = value(check.repeatability, key)
+        if errors[key] is not None:
+            note = f"repeating itself: {format_metric(key, floor)}" if floor is not None else ""
+            tiles.append({"name": name, "value": format_metric(key, errors[key]), "note": note})
+    view: dict[str, Any] = {"tiles": tiles, "provenance": check.provenance, "plot": None}
+    if not check.pairs:
+        return view
+    left, top, right, bottom = SCATTER_BOX
+    values = [v for p in check.pairs for v in (p.predicted_ms, p.measured_ms)]
+    x = fit_scale(values, left, right, floor=0.0)
+    y = Scale(x.low, x.high, bottom, top, x.log)
+    along = [x.low + (x.high - x.low) * i / 40 for i in range(41)]
+    if x.log:
+        along = [x.low * (x.high / x.low) ** (i / 40) for i in range(41)]
+    along = [v for v in along if v > 0]
+    band = [(x(v), y(1.1 * v)) for v in along] + [(x(v), y(0.9 * v)) for v in reversed(along)]
+    view["plot"] = {
+        "box": SCATTER_BOX,
+        "x_ticks": x.ticks("latency_ms", 5),
+        "y_ticks": y.ticks("latency_ms", 5),
+        "band": path(band) + "Z",
+        "log": x.log,
+        "points": [
+            {
+                "x": x(p.measured_ms),
+                "y": y(p.predicted_ms),
+                "text": f"{p.digest} measured {format_metric('latency_ms', p.measured_ms)}, "
+                f"predicted {format_metric('latency_ms', p.predicted_ms)}".strip(),
+            }
+            for p in check.pairs
+        ],
+    }
+    return view
+
+
+def rank_tables(data: ReportData) -> list[dict[str, Any]]:
+    """Kendall's taus as bars between -1 and 1, cheap metrics and predictors apart."""
+    tables = []
+    for kind, title in (
+        ("metric", "How accuracy ranks against each cheap metric"),
+        ("predictor", "How well each predictor ranked"),
+    ):
+        rows = []
+        for row in (r for r in data.ranking if r.kind == kind):
+            scale = Scale(-1.0, 1.0, 4.0, 196.0)
+            rows.append(
+                {
+                    "name": metric_title(row.name).removesuffix(" (ms)"),
+                    "against": metric_title(row.against).removesuffix(" (ms)"),
+                    "n": row.n,
+                    "tau": "–" if row.tau is None else f"{row.tau:+.2f}",
+                    "interval": ""
+                    if row.low is None or row.high is None
+                    else f"{row.low:+.2f} to {row.high:+.2f}",
+                    "bar": None if row.tau is None else scale(row.tau),
+                    "zero": scale(0.0),
+                    "low": None if row.low is None else scale(row.low),
+                    "high": None if row.high is None else scale(row.high),
+                }
+            )
+        if rows:
+            tables.append({"title": title, "rows": rows})
+    return tables
+
+
+def training_charts(data: ReportData) -> list[dict[str, Any]]:
+    """Loss and validation accuracy of the largest and the smallest subnet over the epochs."""
+    left, top, right, bottom = CURVE_BOX
+    charts = []
+    for what, title in (("loss", "Training loss"), ("accuracy", "Validation accuracy")):
+        series = {
+            size: [
+                (e.epoch, v)
+                for e in data.training
+                if (v := getattr(e, f"{what}_{size}")) is not None and math.isfinite(v)
+            ]
+            for size in ("largest", "smallest")
+        }
+        series = {size: values for size, values in series.items() if values}
+        if not series:
+            continue
+        every = list(itertools.chain(*series.values()))
+        epochs = [e for e, _ in every]
+        x = Scale(min(epochs), max(max(epochs), min(epochs) + 1), left, right)
+        limits: dict[str, float] = (
+            {"floor": 0.0} if what == "loss" else {"floor": 0.0, "ceiling": 1.0}
+        )
+        y = fit_scale([v for _, v in every], bottom, top, allow_log=False, **limits)
+        ends = {size: y(values[-1][1]) for size, values in series.items()}
+        labels = dict(ends)
+        if len(ends) == 2 and abs(ends["largest"] - ends["smallest"]) < 18:
+            middle = sum(ends.values()) / 2
+            upper = min(ends, key=lambda size: ends[size])
+            labels = {size: middle + (-9 if size == upper else 9) for size in ends}
+        charts.append(
+            {
+                "title": title,
+                "box": CURVE_BOX,
+                "x_ticks": [t for t in x.ticks("epoch", 6) if "." not in t.label],
+                "y_ticks": y.ticks(what, 5),
+                "lines": [
+                    {
+                        "name": size,
+                        "path": path([(x(e), y(v)) for e, v in values]),
+                        "end": (x(values[-1][0]), y(values[-1][1])),
+                        "label_y": labels[size] + 4,
+                        "last": format_metric(what, values[-1][1]),
+                    }
+                    for size, values in series.items()
+                ],
+            }
+        )
+    return charts
+
+
+def baseline_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Baselines and, for comparison, the chosen network."""
+    rows = []
+    if data.chosen is not None and data.baselines:
+        c = data.chosen
+        rows.append((f"chosen: {c.digest}", c.predicted, c.measured, c.test_accuracy, "", True))
+    rows += [
+        (b.name, b.metrics, b.measured, b.test_accuracy, b.note, False) for b in data.baselines
+    ]
+    return [
+        {
+            "name": name,
+            "note": note,
+            "chosen": is_chosen,
+            "cells": [
+                (v, format_metric(n, v))
+                for n, v in (
+                    ("latency_ms", value(metrics, "latency_ms")),
+                    ("latency_ms", value(measured, "latency_ms")),
+                    ("accuracy", value(metrics, "accuracy")),
+                    ("accuracy", test),
+                    ("num_params", value(metrics, "num_params")),
+                    ("macs", value(metrics, "macs")),
+                )
+            ],
+        }
+        for name, metrics, measured, test, note, is_chosen in rows
+    ]
+
+
+def phase_bars(data: ReportData) -> dict[str, Any] | None:
+    """Wall time a phase, repeats of a phase (after a resume) added up."""
+    seconds: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    for phase in data.phases:
+        seconds[phase.name] = seconds.get(phase.name, 0.0) + phase.seconds
+        notes[phase.name] = phase.note or notes.get(phase.name, "")
+    total = sum(seconds.values())
+    if not seconds:
+        return None
+    return {
+        "total": format_duration(total),
+        "rows": [
+            {
+                "name": name,
+                "note": notes[name],
+                "time": format_duration(s),
+                "percent": round(100 * s / total, 1) if total > 0 else 0.0,
+            }
+            for name, s in seconds.items()
+        ],
+    }
