@@ -1,0 +1,252 @@
+"""The additive table: a cost that is a sum over stem, blocks, downsampling and head.
+
+Latency, MACs, parameters, activations and layer-wise entropy all add up along the chain of an
+architecture's components. A table holds the value of every component that a space can ask for,
+as dense arrays over gene values, so that a population is costed by NumPy gather and the
+cheapest architecture is found exactly: given the widths everything else is independent, and
+widths couple neighbouring stages only, through the downsampling layer between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from search_space import Architecture, Genes, ModuleSpec, SearchSpace
+from search_space.architecture import NUM_STAGES, feature_sizes
+from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+
+Values = npt.NDArray[np.float64]
+Entry = tuple[ModuleSpec, int]
+"""What a component's cost depends on: its spec and the side of its input."""
+
+_CHUNK = 8192  # rows whose genes stay in the second-level cache while their columns are read
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveTable:
+    """Values of every component of a space, and an affine correction of their sum.
+
+    The prediction is ``offset + scale × (stem + Σ blocks + Σ downsampling + head)``. With
+    R resolutions, and W widths, P positions and C block choices in a stage:
+
+    Args:
+        space: the space whose genes index the arrays.
+        stem: shape (R, W of stage 0).
+        blocks: per stage, shape (R, P, W, C).
+        downsamples: before stages 1 to 3, shape (R, W of the stage before, W of the stage).
+        head: shape (R, W of stage 3).
+        scale, offset: the correction; ``scale`` is positive, so it never reorders architectures.
+    """
+
+    space: SearchSpace
+    stem: Values
+    blocks: tuple[Values, ...]
+    downsamples: tuple[Values, ...]
+    head: Values
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        shapes = _shapes(self.space)
+        assert [self.stem.shape, *(b.shape for b in self.blocks)] == [shapes.stem, *shapes.blocks]
+        assert [*(d.shape for d in self.downsamples), self.head.shape] == [
+            *shapes.downsamples,
+            shapes.head,
+        ]
+        assert math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.offset)
+
+    @classmethod
+    def build(
+        cls,
+        space: SearchSpace,
+        num_classes: int,
+        cost: Callable[[ModuleSpec, int], float],
+        *,
+        scale: float = 1.0,
+        offset: float = 0.0,
+    ) -> AdditiveTable:
+        """Table with ``cost(spec, in_size)`` of each distinct entry, called once per entry."""
+        index = _index(space, num_classes)
+        values = np.array([cost(spec, size) for spec, size in index.entries], dtype=np.float64)
+        return cls(
+            space,
+            values[index.stem],
+            tuple(values[block] for block in index.blocks),
+            tuple(values[downsample] for downsample in index.downsamples),
+            values[index.head],
+            scale,
+            offset,
+        )
+
+    # Prediction -------------------------------------------------------------------------------
+
+    def predict(self, genes: Genes) -> Values:
+        """Values of valid rows of genes, shape (n, genes) to (n,)."""
+        genes = np.asarray(genes)
+        result = np.empty(len(genes), dtype=np.float64)
+        for start in range(0, len(genes), _CHUNK):
+            rows = genes[start : start + _CHUNK]
+            result[start : start + _CHUNK] = self._sums(rows)
+        return self.offset + self.scale * result
+
+    def predict_architecture(self, architecture: Architecture) -> float:
+        """Value of one architecture; raises InvalidArchitectureError outside the space."""
+        return float(self.predict(self.space.encode([architecture]))[0])
+
+    @cached_property
+    def _flat_blocks(self) -> tuple[Values, ...]:
+        """Per stage (P, R·W·(C + 1)): an inactive gene, −1, indexes a column of zeros."""
+        flat = []
+        for block in self.blocks:
+            padded = np.pad(block, ((0, 0), (0, 0), (0, 0), (1, 0)))
+            flat.append(padded.transpose(1, 0, 2, 3).reshape(block.shape[1], -1).copy())
+        return tuple(flat)
+
+    def _sums(self, genes: Genes) -> Values:
+        columns = np.ascontiguousarray(genes.T)
+        resolution = columns[0]
+        widths = [columns[column] for column in self.space.width_columns]
+        total = self.stem[resolution, widths[0]] + self.head[resolution, widths[-1]]
+        for before, after, values in zip(widths, widths[1:], self.downsamples, strict=False):
+            total += values[resolution, before, after]
+        for i, (block, flat) in enumerate(zip(self.blocks, self._flat_blocks, strict=True)):
+            _, _, num_widths, num_choices = block.shape
+            base = (resolution * num_widths + widths[i]) * (num_choices + 1) + 1
+            for row, choice in zip(flat, columns[self.space.block_columns(i)], strict=True):
+                total += row.take(base + choice)
+        return total
+
+    # Explanation ------------------------------------------------------------------------------
+
+    def breakdown(self, genes: Genes) -> list[tuple[str, float]]:
+        """Component paths and their share of one row's prediction, genes of shape (genes,).
+
+        The shares are scaled by the correction and the last one, ``correction``, is its offset
+        (left out where that is zero), so they add up to the prediction.
+        """
+        row = [int(gene) for gene in genes]
+        r, widths = row[0], [row[column] for column in self.space.width_columns]
+        parts = [("stem", self.stem[r, widths[0]])]
+        for i, block in enumerate(self.blocks):
+            if i > 0:
+                value = self.downsamples[i - 1][r, widths[i - 1], widths[i]]
+                parts.append((f"stages.{i}.downsample", value))
+            for j, choice in enumerate(row[self.space.block_columns(i)]):
+                if choice >= 0:
+                    parts.append((f"stages.{i}.blocks.{j}", block[r, j, widths[i], choice]))
+        parts.append(("head", self.head[r, widths[-1]]))
+        shares = [(path, self.scale * float(value)) for path, value in parts]
+        return [*shares, ("correction", self.offset)] if self.offset else shares
+
+    # Exact extremes ---------------------------------------------------------------------------
+
+    def argmin(self) -> Genes:
+        """Genes of an architecture with the smallest value of all, shape (genes,)."""
+        return self._cheapest(1.0)
+
+    def argmax(self) -> Genes:
+        """Genes of an architecture with the largest value of all, shape (genes,)."""
+        return self._cheapest(-1.0)
+
+    def _cheapest(self, sign: float) -> Genes:
+        """Dynamic programming over the stages' widths, for each resolution."""
+        space = self.space
+        choices = [(sign * block).argmin(axis=3) for block in self.blocks]  # each (R, P, W)
+        stage_cost, stage_depth = [], []
+        for stage, block in zip(space.stages, self.blocks, strict=True):
+            by_depth = np.cumsum((sign * block).min(axis=3), axis=1)  # (R, P, W)
+            by_depth = by_depth[:, np.asarray(stage.depths) - 1]
+            stage_depth.append(by_depth.argmin(axis=1))
+            stage_cost.append(by_depth.min(axis=1))
+        cost = sign * self.stem + stage_cost[0]  # (R, W): cheapest chain that ends in this width
+        origins = []
+        for downsample, own in zip(self.downsamples, stage_cost[1:], strict=True):
+            through = cost[:, :, None] + sign * downsample
+            origins.append(through.argmin(axis=1))
+            cost = through.min(axis=1) + own
+        cost = cost + sign * self.head
+        r, width = (int(i) for i in np.unravel_index(cost.argmin(), cost.shape))
+        widths = [width]
+        for origin in reversed(origins):
+            widths.insert(0, int(origin[r, widths[0]]))
+        genes = np.full(space.num_genes, -1, dtype=np.int64)
+        genes[0] = r
+        genes[space.width_columns] = widths
+        for i, (stage, width) in enumerate(zip(space.stages, widths, strict=True)):
+            depth_index = int(stage_depth[i][r, width])
+            genes[space.width_columns[i] + 1] = depth_index
+            start, depth = space.block_columns(i).start, stage.depths[depth_index]
+            genes[start : start + depth] = choices[i][r, :depth, width]
+        return genes
+
+
+def entries(space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
+    """Distinct (spec, input side) of all components of all architectures of ``space``."""
+    return _index(space, num_classes).entries
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    stem: tuple[int, ...]
+    blocks: list[tuple[int, ...]]
+    downsamples: list[tuple[int, ...]]
+    head: tuple[int, ...]
+
+
+def _shapes(space: SearchSpace) -> _Shapes:
+    num = len(space.resolutions)
+    widths = [len(stage.widths) for stage in space.stages]
+    return _Shapes(
+        (num, widths[0]),
+        [(num, s.max_depth, len(s.widths), len(s.blocks)) for s in space.stages],
+        [(num, before, after) for before, after in zip(widths, widths[1:], strict=False)],
+        (num, widths[-1]),
+    )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Distinct entries, and arrays of a table's shapes with each cell's position in them."""
+
+    entries: list[Entry]
+    stem: Genes
+    blocks: list[Genes]
+    downsamples: list[Genes]
+    head: Genes
+
+
+def _index(space: SearchSpace, num_classes: int) -> _Index:
+    macro, shapes = space.macro, _shapes(space)
+    sizes = [feature_sizes(macro, resolution) for resolution in space.resolutions]
+    known: dict[Entry, int] = {}
+
+    def fill(array: Genes, cell: tuple[int, ...], spec: ModuleSpec, in_sizes: list[int]) -> None:
+        for r, size in enumerate(in_sizes):
+            array[(r, *cell)] = known.setdefault((spec, size), len(known))
+
+    stem = np.empty(shapes.stem, dtype=np.int64)
+    blocks = [np.empty(shape, dtype=np.int64) for shape in shapes.blocks]
+    downsamples = [np.empty(shape, dtype=np.int64) for shape in shapes.downsamples]
+    head = np.empty(shapes.head, dtype=np.int64)
+    for w, width in enumerate(space.stages[0].widths):
+        fill(stem, (w,), stem_spec(macro, width), list(space.resolutions))
+    for i, stage in enumerate(space.stages):
+        in_sizes = [per_stage[i] for per_stage in sizes]
+        for w, width in enumerate(stage.widths):
+            if i > 0:
+                for v, before in enumerate(space.stages[i - 1].widths):
+                    spec = downsample_spec(macro, before, width)
+                    fill(downsamples[i - 1], (v, w), spec, [s[i - 1] for s in sizes])
+            for c, block in enumerate(stage.blocks):
+                for p in range(stage.max_depth):
+                    fill(blocks[i], (p, w, c), block_spec(macro, width, block, p), in_sizes)
+    for w, width in enumerate(space.stages[-1].widths):
+        spec = head_spec(macro, width, num_classes)
+        fill(head, (w,), spec, [s[NUM_STAGES - 1] for s in sizes])
+    return _Index(list(known), stem, blocks, downsamples, head)

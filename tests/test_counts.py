@@ -1,0 +1,143 @@
+"""Closed-form counts against fvcore on the built network, against timm, and published figures.
+
+fvcore traces the network, so it knows nothing of our formulas. Operators that it does not count
+must be element-wise or pooling: anything else fails the test instead of shrinking the count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+from predictors.counts import count_architecture, counts
+from search_space import Architecture, known, known_names, load_space, space_names
+from supernet import build
+
+UNCOUNTED = {"add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d"}
+NORMS = {"layer_norm", "group_norm"}  # no layer whose outputs count as activations
+
+
+def _sdpa_shapes(inputs: list) -> tuple[int, int, int, int]:
+    query, key = (list(value.type().sizes()) for value in inputs[:2])
+    return math.prod(query[:-2]), query[-2], key[-2], query[-1]
+
+
+def _sdpa_macs(inputs: list, outputs: list) -> dict[str, int]:
+    heads, queries, keys, dim = _sdpa_shapes(inputs)
+    return {"attention": 2 * heads * queries * keys * dim}
+
+
+def _sdpa_activations(inputs: list, outputs: list) -> dict[str, int]:
+    heads, queries, keys, dim = _sdpa_shapes(inputs)
+    return {"attention": heads * queries * (keys + dim)}
+
+
+def fvcore_counts(architecture: Architecture, num_classes: int) -> dict[str, int]:
+    network = build(architecture, num_classes).eval()
+    images = torch.zeros(1, 3, architecture.resolution, architecture.resolution)
+    result = {"num_params": sum(p.numel() for p in network.parameters())}
+    for metric, analysis, handle, uncounted in (
+        ("macs", FlopCountAnalysis, _sdpa_macs, UNCOUNTED),
+        ("activations", ActivationCountAnalysis, _sdpa_activations, UNCOUNTED | NORMS),
+    ):
+        count = analysis(network, images).unsupported_ops_warnings(False)
+        count.set_op_handle("aten::scaled_dot_product_attention", handle)
+        result[metric] = int(count.total())
+        unknown = {op.removeprefix("aten::") for op in count.unsupported_ops()} - uncounted
+        assert not unknown, f"fvcore does not count {unknown}: give it a handle"
+    return result
+
+
+def assert_counts_agree(architecture: Architecture, num_classes: int) -> None:
+    ours, theirs = count_architecture(architecture, num_classes), fvcore_counts(
+        architecture, num_classes
+    )
+    assert ours["num_params"] == theirs["num_params"]
+    assert ours["macs"] == pytest.approx(theirs["macs"], rel=0.005)
+    assert ours["activations"] == theirs["activations"]
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_random_architectures_agree_with_fvcore(name: str) -> None:
+    space = load_space(name)
+    n = 2 if space.resolutions[-1] > 100 else 6
+    for architecture in space.decode(space.sample(np.random.default_rng(0), n)):
+        assert_counts_agree(architecture, 10)
+
+
+SMALL_DESIGNS = ["swin_t", "focalnet_t_srf", "focalnet_t_lrf", "convnext_t", "poolformer_s12"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in SMALL_DESIGNS else pytest.param(name, marks=pytest.mark.slow)
+        for name in known_names()
+    ],
+)
+def test_known_designs_agree_with_fvcore(name: str) -> None:
+    assert_counts_agree(known(name), 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs", "activations"),
+    [
+        # papers and timm's benchmark table, in millions, billions and millions
+        ("swin_t", 28.29, 4.51, 17.06),
+        ("swin_s", 49.61, 8.77, 27.47),
+        ("focalnet_t_srf", 28.43, 4.42, 16.32),
+        ("convnext_t", 28.59, 4.47, 13.44),
+        ("poolformer_s12", 11.92, 1.82, 5.53),
+        ("hornet_t", 22.41, 3.98, None),
+    ],
+)
+def test_published_figures(
+    name: str, params: float, macs: float, activations: float | None
+) -> None:
+    ours = count_architecture(known(name))
+    assert round(ours["num_params"] / 1e6, 2) == params
+    assert ours["macs"] / 1e9 == pytest.approx(macs, rel=0.005)
+    if activations is not None:
+        assert ours["activations"] / 1e6 == pytest.approx(activations, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [
+        ("swin_t", "swin_tiny_patch4_window7_224"),
+        ("swin_s", "swin_small_patch4_window7_224"),
+        ("swin_b", "swin_base_patch4_window7_224"),
+        ("focalnet_t_srf", "focalnet_tiny_srf"),
+        ("focalnet_t_lrf", "focalnet_tiny_lrf"),
+        ("focalnet_s_srf", "focalnet_small_srf"),
+        ("focalnet_b_lrf", "focalnet_base_lrf"),
+        ("convnext_t", "convnext_tiny"),
+        ("convnext_s", "convnext_small"),
+        ("convnext_b", "convnext_base"),
+        ("poolformer_s12", "poolformer_s12"),
+        ("poolformer_s24", "poolformer_s24"),
+        ("poolformer_s36", "poolformer_s36"),
+        ("poolformer_m36", "poolformer_m36"),
+        ("poolformer_m48", "poolformer_m48"),
+    ],
+)
+def test_parameters_equal_timm(name: str, timm_name: str) -> None:
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in timm.create_model(timm_name).parameters())
+    assert count_architecture(known(name))["num_params"] == theirs
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_tables_equal_direct_counts(name: str) -> None:
+    space = load_space(name)
+    genes = space.sample(np.random.default_rng(1), 8)
+    tables = counts(space, 10)
+    for i, architecture in enumerate(space.decode(genes)):
+        assert count_architecture(architecture, 10) == {
+            metric: int(table.predict(genes)[i]) for metric, table in tables.items()
+        }
