@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from search_space.units import format_count, format_duration, format_latency
+from search_space.units import format_count, format_duration
 
 METRIC_TITLES = {
     "latency_ms": "latency (ms)",
@@ -31,14 +31,25 @@ def format_metric(name: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     if name.endswith("_ms"):
-        return _fixed(format_latency(value))
+        # Milliseconds throughout, three digits: one unit a column reads better than µs among ms.
+        return f"{_three_digits(value)}\u00a0ms"
     if "accuracy" in name or name in ("mape", "error") or name.startswith("share"):
         return f"{100 * value:.2f} %".replace(" ", "\u00a0")
     if name in ("num_params", "macs", "activations"):
         return _fixed(format_count(value))
     if name.endswith("seconds"):
         return _fixed(format_duration(value))
-    return f"{value:.4g}"
+    return f"{value:.2f}" if name.endswith("tau") else f"{value:.4g}"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus where it is negative."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _three_digits(number: float) -> str:
+    size = math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:.{max(0, 2 - size)}f}"
 
 
 def _fixed(text: str) -> str:

@@ -62,6 +62,7 @@ def render_report(data: ReportData) -> str:
     import markupsafe
     import yaml
 
+    from results import report_front as fronts
     from results import report_views as views
 
     loader = jinja2.PackageLoader("results", "templates")
@@ -80,11 +81,12 @@ def render_report(data: ReportData) -> str:
 
     return environment.get_template("report.html.j2").render(
         data=data,
+        created=views.moment(data.created),
         style=asset("report.css"),
         script=asset("report.js"),
         headline=views.headline(data),
-        chart=views.front_chart(data),
-        front_rows=views.front_table(data),
+        chart=fronts.front_chart(data),
+        front_rows=fronts.front_table(data),
         blocks=views.block_picture(data),
         latency=views.latency_chart(data),
         ranks=views.rank_tables(data),
