@@ -141,6 +141,7 @@ class Macro:
         norm_eps: added to every norm's variance.
         layer_scale: initial value of the learned scale of each residual branch; 0 for none.
         head_norm: whether the last norm sits before or after global pooling.
+        head_norm_eps: added to the last norm's variance.
     """
 
     stem_kernel: int = 4
@@ -152,6 +153,7 @@ class Macro:
     norm_eps: float = 1e-6
     layer_scale: float = 0.0
     head_norm: str = "after_pool"
+    head_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -175,10 +177,9 @@ class Macro:
             and (self.downsample != "patch_merging" or self.downsample_kernel == 2),
             f"downsample_kernel={self.downsample_kernel} must be at least 2, and 2 when merging.",
         )
-        _require(
-            _is_number(self.norm_eps) and self.norm_eps > 0,
-            f"norm_eps={self.norm_eps!r} must be positive.",
-        )
+        for name in ("norm_eps", "head_norm_eps"):
+            value = getattr(self, name)
+            _require(_is_number(value) and value > 0, f"{name}={value!r} must be positive.")
         _require(
             _is_number(self.layer_scale) and self.layer_scale >= 0,
             f"layer_scale={self.layer_scale!r} must be 0 (none) or positive.",

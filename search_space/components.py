@@ -97,7 +97,7 @@ def head_spec(macro: Macro, width: int, num_classes: int) -> ModuleSpec:
         dim=width,
         num_classes=num_classes,
         norm=macro.norm,
-        norm_eps=macro.norm_eps,
+        norm_eps=macro.head_norm_eps,
         norm_after_pool=macro.head_norm == "after_pool",
     )
 

@@ -1,18 +1,24 @@
 """Well-known designs as points: the baselines of every report, and the proof of our blocks.
 
 Swin (Liu et al. 2021), FocalNet (Yang et al. 2022; small and large receptive field), ConvNeXt
-(Liu et al. 2022), PoolFormer (Yu et al. 2022) and HorNet in its 7×7 version (Rao et al. 2022).
+(Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm)
+and HorNet in its 7×7 version (Rao et al. 2022).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
 from search_space.errors import UnknownNameError
 
-SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool")
-FOCALNET = Macro(downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool")
+SWIN = Macro(
+    downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5
+)
+FOCALNET = Macro(
+    downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5
+)
 CONVNEXT = Macro(downsample="norm_conv", layer_scale=1e-6)
 HORNET = Macro(downsample="norm_conv", layer_scale=1e-6)
 POOLFORMER = Macro(
@@ -23,7 +29,6 @@ POOLFORMER = Macro(
     norm="group_norm",
     norm_eps=1e-5,
     layer_scale=1e-5,
-    head_norm="before_pool",
 )
 
 
@@ -58,7 +63,7 @@ def _convnext(width: int, depths: Sequence[int]) -> Architecture:
 def _poolformer(
     widths: Sequence[int], depths: Sequence[int], layer_scale: float = 1e-5
 ) -> Architecture:
-    macro = Macro(**{**POOLFORMER.__dict__, "layer_scale": layer_scale})
+    macro = replace(POOLFORMER, layer_scale=layer_scale)
     return _design(macro, widths, depths, [Mixer.of("pooling", kernel=3)] * 4)
 
 

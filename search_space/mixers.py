@@ -16,10 +16,11 @@ ParamValue = int | bool
 
 @dataclass(frozen=True)
 class Param:
-    """Rule for one parameter: an integer of at least ``minimum`` (odd if asked), or a flag."""
+    """Rule for one parameter: an integer within bounds (odd if asked), or a flag."""
 
     default: ParamValue
     minimum: int = 1
+    maximum: int | None = None
     odd: bool = False
 
     def problem(self, value: object) -> str | None:
@@ -30,6 +31,8 @@ class Param:
             return "must be an integer"
         if value < self.minimum:
             return f"must be at least {self.minimum}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum}"
         if self.odd and value % 2 == 0:
             return "must be odd"
         return None
@@ -89,7 +92,7 @@ register_mixer_spec(
 register_mixer_spec(
     MixerSpec(
         "gnconv",
-        {"order": Param(3), "kernel": Param(7, odd=True)},
+        {"order": Param(3, maximum=8), "kernel": Param(7, odd=True)},
         width_multiple=lambda params: 2 ** (int(params["order"]) - 1),
     )
 )

@@ -1,0 +1,290 @@
+"""Named axes: how the weights of a smaller module lie inside those of a larger one.
+
+A static module declares, for each parameter, what its dimensions are made of; one generic
+function then cuts any smaller configuration out of the shared weights:
+
+    view as named axes → narrow each axis → flatten to the static shape
+
+A dimension is a name (keep the first n), a number (fixed), ``Centre`` (keep the middle n),
+``Product`` (view, narrow each factor, flatten) or ``Concat`` (narrow each part). Biases declare
+the same axis as the rows of their weight, so the two can never be cut differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Union
+
+import torch
+from torch import Tensor, nn
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Keep the middle n of the named size: kernels, relative-position tables."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """A flattened product of axes, as the rows of a fused qkv: (3, heads, head_dim)."""
+
+    factors: tuple[Axis, ...]
+
+    def __init__(self, *factors: Axis) -> None:
+        object.__setattr__(self, "factors", factors)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Axes one after the other, as the outputs of a projection that is split afterwards."""
+
+    parts: tuple[Axis, ...]
+
+    def __init__(self, *parts: Axis) -> None:
+        object.__setattr__(self, "parts", parts)
+
+
+Axis = Union[str, int, Centre, Product, Concat]
+Axes = tuple[Axis, ...]
+
+
+class StaticModule(nn.Module):
+    """A plain fixed network module that declares its axes and its costs.
+
+    Subclasses are written as for a fixed network and hold no buffers: constants are made from
+    the input's shape, so that a module on the meta device can serve as a template.
+    """
+
+    def axes(self) -> dict[str, Axes]:
+        """For every parameter by name, one axis per dimension."""
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, int]:
+        """The value of every name used in ``axes``."""
+        raise NotImplementedError
+
+    def macs(self, size: int) -> int:
+        """Multiply-adds of convolutions, linear layers and matrix products for one image.
+
+        ``size`` is the side of the square input map (of the image, for a stem).
+        """
+        raise NotImplementedError
+
+    def activations(self, size: int) -> int:
+        """Output elements of the same operators for one image, as fvcore counts them."""
+        raise NotImplementedError
+
+
+def extent(axis: Axis, sizes: Sizes) -> int:
+    """Length of a dimension made of ``axis``."""
+    match axis:
+        case int():
+            return axis
+        case str():
+            return sizes[axis]
+        case Centre(name):
+            return sizes[name]
+        case Product(factors):
+            return math.prod(extent(factor, sizes) for factor in factors)
+        case Concat(parts):
+            return sum(extent(part, sizes) for part in parts)
+
+
+def shape(axes: Axes, sizes: Sizes) -> tuple[int, ...]:
+    """Shape of a parameter with ``axes``."""
+    return tuple(extent(axis, sizes) for axis in axes)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A block of entries that a small parameter and the large one share, as strided views."""
+
+    sizes: tuple[int, ...]
+    large_strides: tuple[int, ...]
+    large_offset: int
+    small_strides: tuple[int, ...]
+    small_offset: int
+
+    def of_large(self, tensor: Tensor) -> Tensor:
+        return tensor.as_strided(self.sizes, self.large_strides, self.large_offset)
+
+    def of_small(self, tensor: Tensor) -> Tensor:
+        return tensor.as_strided(self.sizes, self.small_strides, self.small_offset)
+
+
+def boxes(axes: Axes, large: Sizes, small: Sizes) -> list[Box]:
+    """Where the entries of a small parameter lie in the large one, both contiguous.
+
+    One box unless an axis is a concatenation, whose parts each add one.
+    """
+    return [box for box in _boxes(axes, large, small) if math.prod(box.sizes) > 0]
+
+
+def _boxes(axes: Sequence[Axis], large: Sizes, small: Sizes) -> list[Box]:
+    result = [Box((), (), 0, (), 0)]
+    for axis in axes:
+        n_large, n_small = extent(axis, large), extent(axis, small)
+        result = [
+            Box(
+                outer.sizes + inner.sizes,
+                tuple(s * n_large for s in outer.large_strides) + inner.large_strides,
+                outer.large_offset * n_large + inner.large_offset,
+                tuple(s * n_small for s in outer.small_strides) + inner.small_strides,
+                outer.small_offset * n_small + inner.small_offset,
+            )
+            for outer in result
+            for inner in _axis_boxes(axis, large, small)
+        ]
+    return result
+
+
+def _axis_boxes(axis: Axis, large: Sizes, small: Sizes) -> list[Box]:
+    match axis:
+        case int():
+            return [Box((axis,), (1,), 0, (1,), 0)]
+        case str():
+            return [Box((small[axis],), (1,), 0, (1,), 0)]
+        case Centre(name):
+            return [Box((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
+        case Product(factors):
+            return _boxes(factors, large, small)
+        case Concat(parts):
+            result, at_large, at_small = [], 0, 0
+            for part in parts:
+                for box in _axis_boxes(part, large, small):
+                    large_offset = box.large_offset + at_large
+                    small_offset = box.small_offset + at_small
+                    result.append(
+                        replace(box, large_offset=large_offset, small_offset=small_offset)
+                    )
+                at_large += extent(part, large)
+                at_small += extent(part, small)
+            return result
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How a small parameter of shape ``shape`` lies in a large one."""
+
+    boxes: tuple[Box, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
+        return cls(tuple(boxes(axes, large, small)), shape(axes, small))
+
+
+class _Cut(torch.autograd.Function):
+    """Copies small parameters out of large ones, all in one node of the graph.
+
+    Gradients go straight into ``.grad`` of the large ones: a gradient as large as the shared
+    weight for every subnet that uses a corner of it would cost more memory traffic than the
+    subnet itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slices: Sequence[Slice], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.slices, ctx.weights = slices, weights
+        small = tuple(
+            weight.new_empty(item.shape) for item, weight in zip(slices, weights, strict=True)
+        )
+        targets, sources = [], []
+        for item, part, weight in zip(slices, small, weights, strict=True):
+            targets += [box.of_small(part) for box in item.boxes]
+            sources += [box.of_large(weight) for box in item.boxes]
+        torch._foreach_copy_(targets, sources)
+        return small
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        targets, sources = [], []
+        for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
+            if grad is None or not weight.requires_grad:
+                continue
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+            grad = grad.contiguous()
+            targets += [box.of_large(weight.grad) for box in item.boxes]
+            sources += [box.of_small(grad) for box in item.boxes]
+        if targets:
+            torch._foreach_add_(targets, sources)
+        return (None,) * (1 + len(grads))
+
+
+def cut(weights: Sequence[Tensor], slices: Sequence[Slice]) -> tuple[Tensor, ...]:
+    """Contiguous copies of the small parameters that lie in ``weights``.
+
+    In a backward pass their gradients are added to ``.grad`` of the large weights directly, as
+    ``Tensor.backward`` would; ``torch.autograd.grad`` does not see through the copy.
+    """
+    return _Cut.apply(slices, *weights) if weights else ()
+
+
+def names(axis: Axis) -> set[str]:
+    """Names that ``axis`` is made of."""
+    match axis:
+        case int():
+            return set()
+        case str():
+            return {axis}
+        case Centre(name):
+            return {name}
+        case Product(items) | Concat(items):
+            return set().union(*(names(item) for item in items))
+
+
+def permute(
+    parameters: Mapping[str, Tensor],
+    axes: Mapping[str, Axes],
+    sizes: Sizes,
+    name: str,
+    order: Sequence[int],
+) -> dict[str, Tensor]:
+    """Re-order the named axis in every parameter that has it.
+
+    Sorting channels by importance this way keeps a network's function as long as every
+    parameter along the axis is given. Parameters without the axis are returned as they are.
+    """
+    if sorted(order) != list(range(sizes[name])):
+        raise ValueError(f"{list(order)} is not a permutation of the {sizes[name]} entries of {name}")
+
+    def positions(axis: Axis) -> list[int]:
+        match axis:
+            case str() if axis == name:
+                return list(order)
+            case Product(factors):
+                kept = [0]
+                for factor in factors:
+                    n = extent(factor, sizes)
+                    kept = [k * n + i for k in kept for i in positions(factor)]
+                return kept
+            case Concat(parts):
+                result, start = [], 0
+                for part in parts:
+                    result += [start + i for i in positions(part)]
+                    start += extent(part, sizes)
+                return result
+            case _:
+                return list(range(extent(axis, sizes)))
+
+    result = {}
+    for key, tensor in parameters.items():
+        for dim, axis in enumerate(axes[key]):
+            if name in names(axis):
+                chosen = torch.tensor(positions(axis), device=tensor.device)
+                tensor = tensor.index_select(dim, chosen)
+        result[key] = tensor
+    return result
+
+
+def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Axes of a child module under its parent's parameter names."""
+    return {f"{prefix}.{key}": value for key, value in axes.items()}
+
+
