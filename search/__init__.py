@@ -1,0 +1,27 @@
+"""How to find an architecture: problem, feasibility, samplers, executors, loop.
+
+Importing this package needs NumPy only; ``search.evaluator`` is where torch comes in.
+"""
+
+from search.executors import Executor, InProcessExecutor, Outcome
+from search.feasibility import FeasibleRange, check_feasible, extreme_rows, feasible_range
+from search.loop import Progress, SearchResult, search
+from search.problem import Constraint, Objective, Problem, Table, format_metric
+
+__all__ = [
+    "Constraint",
+    "Executor",
+    "FeasibleRange",
+    "InProcessExecutor",
+    "Objective",
+    "Outcome",
+    "Problem",
+    "Progress",
+    "SearchResult",
+    "Table",
+    "check_feasible",
+    "extreme_rows",
+    "feasible_range",
+    "format_metric",
+    "search",
+]

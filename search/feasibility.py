@@ -1,0 +1,190 @@
+"""Whether a problem has a solution, before anything is paid for.
+
+One constraint on an additive table is decided exactly by the table's own extremes; several at
+once are met by a bounded evolution that minimises their summed violation. Nothing here samples
+"until feasible".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.problem import Constraint, Problem, Values, format_metric
+from search_space.errors import InfeasibleError
+from search_space.space import Genes
+
+REPAIR_ROUNDS = 40
+REPAIR_SIZE = 256
+
+
+@dataclass(frozen=True)
+class FeasibleRange:
+    """What the space offers of one constrained metric.
+
+    Attributes:
+        constraint: the bounds.
+        smallest, largest: exact extremes over the whole space.
+        share: fraction of uniformly random architectures that meet this constraint.
+    """
+
+    constraint: Constraint
+    smallest: float
+    largest: float
+    share: float
+
+
+def feasible_range(
+    problem: Problem, rng: np.random.Generator, n: int = 2000
+) -> dict[str, FeasibleRange]:
+    """Range of every cheap constrained metric, and the share of ``n`` random rows that pass."""
+    genes = problem.space.sample(rng, n)
+    result = {}
+    for constraint in problem.cheap_constraints:
+        table = problem.tables[constraint.metric]
+        low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
+        passed = constraint.violation(table.predict(genes)) == 0
+        result[constraint.metric] = FeasibleRange(
+            constraint, float(low), float(high), float(passed.mean())
+        )
+    return result
+
+
+def extreme_rows(problem: Problem) -> Genes:
+    """Smallest and largest architecture and the ends of every constrained metric, distinct."""
+    space = problem.space
+    rows = [*space.encode([space.smallest, space.largest])]
+    for constraint in problem.cheap_constraints:
+        table = problem.tables[constraint.metric]
+        rows += [table.argmin(), table.argmax()]
+    return unique_rows(np.stack(rows))
+
+
+def unique_rows(genes: Genes) -> Genes:
+    """Distinct rows in the order of their first appearance."""
+    _, first = np.unique(genes, axis=0, return_index=True)
+    return genes[np.sort(first)]
+
+
+def diverse_sample(problem: Problem, rng: np.random.Generator, n: int) -> Genes:
+    """``n`` random rows of which half are crossed with an extreme one, shape (n, genes).
+
+    Sums over many random blocks crowd around their mean; the crossed half spreads over the
+    whole range of every cost.
+    """
+    rows = problem.space.sample(rng, n)
+    half = n // 2
+    extremes = extreme_rows(problem)
+    partners = extremes[rng.integers(len(extremes), size=half)]
+    rows[:half] = problem.space.crossover(rows[:half], partners, rng)
+    return rows
+
+
+def repair(
+    problem: Problem,
+    rows: Genes,
+    rng: np.random.Generator,
+    *,
+    wanted: int = 1,
+    rounds: int = REPAIR_ROUNDS,
+) -> tuple[Genes, Values]:
+    """Evolve rows towards the cheap constraints until ``wanted`` distinct ones meet them all.
+
+    Keeps the least violating of parents and children of crossover and mutation, for at most
+    ``rounds`` rounds. Returns distinct rows by ascending violation and their violations.
+    """
+    size = max(REPAIR_SIZE, 2 * wanted)
+    rows = unique_rows(rows)
+    violation = problem.cheap_violation(rows)
+    for _ in range(rounds + 1):
+        order = np.argsort(violation, kind="stable")[:size]
+        rows, violation = rows[order], violation[order]
+        if np.count_nonzero(violation == 0) >= wanted:
+            break
+        # parents by rank: the minimum of two draws from rows sorted by violation
+        picks = rng.integers(len(rows), size=(2, 2, size)).min(axis=1)
+        children = problem.space.crossover(rows[picks[0]], rows[picks[1]], rng)
+        mutated = rng.random(size) < 0.75
+        children[mutated] = problem.space.mutate(children[mutated], rng, 0.1)
+        rows = unique_rows(np.concatenate([rows, children]))
+        violation = problem.cheap_violation(rows)
+    return rows, violation
+
+
+def check_feasible(problem: Problem, rng: np.random.Generator | None = None) -> Genes:
+    """A row that meets every cheap constraint, shape (genes,).
+
+    Raises InfeasibleError that names the closest architecture, its value and the fix: proven
+    where a single constraint cannot be met, the best of a bounded search where only all of them
+    together cannot.
+    """
+    rng = rng or np.random.default_rng(0)
+    for constraint in problem.cheap_constraints:
+        _check_alone(problem, constraint)
+    start = np.concatenate([extreme_rows(problem), diverse_sample(problem, rng, 4096)])
+    rows, violation = repair(problem, start, rng)
+    best: Genes = rows[0]
+    if violation[0] == 0:
+        return best
+    architecture = problem.space.decode(best[None])[0]
+    values = {name: float(v[0]) for name, v in problem.cheap_metrics(best[None]).items()}
+    missed = [
+        f"{c.metric} is {format_metric(c.metric, values[c.metric])}"
+        for c in problem.cheap_constraints
+        if c.violation(np.array([values[c.metric]]))[0] > 0
+    ]
+    raise InfeasibleError(
+        f"no architecture of space {problem.space.name!r} was found that meets all of "
+        f"{'; '.join(str(c) for c in problem.cheap_constraints)}, though each alone can be met. "
+        f"The closest is {architecture}, whose {', and '.join(missed)}. "
+        "Loosen these constraints, or take another space."
+    )
+
+
+def _check_alone(problem: Problem, constraint: Constraint) -> None:
+    table = problem.tables[constraint.metric]
+    for bound, extreme, sign, verb, word in (
+        (constraint.maximum, table.argmin, 1.0, "raise", "smallest"),
+        (constraint.minimum, table.argmax, -1.0, "lower", "largest"),
+    ):
+        if bound is None:
+            continue
+        row = extreme()
+        value = float(table.predict(row[None])[0])
+        if sign * (value - bound) <= 0:
+            continue
+        metric = constraint.metric
+        if metric.partition("@")[0] == "latency_ms":
+            word = "fastest" if sign > 0 else "slowest"
+        architecture = problem.space.decode(row[None])[0]
+        name = problem.space.name
+        raise InfeasibleError(
+            f"{metric} {'≤' if sign > 0 else '≥'} {_exact(metric, bound, 0)} cannot be met in "
+            f"space {name!r}: its {word} architecture {architecture} has "
+            f"{_exact(metric, value, 0)}. "
+            f"Either {verb} the limit to {_exact(metric, value, sign)} or "
+            f"{'more' if sign > 0 else 'less'}, or take another space."
+        )
+
+
+def _exact(metric: str, value: float, direction: float) -> str:
+    """Value with four digits in the metric's own unit, rounded up or down if asked.
+
+    Unlike ``format_metric``, so that it can be typed as a limit and is then met.
+    """
+    name = metric.partition("@")[0]
+    unit, suffix = 1.0, ""
+    if name == "latency_ms":
+        suffix = "ms"
+    elif name in ("num_params", "macs", "activations"):
+        unit, suffix = next(
+            ((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= u), (1.0, "")
+        )
+    scaled = value / unit
+    digits = 3 - (math.floor(math.log10(abs(scaled))) if scaled else 0)
+    text = f"{round(scaled, digits):g}"
+    if direction and direction * (float(text) * unit - value) < 0:
+        text = f"{round(scaled + direction * 10.0**-digits, digits):g}"
+    return text + suffix

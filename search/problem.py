@@ -1,0 +1,232 @@
+"""What is searched for: objectives and constraints on metrics by name, and the tables of costs.
+
+A metric with a table (latency, MACs, parameters …) is cheap: it is known for every row of genes
+before anything is evaluated. The others (accuracy) come from evaluation. Objectives are turned
+to minimisation, violations are relative to their bounds and summed, as in Deb et al. 2002.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from search_space.errors import InvalidQuantityError, UnknownNameError
+from search_space.space import Genes, SearchSpace
+from search_space.units import format_count, format_latency
+
+Values = npt.NDArray[np.float64]
+REFERENCE_MARGIN = 0.1  # of the range between ideal and worst, so that front ends count
+
+
+class Table(Protocol):
+    """A cheap metric; ``predictors.additive.AdditiveTable`` is one."""
+
+    def predict(self, genes: Genes) -> Values:
+        """Values of rows of genes, shape (n, genes) to (n,)."""
+        ...
+
+    def argmin(self) -> Genes:
+        """Row with the smallest value of the whole space, shape (genes,)."""
+        ...
+
+    def argmax(self) -> Genes:
+        """Row with the largest value of the whole space, shape (genes,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric to make as small or as large as possible."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("minimize", "maximize"):
+            raise UnknownNameError("direction", self.direction, ("minimize", "maximize"))
+
+    @property
+    def sign(self) -> float:
+        """Factor that turns the metric into something to minimise."""
+        return 1.0 if self.direction == "minimize" else -1.0
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Bounds on a metric, both inclusive; at least one is set.
+
+    Raises InvalidQuantityError for no bound, one that is not finite, or an empty band.
+    """
+
+    metric: str
+    maximum: float | None = None
+    minimum: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
+        if not bounds or not all(math.isfinite(bound) for bound in bounds):
+            raise InvalidQuantityError(
+                f"constraint on {self.metric}: minimum={self.minimum}, maximum={self.maximum}; "
+                "set at least one of them to a finite number."
+            )
+        if len(bounds) == 2 and bounds[0] > bounds[1]:
+            raise InvalidQuantityError(
+                f"constraint on {self.metric}: minimum {bounds[0]:g} lies above maximum "
+                f"{bounds[1]:g}; swap them."
+            )
+
+    def violation(self, values: Values) -> Values:
+        """Excess relative to the bound, 0 where met, infinite for NaN; (n,) to (n,)."""
+        excess = np.zeros(len(values))
+        if self.maximum is not None:
+            excess = np.maximum(excess, (values - self.maximum) / _scale(self.maximum))
+        if self.minimum is not None:
+            excess = np.maximum(excess, (self.minimum - values) / _scale(self.minimum))
+        return np.where(np.isnan(values), np.inf, excess)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.minimum is not None:
+            parts.append(f"{self.metric} ≥ {format_metric(self.metric, self.minimum)}")
+        if self.maximum is not None:
+            parts.append(f"{self.metric} ≤ {format_metric(self.metric, self.maximum)}")
+        return " and ".join(parts)
+
+
+def _scale(bound: float) -> float:
+    return abs(bound) or 1.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Objectives and constraints over a space, with a table for each cheap metric.
+
+    Args:
+        space: where to search.
+        objectives: at least one.
+        constraints: on cheap or evaluated metrics.
+        tables: cheap metrics by name.
+        evaluated: metrics that every evaluation gives.
+
+    Raises UnknownNameError where an objective or constraint names another metric.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    evaluated: tuple[str, ...] = ("accuracy",)
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise InvalidQuantityError("a problem needs an objective; add one, as in accuracy.")
+        for metric in self._used:
+            if metric not in self.metrics:
+                raise UnknownNameError("metric", metric, self.metrics)
+        for names, what in (
+            ([o.metric for o in self.objectives], "objective"),
+            ([c.metric for c in self.constraints], "constraint"),
+        ):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise InvalidQuantityError(
+                    f"{what} on {', '.join(sorted(twice))} is given twice; merge the two."
+                )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics, cheap ones first."""
+        return (*self.tables, *(name for name in self.evaluated if name not in self.tables))
+
+    @property
+    def needs_evaluation(self) -> tuple[str, ...]:
+        """Metrics of objectives and constraints that only an evaluation can give."""
+        return tuple(name for name in self._used if name not in self.tables)
+
+    @property
+    def _used(self) -> list[str]:
+        """Distinct metrics of objectives, then constraints."""
+        objectives = [objective.metric for objective in self.objectives]
+        return list(dict.fromkeys([*objectives, *(c.metric for c in self.constraints)]))
+
+    @property
+    def cheap_constraints(self) -> tuple[Constraint, ...]:
+        """Constraints that are known before any evaluation."""
+        return tuple(c for c in self.constraints if c.metric in self.tables)
+
+    def cheap_metrics(self, genes: Genes) -> dict[str, Values]:
+        """Every cheap metric of rows of genes, shape (n, genes) to (n,) each."""
+        return {name: table.predict(genes) for name, table in self.tables.items()}
+
+    def cost_axis(self, genes: Genes) -> Values:
+        """The cheap metric that matters first, by objectives, then constraints; else 0; (n,)."""
+        for metric in self._used:
+            if metric in self.tables:
+                return self.tables[metric].predict(genes)
+        return np.zeros(len(genes))
+
+    def cheap_violation(self, genes: Genes) -> Values:
+        """Summed relative violation of the cheap constraints, (n,); 0 means that all are met."""
+        total = np.zeros(len(genes))
+        for constraint in self.cheap_constraints:
+            total += constraint.violation(self.tables[constraint.metric].predict(genes))
+        return total
+
+    def violation(self, metrics: Mapping[str, Values]) -> Values:
+        """Summed relative violation of all constraints, (n,); 0 means feasible, NaN gives ∞.
+
+        A constrained metric that ``metrics`` lacks counts as NaN.
+        """
+        n = max((len(values) for values in metrics.values()), default=0)
+        total = np.zeros(n)
+        for constraint in self.constraints:
+            total += constraint.violation(metrics.get(constraint.metric, np.full(n, np.nan)))
+        return total
+
+    def objective_values(self, metrics: Mapping[str, Values]) -> Values:
+        """Objectives to be minimised, shape (n, objectives); NaN where a metric is missing."""
+        n = max((len(values) for values in metrics.values()), default=0)
+        columns = [o.sign * metrics.get(o.metric, np.full(n, np.nan)) for o in self.objectives]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def reference(self) -> Values:
+        """Reference point of the hypervolume, minimised like the objectives, shape (objectives,).
+
+        A cheap objective's is its bound, or its worst value in the space, plus a tenth of the
+        range; an evaluated one's is its bound, or 0 where it is maximised. NaN where nothing is
+        known beforehand (an unbounded evaluated metric that is minimised).
+        """
+        bounds = {c.metric: c for c in self.constraints}
+        result = np.full(len(self.objectives), np.nan)
+        for i, objective in enumerate(self.objectives):
+            limit = None
+            if (bound := bounds.get(objective.metric)) is not None:
+                limit = bound.maximum if objective.sign > 0 else bound.minimum
+            if objective.metric in self.tables:
+                table = self.tables[objective.metric]
+                ends = np.stack([table.argmin(), table.argmax()])
+                ideal, worst = np.sort(objective.sign * table.predict(ends))
+                worst = worst if limit is None else min(worst, objective.sign * limit)
+                result[i] = worst + REFERENCE_MARGIN * max(worst - ideal, 1e-12)
+            elif limit is not None:
+                result[i] = objective.sign * limit
+            elif objective.sign < 0:
+                result[i] = 0.0
+        return result
+
+
+def format_metric(metric: str, value: float) -> str:
+    """A metric's value as people read it; ``latency_ms@a100`` counts as ``latency_ms``."""
+    name = metric.partition("@")[0]
+    if name == "latency_ms":
+        return format_latency(value) if value >= 0 else f"{value:g} ms"
+    if name in ("num_params", "macs", "activations"):
+        return format_count(value)
+    return f"{value:.4g}"

@@ -1,0 +1,105 @@
+"""What a sampler is, and the screen that candidates pass before anyone pays for them.
+
+Samplers work on rows of genes: they know the problem's space operators and cheap metrics, and
+neither files, processes nor networks. Their whole state is plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from search.problem import Problem, Values
+from search_space.space import Genes
+
+
+class Sampler(Protocol):
+    """Proposes candidates and learns from their results.
+
+    The same seed and the same sequence of calls give the same candidates; so does a sampler
+    that took over another's ``state_dict``.
+    """
+
+    def ask(self, n: int) -> Genes:
+        """Up to ``n`` candidates, shape (k, genes); none when it has nothing new to propose."""
+        ...
+
+    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
+        """Results of candidates, whether this sampler asked for them or not.
+
+        Args:
+            genes: shape (n, genes).
+            objectives: shape (n, objectives), minimised; a row with NaN failed.
+            violations: shape (n,), 0 where all constraints are met.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides later candidates, as JSON-able data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the sampler that gave ``state`` stood."""
+        ...
+
+
+class Screen:
+    """Lets through rows that meet the cheap constraints and were never let through before."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._seen: dict[bytes, None] = {}  # ordered, so that the state is deterministic
+
+    def fresh(self, genes: Genes, limit: int) -> Genes:
+        """The first ``limit`` new feasible rows, marked as seen; shape (k, genes)."""
+        new = self.candidates(genes)[:limit]
+        self.mark(new)
+        return new
+
+    def candidates(self, genes: Genes) -> Genes:
+        """New feasible rows, each once, not yet marked; shape (k, genes)."""
+        passed = genes[self.problem.cheap_violation(genes) == 0] if len(genes) else genes
+        rows = {key: i for i, key in reversed(list(enumerate(_keys(passed))))}
+        new = sorted(i for key, i in rows.items() if key not in self._seen)
+        return passed[np.array(new, dtype=np.int64)]
+
+    def mark(self, genes: Genes) -> None:
+        """Never let these rows through again."""
+        self._seen.update(dict.fromkeys(_keys(genes)))
+
+    def collect(self, propose: Callable[[int], Genes], n: int, rounds: int) -> Genes:
+        """Up to ``n`` fresh rows from at most ``rounds`` calls of ``propose(round)``."""
+        kept = np.zeros((0, self.problem.space.num_genes), dtype=np.int64)
+        for i in range(rounds):
+            if len(kept) >= n:
+                break
+            kept = np.concatenate([kept, self.fresh(propose(i), n - len(kept))])
+        return kept
+
+    def state(self) -> list[list[int]]:
+        return [np.frombuffer(key, dtype=np.int64).tolist() for key in self._seen]
+
+    def load(self, state: list[list[int]]) -> None:
+        self._seen = dict.fromkeys(np.array(row, dtype=np.int64).tobytes() for row in state)
+
+
+def _keys(genes: Genes) -> list[bytes]:
+    return [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]
+
+
+def pack_floats(values: Values) -> list[Any]:
+    """Nested lists of an array; NaN and infinities, which JSON lacks, become text."""
+    flat = [v if np.isfinite(v) else str(v) for v in values.ravel().tolist()]
+    if values.ndim == 1:
+        return flat
+    width = values.shape[1]
+    return [flat[i * width : (i + 1) * width] for i in range(len(values))]
+
+
+def unpack_floats(values: list[Any], width: int | None = None) -> Values:
+    """Inverse of ``pack_floats``, shape (n,) or (n, width)."""
+    flat = values if width is None else [item for row in values for item in row]
+    result = np.array([float(item) for item in flat], dtype=np.float64)
+    return result if width is None else result.reshape(-1, width)

@@ -1,0 +1,187 @@
+"""Constrained NSGA-II (Deb et al. 2002) with operators that respect the space.
+
+Differences from the paper, all because costs are free and accuracy is not: offspring are drawn
+in excess and screened by the cheap constraints, so that an infeasible or known architecture is
+never paid for; the first population spreads evenly over the cost axis; and survivors are chosen
+after every ``tell``, so batches may be smaller than the population.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from search.feasibility import diverse_sample, extreme_rows, repair
+from search.problem import Problem, Values
+from search.samplers.base import Screen, pack_floats, unpack_floats
+from search.samplers.ranking import constrained_ranks, crowding_distance
+from search_space.space import Genes
+
+OVERSAMPLE = 20
+OFFSPRING_FACTOR = 4
+ROUNDS = 8
+CROSSOVER_SHARE = 0.5
+MUTATE_CROSSED = 0.5
+
+
+class NSGA2:
+    """Sampler for one or more objectives under constraints.
+
+    Args:
+        problem: what to search for.
+        seed: seed of everything random.
+        population: survivors kept, and size of the first, spread population.
+        mutation_rate: probability of each gene's change; None for two genes a row on average.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        population: int = 24,
+        mutation_rate: float | None = None,
+    ) -> None:
+        self.problem = problem
+        self.population = population
+        self.mutation_rate = mutation_rate or max(0.05, 2 / problem.space.num_genes)
+        self._rng = np.random.default_rng(seed)
+        self._screen = Screen(problem)
+        self._initial: Genes | None = None  # rows of the first population not yet asked for
+        self._genes = self._no_rows()
+        self._objectives = np.zeros((0, len(problem.objectives)))
+        self._violations = np.zeros(0)
+        self._ranks = np.zeros(0, dtype=np.int64)
+        self._crowding = np.zeros(0)
+
+    def _no_rows(self) -> Genes:
+        return np.zeros((0, self.problem.space.num_genes), dtype=np.int64)
+
+    # Asking -----------------------------------------------------------------------------------
+
+    def ask(self, n: int) -> Genes:
+        if self._initial is None:
+            self._initial = self._first_population()
+        rows = self._screen.fresh(self._initial[:n], n)
+        self._initial = self._initial[n:]
+        if len(rows) < n and len(self._genes):
+            rows = np.concatenate([rows, self._offspring(n - len(rows))])
+        if len(rows) < n:
+            rows = np.concatenate([rows, self._random(n - len(rows))])
+        return rows
+
+    def _first_population(self) -> Genes:
+        """Feasible rows spread over the cost axis, in random order; shape (≤ population, genes)."""
+        rng, wanted = self._rng, self.population
+        pool = diverse_sample(self.problem, rng, OVERSAMPLE * wanted)
+        rows = self._screen.candidates(pool)
+        if len(rows) < 2 * wanted:
+            pool = np.concatenate([pool, extreme_rows(self.problem)])
+            repaired, violation = repair(self.problem, pool, rng, wanted=4 * wanted)
+            rows = self._screen.candidates(np.concatenate([rows, repaired[violation == 0]]))
+        return spread(rows, self.problem.cost_axis(rows), wanted, rng)
+
+    def _offspring(self, n: int) -> Genes:
+        """New feasible children; each round of too few mutates more than the one before."""
+        size = OFFSPRING_FACTOR * n
+
+        def propose(i: int) -> Genes:
+            return self._children(size, min(0.5, self.mutation_rate * 1.5**i))
+
+        return self._screen.collect(propose, n, ROUNDS)
+
+    def _children(self, n: int, rate: float) -> Genes:
+        rng, space = self._rng, self.problem.space
+        children = self._genes[self._tournament(n)]
+        mates = self._genes[self._tournament(n)]
+        crossed = rng.random(n) < CROSSOVER_SHARE
+        children = np.where(crossed[:, None], space.crossover(children, mates, rng), children)
+        mutated = ~crossed | (rng.random(n) < MUTATE_CROSSED)
+        return np.where(mutated[:, None], space.mutate(children, rng, rate), children)
+
+    def _tournament(self, n: int) -> Genes:
+        """Winners of ``n`` binary tournaments by rank, then crowding; indices, shape (n,)."""
+        first, second = self._rng.integers(len(self._genes), size=(2, n))
+        better = (self._ranks[second] < self._ranks[first]) | (
+            (self._ranks[second] == self._ranks[first])
+            & (self._crowding[second] > self._crowding[first])
+        )
+        return np.where(better, second, first)
+
+    def _random(self, n: int) -> Genes:
+        """New feasible rows from nowhere in particular, when breeding gives no more."""
+        size = max(256, OVERSAMPLE * n)
+        return self._screen.collect(
+            lambda _: diverse_sample(self.problem, self._rng, size), n, ROUNDS
+        )
+
+    # Telling ----------------------------------------------------------------------------------
+
+    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
+        self._screen.mark(genes)
+        self._genes = np.concatenate([self._genes, genes])
+        self._objectives = np.concatenate([self._objectives, objectives])
+        self._violations = np.concatenate([self._violations, violations])
+        self._distinct()
+        ranks = constrained_ranks(self._objectives, self._violations)
+        crowding = crowding_distance(self._objectives, ranks)
+        keep = np.sort(np.lexsort((-crowding, ranks))[: self.population])
+        self._genes = self._genes[keep]
+        self._objectives, self._violations = self._objectives[keep], self._violations[keep]
+        self._ranks = ranks[keep]
+        self._crowding = crowding_distance(self._objectives, self._ranks)
+
+    def _distinct(self) -> None:
+        """Keep the latest result of a row that was told more than once."""
+        _, last = np.unique(self._genes[::-1], axis=0, return_index=True)
+        keep = np.sort(len(self._genes) - 1 - last)
+        self._genes = self._genes[keep]
+        self._objectives, self._violations = self._objectives[keep], self._violations[keep]
+
+    # State ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rng": self._rng.bit_generator.state,
+            "seen": self._screen.state(),
+            "initial": None if self._initial is None else self._initial.tolist(),
+            "genes": self._genes.tolist(),
+            "objectives": pack_floats(self._objectives),
+            "violations": pack_floats(self._violations),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+        self._screen.load(state["seen"])
+        initial = state["initial"]
+        self._initial = None if initial is None else self._rows(initial)
+        self._genes = self._rows(state["genes"])
+        self._objectives = unpack_floats(state["objectives"], len(self.problem.objectives))
+        self._violations = unpack_floats(state["violations"])
+        self._ranks = constrained_ranks(self._objectives, self._violations)
+        self._crowding = crowding_distance(self._objectives, self._ranks)
+
+    def _rows(self, rows: list[list[int]]) -> Genes:
+        return np.array(rows, dtype=np.int64).reshape(-1, self.problem.space.num_genes)
+
+
+def spread(rows: Genes, cost: Values, n: int, rng: np.random.Generator) -> Genes:
+    """``n`` of the rows, as evenly over the range of ``cost`` as they allow, in random order.
+
+    The range is cut into ``n`` equal bins; every bin gives one row before any gives a second.
+    """
+    if len(rows) == 0:
+        return rows
+    low, high = float(cost.min()), float(cost.max())
+    width = (high - low) / n or 1.0
+    bins = np.minimum(((cost - low) / width).astype(np.int64), n - 1)
+    shuffled = rng.permutation(len(rows))
+    order = shuffled[np.argsort(bins[shuffled], kind="stable")]
+    ordered = bins[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(rows)])
+    turn = np.arange(len(rows)) - np.repeat(starts, lengths)
+    chosen = order[np.lexsort((rng.random(len(rows)), turn))][:n]
+    return rows[rng.permutation(chosen)]
