@@ -55,8 +55,10 @@ def save_checkpoint(
 ) -> Path:
     """Write ``directory/step-…`` whole or not at all and drop all but the ``keep`` newest."""
     directory.mkdir(parents=True, exist_ok=True)
-    versions = len(list(directory.glob(f"step-{step:09d}-*")))
-    final = directory / f"step-{step:09d}-{versions}"  # again at a step: after a roll-back
+    # A step can be saved again, after a roll-back; the later one sorts as the newer.
+    stem = f"step-{step:09d}-"
+    taken = [int(path.name.removeprefix(stem)) for path in directory.glob(f"{stem}*")]
+    final = directory / f"{stem}{max(taken, default=-1) + 1:04d}"
     temporary = directory / f".writing-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
