@@ -6,13 +6,16 @@ neither files, processes nor networks. Their whole state is plain data.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from search.problem import Problem, Values
-from search_space.space import Genes
+from search_space.space import INACTIVE, Genes, SearchSpace
+
+ENUMERABLE = 50_000
 
 
 class Sampler(Protocol):
@@ -78,11 +81,37 @@ class Screen:
             kept = np.concatenate([kept, self.fresh(propose(i), n - len(kept))])
         return kept
 
+    def rest(self, n: int, rng: np.random.Generator) -> Genes:
+        """Up to ``n`` random fresh rows of a space small enough to enumerate; none of a larger one.
+
+        Chance leaves the last few rows of a small space unseen for long; counting does not.
+        """
+        space = self.problem.space
+        if n <= 0 or space.size > ENUMERABLE:
+            return np.zeros((0, space.num_genes), dtype=np.int64)
+        return self.fresh(rng.permutation(enumerate_rows(space)), n)
+
     def state(self) -> list[list[int]]:
         return [np.frombuffer(key, dtype=np.int64).tolist() for key in self._seen]
 
     def load(self, state: list[list[int]]) -> None:
         self._seen = dict.fromkeys(np.array(row, dtype=np.int64).tobytes() for row in state)
+
+
+def enumerate_rows(space: SearchSpace) -> Genes:
+    """Every row of a space, shape (space.size, genes)."""
+    parts = [np.arange(len(space.resolutions))[:, None]]
+    for stage in space.stages:
+        rows = []
+        for width, (index, depth) in itertools.product(
+            range(len(stage.widths)), enumerate(stage.depths)
+        ):
+            rest = (INACTIVE,) * (stage.max_depth - depth)
+            for choice in itertools.product(range(len(stage.blocks)), repeat=depth):
+                rows.append((width, index, *choice, *rest))
+        parts.append(np.array(rows, dtype=np.int64))
+    picks = np.indices([len(part) for part in parts]).reshape(len(parts), -1)
+    return np.hstack([part[pick] for part, pick in zip(parts, picks, strict=True)])
 
 
 def _keys(genes: Genes) -> list[bytes]:

@@ -113,9 +113,10 @@ class NSGA2:
     def _random(self, n: int) -> Genes:
         """New feasible rows from nowhere in particular, when breeding gives no more."""
         size = max(256, OVERSAMPLE * n)
-        return self._screen.collect(
+        rows = self._screen.collect(
             lambda _: diverse_sample(self.problem, self._rng, size), n, ROUNDS
         )
+        return np.concatenate([rows, self._screen.rest(n - len(rows), self._rng)])
 
     # Telling ----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from search.feasibility import diverse_sample, repair
 from search.problem import Problem, Values
-from search.samplers.base import Screen
+from search.samplers.base import ENUMERABLE, Screen
 from search_space.space import Genes
 
 ROUNDS = 16
@@ -33,7 +33,8 @@ class RandomSearch:
         space = self.problem.space
         batch = max(BATCH, 4 * n)
         rows = self._screen.collect(lambda _: space.sample(self._rng, batch), n, ROUNDS)
-        if len(rows) < n:
+        rows = np.concatenate([rows, self._screen.rest(n - len(rows), self._rng)])
+        if len(rows) < n and space.size > ENUMERABLE:
             missing = n - len(rows)
             repaired, _ = repair(
                 self.problem,

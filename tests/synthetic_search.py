@@ -1,0 +1,101 @@
+"""Problems with known answers for the search tests: real additive tables, accuracy by formula."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from predictors.additive import AdditiveTable
+from results.journal import Evaluation
+from search import Constraint, Objective, Problem
+from search_space import Architecture, Genes, ModuleSpec, SearchSpace
+
+OBJECTIVES = (Objective("accuracy", "maximize"), Objective("latency_ms", "minimize"))
+
+
+def small_space() -> SearchSpace:
+    """1,536 architectures of macro style and resolution that suit 16 px images."""
+    blocks = {"blocks": [{"mixer": "pooling", "mlp_ratio": 2}, {"mixer": "pooling"}]}
+    return SearchSpace.from_dict(
+        {
+            "name": "small",
+            "macro": {"stem_kernel": 2, "stem_stride": 2},
+            "resolution": [16, 24],
+            "stages": [
+                {"width": [8, 16], "depth": 1, **blocks},
+                {"width": [16, 24], "depth": 1, **blocks},
+                {"width": [24, 32], "depth": [1, 2], **blocks},
+                {"width": [32, 48], "depth": 1, **blocks},
+            ],
+        }
+    )
+
+
+def every_row(space: SearchSpace) -> Genes:
+    """All rows of a small space by plain counting, shape (size, genes)."""
+    every = itertools.product(*(range(c) for c in space.cardinalities))
+    rows = np.array(list(every), dtype=np.int64)
+    rows = np.where(space.active(rows), rows, -1)
+    return np.unique(rows, axis=0)
+
+
+def cost_table(space: SearchSpace, salt: str, growth: float = 1.0) -> AdditiveTable:
+    """Table of positive costs that look random and lean towards growing with every option."""
+
+    def cost(spec: ModuleSpec, size: int) -> float:
+        noise = zlib.crc32(f"{salt}{spec}{size}".encode()) / 2**32
+        numbers = [float(v) for v in spec.as_dict().values() if isinstance(v, (int, float))]
+        return 0.02 + 0.1 * noise + growth * 1e-3 * sum(numbers)
+
+    return AdditiveTable.build(space, 10, cost)
+
+
+class Accuracy:
+    """Accuracy that is monotone in an additive score: separable, so easy to reason about."""
+
+    def __init__(self, space: SearchSpace, salt: str = "accuracy") -> None:
+        self.table = cost_table(space, salt)
+        self.calls: list[str] = []
+
+    def of_rows(self, genes: Genes) -> np.ndarray:
+        return 1 - np.exp(-self.table.predict(genes))
+
+    def __call__(self, architecture: Architecture) -> dict[str, float]:
+        self.calls.append(architecture.digest)
+        row = self.table.space.encode([architecture])
+        return {"accuracy": float(self.of_rows(row)[0])}
+
+
+def bounded_problem(space: SearchSpace, share: float = 0.5) -> Problem:
+    """Accuracy against latency, under a bound at ``share`` of the way from fastest to slowest."""
+    table = cost_table(space, "latency")
+    low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
+    bound = Constraint("latency_ms", maximum=float(low + share * (high - low)))
+    return Problem(space, OBJECTIVES, (bound,), {"latency_ms": table})
+
+
+class MemoryJournal:
+    """A journal without a disk; refuses an architecture twice, as the real one does."""
+
+    def __init__(self, evaluations: list[Evaluation] | None = None) -> None:
+        self.evaluations = list(evaluations or [])
+
+    def get(self, digest: str) -> Evaluation | None:
+        return next((e for e in self.evaluations if e.digest == digest), None)
+
+    def append(self, evaluation: Evaluation) -> None:
+        assert self.get(evaluation.digest) is None
+        self.evaluations.append(evaluation)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        return iter(self.evaluations)
+
+
+def brute_force_front(points: np.ndarray) -> set[int]:
+    """Indices of minimised points that nothing dominates, straight from the definition."""
+    no_worse = (points[:, None] <= points[None]).all(axis=2)
+    better = (points[:, None] < points[None]).any(axis=2)
+    return set(np.flatnonzero(~(no_worse & better).any(axis=0)).tolist())
