@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ class Concat:
         object.__setattr__(self, "parts", parts)
 
 
-Axis = Union[str, int, Centre, Product, Concat]
-Axes = tuple[Axis, ...]
+Axis: TypeAlias = str | int | Centre | Product | Concat
+Axes: TypeAlias = tuple[Axis, ...]
 
 
 class StaticModule(nn.Module):
@@ -198,7 +198,8 @@ class _Cut(torch.autograd.Function):
         for item, part, weight in zip(slices, small, weights, strict=True):
             targets += [box.of_small(part) for box in item.boxes]
             sources += [box.of_large(weight) for box in item.boxes]
-        torch._foreach_copy_(targets, sources)
+        if targets:
+            torch._foreach_copy_(targets, sources)
         return small
 
     @staticmethod
@@ -252,7 +253,9 @@ def permute(
     parameter along the axis is given. Parameters without the axis are returned as they are.
     """
     if sorted(order) != list(range(sizes[name])):
-        raise ValueError(f"{list(order)} is not a permutation of the {sizes[name]} entries of {name}")
+        raise ValueError(
+            f"{list(order)} is not a permutation of the {sizes[name]} entries of {name}"
+        )
 
     def positions(axis: Axis) -> list[int]:
         match axis:
@@ -286,5 +289,3 @@ def permute(
 def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Axes of a child module under its parent's parameter names."""
     return {f"{prefix}.{key}": value for key, value in axes.items()}
-
-

@@ -4,7 +4,13 @@ from supernet.mixers.depthwise import DepthwiseConv
 from supernet.mixers.focal_modulation import FocalModulation
 from supernet.mixers.gnconv import GnConv
 from supernet.mixers.pooling import Pooling
-from supernet.mixers.registry import Mixer, build_mixer, mixer_class, register_mixer, registered_mixers
+from supernet.mixers.registry import (
+    Mixer,
+    build_mixer,
+    mixer_class,
+    register_mixer,
+    registered_mixers,
+)
 from supernet.mixers.window_attention import WindowAttention
 
 __all__ = [

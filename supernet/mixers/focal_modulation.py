@@ -22,9 +22,7 @@ class FocalModulation(Mixer):
     ``post_norm`` adds a LayerNorm after the modulation, which large models need to be stable.
     """
 
-    def __init__(
-        self, dim: int, levels: int = 2, window: int = 3, post_norm: bool = False
-    ) -> None:
+    def __init__(self, dim: int, levels: int = 2, window: int = 3, post_norm: bool = False) -> None:
         super().__init__()
         self.dim, self.levels = dim, levels
         self.kernels = [window + STEP * level for level in range(levels)]

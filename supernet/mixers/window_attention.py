@@ -67,7 +67,7 @@ class WindowAttention(Mixer):
 
     def _mask(self, x: Tensor, windows: int) -> Tensor:
         """Bias and mask to add to the scores, broadcastable to (batch · windows, heads, …)."""
-        batch, height, width, _ = x.shape
+        batch, height, width = x.shape[0], int(x.shape[1]), int(x.shape[2])  # tensors when traced
         key = (height, width, x.device)
         if torch.compiler.is_compiling():  # tensors of a trace must not outlive it
             index, mask = self._make_constants(height, width, x.device)
