@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,8 @@ class AdditiveTable:
             *shapes.downsamples,
             shapes.head,
         ]
-        assert math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.offset)
+        assert 0 < self.scale < math.inf
+        assert math.isfinite(self.offset)
 
     @classmethod
     def build(
@@ -205,7 +207,7 @@ def _shapes(space: SearchSpace) -> _Shapes:
     return _Shapes(
         (num, widths[0]),
         [(num, s.max_depth, len(s.widths), len(s.blocks)) for s in space.stages],
-        [(num, before, after) for before, after in zip(widths, widths[1:], strict=False)],
+        [(num, before, after) for before, after in pairwise(widths)],
         (num, widths[-1]),
     )
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import nn
 
 from predictors.additive import AdditiveTable, entries
 from search_space import Architecture, ModuleSpec, SearchSpace, components
+from supernet.axes import StaticModule
 from supernet.modules import build_module
 
 COUNT_METRICS = ("num_params", "macs", "activations")
@@ -31,7 +31,7 @@ class Counts:
 
 
 @lru_cache(maxsize=8192)
-def _module(spec: ModuleSpec) -> tuple[nn.Module, int]:
+def _module(spec: ModuleSpec) -> tuple[StaticModule, int]:
     """Module without storage, and its number of parameters."""
     with torch.device("meta"):
         module = build_module(spec)
@@ -41,18 +41,19 @@ def _module(spec: ModuleSpec) -> tuple[nn.Module, int]:
 def count_entry(spec: ModuleSpec, in_size: int) -> Counts:
     """Counts of one component with a square input of side ``in_size``."""
     module, num_params = _module(spec)
-    return Counts(num_params, int(module.macs(in_size)), int(module.activations(in_size)))
+    return Counts(num_params, module.macs(in_size), module.activations(in_size))
 
 
 def counts(space: SearchSpace, num_classes: int = 1000) -> dict[str, AdditiveTable]:
     """Additive tables ``num_params``, ``macs`` and ``activations`` of ``space``."""
     known = {entry: count_entry(*entry) for entry in entries(space, num_classes)}
-    return {
-        metric: AdditiveTable.build(
-            space, num_classes, lambda spec, size, metric=metric: getattr(known[spec, size], metric)
+
+    def table(metric: str) -> AdditiveTable:
+        return AdditiveTable.build(
+            space, num_classes, lambda spec, size: float(getattr(known[spec, size], metric))
         )
-        for metric in COUNT_METRICS
-    }
+
+    return {metric: table(metric) for metric in COUNT_METRICS}
 
 
 def count_architecture(architecture: Architecture, num_classes: int = 1000) -> dict[str, int]:

@@ -1,0 +1,309 @@
+"""Profiling: measure what a space needs and a table lacks, and fit its correction.
+
+Entries and whole check networks are timed in the same rounds (see ``measure``), which go on
+until the check networks' halves agree and the sum of the entries stands still. Samples are
+saved every few seconds, so a killed profile continues where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from predictors.additive import Entry
+from predictors.latency.devices import Conditions, local_conditions
+from predictors.latency.measure import (
+    Bench,
+    Limits,
+    LoadMeter,
+    WeightPool,
+    entry_subject,
+    network_subject,
+    run_rounds,
+    split_half_disagreement,
+    statistic,
+    steady,
+)
+from predictors.latency.table import (
+    SCHEMA_VERSION,
+    CheckNetwork,
+    Correction,
+    LatencyTable,
+    Measured,
+    fit_correction,
+    leave_one_out_error,
+    read_parquet,
+    spec_to_json,
+    write_parquet,
+)
+from search_space import Architecture, SearchSpace, components
+from search_space.errors import CorruptFileError
+
+log = logging.getLogger(__name__)
+
+NUM_CHECKS = 12
+SAVE_SECONDS = 10.0
+_CHECKS_AGREE = 0.02
+_SUM_STANDS = 0.01
+_EXPECTED_ERROR_LIMIT = 0.1
+_PARTIAL_KEY = b"nas.latency_samples"
+_PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
+
+Progress = Callable[[int, int, float], None]
+
+
+def cache_folder() -> Path:
+    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``."""
+    root = os.environ.get("NAS_CACHE")
+    if root:
+        return Path(root) / "latency"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas" / "latency"
+
+
+def table_path(conditions: Conditions, cache_dir: Path | None = None) -> Path:
+    """File of the table of ``conditions``."""
+    folder = cache_folder() if cache_dir is None else cache_dir
+    return folder / f"{conditions.device.kind}-{conditions.digest}.parquet"
+
+
+def cached_table(conditions: Conditions, cache_dir: Path | None = None) -> LatencyTable:
+    """The table on disk, or an empty one; raises CorruptFileError for an unusable file."""
+    path = table_path(conditions, cache_dir)
+    if not path.exists():
+        return LatencyTable(conditions, {}, {})
+    table = LatencyTable.load(path)
+    if table.conditions != conditions:
+        raise CorruptFileError(
+            f"{path} holds a table of other conditions ({table.conditions}). Delete the file and "
+            "run `nas profile` to measure it again."
+        )
+    return table
+
+
+def check_architectures(space: SearchSpace) -> list[Architecture]:
+    """The whole networks that a space's correction is fitted on: both extremes and random ones.
+
+    Always the same for a space, so that sessions can be compared.
+    """
+    rng = np.random.default_rng(int(space.digest, 16))
+    drawn = space.decode(space.sample(rng, NUM_CHECKS - 2))
+    return list(dict.fromkeys([space.smallest, space.largest, *drawn]))
+
+
+def profile(
+    space: SearchSpace,
+    num_classes: int = 1000,
+    conditions: Conditions | None = None,
+    cache_dir: Path | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    time_budget_s: float | None = None,
+    limits: Limits | None = None,
+) -> LatencyTable:
+    """Latency table that can ``compile(space, num_classes)``.
+
+    What is on disk for these conditions is used, only the rest is measured. ``seed`` sets the
+    order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
+    be, and how many seconds these take at most. After ``time_budget_s`` the measurement ends
+    with what it has, and the correction says so.
+
+    Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
+    the table on disk cannot be used.
+    """
+    conditions = local_conditions() if conditions is None else conditions
+    table = cached_table(conditions, cache_dir)
+    if table.complete(space, num_classes):
+        return table
+    path = table_path(conditions, cache_dir)
+    limits = limits or Limits(budget_s=time_budget_s)
+    session = _Session(table, space, num_classes, path, limits)
+    session.run(seed, progress)
+    # another process may have written meanwhile: what is on disk stays
+    table = session.extend(cached_table(conditions, cache_dir))
+    table.save(path)
+    session.partial.unlink(missing_ok=True)
+    return table
+
+
+@dataclass
+class _Progressive:
+    """State that is saved while measuring: samples per subject and the seconds they took."""
+
+    samples: list[list[float]]
+    seconds: float
+
+
+class _Session:
+    """One measurement of a table's missing entries beside the check networks of a space."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        space: SearchSpace,
+        num_classes: int,
+        path: Path,
+        limits: Limits,
+    ) -> None:
+        self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
+        self.missing: list[Entry] = table.missing(space, num_classes)
+        self.checks = check_architectures(space)
+        self.partial = path.with_suffix(f".{space.digest}-{num_classes}.partial.parquet")
+        self.seconds = 0.0
+        self.stopped = ""
+        self.warnings: list[str] = []
+
+    def run(self, seed: int, progress: Progress | None) -> None:
+        conditions = self.table.conditions
+        pool = WeightPool(conditions)
+        subjects = [entry_subject(spec, size, conditions, pool) for spec, size in self.missing]
+        subjects += [network_subject(a, self.num_classes, conditions, pool) for a in self.checks]
+        self.bench = bench = Bench(subjects, conditions, seed)
+        names = [f"{spec_to_json(spec)}@{size}" for spec, size in self.missing]
+        names += [f"network {a.digest}" for a in self.checks]
+        earlier = _load_partial(self.partial, names, conditions)
+        if earlier is not None:
+            bench.samples = earlier.samples
+        before = earlier.seconds if earlier is not None else 0.0
+        begin = saved = time.monotonic()
+
+        def save() -> None:
+            whole = [samples[: bench.rounds] for samples in bench.samples]
+            state = _Progressive(whole, before + time.monotonic() - begin)
+            _save_partial(self.partial, names, conditions, state)
+
+        def after_round(done: int, total: int, eta_s: float) -> None:
+            nonlocal saved
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+            if progress is not None:
+                progress(done, total, eta_s)
+
+        with steady(conditions):
+            bench.warm_up()
+            load = LoadMeter()
+            try:
+                self.stopped = run_rounds(bench, self.limits, self._stable, after_round, before)
+            except KeyboardInterrupt:
+                if bench.rounds:
+                    save()
+                raise
+        self.seconds = before + time.monotonic() - begin
+        self.warnings += load.warnings()
+
+    def _stable(self, bench: Bench) -> bool:
+        """Whether the checks' halves agree and the entries' sum moved little of late."""
+        entries_part, checks_part = self._split(bench.samples)
+        if max(split_half_disagreement(samples) for samples in checks_part) > _CHECKS_AGREE:
+            return False
+        if not entries_part:
+            return True
+        values = np.array([samples[: bench.rounds] for samples in entries_part])
+        late = max(5, bench.rounds // 4)
+        now = np.percentile(values, 25, axis=1).sum()
+        then = np.percentile(values[:, :-late], 25, axis=1).sum()
+        return bool(abs(now - then) < _SUM_STANDS * now)
+
+    def _split(
+        self, samples: Sequence[list[float]]
+    ) -> tuple[Sequence[list[float]], Sequence[list[float]]]:
+        return samples[: len(self.missing)], samples[len(self.missing) :]
+
+    def extend(self, table: LatencyTable) -> LatencyTable:
+        """``table`` with this session's entries and, where it has none yet, a correction.
+
+        Entries are brought to the level of the session that the correction was fitted in, by
+        the ratio of what the check networks took then and now.
+        """
+        entries_part, checks_part = self._split(self.bench.samples)
+        checked = {a.digest: statistic(s) for a, s in zip(self.checks, checks_part, strict=True)}
+        drift = 1.0
+        known = table.corrections.get(self.space.digest)
+        if known is not None:
+            drift = float(
+                np.median([check.measured_ms / checked[check.digest] for check in known.checks])
+            )
+        measured = {}
+        for entry, samples in zip(self.missing, entries_part, strict=True):
+            scaled = [drift * sample for sample in samples]
+            measured[entry] = Measured.of(scaled, statistic(scaled))
+        table = table.with_session(measured)
+        if known is not None:
+            return table
+        return table.with_session({}, {self.space.digest: self._correct(table, checks_part)})
+
+    def _correct(self, table: LatencyTable, checks_part: Sequence[list[float]]) -> Correction:
+        checks = []
+        for architecture, samples in zip(self.checks, checks_part, strict=True):
+            chain = components(architecture, self.num_classes)
+            total = sum(table.entries[part.spec, part.in_size].latency_ms for part in chain)
+            checks.append(
+                CheckNetwork(architecture.digest, total, statistic(samples), len(samples))
+            )
+        sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
+        scale, offset = fit_correction(sums, times)
+        error = leave_one_out_error(sums, times)
+        warnings = list(self.warnings)
+        worst = max(split_half_disagreement(samples) for samples in checks_part)
+        if self.stopped != "converged":
+            warnings.append(
+                f"the measurement ended at its limit of {self.stopped} before the figures stood "
+                f"still: halves of a check network differ by up to {worst:.0%}."
+            )
+        if error > _EXPECTED_ERROR_LIMIT:
+            warnings.append(
+                f"predictions are off by {error:.0%} on average on check networks; measure again "
+                "on an idle machine."
+            )
+        return Correction(
+            space=self.space.name,
+            scale=scale,
+            offset_ms=offset,
+            expected_error=error,
+            checks=tuple(checks),
+            rounds=self.bench.rounds,
+            seconds=self.seconds,
+            stopped=self.stopped,
+            warnings=tuple(warnings),
+        )
+
+
+def _save_partial(
+    path: Path, names: list[str], conditions: Conditions, state: _Progressive
+) -> None:
+    table = pa.table({"subject": names, "samples_ms": state.samples}, schema=_PARTIAL_SCHEMA)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "conditions_digest": conditions.digest,
+        "seconds": state.seconds,
+    }
+    write_parquet(path, table, _PARTIAL_KEY, metadata)
+
+
+def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Progressive | None:
+    """Samples of an interrupted session with the same subjects, or None."""
+    if not path.exists():
+        return None
+    try:
+        table, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
+        samples = table["samples_ms"].to_pylist()
+        if table["subject"].to_pylist() != names or (
+            metadata.get("conditions_digest") != conditions.digest
+        ):
+            raise CorruptFileError("it belongs to another session.")
+        counts = {len(values) for values in samples}
+        values = np.array(samples, dtype=np.float64)
+        if len(counts) != 1 or not (np.isfinite(values).all() and (values > 0).all()):
+            raise CorruptFileError("its samples are not complete.")
+        return _Progressive(samples, float(metadata["seconds"]))
+    except (CorruptFileError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s is left out: %s The profile starts over.", path, error)
+        return None

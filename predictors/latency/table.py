@@ -1,0 +1,327 @@
+"""The latency table: measured components, the conditions they hold under, and a correction.
+
+One file per conditions holds the entries of every space that was profiled under them, so that
+spaces share entries. Sums of entries are turned into end-to-end latencies by an affine
+correction that is fitted, per space, on whole check networks; its expected error is that of
+predicting each check network from the others. Parquet, with all provenance in the schema
+metadata: any data tool can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from predictors.additive import AdditiveTable, Entry, entries
+from predictors.latency.devices import Conditions
+from search_space import ModuleSpec, SearchSpace
+from search_space.errors import CorruptFileError, NasError
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = b"nas.latency_table"
+_SCHEMA = pa.schema(
+    [
+        ("spec", pa.string()),
+        ("in_size", pa.int64()),
+        ("latency_ms", pa.float64()),
+        ("low_ms", pa.float64()),
+        ("high_ms", pa.float64()),
+        ("runs", pa.int64()),
+    ]
+)
+
+
+class MissingLatencyError(NasError, LookupError):
+    """A table lacks what a space asks for; the message names it and the command to measure it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of one entry: the statistic, 10th and 90th percentile, and number of runs."""
+
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float], latency_ms: float) -> Measured:
+        low, high = np.percentile(samples, [10, 90])
+        return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
+
+
+@dataclass(frozen=True)
+class CheckNetwork:
+    """A whole network's measured latency beside the uncorrected sum of its entries."""
+
+    digest: str
+    sum_ms: float
+    measured_ms: float
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """``latency = offset_ms + scale × sum of entries``, for one space, and how it was found.
+
+    Args:
+        space: name of the space it was fitted on.
+        expected_error: mean relative error of predicting each check network from the others.
+        checks: what it was fitted on.
+        rounds: visits of every subject.
+        seconds: measuring time.
+        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
+        warnings: what may have spoilt the measurement.
+    """
+
+    space: str
+    scale: float
+    offset_ms: float
+    expected_error: float
+    checks: tuple[CheckNetwork, ...]
+    rounds: int
+    seconds: float
+    stopped: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured entries, their conditions, and corrections by the digest of their space."""
+
+    conditions: Conditions
+    entries: Mapping[Entry, Measured]
+    corrections: Mapping[str, Correction]
+
+    def missing(self, space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
+        """Entries that ``space`` asks for and this table lacks."""
+        return [entry for entry in entries(space, num_classes) if entry not in self.entries]
+
+    def complete(self, space: SearchSpace, num_classes: int = 1000) -> bool:
+        """Whether ``compile`` would succeed."""
+        return space.digest in self.corrections and not self.missing(space, num_classes)
+
+    def correction(self, space: SearchSpace) -> Correction:
+        """Correction of ``space``; raises MissingLatencyError."""
+        if space.digest not in self.corrections:
+            raise MissingLatencyError(
+                f"the latency table of {self.conditions.device} has no end-to-end correction for "
+                f"space {space.name!r}; measure it with: {self._command(space)}"
+            )
+        return self.corrections[space.digest]
+
+    def compile(self, space: SearchSpace, num_classes: int = 1000) -> AdditiveTable:
+        """Additive table that predicts milliseconds of whole networks.
+
+        Raises MissingLatencyError that names the first missing entry and the command.
+        """
+        missing = self.missing(space, num_classes)
+        if missing:
+            (spec, in_size), more = missing[0], len(missing) - 1
+            raise MissingLatencyError(
+                f"the latency table of {self.conditions.device} lacks {spec} on a {in_size}-pixel "
+                f"input{f' and {more} more entries' if more else ''} of space {space.name!r}; "
+                f"measure what is missing with: {self._command(space)}"
+            )
+        correction = self.correction(space)
+        return AdditiveTable.build(
+            space,
+            num_classes,
+            lambda spec, size: self.entries[spec, size].latency_ms,
+            scale=correction.scale,
+            offset=correction.offset_ms,
+        )
+
+    def _command(self, space: SearchSpace) -> str:
+        return f"nas profile --space {space.name} --device {self.conditions.device.kind}"
+
+    def with_session(
+        self,
+        measured: Mapping[Entry, Measured],
+        corrections: Mapping[str, Correction] | None = None,
+    ) -> LatencyTable:
+        """The table with more entries and corrections; entries that are there already stay."""
+        return replace(
+            self,
+            entries={**measured, **self.entries},
+            corrections={**self.corrections, **(corrections or {})},
+        )
+
+    # Files ------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Replace ``path`` atomically by this table."""
+        rows = sorted(self.entries.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+        columns: dict[str, list[Any]] = {
+            "spec": [spec_to_json(spec) for (spec, _), _ in rows],
+            "in_size": [size for (_, size), _ in rows],
+        }
+        for field in fields(Measured):
+            columns[field.name] = [getattr(measured, field.name) for _, measured in rows]
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "conditions": self.conditions.to_dict(),
+            "conditions_digest": self.conditions.digest,
+            "statistic": "25th percentile of cold interleaved runs, milliseconds",
+            "corrections": {key: asdict(value) for key, value in self.corrections.items()},
+        }
+        write_parquet(path, pa.table(columns, schema=_SCHEMA), _METADATA_KEY, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Table in ``path``.
+
+        Raises CorruptFileError where the file is missing, cut short, of another schema version,
+        or holds cells that no measurement gives.
+        """
+        try:
+            data, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
+            conditions = Conditions.from_dict(metadata.get("conditions"))
+            if metadata.get("conditions_digest") != conditions.digest:
+                raise CorruptFileError("the conditions were altered: their digest differs.")
+            raw = metadata.get("corrections")
+            if not isinstance(raw, dict):
+                raise CorruptFileError("corrections must be a mapping.")
+            corrections = {key: _correction_from_dict(value) for key, value in raw.items()}
+            measured: dict[Entry, Measured] = {}
+            for row in data.to_pylist():
+                entry, value = _entry_from_row(row)
+                if entry in measured:
+                    raise CorruptFileError(f"{entry[0]} on {entry[1]} pixels is there twice.")
+                measured[entry] = value
+        except NasError as error:
+            text = f"{path}: {error} Delete the file and run `nas profile` to measure it again."
+            raise CorruptFileError(text) from None
+        return cls(conditions, measured, corrections)
+
+
+def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """Scale and offset by Huber's regression of relative errors (Huber, 1964; k = 1.345).
+
+    Iteratively reweighted least squares, so that a disturbed check network hardly moves the
+    line. Where the line would fall, or check networks are too few, the median ratio and 0.
+    """
+    x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    line = np.array([np.median(y / x), 0.0])
+    if len(np.unique(x)) >= 3:
+        design = np.stack([x / y, 1 / y], axis=1)
+        for _ in range(50):
+            residuals = np.abs(design @ line - 1)
+            limit = 1.345 * max(float(np.median(residuals)) / 0.6745, 1e-9)
+            root = np.sqrt(np.minimum(1.0, limit / np.maximum(residuals, limit)))
+            fitted = np.linalg.lstsq(design * root[:, None], root, rcond=None)[0]
+            if fitted[0] <= 0:
+                line = np.array([np.median(y / x), 0.0])
+                break
+            line = fitted
+    return float(line[0]), float(line[1])
+
+
+def leave_one_out_error(sums: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean relative error of predicting each network by a correction fitted on the others."""
+    errors = []
+    for i, (x, y) in enumerate(zip(sums, measured, strict=True)):
+        scale, offset = fit_correction(
+            [*sums[:i], *sums[i + 1 :]], [*measured[:i], *measured[i + 1 :]]
+        )
+        errors.append(abs(offset + scale * x - y) / y)
+    return float(np.mean(errors))
+
+
+def spec_to_json(spec: ModuleSpec) -> str:
+    """One line of JSON; ``spec_from_json`` inverts it."""
+    options = {k: dict(v) if isinstance(v, tuple) else v for k, v in spec.options}
+    return json.dumps({"kind": spec.kind, **options}, sort_keys=True, separators=(",", ":"))
+
+
+def spec_from_json(text: str) -> ModuleSpec:
+    """Raises CorruptFileError where ``text`` is no spec."""
+    try:
+        options = json.loads(text)
+        kind = options.pop("kind")
+        return ModuleSpec.of(
+            kind,
+            **{
+                k: tuple(sorted(v.items())) if isinstance(v, dict) else v
+                for k, v in options.items()
+            },
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptFileError(f"{str(text)[:80]!r} is not the spec of a module.") from None
+
+
+def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str, Any]) -> None:
+    """Replace ``path`` by ``table`` with ``metadata`` as JSON in its schema: all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False).encode()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pq.write_table(table.replace_schema_metadata({key: text}), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
+    """Table and metadata; raises CorruptFileError where it is not what ``write_parquet`` wrote."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise CorruptFileError("there is no such file.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptFileError(
+            f"not a readable Parquet file ({' '.join(str(error).split())[:120]})."
+        ) from None
+    try:
+        metadata = json.loads((table.schema.metadata or {})[key])
+    except (KeyError, ValueError):
+        raise CorruptFileError("it carries no provenance, so it is no table of ours.") from None
+    version = metadata.get("schema_version") if isinstance(metadata, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CorruptFileError(
+            f"it has schema version {version}, this program reads version {SCHEMA_VERSION}."
+        )
+    found = table.schema.remove_metadata()
+    if not found.equals(schema):
+        wanted = ", ".join(f"{f.name}: {f.type}" for f in schema)
+        raise CorruptFileError(f"its columns are not {wanted}.")
+    return table, metadata
+
+
+def _entry_from_row(row: Mapping[str, Any]) -> tuple[Entry, Measured]:
+    spec, in_size = spec_from_json(row["spec"]), row["in_size"]
+    where = f"{spec} on {in_size} pixels"
+    for name in ("latency_ms", "low_ms", "high_ms", "runs"):
+        value = row[name]
+        if value is None or not math.isfinite(value) or value <= 0:
+            raise CorruptFileError(f"{where}: {name}={value} must be a positive number.")
+    if in_size is None or in_size < 1:
+        raise CorruptFileError(f"{where}: in_size must be positive.")
+    return (spec, in_size), Measured(*(row[field.name] for field in fields(Measured)))
+
+
+def _correction_from_dict(data: Any) -> Correction:
+    try:
+        checks = tuple(CheckNetwork(**check) for check in data["checks"])
+        result = Correction(**{**data, "checks": checks, "warnings": tuple(data["warnings"])})
+        numbers = [result.scale, result.offset_ms, result.expected_error, result.seconds]
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise CorruptFileError("a correction is not what this program writes.") from None
+    return result
