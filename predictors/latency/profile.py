@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,9 @@ def profile(
     if table.complete(space, num_classes):
         return table
     path = table_path(conditions, cache_dir)
-    limits = limits or Limits(budget_s=time_budget_s)
+    limits = limits or Limits()
+    if time_budget_s is not None:
+        limits = replace(limits, budget_s=time_budget_s)
     session = _Session(table, space, num_classes, path, limits)
     session.run(seed, progress)
     # another process may have written meanwhile: what is on disk stays

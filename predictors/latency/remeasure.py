@@ -6,7 +6,7 @@ Networks are interleaved as entries are, so that comparisons between them are fa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,7 +67,9 @@ def measure_networks(
     if not architectures:
         return []
     conditions = local_conditions() if conditions is None else conditions
-    limits = limits or Limits(min_seconds=5.0, budget_s=time_budget_s)
+    limits = limits or Limits(min_seconds=5.0)
+    if time_budget_s is not None:
+        limits = replace(limits, budget_s=time_budget_s)
     pool = WeightPool(conditions)
     subjects = [network_subject(a, num_classes, conditions, pool) for a in architectures]
     bench = Bench(subjects, conditions, seed)
