@@ -1,0 +1,44 @@
+"""Hardware-aware neural architecture search of hierarchical vision backbones.
+
+The public API, loaded when first used, so that importing costs nothing. Importing also lets
+timm know our backbone: ``timm.create_model("local-dir:…", pretrained=True)`` then loads exports.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from nas.timm_plugin import register_with_timm
+
+_API = {
+    "Architecture": "search_space",
+    "Backbone": "supernet",
+    "SearchSpace": "search_space",
+    "Supernet": "supernet",
+    "build": "supernet",
+    "count_architecture": "predictors.counts",
+    "known": "search_space",
+    "known_names": "search_space",
+    "load_architecture": "search_space",
+    "load_space": "search_space",
+    "load_timm_checkpoint": "supernet.timm_weights",
+    "run_search": "nas.pipeline",
+    "space_names": "search_space",
+}
+
+__all__ = list(_API)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _API:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(import_module(_API[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_API, "__version__"])
+
+
+register_with_timm()

@@ -14,7 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
-from search_space.errors import CorruptFileError, InvalidArchitectureError, UnknownNameError
+from search_space.errors import (
+    CorruptFileError,
+    InvalidArchitectureError,
+    NasError,
+    UnknownNameError,
+)
 from search_space.mixers import ParamValue, mixer_spec
 
 NUM_STAGES = 4
@@ -44,7 +49,7 @@ class Mixer:
     params: tuple[tuple[str, ParamValue], ...]
 
     @classmethod
-    def of(cls, name: str, **params: ParamValue) -> Self:
+    def of(cls, name: str, /, **params: ParamValue) -> Self:
         """Mixer ``name`` with ``params``; those left out take the mixer's defaults."""
         defaults = {key: rule.default for key, rule in mixer_spec(name).params.items()}
         return cls(name, tuple(sorted({**defaults, **params}.items())))
@@ -97,8 +102,16 @@ class Block:
     def from_dict(cls, data: object, where: str = "block") -> Self:
         data = _mapping(data, where)
         _require("mixer" in data, f"{where}: 'mixer' is missing.")
-        params = {key: value for key, value in data.items() if key not in ("mixer", "mlp_ratio")}
-        return cls(Mixer.of(str(data["mixer"]), **params), data.get("mlp_ratio", 4.0))
+        try:
+            name = str(data["mixer"])
+            known = ("mixer", "mlp_ratio", *mixer_spec(name).params)
+            for key in data:
+                if key not in known:
+                    raise UnknownNameError(f"key of a block with mixer {name}", str(key), known)
+            params = {key: data[key] for key in known[2:] if key in data}
+            return cls(Mixer.of(name, **params), data.get("mlp_ratio", 4.0))
+        except NasError as error:
+            raise error.located(where) from None
 
 
 @dataclass(frozen=True)
@@ -179,11 +192,14 @@ class Macro:
         )
         for name in ("norm_eps", "head_norm_eps"):
             value = getattr(self, name)
-            _require(_is_number(value) and value > 0, f"{name}={value!r} must be positive.")
+            _require(_is_number(value) and value > 0, f"{name}={value!r} must be a positive number.")
         _require(
             _is_number(self.layer_scale) and self.layer_scale >= 0,
-            f"layer_scale={self.layer_scale!r} must be 0 (none) or positive.",
+            f"layer_scale={self.layer_scale!r} must be 0 (none) or a positive number.",
         )
+        # 0, 0.0 and -0.0 are equal, and so must be their JSON and digests
+        for name in ("norm_eps", "head_norm_eps", "layer_scale"):
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -213,7 +229,8 @@ class Architecture:
         _require(
             min(feature_sizes(self.macro, self.resolution)) >= 1,
             f"resolution={self.resolution} is too small: after the stem and three downsampling "
-            f"steps the feature maps have sides {feature_sizes(self.macro, self.resolution)}.",
+            f"steps the feature maps have sides {feature_sizes(self.macro, self.resolution)}; take a "
+            "larger one.",
         )
 
     @property
@@ -252,19 +269,20 @@ class Architecture:
         )
         stages = []
         for i, raw in enumerate(data["stages"]):
-            stage = _known_keys(Stage, _mapping(raw, f"stages[{i}]"), f"stages[{i}]")
+            where = f"stages[{i}]"
+            stage = _known_keys(Stage, _mapping(raw, where), where)
             _require(
                 isinstance(stage.get("blocks"), (list, tuple)) and "width" in stage,
-                f"stages[{i}] needs 'width' and a list 'blocks'.",
+                f"{where} needs 'width' and a list 'blocks'.",
+            )
+            blocks = tuple(
+                Block.from_dict(block, f"{where}.blocks[{j}]")
+                for j, block in enumerate(stage["blocks"])
             )
             try:
-                blocks = tuple(
-                    Block.from_dict(block, f"stages[{i}].blocks[{j}]")
-                    for j, block in enumerate(stage["blocks"])
-                )
                 stages.append(Stage(stage["width"], blocks))
             except InvalidArchitectureError as error:
-                raise error.located(f"stages[{i}]") from None
+                raise error.located(where) from None
         result = cls(Macro.from_dict(data.get("macro", {})), data["resolution"], tuple(stages))
         if stated is not None and stated != result.digest:
             raise CorruptFileError(

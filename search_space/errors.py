@@ -43,6 +43,10 @@ class InvalidQuantityError(NasError, ValueError):
     """A quantity without a unit, with the wrong unit, or not a number."""
 
 
+class UsageError(NasError, ValueError):
+    """Options or a configuration with a missing, unknown or impossible entry."""
+
+
 class DataError(NasError):
     """Images or labels that cannot be used."""
 

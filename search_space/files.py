@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,16 @@ from search_space.known import known, known_names
 from search_space.space import SearchSpace
 
 _SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``1e-6`` as the number that people mean; YAML 1.1 wants ``1.0e-6``."""
+
+
+# only with a sign in the exponent: a digest such as 12345e678901 stays text
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]\d+$"), list("-+0123456789")
+)
 
 
 def space_names() -> list[str]:
@@ -80,13 +92,16 @@ def dump_architecture(architecture: Architecture) -> str:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; errors name the file."""
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; give the path of a YAML or JSON file."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
+    except json.JSONDecodeError as error:
+        raise CorruptFileError(f"{path} is not valid JSON: {error}.") from None
     except yaml.YAMLError as error:
         raise CorruptFileError(
             f"{path} is not valid YAML: {' '.join(str(error).split())}."

@@ -35,6 +35,15 @@ Genes = npt.NDArray[np.int64]
 INACTIVE = -1
 
 
+def _check_choices(name: str, values: Sequence[object]) -> None:
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+        raise InvalidSpaceError(f"{name} {list(values)} must be positive integers.")
+    if not values or any(a >= b for a, b in itertools.pairwise(values)):  # type: ignore[operator]
+        raise InvalidSpaceError(
+            f"{name} {list(values)} must be ascending and not empty, without repetition."
+        )
+
+
 @dataclass(frozen=True)
 class StageSpace:
     """Choices of one stage: widths, depths and blocks, each from light to heavy."""
@@ -44,11 +53,8 @@ class StageSpace:
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
-        for name, values in (("width", self.widths), ("depth", self.depths)):
-            if not values or list(values) != sorted(set(values)):
-                raise InvalidSpaceError(f"{name} {list(values)} must be ascending and not empty.")
-            if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-                raise InvalidSpaceError(f"{name} {list(values)} must be positive integers.")
+        _check_choices("width", self.widths)
+        _check_choices("depth", self.depths)
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise InvalidSpaceError("block choices must be distinct and at least one.")
         for width in self.widths:
@@ -97,10 +103,13 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if len(self.stages) != NUM_STAGES:
             raise InvalidSpaceError(f"a space has {NUM_STAGES} stages, not {len(self.stages)}.")
-        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions)):
-            raise InvalidSpaceError(f"resolution {list(self.resolutions)} must be ascending.")
-        if min(feature_sizes(self.macro, self.resolutions[0])) < 1:
-            raise InvalidSpaceError(f"resolution {self.resolutions[0]} is too small for the stem.")
+        _check_choices("resolution", self.resolutions)
+        sizes = feature_sizes(self.macro, self.resolutions[0])
+        if min(sizes) < 1:
+            raise InvalidSpaceError(
+                f"resolution {self.resolutions[0]} is too small: after the stem and three "
+                f"downsampling steps the feature maps have sides {sizes}; take a larger one."
+            )
 
     # Layout of a row of genes ------------------------------------------------------------
 
@@ -355,7 +364,7 @@ class SearchSpace:
             if key not in data:
                 raise InvalidSpaceError(f"key {key!r} is missing.")
         stages = []
-        for i, raw in enumerate(data["stages"]):
+        for i, raw in enumerate(_list(data["stages"], "stages")):
             try:
                 stages.append(_stage_from_dict(raw))
             except NasError as error:
@@ -366,6 +375,12 @@ class SearchSpace:
 
 def _tuple(value: object) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _list(value: object, name: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidSpaceError(f"{name!r} must be a list, not {value!r:.60}.")
+    return value
 
 
 def _stage_from_dict(raw: object) -> StageSpace:
@@ -381,9 +396,12 @@ def _stage_from_dict(raw: object) -> StageSpace:
     if ("blocks" in raw) == ("mixers" in raw):
         raise InvalidSpaceError("give either 'blocks' or 'mixers'.")
     if "blocks" in raw:
-        blocks = [Block.from_dict(block) for block in raw["blocks"]]
+        given = _list(raw["blocks"], "blocks")
+        blocks = [Block.from_dict(block, f"blocks[{j}]") for j, block in enumerate(given)]
     else:
-        mixers = [mixer for entry in raw["mixers"] for mixer in _mixers_from_entry(entry)]
+        mixers = [
+            mixer for entry in _list(raw["mixers"], "mixers") for mixer in _mixers_from_entry(entry)
+        ]
         ratios = _tuple(raw.get("mlp_ratio", 4.0))
         blocks = [Block(mixer, ratio) for mixer in mixers for ratio in ratios]
     return StageSpace(_tuple(raw["width"]), _tuple(raw["depth"]), tuple(blocks))
@@ -399,5 +417,6 @@ def _mixers_from_entry(entry: object) -> list[Mixer]:
     params = params or {}
     if not isinstance(params, Mapping):
         raise InvalidSpaceError(f"the parameters of mixer {name!r} must be a mapping.")
+    keys = [str(key) for key in params]
     combinations = itertools.product(*(_tuple(values) for values in params.values()))
-    return [Mixer.of(name, **dict(zip(params, values, strict=True))) for values in combinations]
+    return [Mixer.of(str(name), **dict(zip(keys, values, strict=True))) for values in combinations]

@@ -17,21 +17,22 @@ _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 8640
 _COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
-def _parse(text: str, units: dict[str, float], what: str, example: str) -> float:
+def _parse(text: str, units: dict[str, float], what: str, example: str, fix: str = "") -> float:
     match = _NUMBER.match(text)
     if match is None:
         raise InvalidQuantityError(
-            f"{text!r} is not a {what}; write a number and a unit: {example}."
+            f"{text!r} is not a {what}; write a number and a unit, as in {example}."
         )
     number, unit = float(match[1]), match[2]
     if unit not in units:
         if not unit:
             raise InvalidQuantityError(
-                f"{text!r} has no unit; a {what} needs one of {', '.join(units)}: {example}."
+                f"{text!r} has no unit; a {what} needs one of {', '.join(units)}: "
+                f"write {match[1]}{fix}."
             )
         raise InvalidQuantityError(
             f"{text!r}: unknown unit {unit!r}; a {what} takes "
-            f"{', '.join(u for u in units if u)}: {example}."
+            f"{', '.join(u for u in units if u)}, as in {example}."
         )
     value = number * units[unit]
     if not math.isfinite(value) or value <= 0:
@@ -43,12 +44,12 @@ def _parse(text: str, units: dict[str, float], what: str, example: str) -> float
 
 def parse_latency(text: str) -> float:
     """Latency in milliseconds from text such as ``5ms``, ``800us`` or ``0.1s``."""
-    return _parse(text, _MILLISECONDS, "latency", f"write {_bare(text)}ms for milliseconds")
+    return _parse(text, _MILLISECONDS, "latency", "5ms", "ms for milliseconds")
 
 
 def parse_duration(text: str) -> float:
     """Duration in seconds from text such as ``90s``, ``30min`` or ``2h``."""
-    return _parse(text, _SECONDS, "duration", f"write {_bare(text)}min for minutes")
+    return _parse(text, _SECONDS, "duration", "30min", "min for minutes")
 
 
 def parse_count(text: str) -> float:
@@ -56,24 +57,25 @@ def parse_count(text: str) -> float:
     return _parse(text, _COUNT, "count", "30M, 4.5G or 1200")
 
 
-def _bare(text: str) -> str:
-    match = _NUMBER.match(text)
-    return match[1] if match else "5"
-
-
 def format_latency(milliseconds: float) -> str:
-    """Milliseconds as people read them: ``812 µs``, ``5.03 ms``, ``1.20 s``."""
-    if milliseconds < 1:
-        return f"{milliseconds * 1e3:.0f} µs"
-    if milliseconds < 1000:
-        return f"{milliseconds:.3g} ms"
-    return f"{milliseconds / 1e3:.3g} s"
+    """Milliseconds as people read them, in three digits: ``812 µs``, ``5.03 ms``, ``1.20 s``."""
+    rounded = float(f"{milliseconds:.3g}")  # 0.9999 ms is 1.00 ms, not 1000 µs
+    if rounded < 1:
+        return f"{_three_digits(rounded * 1e3)} µs"
+    if rounded < 1000:
+        return f"{_three_digits(rounded)} ms"
+    return f"{_three_digits(rounded / 1e3)} s"
+
+
+def _three_digits(number: float) -> str:
+    places = 2 - math.floor(math.log10(number)) if number > 0 else 0
+    return f"{number:.{max(0, places)}f}"
 
 
 def format_count(count: float) -> str:
     """A count as people read it: ``28.29 M``, ``4.51 G``."""
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= scale:
+        if abs(count) >= 0.999995 * scale:  # 999 999 is 1.00 M, not 1000.00 k
             return f"{count / scale:.2f} {suffix}"
     return f"{count:.0f}"
 
@@ -82,7 +84,7 @@ def format_duration(seconds: float) -> str:
     """Seconds as people read them: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,162 @@
+"""The configuration of a run, resolved from flags, environment, file and defaults.
+
+What decides the result is here and nothing else; it is stored as ``config.yaml`` in the run, and
+running that file again reproduces the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from search_space.errors import UsageError
+from search_space.files import load_space, read_mapping
+from search_space.space import SearchSpace
+from search_space.units import parse_count, parse_latency
+from supernet.train_config import TrainConfig
+
+# What may change when a run is continued: nothing that decides its result.
+MAY_DIFFER = frozenset({"workers"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LatencyConfig(_Model):
+    """Conditions that latencies are measured under; ``threads`` None means torch's default."""
+
+    batch_size: int = Field(default=1, ge=1)
+    precision: str = "fp32"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class SearchConfig(_Model):
+    """Evaluated architectures in all, and the population of the evolution."""
+
+    evaluations: int = Field(default=200, ge=1)
+    population: int = Field(default=24, ge=4)
+
+
+class RunConfig(_Model):
+    """Everything that decides a run.
+
+    ``target_latency`` is text with a unit, ``max_params`` and ``max_macs`` are counts such as
+    ``5M``. ``space`` is a preset's name or a whole space. ``supernet`` names another run whose
+    trained supernet is used instead of training one.
+    """
+
+    data: str
+    space: str | dict[str, Any]
+    device: str = "cpu"
+    target_latency: str
+    max_params: str | None = None
+    max_macs: str | None = None
+    seed: int = Field(default=0, ge=0)
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    image_column: str = "image"
+    label_column: str = "label"
+    supernet: str | None = None
+    workers: int = Field(default=0, ge=0)
+    latency: LatencyConfig = LatencyConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    finetune: TrainConfig = TrainConfig(epochs=20, lr=5e-4, warmup_epochs=1.0)
+
+    @property
+    def target_latency_ms(self) -> float:
+        return parse_latency(self.target_latency)
+
+    @property
+    def maxima(self) -> dict[str, float]:
+        """Upper limits by metric name, in the metric's unit."""
+        limits = {"latency_ms": self.target_latency_ms}
+        if self.max_params is not None:
+            limits["num_params"] = parse_count(self.max_params)
+        if self.max_macs is not None:
+            limits["macs"] = parse_count(self.max_macs)
+        return limits
+
+    def search_space(self) -> SearchSpace:
+        if isinstance(self.space, str):
+            return load_space(self.space)
+        return SearchSpace.from_dict(self.space)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, every default spelled out."""
+        data = self.model_dump(mode="json")
+        for part in ("train", "finetune"):
+            data[part] = getattr(self, part).to_dict()
+        return data
+
+
+def resolve(given: Mapping[str, Any], file: str | None = None) -> RunConfig:
+    """Configuration from what was given on the command line over a file over the defaults.
+
+    ``given`` may have dotted keys (``train.epochs``); None means not given. A space in a file
+    of its own is stored whole, and the seed is passed on to both trainings. Raises UsageError
+    that names the key, the value and the rule.
+    """
+    data: dict[str, Any] = {} if file is None else read_mapping(Path(file))
+    for key, value in given.items():
+        if value is None:
+            continue
+        target = data
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"{file}: {parent!r} must be a mapping.")
+        target[leaf] = value
+    if data.get("data") == "digits":
+        data.setdefault("space", "digits")
+    if isinstance(data.get("space"), str):
+        space = load_space(data["space"])
+        if Path(data["space"]).suffix:
+            data["space"] = space.to_dict()
+    seed = data.get("seed", 0)
+    for part in ("train", "finetune"):
+        defaults = RunConfig.model_fields[part].default.to_dict()
+        if isinstance(data.get(part), dict):
+            defaults |= data[part]
+        elif part in data:
+            raise UsageError(f"{part}={data[part]!r} must be a mapping.")
+        data[part] = defaults | {"seed": seed}
+    try:
+        config = RunConfig.model_validate(data)
+        _ = config.maxima  # units are checked now, not after training
+    except ValidationError as error:
+        raise UsageError(_explain(error, file)) from None
+    return config
+
+
+_FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency"}
+
+
+def _explain(error: ValidationError, file: str | None) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = _known_keys(item["loc"][:-1])
+            nearest = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.4)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            lines.append(f"unknown key {key!r}.{hint} Known: {', '.join(known)}.")
+        elif item["type"] == "missing":
+            flag = _FLAGS.get(key, f"the key {key!r}")
+            lines.append(f"{key!r} is missing; give {flag}, or set it in a --config file.")
+        else:
+            lines.append(f"{key}={item['input']!r}: {item['msg']}.")
+    where = f"{file}: " if file else ""
+    return where + "\n".join(dict.fromkeys(lines))
+
+
+def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
+    if not parents:
+        return sorted(RunConfig.model_fields)
+    part = RunConfig.model_fields[str(parents[0])].default
+    return sorted(part.to_dict() if isinstance(part, TrainConfig) else type(part).model_fields)

@@ -1,0 +1,105 @@
+"""What a person sees while a command runs: phases, progress with remaining time, warnings.
+
+All of it goes to standard error. On a terminal a phase is a live bar; elsewhere (logs, CI) it is
+a line now and then.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from search_space.units import format_duration
+
+LINE_SECONDS = 15.0
+RATE_SECONDS = 20.0
+
+
+class Remaining:
+    """Remaining time from the rate of the last twenty seconds: honest when the pace changes."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def __call__(self, done: float, total: float) -> float | None:
+        """Seconds, or None while there is no rate yet."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_SECONDS:
+            self._seen.popleft()
+        start, before = self._seen[0]
+        if done <= before or now - start < 0.5:
+            return None
+        return (total - done) * (now - start) / (done - before)
+
+
+class PhaseProgress:
+    """Progress of one phase; call it with done, total, a short text, and seconds left if known."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._remaining = Remaining()
+        self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if console.live:
+            self._bar = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("[dim]{task.fields[text]}"),
+                console=console.rich,
+                transient=True,
+            )
+            self._task = self._bar.add_task(name, left="", text="", total=None)
+            self._bar.start()
+
+    def __call__(
+        self, done: float, total: float, text: str = "", seconds_left: float | None = None
+    ) -> None:
+        left_s = self._remaining(done, total) if seconds_left is None else seconds_left
+        left = "" if left_s is None else f"{format_duration(left_s)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, left=left, text=text)
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            parts = [f"{self._name}: {done:.0f} of {total:.0f}", left, text]
+            self._console.say("  " + ", ".join(part for part in parts if part))
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Console:
+    """Writes to standard error; ``quiet`` leaves only warnings."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.live = self.rich.is_terminal and not quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.rich.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[PhaseProgress]:
+        """A named part of the work, with its duration at the end."""
+        self.say(f"{name} …")
+        start = time.monotonic()
+        progress = PhaseProgress(self, name)
+        try:
+            yield progress
+        finally:
+            progress.stop()
+        self.say(f"{name}: {format_duration(time.monotonic() - start)}")

@@ -1,0 +1,91 @@
+"""Export of any architecture that a run evaluated, after the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.config import RunConfig
+from nas.console import Console
+from nas.pipeline import FINETUNE, preprocessing
+from results.export import ModelCard, export_network
+from results.files import read_json
+from results.journal import Evaluation, read_journal
+from results.report_data import Export
+from results.store import EXPORT, JOURNAL, RESULT, SUPERNET, is_run
+from search_space import Architecture
+from search_space.errors import RunError, UnknownNameError
+from search_space.files import read_mapping
+from search_space.units import format_count, format_latency
+from supernet import Supernet
+from supernet.checkpoints import load_latest
+from supernet.data import open_data
+
+
+def export_from_run(
+    run: Path, digest: str | None, output: Path | None, console: Console
+) -> list[Export]:
+    """Export an evaluated architecture with inherited weights, or the chosen network.
+
+    ``digest`` may be the unique beginning of one; None means the chosen network with its
+    fine-tuned weights. Raises RunError where the run lacks what is asked, UnknownNameError for
+    a digest that was not evaluated, ExportError where a format does not reproduce the subnet.
+    """
+    if not is_run(run):
+        raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
+    config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
+    space = config.search_space()
+    data = open_data(
+        config.data,
+        space.resolutions[-1],
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    supernet = Supernet(space, data.num_classes).eval()
+    source = run if config.supernet is None else Path(config.supernet)
+    checkpoint = load_latest(source / SUPERNET / "checkpoints")
+    if checkpoint is None:
+        raise RunError(f"{source} holds no trained supernet; finish it with --resume first.")
+    supernet.load_state_dict(checkpoint.weights)
+    evaluation = _find(run, digest)
+    architecture = Architecture.from_dict(evaluation.architecture)
+    network = supernet.extract(architecture)
+    notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
+    if digest is None:
+        tuned = load_latest(run / FINETUNE / "checkpoints")
+        if tuned is None:
+            raise RunError(f"{run} has no fine-tuned network; give a DIGEST, or finish the run.")
+        network.load_state_dict(tuned.weights)
+        notes = []
+    directory = output or run / EXPORT / architecture.digest
+    with console.phase(f"exporting {architecture.digest}"):
+        return export_network(
+            network,
+            directory,
+            preprocessing=preprocessing(data, architecture),
+            card=ModelCard(
+                title=f"{config.data} network {architecture.digest}",
+                metrics={
+                    "parameters": format_count(evaluation.metrics["num_params"]),
+                    "MACs": format_count(evaluation.metrics["macs"]),
+                    "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
+                },
+                class_names=data.class_names,
+                trained_on=f"{config.data}, {len(data.train)} images",
+                notes=notes,
+            ),
+            reference=None if digest is None else lambda x: supernet(x, architecture),
+        )
+
+
+def _find(run: Path, digest: str | None) -> Evaluation:
+    evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+    if digest is None:
+        if not (run / RESULT).exists():
+            raise RunError(f"{run} has not chosen a network yet; give a DIGEST, or finish the run.")
+        digest = str(read_json(run / RESULT)["chosen"]["digest"])
+    found = [e for e in evaluations if e.digest.startswith(digest)]
+    if len(found) != 1:
+        raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
+    return found[0]

@@ -1,0 +1,685 @@
+"""A run from data and budget to a deployed network; what is missing is made.
+
+Phases: latency table, supernet, search, re-measurement, fine-tuning, export, report. Each leaves
+its result in the run directory and finds it there when the run is continued, so a run that was
+killed anywhere ends as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.config import MAY_DIFFER, RunConfig
+from nas.console import Console, PhaseProgress
+from predictors.additive import AdditiveTable
+from predictors.counts import counts
+from predictors.latency.devices import Conditions, local_conditions
+from predictors.latency.profile import profile
+from predictors.latency.remeasure import Measurement, measure_networks
+from predictors.latency.table import LatencyTable
+from results.export import ModelCard, Preprocessing, export_network
+from results.files import read_json
+from results.journal import Evaluation
+from results.report import rank_rows, write_report
+from results.report_data import (
+    Baseline,
+    Chosen,
+    Epoch,
+    Export,
+    FrontMember,
+    LatencyCheck,
+    LatencyPair,
+    Phase,
+    Point,
+    ReportData,
+)
+from results.report_views import latency_errors
+from results.store import EXPORT, RESULT, SNAPSHOT, SUPERNET, RunDirectory, is_run
+from search import Constraint, InProcessExecutor, Objective, Problem, check_feasible, search
+from search.evaluator import SupernetEvaluator
+from search.loop import Progress
+from search.samplers import NSGA2
+from search_space import Architecture, SearchSpace, known, known_names
+from search_space.errors import CorruptFileError, InfeasibleError, RunError
+from search_space.units import format_count, format_latency
+from supernet import Backbone, Supernet
+from supernet.checkpoints import load_latest
+from supernet.data import ImageData, eval_batches, open_data
+from supernet.training import evaluate, finetune, train_supernet
+
+LATENCY_TABLE = "latency.parquet"
+MEASURED = "measured.json"
+FINETUNE = "finetune"
+METRICS = "metrics.jsonl"
+CHEAP = ("latency_ms", "num_params", "macs", "activations")
+_PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
+
+
+def run_search(
+    config: RunConfig,
+    path: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    console: Console | None = None,
+) -> ReportData:
+    """Run, or continue, the search that ``config`` describes in the directory ``path``.
+
+    Returns what the report shows; the files lie in ``path``. Raises a NasError for everything
+    that the user can mend: RunError where the run exists, InfeasibleError where no architecture
+    meets the limits (a run that was new is then removed again), DataError, ExportError.
+    """
+    console = console or Console()
+    return _start(config, path, resume, command, console, _Run.all_phases)
+
+
+def run_training(
+    config: RunConfig,
+    path: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    console: Console | None = None,
+) -> ReportData:
+    """Only train the supernet; ``run_search`` with ``supernet`` set to ``path`` then uses it."""
+    console = console or Console()
+    return _start(config, path, resume, command, console, _Run.training_only)
+
+
+def _start(
+    config: RunConfig,
+    path: Path,
+    resume: bool,
+    command: str,
+    console: Console,
+    phases: Callable[[_Run], ReportData],
+) -> ReportData:
+    new = not (resume and is_run(path))
+    if not new:
+        directory = RunDirectory.resume(path, config.to_dict(), MAY_DIFFER)
+        console.say(f"continuing {path}")
+    else:
+        if resume:
+            console.say(f"nothing to continue at {path} yet: starting it")
+        directory = RunDirectory.create(path, config.to_dict(), _manifest(config, command))
+    with directory, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest: console.warn(str(message))
+        try:
+            return phases(_Run(config, directory, console))
+        except InfeasibleError:
+            if new:  # nothing was made yet that could be continued
+                shutil.rmtree(path)
+            raise
+
+
+def _manifest(config: RunConfig, command: str) -> dict[str, Any]:
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "running",
+        "command": command,
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        "platform": platform.platform(),
+    }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Two measurements of one network, minutes apart in spirit: the second checks the first."""
+
+    first: Measurement
+    second: Measurement
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {
+            "latency_ms": (self.first.latency_ms + self.second.latency_ms) / 2,
+            "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
+            "latency_high_ms": max(self.first.high_ms, self.second.high_ms),
+        }
+
+
+class _Run:
+    """One run: what the phases share, and the phases in their order."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+        self.config, self.directory, self.console = config, directory, console
+        self.path = directory.path
+        self.space: SearchSpace = config.search_space()
+        self.compute = "cuda" if torch.cuda.is_available() else "cpu"
+        self.notes: list[str] = []
+
+    def all_phases(self) -> ReportData:
+        if self.directory.manifest.get("status") == "complete":
+            self.console.say("this run is complete; writing its report again")
+            return rebuild_report(self.path)
+        self.open_data()
+        table = self.latency_table()
+        problem = self.problem(table)
+        supernet = self.trained_supernet()
+        found = self.searched(problem, supernet)
+        baselines = self.baselines(problem, supernet)
+        measured = self.measured([*found.values(), *baselines.values()])
+        chosen = self.choose(found, measured)
+        network, before, after = self.finetuned(supernet, found[chosen.digest])
+        exports = self.exported(network, chosen, measured.get(chosen.digest), before, after)
+        return self.report(
+            problem, table, supernet, found, baselines, measured, chosen, before, after, exports
+        )
+
+    def training_only(self) -> ReportData:
+        self.open_data()
+        self.trained_supernet()
+        self.directory.update_manifest(status="trained")
+        return ReportData(run=self.path.name, status="trained", training=self._curves())
+
+    # Phases -----------------------------------------------------------------------------------
+
+    def open_data(self) -> None:
+        config = self.config
+        with self._phase("opening images"):
+            self.data: ImageData = open_data(
+                config.data,
+                self.space.resolutions[-1],
+                validation_fraction=config.validation_fraction,
+                seed=config.seed,
+                image_column=config.image_column,
+                label_column=config.label_column,
+            )
+        known_data = self.directory.manifest.get("data")
+        if known_data not in (None, self.data.fingerprint):
+            raise RunError(
+                f"the images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_data} -> {self.data.fingerprint}). Restore them, or start a new run "
+                "with another --name."
+            )
+        self.directory.update_manifest(data=self.data.fingerprint)
+        self.console.say(
+            f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
+            f"{len(self.data.test)} test images of {self.data.num_classes} classes"
+        )
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        latency = self.config.latency
+        return local_conditions(
+            self.config.device,
+            threads=latency.threads,
+            batch_size=latency.batch_size,
+            precision=latency.precision,
+        )
+
+    def latency_table(self) -> LatencyTable:
+        """The run's own table: a continued run predicts what it predicted before."""
+        file = self.path / LATENCY_TABLE
+        if file.exists():
+            try:
+                return LatencyTable.load(file)
+            except CorruptFileError as error:
+                self.console.warn(f"{error} The table is measured again.")
+        with self._phase(f"latency table of {self.config.device}") as progress:
+            table = profile(
+                self.space,
+                self.data.num_classes,
+                self.conditions,
+                seed=self.config.seed,
+                progress=lambda done, total, left: progress(done, total, "rounds", left),
+            )
+        correction = table.correction(self.space)
+        for warning in correction.warnings:
+            self.console.warn(warning)
+        self.console.say(
+            f"  {len(table.entries)} entries; error on whole networks left out "
+            f"{correction.expected_error:.1%}"
+        )
+        table.save(file)
+        return table
+
+    def problem(self, table: LatencyTable) -> Problem:
+        """The search problem; raises InfeasibleError before anything is trained."""
+        cheap = counts(self.space, self.data.num_classes)
+        tables: dict[str, AdditiveTable] = {
+            "latency_ms": table.compile(self.space, self.data.num_classes),
+            **cheap,
+        }
+        limits = self.config.maxima
+        problem = Problem(
+            self.space,
+            (Objective("accuracy", "maximize"), Objective("latency_ms", "minimize")),
+            tuple(Constraint(metric, maximum=limit) for metric, limit in limits.items()),
+            tables,
+        )
+        latency = tables["latency_ms"]
+        low = latency.predict(latency.argmin()[None])[0]
+        high = latency.predict(latency.argmax()[None])[0]
+        self.console.say(
+            f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
+            f"to {format_latency(high)} on {self.config.device}"
+        )
+        check_feasible(problem)
+        return problem
+
+    def trained_supernet(self) -> Supernet:
+        torch.manual_seed(self.config.seed)
+        supernet = Supernet(self.space, self.data.num_classes).to(self.compute)
+        if self.config.supernet is not None:
+            self._load_supernet(supernet, Path(self.config.supernet))
+            return supernet.eval()
+        with self._phase("training the supernet") as progress:
+            train_supernet(
+                supernet,
+                self.data,
+                self.config.train,
+                self.path / SUPERNET,
+                progress=lambda done, total, info: progress(done, total, _training_text(info)),
+                device=self.compute,
+                workers=self.config.workers,
+            )
+        for epoch in self._curves()[-1:]:
+            self.console.say(
+                f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
+                f"smallest {_percent(epoch.accuracy_smallest)}"
+            )
+        return supernet.eval()
+
+    def _load_supernet(self, supernet: Supernet, run: Path) -> None:
+        checkpoint = load_latest(run / SUPERNET / "checkpoints")
+        if checkpoint is None:
+            raise RunError(f"{run} holds no trained supernet; train one with `nas train`.")
+        trained_for = checkpoint.metadata["identity"].get("space")
+        if trained_for != self.space.digest:
+            raise RunError(
+                f"the supernet of {run} was trained for another space (digest {trained_for}, "
+                f"asked {self.space.digest}); give the same --space."
+            )
+        supernet.load_state_dict(checkpoint.weights)
+        self.notes.append(f"The supernet's weights come from {run}.")
+
+    def searched(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
+        """Search with inherited weights; the front by digest, fastest first."""
+        config = self.config
+        batches = eval_batches(self.data.validation)
+        evaluator = SupernetEvaluator(supernet, batches, self.compute)
+        sampler = NSGA2(problem, seed=config.seed, population=config.search.population)
+        journal = self.directory.journal()
+        for warning in journal.warnings:
+            self.console.warn(warning)
+        with self._phase("searching") as progress:
+
+            def show(state: Progress) -> None:
+                best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
+                text = f"best {best}, hypervolume {state.hypervolume:.4g}"
+                progress(state.evaluations, state.total, text)
+
+            result = search(
+                problem,
+                sampler,
+                InProcessExecutor(evaluator),
+                journal,
+                num_evaluations=config.search.evaluations,
+                batch_size=max(2, config.search.population // 2),
+                on_progress=show,
+            )
+        journal.snapshot(self.path / SNAPSHOT)
+        journal.close()
+        self.evaluations = result.evaluations
+        self.console.say(
+            f"  {len(result.evaluations)} evaluated ({result.cached} from before), "
+            f"{len(result.front)} on the front"
+        )
+        return {evaluation.digest: evaluation for evaluation in result.front}
+
+    def baselines(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
+        """Extremes of the space and the known designs that it holds, under the same rules."""
+        designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
+        designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
+        evaluator = SupernetEvaluator(supernet, eval_batches(self.data.validation), self.compute)
+        result = {}
+        for name, architecture in designs.items():
+            cheap = problem.cheap_metrics(self.space.encode([architecture]))
+            metrics = {key: float(values[0]) for key, values in cheap.items()}
+            metrics |= evaluator(architecture)
+            result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
+        return result
+
+    def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, _Measured]:
+        """Every network measured twice on the device; kept in the run."""
+        by_digest = {e.digest: Architecture.from_dict(e.architecture) for e in evaluations}
+        stored = self._stored_measurements()
+        if stored.keys() >= by_digest.keys():
+            return stored
+        architectures = list(by_digest.values())
+        with self._phase(f"measuring {len(architectures)} networks on the device") as progress:
+            passes = []
+            for i in range(2):
+
+                def show(done: int, total: int, left: float, i: int = i) -> None:
+                    progress(done + i * total, 2 * total, "rounds", left + (1 - i) * left)
+
+                passes.append(
+                    measure_networks(
+                        architectures,
+                        self.data.num_classes,
+                        self.conditions,
+                        seed=self.config.seed + i,
+                        progress=show,
+                    )
+                )
+        result = {
+            digest: _Measured(first, second)
+            for digest, first, second in zip(by_digest, *passes, strict=True)
+        }
+        for warning in sorted({w for m in result.values() for w in m.second.warnings}):
+            self.console.warn(warning)
+        content = {d: [asdict(m.first), asdict(m.second)] for d, m in result.items()}
+        self.directory.write_json(MEASURED, content)
+        return result
+
+    def _stored_measurements(self) -> dict[str, _Measured]:
+        if not (self.path / MEASURED).exists():
+            return {}
+        try:
+            stored = self.directory.read_json(MEASURED)
+            return {
+                digest: _Measured(*(Measurement(**item) for item in pair))
+                for digest, pair in stored.items()
+            }
+        except (CorruptFileError, TypeError, AttributeError) as error:
+            self.console.warn(f"{self.path / MEASURED}: {error}; the networks are measured again.")
+            return {}
+
+    def choose(self, front: Mapping[str, Evaluation], measured: Mapping[str, _Measured]) -> Chosen:
+        """The most accurate front member that meets the budget when measured."""
+        target = self.config.target_latency_ms
+
+        def latency(digest: str) -> float:
+            return measured[digest].metrics["latency_ms"]
+
+        within = [d for d in front if latency(d) <= target]
+        if within:
+            digest = max(within, key=lambda d: (front[d].metrics["accuracy"], -latency(d)))
+            reason = "the most accurate on the front that meets the budget when measured"
+        else:
+            digest = min(front, key=latency)
+            reason = "no member of the front met the budget when measured; this is the fastest"
+            self.console.warn(
+                f"{reason}: {format_latency(latency(digest))}. The machine may be busier than "
+                "when its table was measured; run `nas profile --fresh`, or ask for less."
+            )
+            self.notes.append(reason[0].upper() + reason[1:] + ".")
+        evaluation = front[digest]
+        return Chosen(
+            digest=digest,
+            architecture=evaluation.architecture,
+            predicted=evaluation.metrics,
+            measured=measured[digest].metrics,
+            reason=reason,
+        )
+
+    def finetuned(
+        self, supernet: Supernet, evaluation: Evaluation
+    ) -> tuple[Backbone, float, float]:
+        """The chosen subnet alone, trained on; test accuracy before and after."""
+        architecture = Architecture.from_dict(evaluation.architecture)
+        network = supernet.extract(architecture)
+        with self._phase("fine-tuning the chosen network") as progress:
+            test = eval_batches(self.data.test)
+            before = evaluate(network, test)
+            finetune(
+                network,
+                self.data,
+                self.config.finetune,
+                self.path / FINETUNE,
+                progress=lambda done, total, info: progress(done, total, _training_text(info)),
+                device=self.compute,
+                workers=self.config.workers,
+            )
+            after = evaluate(network, test)
+        self.console.say(f"  test accuracy {before:.2%} before, {after:.2%} after")
+        return network, before, after
+
+    def exported(
+        self,
+        network: Backbone,
+        chosen: Chosen,
+        measured: _Measured | None,
+        before: float,
+        after: float,
+    ) -> tuple[Export, ...]:
+        metrics = {
+            "parameters": format_count(float(chosen.predicted["num_params"] or 0)),
+            "MACs": format_count(float(chosen.predicted["macs"] or 0)),
+            "test accuracy": f"{after:.2%} (before fine-tuning {before:.2%})",
+        }
+        if measured is not None:
+            latency = format_latency(measured.metrics["latency_ms"])
+            metrics["latency"] = f"{latency}, measured on {self.conditions}"
+        with self._phase("exporting"):
+            return tuple(
+                export_network(
+                    network,
+                    self.path / EXPORT / chosen.digest,
+                    preprocessing=preprocessing(self.data, network.architecture),
+                    card=ModelCard(
+                        title=f"{self.config.data} network {chosen.digest}",
+                        metrics=metrics,
+                        class_names=self.data.class_names,
+                        trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                    ),
+                )
+            )
+
+    # Report -----------------------------------------------------------------------------------
+
+    def report(
+        self,
+        problem: Problem,
+        table: LatencyTable,
+        supernet: Supernet,
+        front: Mapping[str, Evaluation],
+        baselines: Mapping[str, Evaluation],
+        measured: Mapping[str, _Measured],
+        chosen: Chosen,
+        before: float,
+        after: float,
+        exports: tuple[Export, ...],
+    ) -> ReportData:
+        evaluated = [e for e in self.evaluations if e.status == "ok"]
+        architecture = Architecture.from_dict(chosen.architecture)
+        breakdown = table.compile(self.space, self.data.num_classes).breakdown(
+            self.space.encode([architecture])[0]
+        )
+        check = self._latency_check(front, measured, table)
+        manifest = self.directory.manifest
+        rows = rank_rows([e.metrics for e in evaluated], CHEAP)
+        data = ReportData(
+            run=self.path.name,
+            created=manifest["created"],
+            targets=self.config.maxima,
+            summary={
+                "data": f"{self.config.data}, {self.data.num_classes} classes",
+                "space": f"{self.space.name}, {self.space.size:.2g} architectures",
+                "device": str(table.conditions),
+            },
+            chosen=replace(
+                chosen,
+                test_accuracy_before=before,
+                test_accuracy=after,
+                exports=exports,
+                component_latency_ms=dict(breakdown),
+            ),
+            evaluated=tuple(
+                Point(digest=e.digest, metrics=e.metrics, architecture=e.architecture)
+                for e in evaluated
+            ),
+            front=tuple(
+                FrontMember(
+                    digest=digest,
+                    architecture=e.architecture,
+                    predicted=e.metrics,
+                    measured=measured[digest].metrics,
+                )
+                for digest, e in front.items()
+            ),
+            baselines=tuple(
+                Baseline(
+                    name=name,
+                    metrics=e.metrics,
+                    measured=measured[e.digest].metrics,
+                    architecture=e.architecture,
+                    note="" if problem.violation(_columns(e.metrics))[0] == 0 else "over the limit",
+                )
+                for name, e in baselines.items()
+            ),
+            latency=check,
+            ranking=tuple(rows),
+            training=self._curves(),
+            phases=_phases(manifest),
+            config=self.config.to_dict(),
+            versions=manifest["versions"],
+            device=table.conditions.to_dict()["device"],
+            seed=self.config.seed,
+            command=manifest["command"],
+            notes=tuple(self.notes),
+        )
+        self.directory.write_json(RESULT, data.to_dict())
+        with self._phase("report"):
+            write_report(self.path, data)
+        self.directory.update_manifest(
+            status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
+        )
+        return data
+
+    def _latency_check(
+        self,
+        front: Mapping[str, Evaluation],
+        measured: Mapping[str, _Measured],
+        table: LatencyTable,
+    ) -> LatencyCheck:
+        pairs = tuple(
+            LatencyPair(
+                predicted_ms=e.metrics["latency_ms"],
+                measured_ms=measured[digest].metrics["latency_ms"],
+                digest=digest,
+            )
+            for digest, e in front.items()
+        )
+        again = LatencyCheck(
+            pairs=tuple(
+                LatencyPair(predicted_ms=m.first.latency_ms, measured_ms=m.second.latency_ms)
+                for digest, m in measured.items()
+                if digest in front
+            )
+        )
+        correction = table.correction(self.space)
+        conditions = table.conditions.to_dict()
+        device = conditions.pop("device")
+        provenance = {
+            "kind": "measured block by block on this device, corrected on whole networks",
+            "device": device["model"],
+            **conditions,
+            "expected error": f"{correction.expected_error:.1%} (leave-one-out)",
+        }
+        return LatencyCheck(pairs=pairs, provenance=provenance, repeatability=latency_errors(again))
+
+    def _curves(self) -> tuple[Epoch, ...]:
+        file = self.path / SUPERNET / METRICS
+        if not file.exists():
+            return ()
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return tuple(
+            Epoch(
+                epoch=row["epoch"],
+                loss_largest=row.get("loss_largest"),
+                loss_smallest=row.get("loss_smallest"),
+                accuracy_largest=row.get("val_accuracy_largest"),
+                accuracy_smallest=row.get("val_accuracy_smallest"),
+            )
+            for row in rows
+        )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[PhaseProgress]:
+        """A phase that people see and the manifest remembers."""
+        with self.directory.phase(name), self.console.phase(name) as progress:
+            yield progress
+
+
+def rebuild_report(path: Path) -> ReportData:
+    """Write the report of a finished run anew from its ``result.json``; raises RunError."""
+    if not is_run(path):
+        raise RunError(f"{path} is no run; give the directory of one, such as runs/NAME.")
+    if not (path / RESULT).exists():
+        raise RunError(
+            f"{path} has no result yet. Finish the run first: nas search --config "
+            f"{path / 'config.yaml'} --name {path.name} --resume"
+        )
+    data = ReportData.from_dict(read_json(path / RESULT))
+    write_report(path, data)
+    return data
+
+
+def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
+    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
+
+
+def summary(data: ReportData, path: Path) -> dict[str, Any]:
+    """What ``nas search --json`` ends with; the keys are the metric names used everywhere."""
+    chosen = data.chosen
+    best = None
+    if chosen is not None:
+        best = {
+            "digest": chosen.digest,
+            "architecture": chosen.architecture,
+            "predicted": dict(chosen.predicted),
+            "measured": dict(chosen.measured),
+            "test_accuracy": chosen.test_accuracy,
+            "test_accuracy_before": chosen.test_accuracy_before,
+            "exports": [asdict(item) for item in chosen.exports],
+        }
+    front = [
+        {
+            "digest": member.digest,
+            "architecture": member.architecture,
+            "predicted": dict(member.predicted),
+            "measured": dict(member.measured),
+        }
+        for member in data.front
+    ]
+    return {"run": str(path), "status": data.status, "best": best, "front": front}
+
+
+def _phases(manifest: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Wall time by phase; the parts of a phase that was interrupted and continued add up."""
+    total: dict[str, float] = {}
+    for item in manifest["phases"]:
+        total[item["name"]] = total.get(item["name"], 0.0) + item["seconds"]
+    return tuple(Phase(name=name, seconds=seconds) for name, seconds in total.items())
+
+
+def _columns(metrics: Mapping[str, float]) -> dict[str, np.ndarray]:
+    return {key: np.array([value]) for key, value in metrics.items()}
+
+
+def _training_text(info: Mapping[str, Any]) -> str:
+    parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
+    parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
+    return ", ".join(parts)
+
+
+def _percent(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1%}"

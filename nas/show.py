@@ -1,0 +1,66 @@
+"""A network as plain data: its modules, what each costs, and the totals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from predictors.counts import count_architecture, count_entry
+from search_space.architecture import Architecture
+from search_space.components import Component, components
+
+
+def describe(
+    architecture: Architecture,
+    num_classes: int,
+    device: str | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Modules in order and totals of ``architecture``; with ``device`` its latency, measured now.
+
+    ``conditions`` are options of ``local_conditions``. Raises UnknownNameError for a device that
+    this machine does not have.
+    """
+    rows = []
+    for component in components(architecture, num_classes):
+        cost = count_entry(component.spec, component.in_size)
+        rows.append(
+            {
+                "path": component.path,
+                "what": _what(component),
+                "input": f"{component.in_size}×{component.in_size}",
+                "num_params": cost.num_params,
+                "macs": cost.macs,
+                "activations": cost.activations,
+            }
+        )
+    result: dict[str, Any] = {
+        "digest": architecture.digest,
+        "resolution": architecture.resolution,
+        "num_classes": num_classes,
+        **count_architecture(architecture, num_classes),
+    }
+    if device is not None:
+        from predictors.latency.devices import local_conditions
+        from predictors.latency.remeasure import measure_network
+
+        chosen = local_conditions(device, **(conditions or {}))
+        result["latency_ms"] = measure_network(architecture, num_classes, chosen).latency_ms
+        result["latency_conditions"] = str(chosen)
+    return {**result, "architecture": architecture.to_dict(), "components": rows}
+
+
+def _what(component: Component) -> str:
+    options = component.spec.as_dict()
+    match component.spec.kind:
+        case "stem":
+            return f"{options['kernel']}×{options['kernel']}/{options['stride']} → {options['dim']}"
+        case "downsample":
+            return f"{options['style']} {options['dim']} → {options['out_dim']}"
+        case "head":
+            return f"pool, linear {options['dim']} → {options['num_classes']}"
+    params = ", ".join(
+        f"{key} {value}" for key, value in options["params"] if not isinstance(value, bool)
+    )
+    shifted = ", shifted" if dict(options["params"]).get("shifted") else ""
+    return f"{options['mixer']} ({params}{shifted}), MLP {options['dim']}·{options['hidden']}"
