@@ -183,7 +183,8 @@ class Macro:
         _require(isinstance(self.stem_norm, bool), f"stem_norm={self.stem_norm!r} must be a flag.")
         _require(
             self.stem_kernel >= self.stem_stride,
-            f"stem_kernel={self.stem_kernel} must not be smaller than the stride {self.stem_stride}.",
+            f"stem_kernel={self.stem_kernel} must not be smaller than the stride "
+            f"{self.stem_stride}.",
         )
         _require(
             self.downsample_kernel >= 2
@@ -192,7 +193,9 @@ class Macro:
         )
         for name in ("norm_eps", "head_norm_eps"):
             value = getattr(self, name)
-            _require(_is_number(value) and value > 0, f"{name}={value!r} must be a positive number.")
+            _require(
+                _is_number(value) and value > 0, f"{name}={value!r} must be a positive number."
+            )
         _require(
             _is_number(self.layer_scale) and self.layer_scale >= 0,
             f"layer_scale={self.layer_scale!r} must be 0 (none) or a positive number.",
@@ -226,11 +229,11 @@ class Architecture:
             len(self.stages) == NUM_STAGES,
             f"an architecture has {NUM_STAGES} stages, not {len(self.stages)}.",
         )
+        sizes = feature_sizes(self.macro, self.resolution)
         _require(
-            min(feature_sizes(self.macro, self.resolution)) >= 1,
+            min(sizes) >= 1,
             f"resolution={self.resolution} is too small: after the stem and three downsampling "
-            f"steps the feature maps have sides {feature_sizes(self.macro, self.resolution)}; take a "
-            "larger one.",
+            f"steps the feature maps have sides {sizes}; take a larger one.",
         )
 
     @property
@@ -287,7 +290,8 @@ class Architecture:
         if stated is not None and stated != result.digest:
             raise CorruptFileError(
                 f"the architecture says digest {stated!r} but its content has {result.digest!r}: "
-                "it was altered. Restore the file, or delete the digest line if the change is meant."
+                "it was altered. Restore the file, or delete the digest line if the change is "
+                "meant."
             )
         return result
 

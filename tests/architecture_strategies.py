@@ -1,0 +1,59 @@
+"""Hypothesis strategies for small valid architectures, shared by the tests of what one is."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from search_space import Architecture, Block, Macro, Mixer, Stage
+from search_space.architecture import DOWNSAMPLES, HEAD_NORMS, NORMS
+
+WIDTH_UNIT = 16  # suits every mixer below
+
+
+@st.composite
+def mixers(draw: st.DrawFn) -> Mixer:
+    odd = st.sampled_from([1, 3, 5, 7])
+    name = draw(
+        st.sampled_from(
+            ["window_attention", "focal_modulation", "gnconv", "pooling", "depthwise_conv"]
+        )
+    )
+    if name == "window_attention":
+        window = draw(st.integers(1, 16))
+        return Mixer.of(name, window=window, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+    if name == "focal_modulation":
+        levels, post_norm = draw(st.integers(1, 4)), draw(st.booleans())
+        return Mixer.of(name, levels=levels, window=draw(odd), post_norm=post_norm)
+    if name == "gnconv":
+        return Mixer.of(name, order=draw(st.integers(1, 5)), kernel=draw(odd))
+    return Mixer.of(name, kernel=draw(odd))
+
+
+@st.composite
+def macros(draw: st.DrawFn) -> Macro:
+    stride = draw(st.integers(1, 4))
+    downsample = draw(st.sampled_from(DOWNSAMPLES))
+    eps = st.floats(1e-8, 1e-2)
+    return Macro(
+        stem_kernel=stride + draw(st.integers(0, 4)),
+        stem_stride=stride,
+        stem_norm=draw(st.booleans()),
+        downsample=downsample,
+        downsample_kernel=2 if downsample == "patch_merging" else draw(st.integers(2, 5)),
+        norm=draw(st.sampled_from(NORMS)),
+        norm_eps=draw(eps),
+        layer_scale=draw(st.one_of(st.just(0.0), st.floats(1e-8, 1.0))),
+        head_norm=draw(st.sampled_from(HEAD_NORMS)),
+        head_norm_eps=draw(eps),
+    )
+
+
+def architectures() -> st.SearchStrategy[Architecture]:
+    """Valid architectures of at most 12 blocks; values only, no network is built."""
+    blocks = st.builds(Block, mixers(), st.floats(0.25, 8.0))
+    stages = st.builds(
+        Stage,
+        st.integers(1, 8).map(lambda n: n * WIDTH_UNIT),
+        st.lists(blocks, min_size=1, max_size=3).map(tuple),
+    )
+    return st.builds(Architecture, macros(), st.integers(32, 256), st.tuples(*[stages] * 4))
