@@ -69,7 +69,7 @@ class AugmentConfig:
 def default_augment(kind: str, resolution: int) -> AugmentConfig:
     """Augmentation by kind of data and image side in pixels."""
     if kind == "digits":
-        return AugmentConfig(crop="resize", scale=(0.7, 1.0), ratio=(0.85, 1.18), hflip=0.0)
+        return AugmentConfig(crop="resize", scale=(0.8, 1.0), ratio=(0.9, 1.11), hflip=0.0)
     if resolution <= 64:
         return AugmentConfig(padding=max(1, resolution // 8))
     return AugmentConfig(

@@ -17,6 +17,10 @@ class TrainingDivergedError(NasError):
 class TrainConfig:
     """How to train. Everything here decides the result and enters the checkpoint's identity.
 
+    The defaults suit the ``digits`` space: of seven settings tried there, one seed each, the one
+    with the best mean validation accuracy of 24 random subnets; the lead over the next is slight and
+    no second seed was tried.
+
     lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
     clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
     drop_path_rate: of the largest subnet only. amp: ``auto`` (bfloat16 on CUDA) or ``off``.
@@ -26,10 +30,10 @@ class TrainConfig:
     augment: ``None`` for the default of the kind of data.
     """
 
-    epochs: int = 60
-    batch_size: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.05
+    epochs: int = 26
+    batch_size: int = 32
+    lr: float = 4e-3
+    weight_decay: float = 0.02
     warmup_epochs: float = 3.0
     clip_norm: float = 1.0
     drop_path_rate: float = 0.0
