@@ -18,8 +18,8 @@ class TrainConfig:
     """How to train. Everything here decides the result and enters the checkpoint's identity.
 
     The defaults suit the ``digits`` space: of seven settings tried there, one seed each, the one
-    with the best mean validation accuracy of 24 random subnets; the lead over the next is slight and
-    no second seed was tried.
+    with the best mean validation accuracy of 24 random subnets. Its lead over the next is slight
+    and no second seed was tried.
 
     lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
     clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
