@@ -381,11 +381,16 @@ def _resolve(options: dict[str, Any]) -> tuple[RunConfig, Path]:
         "latency.precision": options.get("precision"),
         "latency.threads": options.get("threads"),
     }
-    config = resolve(given, options["config"])
-    name = options["name"] or _default_name(config)
-    if Path(name).name != name:
+    name = options["name"]
+    if name is not None and Path(name).name != name:
         raise UsageError(f"--name {name!r} must be a plain name; the folder is --runs.")
-    return config, Path(options["runs"]) / name
+    folder = Path(options["runs"])
+    if name is None:
+        name = _default_name(resolve(given, options["config"]))
+    file, stored = options["config"], folder / name / "config.yaml"
+    if options["resume"] and file is None and stored.exists():
+        file = str(stored)  # only what is asked anew is compared, not the defaults of today
+    return resolve(given, file), folder / name
 
 
 def _default_name(config: RunConfig) -> str:
@@ -430,8 +435,8 @@ def _print_result(data: ReportData, path: Path) -> None:
     if chosen is not None:
         latency = format_latency(chosen.measured["latency_ms"] or 0)
         click.echo(
-            f"\nchosen {chosen.digest}: {latency} measured, test accuracy {chosen.test_accuracy:.2%} (before fine-tuning "
-            f"{chosen.test_accuracy_before:.2%})"
+            f"\nchosen {chosen.digest}: {latency} measured, test accuracy "
+            f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
         )
         for item in chosen.exports:
             click.echo(f"  {item.path}")

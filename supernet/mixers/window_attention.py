@@ -54,7 +54,10 @@ class WindowAttention(Mixer):
         q, k, v = qkv.reshape(3, -1, self.heads, area, self.head_dim).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(x, rows * columns))
         out = out.reshape(-1, rows, columns, self.heads, side_h, side_w, self.head_dim)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height + pad_h, width + pad_w, dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6)
+        if torch.compiler.is_compiling():  # exporters may give attention's output other strides
+            out = out.clone(memory_format=torch.contiguous_format)
+        out = out.reshape(batch, height + pad_h, width + pad_w, dim)
         if pad_h or pad_w:
             out = out[:, :height, :width]
         out = self.proj(out)
