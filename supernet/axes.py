@@ -111,12 +111,6 @@ class Box:
     small_strides: tuple[int, ...]
     small_offset: int
 
-    def of_large(self, tensor: Tensor) -> Tensor:
-        return tensor.as_strided(self.sizes, self.large_strides, self.large_offset)
-
-    def of_small(self, tensor: Tensor) -> Tensor:
-        return tensor.as_strided(self.sizes, self.small_strides, self.small_offset)
-
 
 def boxes(axes: Axes, large: Sizes, small: Sizes) -> list[Box]:
     """Where the entries of a small parameter lie in the large one, both contiguous.
@@ -170,18 +164,47 @@ def _axis_boxes(axis: Axis, large: Sizes, small: Sizes) -> list[Box]:
 
 @dataclass(frozen=True)
 class Slice:
-    """How a small parameter of shape ``shape`` lies in a large one."""
+    """How a small parameter of shape ``shape`` lies in a large one.
+
+    ``start`` is where it begins if it is one contiguous run of the large one, else None.
+    """
 
     boxes: tuple[Box, ...]
     shape: tuple[int, ...]
+    start: int | None
 
     @classmethod
     def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
-        return cls(tuple(boxes(axes, large, small)), shape(axes, small))
+        where, small_shape = tuple(boxes(axes, large, small)), shape(axes, small)
+        run = len(where) == 1 and all(
+            a == b or size == 1
+            for size, a, b in zip(
+                where[0].sizes, where[0].large_strides, where[0].small_strides, strict=True
+            )
+        )
+        if run:  # products and all, it is the small shape at an offset
+            strides = tuple(math.prod(small_shape[dim + 1 :]) for dim in range(len(small_shape)))
+            where = (Box(small_shape, strides, where[0].large_offset, strides, 0),)
+        return cls(where, small_shape, where[0].large_offset if run else None)
+
+    def pairs(self, large: Tensor, small: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of the same entries in both; ``small`` must be contiguous."""
+        return [
+            (
+                large.as_strided(box.sizes, box.large_strides, box.large_offset),
+                small
+                if box.sizes == self.shape
+                else small.as_strided(box.sizes, box.small_strides, box.small_offset),
+            )
+            for box in self.boxes
+        ]
 
 
 class _Cut(torch.autograd.Function):
-    """Copies small parameters out of large ones, all in one node of the graph.
+    """Small parameters out of large ones, all in one node of the graph.
+
+    What is one contiguous run of a large parameter is a view of it, the rest is copied: kernels
+    then see the very layout of an extracted network.
 
     Gradients go straight into ``.grad`` of the large ones: a gradient as large as the shared
     weight for every subnet that uses a corner of it would cost more memory traffic than the
@@ -191,38 +214,40 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slices: Sequence[Slice], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.slices, ctx.weights = slices, weights
-        small = tuple(
-            weight.new_empty(item.shape) for item, weight in zip(slices, weights, strict=True)
-        )
-        targets, sources = [], []
-        for item, part, weight in zip(slices, small, weights, strict=True):
-            targets += [box.of_small(part) for box in item.boxes]
-            sources += [box.of_large(weight) for box in item.boxes]
-        if targets:
+        result: list[Tensor] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for item, weight in zip(slices, weights, strict=True):
+            if item.start is not None:
+                box = item.boxes[0]
+                result.append(weight.as_strided(box.sizes, box.large_strides, box.large_offset))
+            else:
+                result.append(weight.new_empty(item.shape))
+                copies += item.pairs(weight, result[-1])
+        if copies:
+            sources, targets = zip(*copies, strict=True)
             torch._foreach_copy_(targets, sources)
-        return small
+        return tuple(result)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        targets, sources = [], []
+        sums: list[tuple[Tensor, Tensor]] = []
         for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
             if grad is None or not weight.requires_grad:
                 continue
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-            grad = grad.contiguous()
-            targets += [box.of_large(weight.grad) for box in item.boxes]
-            sources += [box.of_small(grad) for box in item.boxes]
-        if targets:
+            sums += item.pairs(weight.grad, grad.contiguous())
+        if sums:
+            targets, sources = zip(*sums, strict=True)
             torch._foreach_add_(targets, sources)
         return (None,) * (1 + len(grads))
 
 
 def cut(weights: Sequence[Tensor], slices: Sequence[Slice]) -> tuple[Tensor, ...]:
-    """Contiguous copies of the small parameters that lie in ``weights``.
+    """The small parameters that lie in ``weights``, contiguous; not to be changed in place.
 
     In a backward pass their gradients are added to ``.grad`` of the large weights directly, as
-    ``Tensor.backward`` would; ``torch.autograd.grad`` does not see through the copy.
+    ``Tensor.backward`` would; ``torch.autograd.grad`` does not see through it.
     """
     return _Cut.apply(slices, *weights) if weights else ()
 
