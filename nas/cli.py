@@ -107,7 +107,8 @@ def cli() -> None:
 @option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget."""
-    from nas.pipeline import run_search, summary
+    from nas.pipeline import run_search
+    from nas.reporting import summary
 
     config, path = _resolve(options)
     if options["dry_run"]:
@@ -339,7 +340,7 @@ def export(run: Path, digest: str | None, output: Path | None, **options: Any) -
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write the report of a finished run again."""
-    from nas.pipeline import rebuild_report
+    from nas.reporting import rebuild_report
 
     rebuild_report(run)
     click.echo(run / "report.html")

@@ -7,48 +7,37 @@ killed anywhere ends as if it had not been.
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nas.config import MAY_DIFFER, RunConfig
 from nas.console import Console, PhaseProgress
+from nas.measuring import Measured, measure_twice, read_measured, to_json
+from nas.reporting import Findings, assemble, curves, rebuild_report
 from predictors.additive import AdditiveTable
 from predictors.counts import counts
 from predictors.latency.devices import Conditions, local_conditions
 from predictors.latency.profile import profile
-from predictors.latency.remeasure import Measurement, measure_networks
 from predictors.latency.table import LatencyTable
 from results.export import ModelCard, Preprocessing, export_network
-from results.files import read_json
 from results.journal import Evaluation
-from results.report import rank_rows, write_report
+from results.report import write_report
 from results.report_data import (
-    Baseline,
     Chosen,
-    Epoch,
-    Export,
-    FrontMember,
-    LatencyCheck,
-    LatencyPair,
-    Phase,
-    Point,
     ReportData,
 )
-from results.report_views import latency_errors
-from results.store import EXPORT, RESULT, SNAPSHOT, SUPERNET, RunDirectory, is_run
+from results.store import EXPORT, SNAPSHOT, SUPERNET, RunDirectory, is_run
 from search import Constraint, InProcessExecutor, Objective, Problem, check_feasible, search
 from search.evaluator import SupernetEvaluator
 from search.loop import Progress
@@ -64,7 +53,6 @@ from supernet.training import evaluate, finetune, train_supernet
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
 FINETUNE = "finetune"
-METRICS = "metrics.jsonl"
 CHEAP = ("latency_ms", "num_params", "macs", "activations")
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
@@ -106,7 +94,7 @@ def _start(
     resume: bool,
     command: str,
     console: Console,
-    phases: Callable[[_Run], ReportData],
+    steps: Callable[[_Run], ReportData],
 ) -> ReportData:
     new = not (resume and is_run(path))
     if not new:
@@ -119,7 +107,7 @@ def _start(
     with directory, warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: console.warn(str(message))
         try:
-            return phases(_Run(config, directory, console))
+            return steps(_Run(config, directory, console))
         except InfeasibleError:
             if new:  # nothing was made yet that could be continued
                 shutil.rmtree(path)
@@ -135,22 +123,6 @@ def _manifest(config: RunConfig, command: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
         "platform": platform.platform(),
     }
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Two measurements of one network, minutes apart in spirit: the second checks the first."""
-
-    first: Measurement
-    second: Measurement
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {
-            "latency_ms": (self.first.latency_ms + self.second.latency_ms) / 2,
-            "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
-            "latency_high_ms": max(self.first.high_ms, self.second.high_ms),
-        }
 
 
 class _Run:
@@ -175,17 +147,28 @@ class _Run:
         baselines = self.baselines(problem, supernet)
         measured = self.measured([*found.values(), *baselines.values()])
         chosen = self.choose(found, measured)
-        network, before, after = self.finetuned(supernet, found[chosen.digest])
-        exports = self.exported(network, chosen, measured.get(chosen.digest), before, after)
-        return self.report(
-            problem, table, supernet, found, baselines, measured, chosen, before, after, exports
+        network, chosen = self.finetuned(supernet, chosen)
+        chosen = self.exported(network, chosen)
+        data = assemble(
+            self.directory,
+            self.config,
+            self.space,
+            table,
+            self.data.num_classes,
+            Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
         )
+        with self._phase("report"):
+            write_report(self.path, data)
+        self.directory.update_manifest(
+            status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
+        )
+        return data
 
     def training_only(self) -> ReportData:
         self.open_data()
         self.trained_supernet()
         self.directory.update_manifest(status="trained")
-        return ReportData(run=self.path.name, status="trained", training=self._curves())
+        return ReportData(run=self.path.name, status="trained", training=curves(self.path))
 
     # Phases -----------------------------------------------------------------------------------
 
@@ -289,7 +272,7 @@ class _Run:
                 device=self.compute,
                 workers=self.config.workers,
             )
-        for epoch in self._curves()[-1:]:
+        for epoch in curves(self.path)[-1:]:
             self.console.say(
                 f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
                 f"smallest {_percent(epoch.accuracy_smallest)}"
@@ -356,53 +339,27 @@ class _Run:
             result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
         return result
 
-    def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, _Measured]:
+    def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
         """Every network measured twice on the device; kept in the run."""
         by_digest = {e.digest: Architecture.from_dict(e.architecture) for e in evaluations}
-        stored = self._stored_measurements()
+        file = self.path / MEASURED
+        try:
+            stored = read_measured(file)
+        except CorruptFileError as error:
+            self.console.warn(f"{error} The networks are measured again.")
+            stored = {}
         if stored.keys() >= by_digest.keys():
             return stored
-        architectures = list(by_digest.values())
-        with self._phase(f"measuring {len(architectures)} networks on the device") as progress:
-            passes = []
-            for i in range(2):
-
-                def show(done: int, total: int, left: float, i: int = i) -> None:
-                    progress(done + i * total, 2 * total, "rounds", left + (1 - i) * left)
-
-                passes.append(
-                    measure_networks(
-                        architectures,
-                        self.data.num_classes,
-                        self.conditions,
-                        seed=self.config.seed + i,
-                        progress=show,
-                    )
-                )
-        result = {
-            digest: _Measured(first, second)
-            for digest, first, second in zip(by_digest, *passes, strict=True)
-        }
+        with self._phase(f"measuring {len(by_digest)} networks on the device") as progress:
+            result = measure_twice(
+                by_digest, self.data.num_classes, self.conditions, self.config.seed, progress
+            )
         for warning in sorted({w for m in result.values() for w in m.second.warnings}):
             self.console.warn(warning)
-        content = {d: [asdict(m.first), asdict(m.second)] for d, m in result.items()}
-        self.directory.write_json(MEASURED, content)
+        self.directory.write_json(MEASURED, to_json(result))
         return result
 
-    def _stored_measurements(self) -> dict[str, _Measured]:
-        if not (self.path / MEASURED).exists():
-            return {}
-        try:
-            stored = self.directory.read_json(MEASURED)
-            return {
-                digest: _Measured(*(Measurement(**item) for item in pair))
-                for digest, pair in stored.items()
-            }
-        except (CorruptFileError, TypeError, AttributeError) as error:
-            self.console.warn(f"{self.path / MEASURED}: {error}; the networks are measured again.")
-            return {}
-
-    def choose(self, front: Mapping[str, Evaluation], measured: Mapping[str, _Measured]) -> Chosen:
+    def choose(self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]) -> Chosen:
         """The most accurate front member that meets the budget when measured."""
         target = self.config.target_latency_ms
 
@@ -430,12 +387,9 @@ class _Run:
             reason=reason,
         )
 
-    def finetuned(
-        self, supernet: Supernet, evaluation: Evaluation
-    ) -> tuple[Backbone, float, float]:
+    def finetuned(self, supernet: Supernet, chosen: Chosen) -> tuple[Backbone, Chosen]:
         """The chosen subnet alone, trained on; test accuracy before and after."""
-        architecture = Architecture.from_dict(evaluation.architecture)
-        network = supernet.extract(architecture)
+        network = supernet.extract(Architecture.from_dict(chosen.architecture))
         with self._phase("fine-tuning the chosen network") as progress:
             test = eval_batches(self.data.test)
             before = evaluate(network, test)
@@ -450,167 +404,30 @@ class _Run:
             )
             after = evaluate(network, test)
         self.console.say(f"  test accuracy {before:.2%} before, {after:.2%} after")
-        return network, before, after
+        return network, replace(chosen, test_accuracy_before=before, test_accuracy=after)
 
-    def exported(
-        self,
-        network: Backbone,
-        chosen: Chosen,
-        measured: _Measured | None,
-        before: float,
-        after: float,
-    ) -> tuple[Export, ...]:
+    def exported(self, network: Backbone, chosen: Chosen) -> Chosen:
         metrics = {
-            "parameters": format_count(float(chosen.predicted["num_params"] or 0)),
-            "MACs": format_count(float(chosen.predicted["macs"] or 0)),
-            "test accuracy": f"{after:.2%} (before fine-tuning {before:.2%})",
+            "parameters": format_count(chosen.predicted["num_params"] or 0),
+            "MACs": format_count(chosen.predicted["macs"] or 0),
+            "test accuracy": f"{chosen.test_accuracy:.2%} (before fine-tuning "
+            f"{chosen.test_accuracy_before:.2%})",
+            "latency": f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured on "
+            f"{self.conditions}",
         }
-        if measured is not None:
-            latency = format_latency(measured.metrics["latency_ms"])
-            metrics["latency"] = f"{latency}, measured on {self.conditions}"
         with self._phase("exporting"):
-            return tuple(
-                export_network(
-                    network,
-                    self.path / EXPORT / chosen.digest,
-                    preprocessing=preprocessing(self.data, network.architecture),
-                    card=ModelCard(
-                        title=f"{self.config.data} network {chosen.digest}",
-                        metrics=metrics,
-                        class_names=self.data.class_names,
-                        trained_on=f"{self.config.data}, {len(self.data.train)} images",
-                    ),
-                )
+            exports = export_network(
+                network,
+                self.path / EXPORT / chosen.digest,
+                preprocessing=preprocessing(self.data, network.architecture),
+                card=ModelCard(
+                    title=f"{self.config.data} network {chosen.digest}",
+                    metrics=metrics,
+                    class_names=self.data.class_names,
+                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                ),
             )
-
-    # Report -----------------------------------------------------------------------------------
-
-    def report(
-        self,
-        problem: Problem,
-        table: LatencyTable,
-        supernet: Supernet,
-        front: Mapping[str, Evaluation],
-        baselines: Mapping[str, Evaluation],
-        measured: Mapping[str, _Measured],
-        chosen: Chosen,
-        before: float,
-        after: float,
-        exports: tuple[Export, ...],
-    ) -> ReportData:
-        evaluated = [e for e in self.evaluations if e.status == "ok"]
-        architecture = Architecture.from_dict(chosen.architecture)
-        breakdown = table.compile(self.space, self.data.num_classes).breakdown(
-            self.space.encode([architecture])[0]
-        )
-        check = self._latency_check(front, measured, table)
-        manifest = self.directory.manifest
-        rows = rank_rows([e.metrics for e in evaluated], CHEAP)
-        data = ReportData(
-            run=self.path.name,
-            created=manifest["created"],
-            targets=self.config.maxima,
-            summary={
-                "data": f"{self.config.data}, {self.data.num_classes} classes",
-                "space": f"{self.space.name}, {self.space.size:.2g} architectures",
-                "device": str(table.conditions),
-            },
-            chosen=replace(
-                chosen,
-                test_accuracy_before=before,
-                test_accuracy=after,
-                exports=exports,
-                component_latency_ms=dict(breakdown),
-            ),
-            evaluated=tuple(
-                Point(digest=e.digest, metrics=e.metrics, architecture=e.architecture)
-                for e in evaluated
-            ),
-            front=tuple(
-                FrontMember(
-                    digest=digest,
-                    architecture=e.architecture,
-                    predicted=e.metrics,
-                    measured=measured[digest].metrics,
-                )
-                for digest, e in front.items()
-            ),
-            baselines=tuple(
-                Baseline(
-                    name=name,
-                    metrics=e.metrics,
-                    measured=measured[e.digest].metrics,
-                    architecture=e.architecture,
-                    note="" if problem.violation(_columns(e.metrics))[0] == 0 else "over the limit",
-                )
-                for name, e in baselines.items()
-            ),
-            latency=check,
-            ranking=tuple(rows),
-            training=self._curves(),
-            phases=_phases(manifest),
-            config=self.config.to_dict(),
-            versions=manifest["versions"],
-            device=table.conditions.to_dict()["device"],
-            seed=self.config.seed,
-            command=manifest["command"],
-            notes=tuple(self.notes),
-        )
-        self.directory.write_json(RESULT, data.to_dict())
-        with self._phase("report"):
-            write_report(self.path, data)
-        self.directory.update_manifest(
-            status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
-        )
-        return data
-
-    def _latency_check(
-        self,
-        front: Mapping[str, Evaluation],
-        measured: Mapping[str, _Measured],
-        table: LatencyTable,
-    ) -> LatencyCheck:
-        pairs = tuple(
-            LatencyPair(
-                predicted_ms=e.metrics["latency_ms"],
-                measured_ms=measured[digest].metrics["latency_ms"],
-                digest=digest,
-            )
-            for digest, e in front.items()
-        )
-        again = LatencyCheck(
-            pairs=tuple(
-                LatencyPair(predicted_ms=m.first.latency_ms, measured_ms=m.second.latency_ms)
-                for digest, m in measured.items()
-                if digest in front
-            )
-        )
-        correction = table.correction(self.space)
-        conditions = table.conditions.to_dict()
-        device = conditions.pop("device")
-        provenance = {
-            "kind": "measured block by block on this device, corrected on whole networks",
-            "device": device["model"],
-            **conditions,
-            "expected error": f"{correction.expected_error:.1%} (leave-one-out)",
-        }
-        return LatencyCheck(pairs=pairs, provenance=provenance, repeatability=latency_errors(again))
-
-    def _curves(self) -> tuple[Epoch, ...]:
-        file = self.path / SUPERNET / METRICS
-        if not file.exists():
-            return ()
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        return tuple(
-            Epoch(
-                epoch=row["epoch"],
-                loss_largest=row.get("loss_largest"),
-                loss_smallest=row.get("loss_smallest"),
-                accuracy_largest=row.get("val_accuracy_largest"),
-                accuracy_smallest=row.get("val_accuracy_smallest"),
-            )
-            for row in rows
-        )
+        return replace(chosen, exports=tuple(exports))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[PhaseProgress]:
@@ -619,60 +436,8 @@ class _Run:
             yield progress
 
 
-def rebuild_report(path: Path) -> ReportData:
-    """Write the report of a finished run anew from its ``result.json``; raises RunError."""
-    if not is_run(path):
-        raise RunError(f"{path} is no run; give the directory of one, such as runs/NAME.")
-    if not (path / RESULT).exists():
-        raise RunError(
-            f"{path} has no result yet. Finish the run first: nas search --config "
-            f"{path / 'config.yaml'} --name {path.name} --resume"
-        )
-    data = ReportData.from_dict(read_json(path / RESULT))
-    write_report(path, data)
-    return data
-
-
 def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
     return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
-
-
-def summary(data: ReportData, path: Path) -> dict[str, Any]:
-    """What ``nas search --json`` ends with; the keys are the metric names used everywhere."""
-    chosen = data.chosen
-    best = None
-    if chosen is not None:
-        best = {
-            "digest": chosen.digest,
-            "architecture": chosen.architecture,
-            "predicted": dict(chosen.predicted),
-            "measured": dict(chosen.measured),
-            "test_accuracy": chosen.test_accuracy,
-            "test_accuracy_before": chosen.test_accuracy_before,
-            "exports": [asdict(item) for item in chosen.exports],
-        }
-    front = [
-        {
-            "digest": member.digest,
-            "architecture": member.architecture,
-            "predicted": dict(member.predicted),
-            "measured": dict(member.measured),
-        }
-        for member in data.front
-    ]
-    return {"run": str(path), "status": data.status, "best": best, "front": front}
-
-
-def _phases(manifest: Mapping[str, Any]) -> tuple[Phase, ...]:
-    """Wall time by phase; the parts of a phase that was interrupted and continued add up."""
-    total: dict[str, float] = {}
-    for item in manifest["phases"]:
-        total[item["name"]] = total.get(item["name"], 0.0) + item["seconds"]
-    return tuple(Phase(name=name, seconds=seconds) for name, seconds in total.items())
-
-
-def _columns(metrics: Mapping[str, float]) -> dict[str, np.ndarray]:
-    return {key: np.array([value]) for key, value in metrics.items()}
 
 
 def _training_text(info: Mapping[str, Any]) -> str:
