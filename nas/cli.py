@@ -130,8 +130,7 @@ def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
     from nas.pipeline import run_training
 
-    options["target_latency"] = "1h"  # training has no budget
-    config, path = _resolve(options)
+    config, path = _resolve(options, with_budget=False)
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
@@ -346,7 +345,7 @@ def report(run: Path) -> None:
     click.echo(run / "report.html")
 
 
-def _resolve(options: dict[str, Any]) -> tuple[RunConfig, Path]:
+def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunConfig, Path]:
     """Configuration and run directory; quantities are checked before anything heavy loads."""
     if options.get("target_latency") is not None:
         parse_latency(options["target_latency"])
@@ -383,25 +382,30 @@ def _resolve(options: dict[str, Any]) -> tuple[RunConfig, Path]:
         "latency.threads": options.get("threads"),
     }
     name = options["name"]
-    if name is not None and Path(name).name != name:
+    if name is not None and (Path(name).name != name or name in ("", "..")):
         raise UsageError(f"--name {name!r} must be a plain name; the folder is --runs.")
     folder = Path(options["runs"])
     if name is None:
-        name = _default_name(resolve(given, options["config"]))
+        name = _default_name(resolve(given, options["config"], with_budget=with_budget))
     file, stored = options["config"], folder / name / "config.yaml"
     if options["resume"] and file is None and stored.exists():
         file = str(stored)  # only what is asked anew is compared, not the defaults of today
-    return resolve(given, file), folder / name
+    return resolve(given, file, with_budget=with_budget), folder / name
 
 
 def _default_name(config: RunConfig) -> str:
     space = config.space if isinstance(config.space, str) else config.space["name"]
     source = Path(config.data.rstrip("/")).name
-    parts = [source, *([space] if space != source else []), config.device, config.target_latency]
+    parts = [source, *([space] if space != source else [])]
+    budget = config.target_latency
+    parts += ["supernet"] if budget is None else [config.device, budget]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
 
 
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
+    from predictors.latency.devices import identify
+
+    identify(config.device)
     space = config.search_space()
     plan = {
         "run": str(path),
@@ -479,6 +483,9 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         usage = isinstance(error, (InvalidQuantityError, UnknownNameError, UsageError))
         sys.exit(USAGE if usage else FAILED)
+    except OSError as error:  # a full disk, a folder that may not be written
+        click.echo(f"error: {error}", err=True)
+        sys.exit(FAILED)
 
 
 def _say_interrupted() -> None:

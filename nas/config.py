@@ -7,13 +7,14 @@ running that file again reproduces the run.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from search_space.errors import UsageError
+from search_space.errors import RunError, UsageError
 from search_space.files import load_space, read_mapping
 from search_space.space import SearchSpace
 from search_space.units import parse_count, parse_latency
@@ -45,7 +46,8 @@ class SearchConfig(_Model):
 class RunConfig(_Model):
     """Everything that decides a run.
 
-    ``target_latency`` is text with a unit, ``max_params`` and ``max_macs`` are counts such as
+    ``target_latency`` is text with a unit (None only where just a supernet is trained),
+    ``max_params`` and ``max_macs`` are counts such as
     ``5M``. ``space`` is a preset's name or a whole space. ``supernet`` names another run whose
     trained supernet is used instead of training one.
     """
@@ -53,7 +55,7 @@ class RunConfig(_Model):
     data: str
     space: str | dict[str, Any]
     device: str = "cpu"
-    target_latency: str
+    target_latency: str | None
     max_params: str | None = None
     max_macs: str | None = None
     seed: int = Field(default=0, ge=0)
@@ -69,12 +71,14 @@ class RunConfig(_Model):
 
     @property
     def target_latency_ms(self) -> float:
-        return parse_latency(self.target_latency)
+        return math.inf if self.target_latency is None else parse_latency(self.target_latency)
 
     @property
     def maxima(self) -> dict[str, float]:
         """Upper limits by metric name, in the metric's unit."""
-        limits = {"latency_ms": self.target_latency_ms}
+        limits = {}
+        if self.target_latency is not None:
+            limits["latency_ms"] = self.target_latency_ms
         if self.max_params is not None:
             limits["num_params"] = parse_count(self.max_params)
         if self.max_macs is not None:
@@ -94,12 +98,15 @@ class RunConfig(_Model):
         return data
 
 
-def resolve(given: Mapping[str, Any], file: str | None = None) -> RunConfig:
+def resolve(
+    given: Mapping[str, Any], file: str | None = None, *, with_budget: bool = True
+) -> RunConfig:
     """Configuration from what was given on the command line over a file over the defaults.
 
     ``given`` may have dotted keys (``train.epochs``); None means not given. A space in a file
-    of its own is stored whole, and the seed is passed on to both trainings. Raises UsageError
-    that names the key, the value and the rule.
+    of its own is stored whole, and the seed is passed on to both trainings. A target latency must
+    be there, or is left out, by ``with_budget``. Raises UsageError that names the key, the value
+    and the rule.
     """
     data: dict[str, Any] = {} if file is None else read_mapping(Path(file))
     for key, value in given.items():
@@ -112,6 +119,10 @@ def resolve(given: Mapping[str, Any], file: str | None = None) -> RunConfig:
             if not isinstance(target, dict):
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
         target[leaf] = value
+    if not with_budget:
+        data["target_latency"] = None
+    elif data.get("target_latency") is None:
+        data.pop("target_latency", None)  # so that it is reported as missing
     if data.get("data") == "digits":
         data.setdefault("space", "digits")
     if isinstance(data.get("space"), str):
@@ -131,6 +142,8 @@ def resolve(given: Mapping[str, Any], file: str | None = None) -> RunConfig:
         _ = config.maxima  # units are checked now, not after training
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
+    except RunError as error:  # of a training's rules
+        raise UsageError(f"{file}: {error}." if file else f"{error}.") from None
     return config
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.config import RunConfig
 from nas.console import Console
-from nas.pipeline import FINETUNE, preprocessing
+from nas.pipeline import CHECKPOINTS, FINETUNE, preprocessing
 from results.export import ModelCard, export_network
 from results.files import read_json
 from results.journal import Evaluation, read_journal
@@ -32,6 +32,7 @@ def export_from_run(
     """
     if not is_run(run):
         raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
+    evaluation = _find(run, digest)
     config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
     space = config.search_space()
     data = open_data(
@@ -44,16 +45,15 @@ def export_from_run(
     )
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
-    checkpoint = load_latest(source / SUPERNET / "checkpoints")
+    checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
     if checkpoint is None:
         raise RunError(f"{source} holds no trained supernet; finish it with --resume first.")
     supernet.load_state_dict(checkpoint.weights)
-    evaluation = _find(run, digest)
     architecture = Architecture.from_dict(evaluation.architecture)
     network = supernet.extract(architecture)
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
     if digest is None:
-        tuned = load_latest(run / FINETUNE / "checkpoints")
+        tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
         if tuned is None:
             raise RunError(f"{run} has no fine-tuned network; give a DIGEST, or finish the run.")
         network.load_state_dict(tuned.weights)

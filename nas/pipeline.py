@@ -11,7 +11,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,20 +30,20 @@ from predictors.counts import counts
 from predictors.latency.devices import Conditions, local_conditions
 from predictors.latency.profile import profile
 from predictors.latency.table import LatencyTable
-from results.export import ModelCard, Preprocessing, export_network
+from results.export import ModelCard, Preprocessing, export_network, read_export
 from results.journal import Evaluation
 from results.report import write_report
 from results.report_data import (
     Chosen,
     ReportData,
 )
-from results.store import EXPORT, SNAPSHOT, SUPERNET, RunDirectory, is_run
+from results.store import EXPORT, JOURNAL, MANIFEST, SNAPSHOT, SUPERNET, RunDirectory, is_run
 from search import Constraint, InProcessExecutor, Objective, Problem, check_feasible, search
 from search.evaluator import SupernetEvaluator
 from search.loop import Progress
 from search.samplers import NSGA2
 from search_space import Architecture, SearchSpace, known, known_names
-from search_space.errors import CorruptFileError, InfeasibleError, RunError
+from search_space.errors import CorruptFileError, NasError, RunError
 from search_space.units import format_count, format_latency
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
@@ -53,6 +53,7 @@ from supernet.training import evaluate, finetune, train_supernet
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
 FINETUNE = "finetune"
+CHECKPOINTS = "checkpoints"
 CHEAP = ("latency_ms", "num_params", "macs", "activations")
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
@@ -69,7 +70,8 @@ def run_search(
 
     Returns what the report shows; the files lie in ``path``. Raises a NasError for everything
     that the user can mend: RunError where the run exists, InfeasibleError where no architecture
-    meets the limits (a run that was new is then removed again), DataError, ExportError.
+    meets the limits, DataError, ExportError. A new run that fails before anything was trained is
+    removed again.
     """
     console = console or Console()
     return _start(config, path, resume, command, console, _Run.all_phases)
@@ -96,10 +98,15 @@ def _start(
     console: Console,
     steps: Callable[[_Run], ReportData],
 ) -> ReportData:
-    new = not (resume and is_run(path))
+    new, first = not (resume and is_run(path)), not path.parent.exists()
     if not new:
         directory = RunDirectory.resume(path, config.to_dict(), MAY_DIFFER)
         console.say(f"continuing {path}")
+        try:
+            _ = directory.manifest
+        except CorruptFileError as error:
+            console.warn(f"{error} It is written anew; times of earlier phases are lost.")
+            directory.write_json(MANIFEST, {"phases": [], **_manifest(config, command)})
     else:
         if resume:
             console.say(f"nothing to continue at {path} yet: starting it")
@@ -108,10 +115,18 @@ def _start(
         warnings.showwarning = lambda message, *rest: console.warn(str(message))
         try:
             return steps(_Run(config, directory, console))
-        except InfeasibleError:
-            if new:  # nothing was made yet that could be continued
+        except NasError:
+            if new and not _can_be_continued(path):
                 shutil.rmtree(path)
+                if first:
+                    with suppress(OSError):  # another run may have begun beside it
+                        path.parent.rmdir()
             raise
+
+
+def _can_be_continued(path: Path) -> bool:
+    """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
+    return (path / JOURNAL).exists() or (path / SUPERNET / CHECKPOINTS).exists()
 
 
 def _manifest(config: RunConfig, command: str) -> dict[str, Any]:
@@ -137,8 +152,11 @@ class _Run:
 
     def all_phases(self) -> ReportData:
         if self.directory.manifest.get("status") == "complete":
-            self.console.say("this run is complete; writing its report again")
-            return rebuild_report(self.path)
+            try:
+                return self._complete()
+            except (CorruptFileError, RunError) as error:
+                self.console.warn(f"{error} What is missing is made again.")
+        _ = self.conditions  # a device that is not there is an error before images are read
         self.open_data()
         table = self.latency_table()
         problem = self.problem(table)
@@ -169,6 +187,14 @@ class _Run:
         self.trained_supernet()
         self.directory.update_manifest(status="trained")
         return ReportData(run=self.path.name, status="trained", training=curves(self.path))
+
+    def _complete(self) -> ReportData:
+        """A complete run's report; raises where its result or its export is damaged."""
+        data = rebuild_report(self.path)
+        if data.chosen is not None:
+            read_export(self.path / EXPORT / data.chosen.digest)
+        self.console.say("this run is complete; its report was written again")
+        return data
 
     # Phases -----------------------------------------------------------------------------------
 
@@ -280,14 +306,26 @@ class _Run:
         return supernet.eval()
 
     def _load_supernet(self, supernet: Supernet, run: Path) -> None:
-        checkpoint = load_latest(run / SUPERNET / "checkpoints")
+        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
         if checkpoint is None:
             raise RunError(f"{run} holds no trained supernet; train one with `nas train`.")
-        trained_for = checkpoint.metadata["identity"].get("space")
-        if trained_for != self.space.digest:
+        identity = checkpoint.metadata["identity"]
+        if identity.get("space") != self.space.digest:
             raise RunError(
-                f"the supernet of {run} was trained for another space (digest {trained_for}, "
-                f"asked {self.space.digest}); give the same --space."
+                f"the supernet of {run} was trained for another space (digest "
+                f"{identity.get('space')}, asked {self.space.digest}); give the same --space."
+            )
+        if identity["data"] != self.data.fingerprint:
+            raise RunError(
+                f"the supernet of {run} was trained on other images, or on some that are now for "
+                f"validation (fingerprint {identity['data']}, asked {self.data.fingerprint}); "
+                "give the same --data and --seed."
+            )
+        done, epochs = len(checkpoint.metadata["state"]["history"]), identity["train"]["epochs"]
+        if done < epochs:
+            raise RunError(
+                f"the supernet of {run} is trained for {done} of {epochs} epochs; finish it with "
+                "--resume first."
             )
         supernet.load_state_dict(checkpoint.weights)
         self.notes.append(f"The supernet's weights come from {run}.")
@@ -397,7 +435,7 @@ class _Run:
                 network,
                 self.data,
                 self.config.finetune,
-                self.path / FINETUNE,
+                self.path / FINETUNE / chosen.digest,
                 progress=lambda done, total, info: progress(done, total, _training_text(info)),
                 device=self.compute,
                 workers=self.config.workers,

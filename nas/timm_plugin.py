@@ -24,23 +24,30 @@ def register_with_timm() -> None:
 
 
 class _WaitForTimm(MetaPathFinder):
+    """Stays until timm has loaded: others look for timm only to see whether it is installed."""
+
+    _asking = False
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != "timm":
+        if name != "timm" or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec("timm")
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
+            spec.loader = _ThenRegister(spec.loader, self)
         return spec
 
 
 class _ThenRegister(Loader):
     """timm's own loader, followed by the import that registers the backbone."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
+        self.loader, self.finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -50,4 +57,6 @@ class _ThenRegister(Loader):
         if spec is not None:
             spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         importlib.import_module("supernet.backbone")

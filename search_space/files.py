@@ -56,7 +56,8 @@ def load_architecture(name: str) -> Architecture:
     """The known design ``name``, or the architecture in a YAML or JSON file.
 
     An export's ``config.json`` and a run's ``best`` entry hold an architecture too: the key
-    ``architecture`` or ``model_args.architecture`` is followed.
+    ``architecture`` or ``model_args.architecture`` is followed, and a ``digest`` beside it is
+    checked.
     """
     if name in known_names():
         return known(name)
@@ -64,9 +65,10 @@ def load_architecture(name: str) -> Architecture:
     if path.suffix not in _SUFFIXES:
         raise UnknownNameError("design", name, known_names())
     data = read_mapping(path)
+    stated = {key: data[key] for key in ("digest",) if key in data}
     for key in ("model_args", "architecture"):
         if isinstance(data.get(key), dict):
-            data = data[key]
+            data = {**stated, **data[key]}
     try:
         return Architecture.from_dict(data)
     except NasError as error:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from search_space.architecture import Architecture
 from search_space.errors import CorruptFileError, NasError
+from supernet import checkpoints
 from supernet.backbone import Backbone, build
 
 _SWIN = (
@@ -110,14 +110,17 @@ def load_timm_checkpoint(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or torch file; nothing is ever unpickled."""
+    """Tensors by name from a safetensors file or one of torch's, which runs no code of the file.
+
+    Raises CorruptFileError, and PickleRefusedError for a pickle named ``.safetensors``.
+    """
     if not path.is_file():
         raise CorruptFileError(f"{path} does not exist; give the path of a checkpoint file.")
+    if path.suffix == ".safetensors":
+        return checkpoints.read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise many types for broken files
+    except Exception as error:  # the reader raises many types for broken files
         raise CorruptFileError(
             f"{path} is not a readable tensor file ({str(error).splitlines()[0]}); "
             "a .safetensors file or a plain state dict is needed."
