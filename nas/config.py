@@ -39,7 +39,7 @@ class LatencyConfig(_Model):
 class SearchConfig(_Model):
     """Evaluated architectures in all, and the population of the evolution."""
 
-    evaluations: int = Field(default=200, ge=1)
+    evaluations: int = Field(default=400, ge=1)
     population: int = Field(default=24, ge=4)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from search_space.architecture import Architecture
-from search_space.space import SearchSpace
+from search_space.space import INACTIVE, Genes, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,21 @@ class SubnetSampler(Protocol):
 
 
 class SandwichSampler:
-    """The largest on labels; the smallest and ``num_random`` random ones distilled from it."""
+    """The largest on labels; the smallest and ``num_random`` random ones distilled from it.
+
+    The smallest of a step draws its mixers: they have no order of size, and one fixed smallest
+    network would be trained out of proportion to all that it is compared with. The largest is
+    always the same, since a teacher that changes from step to step teaches less (measured).
+    """
 
     def __init__(self, space: SearchSpace, num_random: int = 2, seed: int = 0) -> None:
         self.space, self.num_random, self.seed = space, num_random, seed
+        self._smallest = space.encode([space.smallest])
 
     def __call__(self, step: int) -> tuple[StepSubnet, ...]:
-        genes = self.space.sample(np.random.default_rng([self.seed, step]), self.num_random)
-        followers = [("smallest", self.space.smallest)]
-        followers += [("random", architecture) for architecture in self.space.decode(genes)]
+        rng = np.random.default_rng([self.seed, step])
+        genes = np.concatenate([self._draw_smallest(rng), self.space.sample(rng, self.num_random)])
+        roles = ["smallest", *["random"] * self.num_random]
         return (
             StepSubnet(
                 role="largest",
@@ -59,9 +65,21 @@ class SandwichSampler:
             ),
             *(
                 StepSubnet(role=role, architecture=found, distilled=True, regularised=False)
-                for role, found in followers
+                for role, found in zip(roles, self.space.decode(genes), strict=True)
             ),
         )
+
+    def _draw_smallest(self, rng: np.random.Generator) -> Genes:
+        """All extents smallest, at each position the lightest choice of a random mixer."""
+        genes = self._smallest.copy()
+        for i, stage in enumerate(self.space.stages):
+            lightest: dict[str, int] = {}
+            for j, block in enumerate(stage.blocks):  # listed from light to heavy
+                lightest.setdefault(block.mixer.name, j)
+            columns = self.space.block_columns(i)
+            drawn = rng.choice(list(lightest.values()), size=stage.max_depth)
+            genes[0, columns] = np.where(genes[0, columns] == INACTIVE, INACTIVE, drawn)
+        return genes
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "sandwich", "num_random": self.num_random, "seed": self.seed}
