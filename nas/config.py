@@ -67,7 +67,7 @@ class RunConfig(_Model):
     latency: LatencyConfig = LatencyConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
-    finetune: TrainConfig = TrainConfig(epochs=20, lr=5e-4, warmup_epochs=1.0)
+    finetune: TrainConfig = TrainConfig(epochs=12, lr=5e-4, warmup_epochs=1.0)
 
     @property
     def target_latency_ms(self) -> float:

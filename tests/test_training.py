@@ -317,7 +317,16 @@ def test_sandwich_sampler_is_deterministic_by_step(space):
     assert sampler(5) != SandwichSampler(space, num_random=3, seed=2)(5)
     largest, smallest, *others = sampler(5)
     assert (largest.architecture, largest.distilled) == (space.largest, False)
-    assert (smallest.architecture, smallest.distilled) == (space.smallest, True)
+    assert smallest.distilled
+    for stage, choices in zip(smallest.architecture.stages, space.stages, strict=True):
+        assert (stage.width, stage.depth) == (choices.widths[0], choices.depths[0])
+        for block in stage.blocks:  # the lightest choice of its mixer
+            of_mixer = [b for b in choices.blocks if b.mixer.name == block.mixer.name]
+            assert block == of_mixer[0]
+    drawn = {
+        b.mixer.name for step in range(20) for b in sampler(step)[1].architecture.stages[2].blocks
+    }
+    assert drawn == {b.mixer.name for b in space.stages[2].blocks}
     assert [subnet.regularised for subnet in sampler(5)] == [True, False, False, False, False]
     assert all(space.contains(subnet.architecture) and subnet.distilled for subnet in others)
 

@@ -1,0 +1,136 @@
+"""A job that is tiny but whole: a space of 256 networks, a table of known latencies, the command."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from nas.cli import main
+from predictors.additive import entries
+from predictors.latency.devices import local_conditions
+from predictors.latency.measure import Limits
+from predictors.latency.profile import check_architectures, table_path
+from predictors.latency.table import CheckNetwork, Correction, LatencyTable, Measured
+from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
+
+SPACE = """\
+name: pebble
+macro: {stem_kernel: 2, stem_stride: 2}
+resolution: 16
+stages:
+  - {width: [8, 16], depth: 1, mixers: [pooling, depthwise_conv], mlp_ratio: 2}
+  - {width: [8, 16], depth: 1, mixers: [pooling, depthwise_conv], mlp_ratio: 2}
+  - {width: [16, 24], depth: 1, mixers: [pooling, depthwise_conv], mlp_ratio: 2}
+  - {width: [16, 24], depth: 1, mixers: [pooling, depthwise_conv], mlp_ratio: 2}
+"""
+DIGITS_CLASSES = 10
+QUICK = Limits(min_rounds=3, max_rounds=6, min_seconds=0.3)
+SCALE, OFFSET_MS = 1.25, 0.5
+
+
+def write_space(folder: Path) -> Path:
+    path = folder / "pebble.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def every_architecture(space: SearchSpace) -> Iterator[Architecture]:
+    """All networks of a space with one resolution and depth 1, by plain counting."""
+    choices = [itertools.product(stage.widths, stage.blocks) for stage in space.stages]
+    for combination in itertools.product(*choices):
+        stages = tuple(Stage(width, (as_block(block),)) for width, block in combination)
+        yield Architecture(space.macro, space.resolutions[0], stages)
+
+
+def as_block(block: object) -> Block:
+    assert isinstance(block, Block)
+    return block
+
+
+def known_table(space: SearchSpace, num_classes: int = DIGITS_CLASSES) -> LatencyTable:
+    """Latencies made up by a rule, under this machine's conditions."""
+    asked = entries(space, num_classes)
+    measured = {e: Measured(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
+    checks = tuple(
+        CheckNetwork(architecture.digest, 1.0 + i, 2.0 + 2 * i, 12)
+        for i, architecture in enumerate(check_architectures(space))
+    )
+    correction = Correction(
+        space=space.name,
+        scale=SCALE,
+        offset_ms=OFFSET_MS,
+        expected_error=0.03,
+        checks=checks,
+        rounds=12,
+        seconds=3.0,
+        stopped="converged",
+    )
+    return LatencyTable(local_conditions(), measured, {space.digest: correction})
+
+
+def latency_ms(table: LatencyTable, architecture: Architecture) -> float:
+    """What ``known_table`` says of a network, summed by hand."""
+    chain = components(architecture, DIGITS_CLASSES)
+    total = sum(table.entries[part.spec, part.in_size].latency_ms for part in chain)
+    return SCALE * total + OFFSET_MS
+
+
+def cache_known_table(space_file: Path) -> LatencyTable:
+    """Put the made-up table where ``NAS_CACHE`` says, so that nothing needs measuring."""
+    table = known_table(load_space(str(space_file)))
+    table.save(table_path(table.conditions))
+    return table
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def nas(*arguments: object) -> Ran:
+    """The ``nas`` command in this process; anything but an exit is a bug and is raised."""
+    argv = ["nas", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit_:
+            assert isinstance(exit_.code, int), exit_.code
+            code = exit_.code
+    assert "Traceback" not in err.getvalue()
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def quick_measurements() -> Iterator[None]:
+    """Real measurements, but short ones: a second instead of half a minute."""
+    import functools
+
+    from predictors.latency.profile import profile
+    from predictors.latency.remeasure import measure_networks
+
+    with (
+        mock.patch("nas.pipeline.profile", functools.partial(profile, limits=QUICK)),
+        mock.patch("nas.measuring.measure_networks", functools.partial(measure_networks, limits=QUICK)),
+    ):
+        yield
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below ``folder`` with its content, folders too; locks hold only process ids."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+        if path.name != ".lock"
+    }
