@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from search_space.errors import RunError, UsageError
+from search_space.errors import NasError, UsageError
 from search_space.files import load_space, read_mapping
 from search_space.space import SearchSpace
 from search_space.units import parse_count, parse_latency
+from supernet.augmentation import AugmentConfig
 from supernet.train_config import TrainConfig
 
 # What may change when a run is continued: nothing that decides its result.
@@ -135,15 +136,19 @@ def resolve(
         if isinstance(data.get(part), dict):
             defaults |= data[part]
         elif part in data:
-            raise UsageError(f"{part}={data[part]!r} must be a mapping.")
+            where = f"{file}: " if file else ""
+            raise UsageError(f"{where}{part}={data[part]!r} must be a mapping.")
         data[part] = defaults | {"seed": seed}
+    for key in ("target_latency", "max_params", "max_macs"):
+        if isinstance(data.get(key), (int, float)):
+            data[key] = str(data[key])  # YAML reads 5 as a number; whether it needs a unit is next
     try:
         config = RunConfig.model_validate(data)
         _ = config.maxima  # units are checked now, not after training
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
-    except RunError as error:  # of a training's rules
-        raise UsageError(f"{file}: {error}." if file else f"{error}.") from None
+    except NasError as error:  # a rule of a training, a quantity
+        raise UsageError(str(error.located(file) if file else error)) from None
     return config
 
 
@@ -172,4 +177,6 @@ def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
     if not parents:
         return sorted(RunConfig.model_fields)
     part = RunConfig.model_fields[str(parents[0])].default
-    return sorted(part.to_dict() if isinstance(part, TrainConfig) else type(part).model_fields)
+    if isinstance(part, TrainConfig):
+        return sorted(AugmentConfig().to_dict() if "augment" in parents else part.to_dict())
+    return sorted(type(part).model_fields)

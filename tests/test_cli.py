@@ -16,13 +16,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
-from nas.config import resolve
-from results.journal import Evaluation, Journal
-from results.store import RunDirectory
-from search_space import dump_architecture, known, load_space
-from supernet.checkpoints import PickleRefusedError, save_checkpoint
-from supernet.timm_weights import load_timm_checkpoint
 from tiny_job import (
     Ran,
     cache_known_table,
@@ -32,6 +25,14 @@ from tiny_job import (
     tree,
     write_space,
 )
+
+from nas.config import SearchConfig, resolve
+from results.journal import Evaluation, Journal
+from results.store import RunDirectory
+from search_space import dump_architecture, known, load_space
+from search_space.errors import CorruptFileError
+from supernet.checkpoints import PickleRefusedError, save_checkpoint
+from supernet.timm_weights import load_timm_checkpoint
 
 FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -50,7 +51,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def search(*more: object, data: object = "digits", budget: str = "1s") -> Ran:
-    return nas("search", "--data", data, "--space", "pebble.yaml", "--target-latency", budget, *more)
+    return nas(
+        "search", "--data", data, "--space", "pebble.yaml", "--target-latency", budget, *more
+    )
 
 
 def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 10) -> Path:
@@ -230,9 +233,9 @@ def test_a_latency_below_the_fastest_names_it(job: Path) -> None:
 
 @pytest.mark.slow
 def test_a_latency_below_the_fastest_as_it_is_measured(job: Path) -> None:
+    command = "-m nas.cli search --data digits --space pebble.yaml --target-latency 1us"
     ran = subprocess.run(
-        [sys.executable, "-m", "nas.cli", "search", "--data", "digits"]
-        + ["--space", "pebble.yaml", "--target-latency", "1us"],
+        [sys.executable, *command.split()],
         capture_output=True,
         text=True,
         check=False,
@@ -455,6 +458,7 @@ def test_a_pickle_disguised_as_a_supernet_is_not_executed(job: Path) -> None:
     assert changed <= {"runs/trained/manifest.json", "runs/trained/latency.parquet"}
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_disguised_as_a_timm_checkpoint_is_not_executed(
@@ -464,11 +468,12 @@ def test_a_pickle_disguised_as_a_timm_checkpoint_is_not_executed(
     assert explodes(content)
     file = Path(f"weights{suffix}")
     file.write_bytes(content)
-    kind = PickleRefusedError if suffix == ".safetensors" else Exception
-    with pytest.raises(kind, match=rf"weights\{suffix} is (a pickle|not a readable tensor file)"):
+    kind = PickleRefusedError if suffix == ".safetensors" else CorruptFileError
+    message = rf"weights\{suffix} is (a pickle|not a readable tensor file)"
+    with pytest.raises(kind, match=message):
         load_timm_checkpoint(known("convnext_t"), file)
     torch.save({"model": Bomb()}, file)
-    with pytest.raises(kind, match=rf"weights\{suffix} is (a pickle|not a readable tensor file)"):
+    with pytest.raises(kind, match=message):
         load_timm_checkpoint(known("convnext_t"), file)
     assert not Path("executed").exists()
 
@@ -498,12 +503,15 @@ def test_flag_over_environment_over_config_over_default(
             }
         )
     )
-    file = ("--config", "job.yaml")
+    file, default = ("--config", "job.yaml"), SearchConfig()
     assert nas("search", "--dry-run", *file).code == USAGE  # the file's device does not exist
     monkeypatch.setenv("NAS_DEVICE", "cpu")
     config = planned(*file)
     assert (config["seed"], config["target_latency"], config["device"]) == (3, "3ms", "cpu")
-    assert config["search"] == {"population": 30, "evaluations": 200}  # file, default
+    assert config["search"] == {
+        "population": 30,
+        "evaluations": default.evaluations,
+    }  # file, default
     assert config["train"]["epochs"] == 3  # type: ignore[index]
     monkeypatch.setenv("NAS_SEED", "4")
     monkeypatch.setenv("NAS_TARGET_LATENCY", "4ms")

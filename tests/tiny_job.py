@@ -1,4 +1,4 @@
-"""A job that is tiny but whole: a space of 256 networks, a table of known latencies, the command."""
+"""A job that is tiny but whole: a space of 256 networks, known latencies, and the command."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ def nas(*arguments: object) -> Ran:
     """The ``nas`` command in this process; anything but an exit is a bug and is raised."""
     argv = ["nas", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
-    code = 0
+    ended = SystemExit(0)
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
-        except SystemExit as exit_:
-            assert isinstance(exit_.code, int), exit_.code
-            code = exit_.code
+        except SystemExit as error:
+            ended = error
     assert "Traceback" not in err.getvalue()
-    return Ran(code, out.getvalue(), err.getvalue())
+    assert isinstance(ended.code, int)
+    return Ran(ended.code, out.getvalue(), err.getvalue())
 
 
 @contextmanager
@@ -122,7 +122,9 @@ def quick_measurements() -> Iterator[None]:
 
     with (
         mock.patch("nas.pipeline.profile", functools.partial(profile, limits=QUICK)),
-        mock.patch("nas.measuring.measure_networks", functools.partial(measure_networks, limits=QUICK)),
+        mock.patch(
+            "nas.measuring.measure_networks", functools.partial(measure_networks, limits=QUICK)
+        ),
     ):
         yield
 
