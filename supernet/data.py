@@ -28,7 +28,8 @@ from supernet.augmentation import (
     preserved_generators,
     seed_generators,
 )
-from supernet.sources import RawImages, open_source
+from supernet.raw_images import RawImages
+from supernet.sources import open_source
 from supernet.splits import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.sources import (
+from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
     check_classes,

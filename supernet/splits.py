@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from supernet.sources import RawImages
+from supernet.raw_images import RawImages
 
 SMALL_IMAGE = 64  # up to this side in pixels, training crops are taken from the decoded image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
