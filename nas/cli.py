@@ -24,16 +24,13 @@ from search_space.errors import (
     UsageError,
 )
 from search_space.units import (
-    format_count,
     format_duration,
-    format_latency,
     parse_count,
     parse_latency,
 )
 
 if TYPE_CHECKING:
     from nas.config import RunConfig
-    from results.report_data import ReportData
 
 FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -103,11 +100,13 @@ def cli() -> None:
 @option("--max-macs", metavar="500M", help="Upper limit of the multiply-adds.")
 @option("--evaluations", type=click.IntRange(1), help="Architectures to evaluate.")
 @option("--population", type=click.IntRange(4), help="Population of the evolution.")
-@option("--finetune-epochs", type=click.IntRange(1), help="Epochs for the chosen network.")
+@option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
+@option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
 @option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget."""
     from nas.pipeline import run_search
+    from nas.printing import print_result
     from nas.reporting import summary
 
     config, path = _resolve(options)
@@ -121,7 +120,7 @@ def search(**options: Any) -> None:
     if options["as_json"]:
         _print_json(summary(data, path))
     else:
-        _print_result(data, path)
+        print_result(data, path)
 
 
 @cli.command()
@@ -280,6 +279,7 @@ def spaces(name: str | None, as_json: bool) -> None:
 @json_option
 def show(name: str, num_classes: int, device: str | None, as_json: bool, **options: Any) -> None:
     """A network as a table: a known design, a YAML or JSON file, or an export's config.json."""
+    from nas.printing import print_network
     from nas.show import describe
     from search_space import load_architecture
 
@@ -288,27 +288,7 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
     if as_json:
         _print_json(described)
         return
-    header = (
-        f"{'module':22} {'what':44} {'input':>9} {'params':>10} {'MACs':>10} {'activations':>12}"
-    )
-    click.echo(header)
-    for row in described["components"]:
-        click.echo(
-            f"{row['path']:22} {row['what']:44} {row['input']:>9} "
-            f"{format_count(row['num_params']):>10} {format_count(row['macs']):>10} "
-            f"{format_count(row['activations']):>12}"
-        )
-    click.echo(
-        f"\n{described['digest']} at {described['resolution']} px, {num_classes} classes: "
-        f"{format_count(described['num_params'])} parameters, "
-        f"{format_count(described['macs'])} MACs, "
-        f"{format_count(described['activations'])} activations"
-    )
-    if "latency_ms" in described:
-        click.echo(
-            f"latency {format_latency(described['latency_ms'])}, measured on "
-            f"{described['latency_conditions']}"
-        )
+    print_network(described)
 
 
 @cli.command()
@@ -376,6 +356,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "train.lr": options.get("lr"),
         "search.evaluations": options.get("evaluations"),
         "search.population": options.get("population"),
+        "search.finalists": options.get("finalists"),
         "finetune.epochs": options.get("finetune_epochs"),
         "latency.batch_size": options.get("batch_size"),
         "latency.precision": options.get("precision"),
@@ -421,31 +402,6 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     click.echo(f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}")
     click.echo(f"space: {space.name}, {space.size:.2e} architectures")
     click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
-
-
-def _print_result(data: ReportData, path: Path) -> None:
-    chosen = data.chosen
-    click.echo(
-        f"\n{'digest':12}  {'accuracy':>8}  {'predicted':>10}  {'measured':>10}  {'params':>9}"
-    )
-    for member in data.front:
-        mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
-        predicted, measured = member.predicted, member.measured
-        click.echo(
-            f"{member.digest:12}  {predicted['accuracy']:8.2%}  "
-            f"{format_latency(predicted['latency_ms'] or 0):>10}  "
-            f"{format_latency(measured['latency_ms'] or 0):>10}  "
-            f"{format_count(predicted['num_params'] or 0):>9}{mark}"
-        )
-    if chosen is not None:
-        latency = format_latency(chosen.measured["latency_ms"] or 0)
-        click.echo(
-            f"\nchosen {chosen.digest}: {latency} measured, test accuracy "
-            f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
-        )
-        for item in chosen.exports:
-            click.echo(f"  {item.path}")
-    click.echo(f"report: {path / 'report.html'}")
 
 
 def _print_json(value: Any) -> None:

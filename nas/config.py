@@ -38,10 +38,11 @@ class LatencyConfig(_Model):
 
 
 class SearchConfig(_Model):
-    """Evaluated architectures in all, and the population of the evolution."""
+    """Evaluated architectures in all, population of the evolution, and front members to tune."""
 
     evaluations: int = Field(default=400, ge=1)
     population: int = Field(default=24, ge=4)
+    finalists: int = Field(default=3, ge=1)
 
 
 class RunConfig(_Model):
@@ -68,7 +69,7 @@ class RunConfig(_Model):
     latency: LatencyConfig = LatencyConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
-    finetune: TrainConfig = TrainConfig(epochs=12, lr=5e-4, warmup_epochs=1.0)
+    finetune: TrainConfig = TrainConfig(epochs=10, lr=5e-4, warmup_epochs=1.0)
 
     @property
     def target_latency_ms(self) -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nas.config import RunConfig
 from nas.console import Console
-from nas.pipeline import CHECKPOINTS, FINETUNE, preprocessing
+from nas.finishing import preprocessing
+from nas.pipeline import CHECKPOINTS, FINETUNE
 from results.export import ModelCard, export_network
 from results.files import read_json
 from results.journal import Evaluation, read_journal

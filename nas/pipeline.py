@@ -23,6 +23,7 @@ import torch
 
 from nas.config import MAY_DIFFER, RunConfig
 from nas.console import Console, PhaseProgress
+from nas.finishing import best_finetuned, export_chosen, judged
 from nas.measuring import Measured, measure_twice, read_measured, to_json
 from nas.reporting import Findings, assemble, curves, rebuild_report
 from predictors.additive import AdditiveTable
@@ -30,7 +31,7 @@ from predictors.counts import counts
 from predictors.latency.devices import Conditions, local_conditions
 from predictors.latency.profile import profile
 from predictors.latency.table import LatencyTable
-from results.export import ModelCard, Preprocessing, export_network, read_export
+from results.export import read_export
 from results.journal import Evaluation
 from results.report import write_report
 from results.report_data import (
@@ -44,11 +45,11 @@ from search.loop import Progress
 from search.samplers import NSGA2
 from search_space import Architecture, SearchSpace, known, known_names
 from search_space.errors import CorruptFileError, NasError, RunError
-from search_space.units import format_count, format_latency
+from search_space.units import format_latency
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
 from supernet.data import ImageData, eval_batches, open_data
-from supernet.training import evaluate, finetune, train_supernet
+from supernet.training import train_supernet
 
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
@@ -164,8 +165,8 @@ class _Run:
         found = self.searched(problem, supernet)
         baselines = self.baselines(problem, supernet)
         measured = self.measured([*found.values(), *baselines.values()])
-        chosen = self.choose(found, measured)
-        network, chosen = self.finetuned(supernet, chosen)
+        finalists = self.finalists(found, measured)
+        network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen)
         data = assemble(
             self.directory,
@@ -397,85 +398,68 @@ class _Run:
         self.directory.write_json(MEASURED, to_json(result))
         return result
 
-    def choose(self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]) -> Chosen:
-        """The most accurate front member that meets the budget when measured."""
+    def finalists(
+        self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
+    ) -> list[Evaluation]:
+        """The most accurate front members that meet the budget when measured, best first."""
         target = self.config.target_latency_ms
 
-        def latency(digest: str) -> float:
-            return measured[digest].metrics["latency_ms"]
+        def latency(evaluation: Evaluation) -> float:
+            return measured[evaluation.digest].metrics["latency_ms"]
 
-        within = [d for d in front if latency(d) <= target]
+        within = [evaluation for evaluation in front.values() if latency(evaluation) <= target]
         if within:
-            digest = max(within, key=lambda d: (front[d].metrics["accuracy"], -latency(d)))
-            reason = "the most accurate on the front that meets the budget when measured"
-        else:
-            digest = min(front, key=latency)
-            reason = "no member of the front met the budget when measured; this is the fastest"
-            self.console.warn(
-                f"{reason}: {format_latency(latency(digest))}. The machine may be busier than "
-                "when its table was measured; run `nas profile --fresh`, or ask for less."
-            )
-            self.notes.append(reason[0].upper() + reason[1:] + ".")
-        evaluation = front[digest]
-        return Chosen(
-            digest=digest,
-            architecture=evaluation.architecture,
-            predicted=evaluation.metrics,
-            measured=measured[digest].metrics,
-            reason=reason,
+            within.sort(key=lambda e: (-e.metrics["accuracy"], latency(e)))
+            return within[: self.config.search.finalists]
+        fastest = min(front.values(), key=latency)
+        message = (
+            "No member of the front met the budget when measured; the fastest was taken, at "
+            f"{format_latency(latency(fastest))}."
         )
+        self.console.warn(
+            f"{message} The machine may be busier than when its table was measured: run "
+            "`nas profile --fresh` and search again, or ask for less."
+        )
+        self.notes.append(message)
+        return [fastest]
 
-    def finetuned(self, supernet: Supernet, chosen: Chosen) -> tuple[Backbone, Chosen]:
-        """The chosen subnet alone, trained on; test accuracy before and after."""
-        network = supernet.extract(Architecture.from_dict(chosen.architecture))
-        with self._phase("fine-tuning the chosen network") as progress:
-            test = eval_batches(self.data.test)
-            before = evaluate(network, test)
-            finetune(
-                network,
+    def finetuned(
+        self, supernet: Supernet, finalists: Sequence[Evaluation], measured: Mapping[str, Measured]
+    ) -> tuple[Backbone, Chosen]:
+        """The chosen network, trained on, with its test accuracy before and after."""
+        with self._phase("fine-tuning the finalists") as progress:
+            network, evaluation = best_finetuned(
+                supernet,
+                finalists,
                 self.data,
-                self.config.finetune,
-                self.path / FINETUNE / chosen.digest,
-                progress=lambda done, total, info: progress(done, total, _training_text(info)),
-                device=self.compute,
-                workers=self.config.workers,
+                self.config,
+                self.path / FINETUNE,
+                self.compute,
+                lambda done, total, info: progress(done, total, _training_text(info)),
             )
-            after = evaluate(network, test)
-        self.console.say(f"  test accuracy {before:.2%} before, {after:.2%} after")
-        return network, replace(chosen, test_accuracy_before=before, test_accuracy=after)
+        chosen = judged(supernet, network, evaluation, measured[evaluation.digest], self.data)
+        self.console.say(
+            f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
+            f"{chosen.test_accuracy:.2%} fine-tuned"
+        )
+        count = len(finalists)
+        reason = f"the most accurate of {count} front members that were fine-tuned"
+        if count == 1:
+            reason = "the only front member that was fine-tuned"
+        return network, replace(chosen, reason=reason)
 
     def exported(self, network: Backbone, chosen: Chosen) -> Chosen:
-        metrics = {
-            "parameters": format_count(chosen.predicted["num_params"] or 0),
-            "MACs": format_count(chosen.predicted["macs"] or 0),
-            "test accuracy": f"{chosen.test_accuracy:.2%} (before fine-tuning "
-            f"{chosen.test_accuracy_before:.2%})",
-            "latency": f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured on "
-            f"{self.conditions}",
-        }
+        folder = self.path / EXPORT / chosen.digest
         with self._phase("exporting"):
-            exports = export_network(
-                network,
-                self.path / EXPORT / chosen.digest,
-                preprocessing=preprocessing(self.data, network.architecture),
-                card=ModelCard(
-                    title=f"{self.config.data} network {chosen.digest}",
-                    metrics=metrics,
-                    class_names=self.data.class_names,
-                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
-                ),
+            return export_chosen(
+                network, chosen, folder, self.data, self.config, str(self.conditions)
             )
-        return replace(chosen, exports=tuple(exports))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[PhaseProgress]:
         """A phase that people see and the manifest remembers."""
         with self.directory.phase(name), self.console.phase(name) as progress:
             yield progress
-
-
-def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
-    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
 
 
 def _training_text(info: Mapping[str, Any]) -> str:

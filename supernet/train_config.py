@@ -30,7 +30,7 @@ class TrainConfig:
     augment: ``None`` for the default of the kind of data.
     """
 
-    epochs: int = 36
+    epochs: int = 32
     batch_size: int = 32
     lr: float = 4e-3
     weight_decay: float = 0.02

@@ -1,0 +1,113 @@
+"""From finalists to the exported network: fine-tuning, the last decision, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas.config import RunConfig
+from nas.measuring import Measured
+from results.export import ModelCard, Preprocessing, export_network
+from results.journal import Evaluation
+from results.report_data import Chosen
+from search_space import Architecture
+from search_space.units import format_count, format_latency
+from supernet import Backbone, Supernet
+from supernet.data import ImageData, eval_batches
+from supernet.training import evaluate, finetune
+
+
+def best_finetuned(
+    supernet: Supernet,
+    finalists: Sequence[Evaluation],
+    data: ImageData,
+    config: RunConfig,
+    folder: Path,
+    device: str,
+    progress: Callable[[int, int, Mapping[str, Any]], None],
+) -> tuple[Backbone, Evaluation]:
+    """Every finalist trained on by itself; the most accurate on validation images.
+
+    Inherited accuracies are close together at the top, and the search has looked at many of
+    them, so the last decision is made on trained networks. Ties go to the earlier finalist.
+    ``folder`` keeps a checkpoint for each, from which a killed run continues.
+    """
+    validation = eval_batches(data.validation)
+    tuned: list[tuple[float, Backbone, Evaluation]] = []
+    for i, evaluation in enumerate(finalists):
+
+        def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
+            progress(done + i * total, len(finalists) * total, info)
+
+        network = supernet.extract(Architecture.from_dict(evaluation.architecture))
+        finetune(
+            network,
+            data,
+            config.finetune,
+            folder / evaluation.digest,
+            progress=show,
+            device=device,
+            workers=config.workers,
+        )
+        tuned.append((evaluate(network, validation), network, evaluation))
+    _, network, evaluation = max(tuned, key=lambda item: item[0])
+    return network, evaluation
+
+
+def judged(
+    supernet: Supernet,
+    network: Backbone,
+    evaluation: Evaluation,
+    measured: Measured,
+    data: ImageData,
+) -> Chosen:
+    """The chosen network with its test accuracy, inherited and fine-tuned.
+
+    This is the one place that opens the test split.
+    """
+    test = eval_batches(data.test)
+    return Chosen(
+        digest=evaluation.digest,
+        architecture=evaluation.architecture,
+        predicted=evaluation.metrics,
+        measured=measured.metrics,
+        test_accuracy_before=evaluate(supernet.extract(network.architecture), test),
+        test_accuracy=evaluate(network, test),
+    )
+
+
+def export_chosen(
+    network: Backbone,
+    chosen: Chosen,
+    folder: Path,
+    data: ImageData,
+    config: RunConfig,
+    conditions: str,
+) -> Chosen:
+    """Export the chosen network; raises ExportError where a format does not reproduce it."""
+    latency = format_latency(chosen.measured["latency_ms"] or 0)
+    accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
+    exports = export_network(
+        network,
+        folder,
+        preprocessing=preprocessing(data, network.architecture),
+        card=ModelCard(
+            title=f"{config.data} network {chosen.digest}",
+            metrics={
+                "parameters": format_count(chosen.predicted["num_params"] or 0),
+                "MACs": format_count(chosen.predicted["macs"] or 0),
+                "test accuracy": accuracy,
+                "latency": f"{latency}, measured on {conditions}",
+            },
+            class_names=data.class_names,
+            trained_on=f"{config.data}, {len(data.train)} images",
+        ),
+    )
+    return replace(chosen, exports=tuple(exports))
+
+
+def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
+    """What images go through before a network trained on ``data``."""
+    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
