@@ -7,7 +7,8 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,8 @@ from nas.cli import main
 from predictors.additive import entries
 from predictors.latency.devices import local_conditions
 from predictors.latency.measure import Limits
-from predictors.latency.profile import check_architectures, table_path
+from predictors.latency.profile import check_architectures, profile, table_path
+from predictors.latency.remeasure import measure_networks
 from predictors.latency.table import CheckNetwork, Correction, LatencyTable, Measured
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
 
@@ -113,18 +115,12 @@ def nas(*arguments: object) -> Ran:
 
 
 @contextmanager
-def quick_measurements() -> Iterator[None]:
-    """Real measurements, but short ones: a second instead of half a minute."""
-    import functools
-
-    from predictors.latency.profile import profile
-    from predictors.latency.remeasure import measure_networks
-
+def quick_measurements(profile_seconds: float = 0.3) -> Iterator[None]:
+    """Real measurements, but short ones: a second or so instead of half a minute."""
+    limits = replace(QUICK, min_seconds=profile_seconds)
     with (
-        mock.patch("nas.pipeline.profile", functools.partial(profile, limits=QUICK)),
-        mock.patch(
-            "nas.measuring.measure_networks", functools.partial(measure_networks, limits=QUICK)
-        ),
+        mock.patch("nas.pipeline.profile", partial(profile, limits=limits)),
+        mock.patch("nas.measuring.measure_networks", partial(measure_networks, limits=QUICK)),
     ):
         yield
 
