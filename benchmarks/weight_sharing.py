@@ -43,7 +43,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="cifar")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--pairs", type=int, default=60)
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -13,12 +13,8 @@ from dataclasses import replace
 from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
 from search_space.errors import UnknownNameError
 
-SWIN = Macro(
-    downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5
-)
-FOCALNET = Macro(
-    downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5
-)
+SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
+FOCALNET = Macro(downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
 CONVNEXT = Macro(downsample="norm_conv", layer_scale=1e-6)
 HORNET = Macro(downsample="norm_conv", layer_scale=1e-6)
 POOLFORMER = Macro(

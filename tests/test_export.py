@@ -137,5 +137,10 @@ def test_model_card_says_how_to_load_and_what_goes_in(tmp_path: Path) -> None:
         formats=["timm"],
     )
     text = (tmp_path / "out" / "README.md").read_text()
-    for expected in ("(batch, 3, 24, 24)", "0.1000, 0.2000, 0.3000", "class 4", "timm.create_model"):
+    for expected in (
+        "(batch, 3, 24, 24)",
+        "0.1000, 0.2000, 0.3000",
+        "class 4",
+        "timm.create_model",
+    ):
         assert expected in text

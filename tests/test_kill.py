@@ -164,7 +164,9 @@ def test_kill_9_at_ten_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert process.kill(), (moment, process.said)
         everything_visible_is_whole(run)
         snapshots.append(whole_lines(journal))
-        print(f"{moment}: killed after {process.said[-1]!r}, {len(snapshots[-1].splitlines())} lines")
+        print(
+            f"{moment}: killed after {process.said[-1]!r}, {len(snapshots[-1].splitlines())} lines"
+        )
     killed = Process([*options, "killed", "--resume"]).finish()
 
     # no line is lost, changed or doubled
