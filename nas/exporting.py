@@ -8,13 +8,13 @@ from nas.config import RunConfig
 from nas.console import Console
 from nas.finishing import preprocessing
 from nas.pipeline import CHECKPOINTS, FINETUNE
-from results.export import ModelCard, export_network
+from results.export import VERIFIED, ModelCard, export_network
 from results.files import read_json
 from results.journal import Evaluation, read_journal
 from results.report_data import Export
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET, is_run
 from search_space import Architecture
-from search_space.errors import RunError, UnknownNameError
+from search_space.errors import RunError, UnknownNameError, UsageError
 from search_space.files import read_mapping
 from search_space.units import format_count, format_latency
 from supernet import Supernet
@@ -28,9 +28,13 @@ def export_from_run(
     """Export an evaluated architecture with inherited weights, or the chosen network.
 
     ``digest`` may be the unique beginning of one; None means the chosen network with its
-    fine-tuned weights. Raises RunError where the run lacks what is asked, UnknownNameError for
-    a digest that was not evaluated, ExportError where a format does not reproduce the subnet.
+    fine-tuned weights. Only an empty folder or an earlier export is replaced. Raises RunError
+    where the run lacks what is asked, UnknownNameError for a digest that was not evaluated,
+    UsageError for a folder with other things in it, ExportError where a format does not
+    reproduce the subnet.
     """
+    if output is not None:
+        _check_replaceable(output)
     if not is_run(run):
         raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
     evaluation = _find(run, digest)
@@ -59,7 +63,9 @@ def export_from_run(
             raise RunError(f"{run} has no fine-tuned network; give a DIGEST, or finish the run.")
         network.load_state_dict(tuned.weights)
         notes = []
-    directory = output or run / EXPORT / architecture.digest
+    # beside the export of the chosen network, never in its place: that one is fine-tuned
+    name = architecture.digest if digest is None else f"{architecture.digest}-inherited"
+    directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
         return export_network(
             network,
@@ -80,6 +86,16 @@ def export_from_run(
         )
 
 
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() or (folder / VERIFIED).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UsageError(
+            f"--output {folder} exists and is no export, and an export replaces its folder; give "
+            "a new folder."
+        )
+
+
 def _find(run: Path, digest: str | None) -> Evaluation:
     evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
     if digest is None:
@@ -87,6 +103,9 @@ def _find(run: Path, digest: str | None) -> Evaluation:
             raise RunError(f"{run} has not chosen a network yet; give a DIGEST, or finish the run.")
         digest = str(read_json(run / RESULT)["chosen"]["digest"])
     found = [e for e in evaluations if e.digest.startswith(digest)]
-    if len(found) != 1:
+    if len(found) > 1:
+        digests = ", ".join(e.digest for e in found)
+        raise UsageError(f"{digest!r} begins {len(found)} digests: {digests}; give more of one.")
+    if not found:
         raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
     return found[0]

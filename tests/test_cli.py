@@ -488,6 +488,12 @@ def planned(*arguments: object) -> dict[str, object]:
     return config
 
 
+def population_and_evaluations(config: dict[str, object]) -> tuple[int, int]:
+    search = config["search"]
+    assert isinstance(search, dict)
+    return search["population"], search["evaluations"]
+
+
 def test_flag_over_environment_over_config_over_default(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,10 +514,7 @@ def test_flag_over_environment_over_config_over_default(
     monkeypatch.setenv("NAS_DEVICE", "cpu")
     config = planned(*file)
     assert (config["seed"], config["target_latency"], config["device"]) == (3, "3ms", "cpu")
-    assert config["search"] == {
-        "population": 30,
-        "evaluations": default.evaluations,
-    }  # file, default
+    assert population_and_evaluations(config) == (30, default.evaluations)
     assert config["train"]["epochs"] == 3  # type: ignore[index]
     monkeypatch.setenv("NAS_SEED", "4")
     monkeypatch.setenv("NAS_TARGET_LATENCY", "4ms")
@@ -519,12 +522,12 @@ def test_flag_over_environment_over_config_over_default(
     monkeypatch.setenv("NAS_EPOCHS", "4")
     config = planned(*file)
     assert (config["seed"], config["target_latency"]) == (4, "4ms")
-    assert config["search"] == {"population": 30, "evaluations": 40}
+    assert population_and_evaluations(config) == (30, 40)
     monkeypatch.setenv("NAS_DEVICE", "nowhere")
     flags = ("--seed", 5, "--target-latency", "5ms", "--device", "cpu", "--evaluations", 50)
     config = planned(*file, *flags)
     assert (config["seed"], config["target_latency"], config["device"]) == (5, "5ms", "cpu")
-    assert config["search"] == {"population": 30, "evaluations": 50}
+    assert population_and_evaluations(config) == (30, 50)
     assert config["train"]["epochs"] == 4  # type: ignore[index]
     monkeypatch.setenv("NAS_TARGET_LATENCY", "5")
     ran = nas("search", *file, "--device", "cpu")

@@ -199,7 +199,7 @@ def test_the_stored_configuration_is_the_whole_one(job: Job, tmp_path: Path) -> 
     plan = nas("search", "--config", file, "--name", "again", "--dry-run", "--json")
     stored = resolve({}, str(file)).to_dict()
     assert json.loads(plan.out)["config"] == stored
-    assert stored["search"] == {"evaluations": EVALUATIONS, "population": 6}
+    assert stored["search"] | {"evaluations": EVALUATIONS, "population": 6} == stored["search"]
     assert stored["space"]["name"] == "pebble"
 
 
@@ -324,6 +324,17 @@ def test_export_of_any_evaluated_network(job: Job, tmp_path: Path) -> None:
     chosen = json.loads(job.said.out)["best"]["digest"]
     other = next(d for _, d, *_ in without_times(job.run) if d != chosen)
     before = tree(job.run)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for folder in (mine, mine / "thesis.txt"):
+        refused = nas("export", job.run, other, "--output", folder)
+        assert refused.code == 2
+        assert f"--output {folder} exists and is no export" in refused.err
+        assert tree(mine) == {"thesis.txt": b"years of work"}
+    refused = nas("export", job.run, "")
+    assert refused.code == 2
+    assert f"'' begins {EVALUATIONS} digests: " in refused.err
     said = nas("export", job.run, other[:8], "--output", tmp_path / "out", "--json")
     assert said.code == 0, said.err
     exported = read_export(tmp_path / "out")
@@ -345,6 +356,14 @@ def test_export_of_the_chosen_network_has_the_finetuned_weights(job: Job, tmp_pa
     )
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], first[name]) for name in first)
+    # asked for by its digest, it is exported as inherited, and beside the fine-tuned one
+    export = job.copy("both") / "export"
+    said = nas("export", job.runs / "both", chosen, "--json")
+    assert said.code == 0, said.err
+    inherited = load_file(export / f"{chosen}-inherited" / "model.safetensors")
+    assert any(not torch.equal(inherited[name], first[name]) for name in first)
+    kept = load_file(export / chosen / "model.safetensors")
+    assert all(torch.equal(kept[name], first[name]) for name in first)
 
 
 def test_a_trained_supernet_serves_other_searches(job: Job) -> None:

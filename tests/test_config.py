@@ -1,0 +1,152 @@
+"""Configurations: what is given wins in order, what is stored reproduces itself."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_job import write_space
+
+from nas.config import LatencyConfig, RunConfig, SearchConfig, resolve
+from search_space import load_space, space_names
+from search_space.errors import UnknownNameError, UsageError
+from search_space.units import parse_count, parse_latency
+from supernet.train_config import TrainConfig
+
+LEAST = {"data": "digits", "target_latency": "2ms"}
+
+
+def stored(config: RunConfig, folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    return path
+
+
+def test_the_default_space_is_that_of_the_default_data() -> None:
+    assert resolve(LEAST).space == "digits"
+    assert resolve({**LEAST, "space": "cifar"}).space == "cifar"
+    with pytest.raises(UsageError, match="'space' is missing; give --space"):
+        resolve({**LEAST, "data": "flowers"})
+
+
+options = st.fixed_dictionaries(
+    {"data": st.sampled_from(["digits", "a folder/with, signs: ü"])},
+    optional={
+        "seed": st.integers(0, 2**40),
+        "max_params": st.sampled_from(["5M", "1200", "0.5G"]),
+        "max_macs": st.sampled_from(["5M", "4.5G"]),
+        "device": st.sampled_from(["cpu", "cuda"]),
+        "validation_fraction": st.floats(0.01, 0.99),
+        "workers": st.integers(0, 9),
+        "train.epochs": st.integers(1, 999),
+        "train.lr": st.floats(1e-9, 1.0, exclude_min=True),
+        "finetune.weight_decay": st.floats(0, 1),
+        "search.evaluations": st.integers(1, 10**6),
+        "latency.batch_size": st.integers(1, 512),
+        "latency.threads": st.integers(1, 64),
+    },
+)
+
+
+@given(
+    options=options,
+    space=st.sampled_from(space_names()),
+    latency=st.sampled_from(["2ms", "800us", "0.1s"]),
+)
+def test_a_stored_configuration_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any], space: str, latency: str
+) -> None:
+    asked = {**options, "space": space, "target_latency": latency}
+    config = resolve(asked)
+    file = stored(config, tmp_path_factory.mktemp("config"))
+    assert resolve({}, str(file)) == config
+    assert resolve({}, str(file)).to_dict() == config.to_dict()
+    for key, value in asked.items():
+        found: Any = config.to_dict()
+        for part in key.split("."):
+            found = found[part]
+        assert found == value
+    assert config.train.seed == config.finetune.seed == config.seed
+    assert config.maxima["latency_ms"] == parse_latency(latency)
+    assert ("macs" in config.maxima) == ("max_macs" in options)
+    if "max_params" in options:
+        assert config.maxima["num_params"] == parse_count(options["max_params"])
+
+
+def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "data: digits\ntarget_latency: 2ms\nseed: 7\n"
+        "train: {epochs: 3, lr: 1e-3}\nfinetune: {clip_norm: 2}\n"
+    )
+    config = resolve({"train.epochs": 5, "seed": None, "search.population": 8}, str(file))
+    assert (config.seed, config.train.seed, config.finetune.seed) == (7, 7, 7)
+    assert (config.train.epochs, config.train.lr) == (5, 1e-3)
+    assert config.train.batch_size == TrainConfig().batch_size
+    # the defaults of fine-tuning are its own, also where the file sets a part of them
+    assert config.finetune.clip_norm == 2
+    assert config.finetune.epochs == RunConfig.model_fields["finetune"].default.epochs
+    assert config.search == SearchConfig(population=8)
+    assert config.latency == LatencyConfig()
+    assert resolve({"seed": 9}, str(file)).finetune.seed == 9
+
+
+def test_a_space_in_a_file_is_stored_whole(tmp_path: Path) -> None:
+    file = write_space(tmp_path)
+    config = resolve({**LEAST, "space": str(file)})
+    assert config.search_space() == load_space(str(file))
+    copy = stored(config, tmp_path)
+    file.unlink()
+    assert resolve({}, str(copy)) == config
+    with pytest.raises(UnknownNameError, match="unknown space 'pebbles'"):
+        resolve({**LEAST, "space": "pebbles"})
+
+
+def test_numbers_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("data: digits\ntarget_latency: 2ms\nmax_params: 30000\nmax_macs: 4.5e+6")
+    assert resolve({}, str(file)).maxima == {
+        "latency_ms": 2.0,
+        "num_params": 30_000.0,
+        "macs": 4_500_000.0,
+    }
+    file.write_text("data: digits\ntarget_latency: 2")
+    with pytest.raises(UsageError, match=r"job\.yaml: '2' has no unit.*write 2ms"):
+        resolve({}, str(file))
+
+
+def test_a_training_alone_has_no_budget(tmp_path: Path) -> None:
+    config = resolve({"data": "digits"}, with_budget=False)
+    assert config.target_latency is None
+    assert config.maxima == {}
+    assert resolve(LEAST, with_budget=False) == config
+    file = stored(config, tmp_path)
+    with pytest.raises(UsageError, match="'target_latency' is missing; give --target-latency"):
+        resolve({}, str(file))
+    assert resolve({"target_latency": "2ms"}, str(file)) == resolve(LEAST)
+
+
+SECTIONS = {
+    "": list(RunConfig.model_fields),
+    "latency": list(LatencyConfig.model_fields),
+    "search": list(SearchConfig.model_fields),
+    "train": [field.name for field in fields(TrainConfig)],
+    "finetune": [field.name for field in fields(TrainConfig)],
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_mistyped_key_names_the_right_one_and_all_others(section: str) -> None:
+    names = SECTIONS[section]
+    for name in names:
+        typo = f"{name}x"
+        key = f"{section}.{typo}" if section else typo
+        with pytest.raises(UsageError) as info:
+            resolve({**LEAST, key: 1})
+        assert f"unknown key {key!r}. Did you mean {name!r}? Known: " in str(info.value)
+        assert all(known in str(info.value) for known in names)
