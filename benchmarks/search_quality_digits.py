@@ -84,19 +84,19 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--target-latency", default="2ms")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = [
-            one_seed(seed, options.target_latency, options.random, Path(folder))
-            for seed in options.seeds
-        ]
-    content = {
+    path = Path(__file__).parent / "results" / "search_quality_digits.json"
+    content: dict[str, Any] = {
         "space": "digits",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "seeds": results,
+        "seeds": [],
     }
-    path = Path(__file__).parent / "results" / "search_quality_digits.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:
+            content["seeds"].append(
+                one_seed(seed, options.target_latency, options.random, Path(folder))
+            )
+            path.write_text(json.dumps(content, indent=2) + "\n")
     print(path)
 
 
