@@ -134,6 +134,8 @@ def resolve(
     seed = data.get("seed", 0)
     for part in ("train", "finetune"):
         defaults = RunConfig.model_fields[part].default.to_dict()
+        if data.get("space") != "digits":
+            defaults |= _WIDER[part]
         if isinstance(data.get(part), dict):
             defaults |= data[part]
         elif part in data:
@@ -153,6 +155,11 @@ def resolve(
     return config
 
 
+# The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.
+_WIDER: dict[str, dict[str, float]] = {
+    "train": {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05},
+    "finetune": {"lr": 1e-4, "batch_size": 64, "weight_decay": 0.05},
+}
 _FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency"}
 
 
