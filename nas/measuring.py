@@ -16,7 +16,7 @@ from search_space.errors import CorruptFileError
 
 @dataclass(frozen=True)
 class Measured:
-    """Two measurements of one network, minutes apart in spirit: the second checks the first."""
+    """Two measurements of one network: the second checks the first."""
 
     first: Measurement
     second: Measurement

@@ -102,15 +102,12 @@ class Supernet(nn.Module):
     Args:
         space: the search space.
         num_classes: outputs of the classifier.
-        in_chans: channels of the images.
 
     Shared weights start from truncated normal values; draw with a seeded global generator.
     """
 
-    def __init__(self, space: SearchSpace, num_classes: int, in_chans: int = 3) -> None:
+    def __init__(self, space: SearchSpace, num_classes: int) -> None:
         super().__init__()
-        if in_chans != 3:
-            raise ValueError(f"in_chans={in_chans}: supernets take images of 3 channels.")
         self.space, self.num_classes = space, num_classes
         self._large: dict[str, dict[str, int]] = {}
         self._axes: dict[str, Axes] = {}
