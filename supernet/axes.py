@@ -188,13 +188,15 @@ class Slice:
         return cls(where, small_shape, where[0].large_offset if run else None)
 
     def pairs(self, large: Tensor, small: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of the same entries in both; ``small`` must be contiguous."""
+        """Views of the same entries in both."""
+        box = self.boxes[0]
+        if len(self.boxes) == 1 and box.sizes == self.shape:
+            return [(large.as_strided(box.sizes, box.large_strides, box.large_offset), small)]
+        small = small.contiguous()
         return [
             (
                 large.as_strided(box.sizes, box.large_strides, box.large_offset),
-                small
-                if box.sizes == self.shape
-                else small.as_strided(box.sizes, box.small_strides, box.small_offset),
+                small.as_strided(box.sizes, box.small_strides, box.small_offset),
             )
             for box in self.boxes
         ]
@@ -236,7 +238,7 @@ class _Cut(torch.autograd.Function):
                 continue
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-            sums += item.pairs(weight.grad, grad.contiguous())
+            sums += item.pairs(weight.grad, grad)
         if sums:
             targets, sources = zip(*sums, strict=True)
             torch._foreach_add_(targets, sources)
