@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,11 +38,17 @@ class LatencyConfig(_Model):
 
 
 class SearchConfig(_Model):
-    """Evaluated architectures in all, population of the evolution, and front members to tune."""
+    """How long the search is, and what it minimises beside the latency.
+
+    evaluations: architectures evaluated in all. population: of the evolution. finalists: front
+    members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few
+    images do not tell apart.
+    """
 
     evaluations: int = Field(default=400, ge=1)
     population: int = Field(default=24, ge=4)
     finalists: int = Field(default=3, ge=1)
+    objective: Literal["loss", "accuracy"] = "loss"
 
 
 class RunConfig(_Model):

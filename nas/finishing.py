@@ -28,9 +28,9 @@ def best_finetuned(
     device: str,
     progress: Callable[[int, int, Mapping[str, Any]], None],
 ) -> tuple[Backbone, Evaluation]:
-    """Every finalist trained on by itself; the most accurate on validation images.
+    """Every finalist trained on by itself; the one with the smallest validation loss.
 
-    Inherited accuracies are close together at the top, and the search has looked at many of
+    Inherited weights are close together at the top, and the search has looked at many of
     them, so the last decision is made on trained networks. Ties go to the earlier finalist.
     ``folder`` keeps a checkpoint for each, from which a killed run continues.
     """
@@ -51,8 +51,8 @@ def best_finetuned(
             device=device,
             workers=config.workers,
         )
-        tuned.append((evaluate(network, validation), network, evaluation))
-    _, network, evaluation = max(tuned, key=lambda item: item[0])
+        tuned.append((evaluate(network, validation).loss, network, evaluation))
+    _, network, evaluation = min(tuned, key=lambda item: item[0])
     return network, evaluation
 
 
@@ -73,8 +73,8 @@ def judged(
         architecture=evaluation.architecture,
         predicted=evaluation.metrics,
         measured=measured.metrics,
-        test_accuracy_before=evaluate(supernet.extract(network.architecture), test),
-        test_accuracy=evaluate(network, test),
+        test_accuracy_before=evaluate(supernet.extract(network.architecture), test).accuracy,
+        test_accuracy=evaluate(network, test).accuracy,
     )
 
 

@@ -259,6 +259,13 @@ class _Run:
         table.save(file)
         return table
 
+    @property
+    def quality(self) -> Objective:
+        """What tells networks apart with inherited weights."""
+        if self.config.search.objective == "accuracy":
+            return Objective("accuracy", "maximize")
+        return Objective("loss", "minimize")
+
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; raises InfeasibleError before anything is trained."""
         cheap = counts(self.space, self.data.num_classes)
@@ -269,9 +276,10 @@ class _Run:
         limits = self.config.maxima
         problem = Problem(
             self.space,
-            (Objective("accuracy", "maximize"), Objective("latency_ms", "minimize")),
+            (self.quality, Objective("latency_ms", "minimize")),
             tuple(Constraint(metric, maximum=limit) for metric, limit in limits.items()),
             tables,
+            evaluated=("accuracy", "loss"),
         )
         latency = tables["latency_ms"]
         low = latency.predict(latency.argmin()[None])[0]
@@ -401,7 +409,7 @@ class _Run:
     def finalists(
         self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
     ) -> list[Evaluation]:
-        """The most accurate front members that meet the budget when measured, best first."""
+        """The best front members that meet the budget when measured, best first."""
         target = self.config.target_latency_ms
 
         def latency(evaluation: Evaluation) -> float:
@@ -409,7 +417,8 @@ class _Run:
 
         within = [evaluation for evaluation in front.values() if latency(evaluation) <= target]
         if within:
-            within.sort(key=lambda e: (-e.metrics["accuracy"], latency(e)))
+            metric, sign = self.quality.metric, self.quality.sign
+            within.sort(key=lambda e: (sign * e.metrics[metric], latency(e)))
             return within[: self.config.search.finalists]
         fastest = min(front.values(), key=latency)
         message = (
@@ -443,7 +452,7 @@ class _Run:
             f"{chosen.test_accuracy:.2%} fine-tuned"
         )
         count = len(finalists)
-        reason = f"the most accurate of {count} front members that were fine-tuned"
+        reason = f"the smallest validation loss of {count} front members that were fine-tuned"
         if count == 1:
             reason = "the only front member that was fine-tuned"
         return network, replace(chosen, reason=reason)

@@ -16,13 +16,14 @@ def print_result(data: ReportData, path: Path) -> None:
     """The front, the chosen network and where its files are."""
     chosen = data.chosen
     click.echo(
-        f"\n{'digest':12}  {'accuracy':>8}  {'predicted':>10}  {'measured':>10}  {'params':>9}"
+        f"\n{'digest':12}  {'accuracy':>8}  {'loss':>6}  {'predicted':>10}  {'measured':>10}  "
+        f"{'params':>9}"
     )
     for member in data.front:
         mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
         predicted, measured = member.predicted, member.measured
         click.echo(
-            f"{member.digest:12}  {predicted['accuracy']:8.2%}  "
+            f"{member.digest:12}  {predicted['accuracy']:8.2%}  {predicted['loss']:6.3f}  "
             f"{format_latency(predicted['latency_ms'] or 0):>10}  "
             f"{format_latency(measured['latency_ms'] or 0):>10}  "
             f"{format_count(predicted['num_params'] or 0):>9}{mark}"

@@ -20,6 +20,7 @@ from results.report_views import metric_rows, summarise, value
 
 X_METRICS = ("latency_ms", "macs", "num_params")
 MAX_DOTS = 4000
+HIDDEN_SHARE = 0.1  # of the dots, those of least accuracy: a few failures would flatten the front
 FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
 
 
@@ -36,10 +37,17 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     in_front = {m.digest for m in front}
     dots = [p for p in data.evaluated if value(p.metrics, "accuracy") is not None]
     dots = [p for p in dots if p.digest not in in_front]
-    total = len(dots) + len(front)
-    if len(dots) > MAX_DOTS:  # evenly spaced in order of evaluation, so every phase is there
-        dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
     named = [b for b in data.baselines if value(b.metrics, "accuracy") is not None]
+    total = len(dots) + len(front)
+    kept = [m.predicted["accuracy"] or 0.0 for m in front]
+    kept += [b.metrics["accuracy"] or 0.0 for b in named]
+    if dots:
+        reached = sorted(p.metrics["accuracy"] or 0.0 for p in dots)
+        lowest = min([*kept, reached[int(HIDDEN_SHARE * len(reached))]])
+        dots = [p for p in dots if (p.metrics["accuracy"] or 0.0) >= lowest]
+    sampled = len(dots) > MAX_DOTS
+    if sampled:  # evenly spaced in order of evaluation, so every phase is there
+        dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
     everything = [p.metrics for p in dots] + [m.predicted for m in front]
     axes = [x for x in X_METRICS if any(value(m, x) is not None for m in everything)]
     if not axes:
@@ -107,7 +115,13 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
         "points": points,
         "details": details,
         "y_ticks": y_scale.ticks("accuracy", 6),
-        "counts": {"evaluated": total, "shown": len(points), "front": len(front)},
+        "counts": {
+            "evaluated": total,
+            "shown": len(points),
+            "front": len(front),
+            "sampled": sampled,
+        },
+        "objective": data.config.get("search", {}).get("objective", "accuracy"),
         # Members of the predicted front that another one beats in accuracy and measured latency.
         "overtaken": not non_dominated(drawn).all(),
         "measured": any(value(m.measured, "latency_ms") is not None for m in front),
@@ -174,7 +188,7 @@ def front_table(data: ReportData) -> list[dict[str, Any]]:
         if low is not None and high is not None:
             low_text = format_metric("latency_ms", low).removesuffix("\u00a0ms")
             spread = f"{low_text} to {format_metric('latency_ms', high)}"
-        accuracy = value(m.predicted, "accuracy")
+        accuracy, loss = value(m.predicted, "accuracy"), value(m.predicted, "loss")
         rows.append(
             {
                 "digest": m.digest,
@@ -186,6 +200,7 @@ def front_table(data: ReportData) -> list[dict[str, Any]]:
                     (measured, format_metric("latency_ms", measured)),
                     (error, "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"),
                     (accuracy, format_metric("accuracy", accuracy)),
+                    (loss, format_metric("loss", loss)),
                     *(
                         (value(m.predicted, n), format_metric(n, value(m.predicted, n)))
                         for n in ("num_params", "macs")

@@ -1,4 +1,4 @@
-"""Accuracy of architectures with weights inherited from the supernet.
+"""Accuracy and loss of architectures with weights inherited from the supernet.
 
 Networks here normalise with statistics of their own input only, so inherited weights are used
 as they are. The split to evaluate on is the validation split, which is cut from the training data.
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class SupernetEvaluator:
-    """``evaluator(architecture)`` → ``{"accuracy": top-1, 0..1}``, the same for every call.
+    """``evaluator(architecture)`` → ``{"accuracy": top-1, 0..1, "loss": in nats}``.
+
+    The same for every call.
 
     Args:
         supernet: trained; moved to ``device`` and otherwise left as it is.
@@ -44,11 +46,11 @@ class SupernetEvaluator:
     def __call__(self, architecture: Architecture) -> dict[str, float]:
         from supernet.training import evaluate
 
-        accuracy = evaluate(
+        quality = evaluate(
             self.supernet,
             self.batches,
             architecture=architecture,
             device=self.device,
             amp=self.amp,
         )
-        return {"accuracy": accuracy}
+        return quality._asdict()

@@ -389,14 +389,14 @@ def test_finetuning_learns_from_labels_and_from_a_teacher(data):
     more = open_data("digits", 16)
     settings = TrainConfig(epochs=6, batch_size=64, lr=5e-3, augment=AugmentConfig(crop="none"))
     teacher = small_network()
-    before = evaluate(teacher, eval_batches(more.validation))
+    before = evaluate(teacher, eval_batches(more.validation)).accuracy
     metrics = finetune(teacher, more, settings)
-    after = evaluate(teacher, eval_batches(more.validation))
+    after = evaluate(teacher, eval_batches(more.validation)).accuracy
     assert after > 0.9 > before
     assert metrics[-1].val_accuracy[""] == after
     student = small_network()
     finetune(student, more, settings, teacher=teacher)
-    assert evaluate(student, eval_batches(more.validation)) > 0.9
+    assert evaluate(student, eval_batches(more.validation)).accuracy > 0.9
     objective = NetworkObjective(
         student, label_smoothing=0, temperature=1, amp="off", teacher=teacher
     )
@@ -406,7 +406,7 @@ def test_finetuning_learns_from_labels_and_from_a_teacher(data):
     assert loss.item() == pytest.approx(distillation_loss(student(images), teacher(images)).item())
 
 
-def test_evaluate_is_accuracy_and_restores_modes(space, data):
+def test_evaluate_is_accuracy_and_loss_and_restores_modes(space, data):
     supernet = fresh(space).train()
     architecture = space.smallest
     batches = eval_batches(data.validation, 64, limit=100)
@@ -414,13 +414,16 @@ def test_evaluate_is_accuracy_and_restores_modes(space, data):
     assert supernet.training
     extracted = supernet.extract(architecture).eval()
     assert evaluate(extracted, batches) == found
-    right = 0
+    right, losses = 0, []
     with torch.no_grad():
         for images, labels in batches:
             size = (architecture.resolution,) * 2
             resized = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-            right += int((extracted(resized).argmax(1) == labels).sum())
-    assert found == right / 100
+            logits = extracted(resized)
+            right += int((logits.argmax(1) == labels).sum())
+            losses += [-logits.log_softmax(1)[i, label] for i, label in enumerate(labels)]
+    assert found.accuracy == right / 100
+    assert found.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
 
     network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(768, 10))
     network[1].eval()
@@ -431,7 +434,7 @@ def test_evaluate_is_accuracy_and_restores_modes(space, data):
         return torch.eye(10)[torch.zeros(len(images), dtype=torch.int64)]
 
     zeros = sum(int((labels == 0).sum()) for _, labels in batches)
-    assert evaluate(always_zero, batches) == zeros / 100
+    assert evaluate(always_zero, batches).accuracy == zeros / 100
     # Nothing that evaluation cached hinders a later backward pass.
     supernet(images, architecture).sum().backward()
 
