@@ -13,7 +13,7 @@ the same axis as the rows of their weight, so the two can never be cut different
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -166,12 +166,14 @@ def _axis_boxes(axis: Axis, large: Sizes, small: Sizes) -> list[Box]:
 class Slice:
     """How a small parameter of shape ``shape`` lies in a large one.
 
-    ``start`` is where it begins if it is one contiguous run of the large one, else None.
+    ``whole`` is the one box that has the small parameter's very shape, if there is one;
+    ``run`` says that it is one contiguous run of the large parameter.
     """
 
     boxes: tuple[Box, ...]
     shape: tuple[int, ...]
-    start: int | None
+    whole: Box | None
+    run: bool
 
     @classmethod
     def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
@@ -185,21 +187,21 @@ class Slice:
         if run:  # products and all, it is the small shape at an offset
             strides = tuple(math.prod(small_shape[dim + 1 :]) for dim in range(len(small_shape)))
             where = (Box(small_shape, strides, where[0].large_offset, strides, 0),)
-        return cls(where, small_shape, where[0].large_offset if run else None)
+        whole = where[0] if len(where) == 1 and where[0].sizes == small_shape else None
+        return cls(where, small_shape, whole, run)
 
-    def pairs(self, large: Tensor, small: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def pairs(self, large: Tensor, small: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Views of the same entries in both."""
-        box = self.boxes[0]
-        if len(self.boxes) == 1 and box.sizes == self.shape:
-            return [(large.as_strided(box.sizes, box.large_strides, box.large_offset), small)]
+        if self.whole is not None:
+            box = self.whole
+            yield large.as_strided(box.sizes, box.large_strides, box.large_offset), small
+            return
         small = small.contiguous()
-        return [
-            (
+        for box in self.boxes:
+            yield (
                 large.as_strided(box.sizes, box.large_strides, box.large_offset),
                 small.as_strided(box.sizes, box.small_strides, box.small_offset),
             )
-            for box in self.boxes
-        ]
 
 
 class _Cut(torch.autograd.Function):
@@ -217,30 +219,36 @@ class _Cut(torch.autograd.Function):
     def forward(ctx: Any, slices: Sequence[Slice], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.slices, ctx.weights = slices, weights
         result: list[Tensor] = []
-        copies: list[tuple[Tensor, Tensor]] = []
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
         for item, weight in zip(slices, weights, strict=True):
-            if item.start is not None:
+            if item.run:
                 box = item.boxes[0]
                 result.append(weight.as_strided(box.sizes, box.large_strides, box.large_offset))
-            else:
-                result.append(weight.new_empty(item.shape))
-                copies += item.pairs(weight, result[-1])
-        if copies:
-            sources, targets = zip(*copies, strict=True)
+                continue
+            result.append(weight.new_empty(item.shape))
+            for source, target in item.pairs(weight, result[-1]):
+                sources.append(source)
+                targets.append(target)
+        if sources:
             torch._foreach_copy_(targets, sources)
         return tuple(result)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        sums: list[tuple[Tensor, Tensor]] = []
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
         for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
             if grad is None or not weight.requires_grad:
                 continue
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-            sums += item.pairs(weight.grad, grad)
-        if sums:
-            targets, sources = zip(*sums, strict=True)
+            total = weight.grad
+            if total is None:
+                total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+                weight.grad = total
+            for target, source in item.pairs(total, grad):
+                sources.append(source)
+                targets.append(target)
+        if sources:
             torch._foreach_add_(targets, sources)
         return (None,) * (1 + len(grads))
 
