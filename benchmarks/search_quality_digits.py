@@ -1,10 +1,10 @@
 """Does the search find something? The chosen network against the best of 20 random ones.
 
 For each seed, on ``digits``: one supernet; the search's chosen network and 20 random
-architectures that meet the same predicted budget, all re-measured and fine-tuned in the same
-way. Reported: test accuracies. The best of the 20 is picked by test accuracy, which favours the
-random side; a fairer opponent picks by validation loss after fine-tuning, as the search does,
-and is reported too.
+architectures that meet the same predicted budget, fine-tuned in the same way; the chosen one
+is re-measured too. Reported: test accuracies. The best of the 20 is picked by test accuracy,
+which favours the random side; a fairer opponent picks by validation loss after fine-tuning, as
+the search does, and is reported too.
 
     python benchmarks/search_quality_digits.py [--seeds 0 1 2] [--random 20]
 

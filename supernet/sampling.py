@@ -45,7 +45,7 @@ class SandwichSampler:
 
     The smallest of a step draws its mixers: they have no order of size, and one fixed smallest
     network would be trained out of proportion to all that it is compared with. The largest is
-    always the same, since a teacher that changes from step to step teaches less (measured).
+    always the same, so that all learn from one teacher.
     """
 
     def __init__(self, space: SearchSpace, num_random: int = 2, seed: int = 0) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -24,11 +25,12 @@ from nas.measuring import read_measured
 from results.export import read_export
 from results.files import read_json
 from results.journal import Evaluation, read_journal
+from results.pareto import non_dominated
 from results.report_data import ReportData
 from results.store import RunDirectory
 from search_space import Architecture, load_space
 from search_space.errors import CorruptFileError
-from supernet import Supernet
+from supernet import Supernet, build
 from supernet.checkpoints import load_latest
 from supernet.data import eval_batches, open_data
 from supernet.training import evaluate
@@ -156,6 +158,40 @@ def test_the_front_is_the_front_of_the_journal(job: Job) -> None:
     assert [(loss, latency) for _, loss, latency in front] == [
         found[digest] for digest, *_ in front
     ]
+
+
+def test_the_network_with_the_smallest_validation_loss_is_chosen(job: Job) -> None:
+    """Of the finalists' own checkpoints, evaluated anew; finalists are the front's best by loss."""
+    result = ReportData.from_dict(read_json(job.run / "result.json"))
+    best = sorted(result.front, key=lambda member: member.predicted["loss"] or 0.0)[:3]
+    space = load_space(str(job.folder / "pebble.yaml"))
+    data = open_data("digits", space.resolutions[-1], seed=0)
+    losses = {}
+    for member in best:
+        checkpoint = load_latest(job.run / "finetune" / member.digest / "checkpoints")
+        assert checkpoint is not None
+        network = build(Architecture.from_dict(member.architecture), data.num_classes)
+        network.load_state_dict(checkpoint.weights)
+        losses[member.digest] = evaluate(network, eval_batches(data.validation)).loss
+    assert len(list((job.run / "finetune").iterdir())) == len(losses)
+    assert result.chosen is not None
+    assert result.chosen.digest == min(losses, key=lambda digest: losses[digest])
+
+
+def test_a_search_for_accuracy_has_the_front_of_accuracy(job: Job) -> None:
+    config = job.folder / "accuracy.yaml"
+    config.write_text("search: {objective: accuracy}\n")
+    options = ("--data", "digits", "--space", job.folder / "pebble.yaml", "--runs", job.runs)
+    assert nas("train", *options, "--name", "weights", "--epochs", 1).code == 0
+    weights = ("--supernet", job.runs / "weights", "--epochs", 1)
+    said = job.search("by-accuracy", "--config", config, *weights)
+    assert said.code == 0, said.err
+    result = ReportData.from_dict(read_json(job.runs / "by-accuracy" / "result.json"))
+    points = [(p.metrics["accuracy"], p.metrics["latency_ms"]) for p in result.evaluated]
+    best = {points[i] for i in np.flatnonzero(non_dominated(points, [True, False]))}
+    found = [(m.predicted["accuracy"], m.predicted["latency_ms"]) for m in result.front]
+    assert len(found) == len(best)
+    assert set(found) == best
 
 
 def test_exports_are_there_and_verified(job: Job) -> None:

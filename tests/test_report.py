@@ -33,6 +33,7 @@ from results.report import (
     render_report,
     write_report,
 )
+from results.report_front import front_chart
 from results.report_views import latency_errors
 from search_space.architecture import Architecture
 from search_space.components import components
@@ -282,6 +283,28 @@ def test_the_front_is_drawn_where_the_data_says(data: ReportData, page: str) -> 
     assert np.allclose(ys, ys[0] + slope * (np.array(values) - values[0]), atol=0.02)
     assert len([a for a in parsed.classed("chosen-point") if "data-i" in a]) == 1
     assert [a.get("id") for _, a in parsed.elements].count("tooltip") == 1
+
+
+def test_failures_do_not_flatten_the_front(data: ReportData) -> None:
+    """The worst tenth of the dots is left out and counted, unless the front or a baseline is it."""
+    front = {m.digest for m in data.front}
+    dots = [p for p in data.evaluated if p.digest not in front]
+    lost = {p.digest for p in dots[: len(dots) // 20]}
+    failed = tuple(
+        dataclasses.replace(p, metrics={**p.metrics, "accuracy": 0.1}) if p.digest in lost else p
+        for p in data.evaluated
+    )
+    data = dataclasses.replace(data, evaluated=failed)
+    chart = front_chart(data)
+    assert chart is not None
+    drawn = {detail["title"] for detail in chart["details"]}
+    assert not drawn & lost
+    assert front <= drawn
+    hidden = len(data.evaluated) - chart["counts"]["shown"]
+    assert len(lost) <= hidden <= len(dots) // 10
+    assert "without the least accurate" in render_report(
+        dataclasses.replace(data, evaluated=failed)
+    )
 
 
 def test_every_point_has_its_tooltip(data: ReportData, page: str) -> None:

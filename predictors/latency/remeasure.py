@@ -37,7 +37,7 @@ class Measurement:
         low_ms, high_ms: 10th and 90th percentile.
         runs: number of timed runs.
         split_half_disagreement: relative difference between the first and second half's figures.
-        warnings: what may have spoilt the measurement.
+        warnings: what may have spoilt this measurement or those made together with it.
     """
 
     latency_ms: float
@@ -81,8 +81,19 @@ def measure_networks(
         bench.warm_up()
         load = LoadMeter()
         run_rounds(bench, limits, stable, progress)
-    busy = load.warnings()
-    return [_measurement(samples, busy) for samples in bench.samples]
+    halves = [split_half_disagreement(samples) for samples in bench.samples]
+    notes = load.warnings()
+    drifted = [half for half in halves if half > SPLIT_HALF_LIMIT]
+    if drifted:
+        notes.append(
+            f"the first and second half of the runs differ by up to {max(drifted):.0%} for "
+            f"{len(drifted)} of {len(halves)} networks: the machine's speed changed during the "
+            "measurement."
+        )
+    return [
+        _measurement(samples, half, notes)
+        for samples, half in zip(bench.samples, halves, strict=True)
+    ]
 
 
 def measure_network(
@@ -99,15 +110,8 @@ def measure_network(
     return result
 
 
-def _measurement(samples: Sequence[float], busy: Sequence[str]) -> Measurement:
+def _measurement(samples: Sequence[float], halves: float, notes: Sequence[str]) -> Measurement:
     low, high = np.percentile(samples, [10, 90])
-    halves = split_half_disagreement(samples)
-    warnings = list(busy)
-    if halves > SPLIT_HALF_LIMIT:
-        warnings.append(
-            f"the first and second half of the runs differ by {halves:.0%}: the machine's speed "
-            "changed during the measurement."
-        )
     return Measurement(
-        statistic(samples), float(low), float(high), len(samples), halves, tuple(warnings)
+        statistic(samples), float(low), float(high), len(samples), halves, tuple(notes)
     )
