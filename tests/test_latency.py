@@ -48,8 +48,8 @@ from predictors.latency.remeasure import measure_network, measure_networks
 from predictors.latency.table import (
     CheckNetwork,
     Correction,
+    EntryLatency,
     LatencyTable,
-    Measured,
     MissingLatencyError,
     fit_correction,
     leave_one_out_error,
@@ -92,7 +92,7 @@ def conditions() -> Conditions:
 def made_up_table(space: SearchSpace, conditions: Conditions) -> LatencyTable:
     """Known numbers instead of measured ones."""
     asked = entries(space, CLASSES)
-    measured = {e: Measured(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
+    measured = {e: EntryLatency(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
     checks = tuple(
         CheckNetwork(architecture.digest, 1.0 + i, 2.0 + 2 * i, 12)
         for i, architecture in enumerate(check_architectures(space))
@@ -129,7 +129,7 @@ def test_every_condition_changes_the_digest(conditions: Conditions) -> None:
         {"precision": "bf16"},
         {"batch_size": 8},
         {"threads": conditions.threads + 1},
-        {"torch_version": "0"},
+        {"runtime_version": "0"},
         {"layout": "channels_first"},
         {"implementation": "0"},
         {"protocol": "hot"},

@@ -18,7 +18,7 @@ from predictors.latency.devices import local_conditions
 from predictors.latency.measure import Limits
 from predictors.latency.profile import check_architectures, profile, table_path
 from predictors.latency.remeasure import measure_networks
-from predictors.latency.table import CheckNetwork, Correction, LatencyTable, Measured
+from predictors.latency.table import CheckNetwork, Correction, EntryLatency, LatencyTable
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
 
 SPACE = """\
@@ -58,7 +58,7 @@ def as_block(block: object) -> Block:
 def known_table(space: SearchSpace, num_classes: int = DIGITS_CLASSES) -> LatencyTable:
     """Latencies made up by a rule, under this machine's conditions."""
     asked = entries(space, num_classes)
-    measured = {e: Measured(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
+    measured = {e: EntryLatency(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
     checks = tuple(
         CheckNetwork(architecture.digest, 1.0 + i, 2.0 + 2 * i, 12)
         for i, architecture in enumerate(check_architectures(space))

@@ -24,7 +24,7 @@ from search_space.errors import CorruptFileError, InvalidQuantityError, UnknownN
 if TYPE_CHECKING:
     import torch
 
-RUNTIMES = ("eager",)
+RUNTIMES = ("eager", "cudagraph", "inductor", "onnxruntime", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16")
 LAYOUT = "channels_last"
 PROTOCOL = "cold interleaved p25, v1"
@@ -57,11 +57,11 @@ class Conditions:
 
     Args:
         device: identity of the device.
-        runtime: ``eager`` for now.
+        runtime: one of ``RUNTIMES``.
         precision: ``fp32``, ``fp16`` or ``bf16``; weights and inputs have it.
         batch_size: images per forward pass.
         threads: threads of one operator (CPU).
-        torch_version: of the runtime.
+        runtime_version: name and version of what runs the network, such as ``torch 2.9.0``.
         layout: memory layout at the borders of modules.
         implementation: digest of the code of the static modules.
         protocol: how it was measured.
@@ -72,7 +72,7 @@ class Conditions:
     precision: str = "fp32"
     batch_size: int = 1
     threads: int
-    torch_version: str
+    runtime_version: str
     layout: str = LAYOUT
     implementation: str
     protocol: str = PROTOCOL
@@ -113,7 +113,7 @@ class Conditions:
         threads = f", {self.threads} threads" if self.device.kind == "cpu" else ""
         return (
             f"{self.device}; {self.runtime}, {self.precision}, batch {self.batch_size}{threads}, "
-            f"torch {self.torch_version}, {self.layout}"
+            f"{self.runtime_version}, {self.layout}"
         )
 
 
@@ -167,7 +167,7 @@ def local_conditions(
         precision=precision,
         batch_size=batch_size,
         threads=torch.get_num_threads() if threads is None else threads,
-        torch_version=torch.__version__,
+        runtime_version=f"torch {torch.__version__}",
         implementation=implementation_digest(),
     )
 

@@ -35,8 +35,8 @@ from predictors.latency.table import (
     SCHEMA_VERSION,
     CheckNetwork,
     Correction,
+    EntryLatency,
     LatencyTable,
-    Measured,
     fit_correction,
     leave_one_out_error,
     read_parquet,
@@ -236,7 +236,7 @@ class _Session:
         measured = {}
         for entry, samples in zip(self.missing, entries_part, strict=True):
             scaled = [drift * sample for sample in samples]
-            measured[entry] = Measured.of(scaled, statistic(scaled))
+            measured[entry] = EntryLatency.of(scaled, statistic(scaled))
         table = table.with_session(measured)
         if known is not None:
             return table

@@ -27,7 +27,8 @@ from predictors.latency.devices import Conditions
 from search_space import ModuleSpec, SearchSpace
 from search_space.errors import CorruptFileError, NasError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ORIGINS = ("measured", "interpolated", "estimated")
 _METADATA_KEY = b"nas.latency_table"
 _SCHEMA = pa.schema(
     [
@@ -37,6 +38,7 @@ _SCHEMA = pa.schema(
         ("low_ms", pa.float64()),
         ("high_ms", pa.float64()),
         ("runs", pa.int64()),
+        ("origin", pa.string()),
     ]
 )
 
@@ -46,16 +48,24 @@ class MissingLatencyError(NasError, LookupError):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Milliseconds of one entry: the statistic, 10th and 90th percentile, and number of runs."""
+class EntryLatency:
+    """Milliseconds of one entry, and where they come from.
+
+    Args:
+        latency_ms: the statistic, or the estimate.
+        low_ms, high_ms: 10th and 90th percentile; an estimate's range.
+        runs: number of timed runs, 0 where nothing was measured.
+        origin: ``measured``, ``interpolated`` between measured entries, or ``estimated``.
+    """
 
     latency_ms: float
     low_ms: float
     high_ms: float
     runs: int
+    origin: str = "measured"
 
     @classmethod
-    def of(cls, samples: Sequence[float], latency_ms: float) -> Measured:
+    def of(cls, samples: Sequence[float], latency_ms: float) -> EntryLatency:
         low, high = np.percentile(samples, [10, 90])
         return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
 
@@ -95,13 +105,41 @@ class Correction:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """``latency = offset_ms + scale × prediction``, from whole networks measured by the user.
+
+    Args:
+        scale, offset_ms: applied after the correction of the space.
+        error_before, error_after: mean relative errors on those networks, without calibration
+            and with one that was fitted on the others (leave one out).
+        networks: their names.
+        created: UTC, ISO 8601.
+    """
+
+    scale: float
+    offset_ms: float
+    error_before: float
+    error_after: float
+    networks: tuple[str, ...]
+    created: str
+
+
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured entries, their conditions, and corrections by the digest of their space."""
+    """Entries, their conditions, and corrections by the digest of their space.
+
+    Args:
+        name: what people call the device; empty for this machine's own tables.
+        created: when the last entry was measured, UTC, ISO 8601; empty where none was.
+    """
 
     conditions: Conditions
-    entries: Mapping[Entry, Measured]
+    entries: Mapping[Entry, EntryLatency]
     corrections: Mapping[str, Correction]
+    calibration: Calibration | None = None
+    name: str = ""
+    created: str = ""
 
     def missing(self, space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
         """Entries that ``space`` asks for and this table lacks."""
@@ -134,12 +172,18 @@ class LatencyTable:
                 f"measure what is missing with: {self._command(space)}"
             )
         correction = self.correction(space)
+        scale, offset = correction.scale, correction.offset_ms
+        if self.calibration is not None:
+            scale, offset = (
+                self.calibration.scale * scale,
+                self.calibration.offset_ms + self.calibration.scale * offset,
+            )
         return AdditiveTable.build(
             space,
             num_classes,
             lambda spec, size: self.entries[spec, size].latency_ms,
-            scale=correction.scale,
-            offset=correction.offset_ms,
+            scale=scale,
+            offset=offset,
         )
 
     def _command(self, space: SearchSpace) -> str:
@@ -147,7 +191,7 @@ class LatencyTable:
 
     def with_session(
         self,
-        measured: Mapping[Entry, Measured],
+        measured: Mapping[Entry, EntryLatency],
         corrections: Mapping[str, Correction] | None = None,
     ) -> LatencyTable:
         """The table with more entries and corrections; entries that are there already stay."""
@@ -166,13 +210,16 @@ class LatencyTable:
             "spec": [spec_to_json(spec) for (spec, _), _ in rows],
             "in_size": [size for (_, size), _ in rows],
         }
-        for field in fields(Measured):
+        for field in fields(EntryLatency):
             columns[field.name] = [getattr(measured, field.name) for _, measured in rows]
         metadata = {
             "schema_version": SCHEMA_VERSION,
             "conditions": self.conditions.to_dict(),
             "conditions_digest": self.conditions.digest,
             "statistic": "25th percentile of cold interleaved runs, milliseconds",
+            "name": self.name,
+            "created": self.created,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "corrections": {key: asdict(value) for key, value in self.corrections.items()},
         }
         write_parquet(path, pa.table(columns, schema=_SCHEMA), _METADATA_KEY, metadata)
@@ -193,16 +240,20 @@ class LatencyTable:
             if not isinstance(raw, dict):
                 raise CorruptFileError("corrections must be a mapping.")
             corrections = {key: _correction_from_dict(value) for key, value in raw.items()}
-            measured: dict[Entry, Measured] = {}
+            measured: dict[Entry, EntryLatency] = {}
             for row in data.to_pylist():
                 entry, value = _entry_from_row(row)
                 if entry in measured:
                     raise CorruptFileError(f"{entry[0]} on {entry[1]} pixels is there twice.")
                 measured[entry] = value
+            calibration = _calibration_from_dict(metadata.get("calibration"))
+            name, created = metadata.get("name"), metadata.get("created")
+            if not isinstance(name, str) or not isinstance(created, str):
+                raise CorruptFileError("name and created must be text.")
         except NasError as error:
             text = f"{path}: {error} Delete the file and run `nas profile` to measure it again."
             raise CorruptFileError(text) from None
-        return cls(conditions, measured, corrections)
+        return cls(conditions, measured, corrections, calibration, name, created)
 
 
 def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
@@ -303,16 +354,23 @@ def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, d
     return table, metadata
 
 
-def _entry_from_row(row: Mapping[str, Any]) -> tuple[Entry, Measured]:
+def _entry_from_row(row: Mapping[str, Any]) -> tuple[Entry, EntryLatency]:
     spec, in_size = spec_from_json(row["spec"]), row["in_size"]
     where = f"{spec} on {in_size} pixels"
-    for name in ("latency_ms", "low_ms", "high_ms", "runs"):
+    if row["origin"] not in ORIGINS:
+        raise CorruptFileError(
+            f"{where}: origin={row['origin']!r} is none of {', '.join(ORIGINS)}."
+        )
+    measured = ("runs",) if row["origin"] == "measured" else ()
+    for name in ("latency_ms", "low_ms", "high_ms", *measured):
         value = row[name]
         if value is None or not math.isfinite(value) or value <= 0:
             raise CorruptFileError(f"{where}: {name}={value} must be a positive number.")
+    if row["runs"] is None or row["runs"] < 0:
+        raise CorruptFileError(f"{where}: runs={row['runs']} must not be negative.")
     if in_size is None or in_size < 1:
         raise CorruptFileError(f"{where}: in_size must be positive.")
-    return (spec, in_size), Measured(*(row[field.name] for field in fields(Measured)))
+    return (spec, in_size), EntryLatency(*(row[field.name] for field in fields(EntryLatency)))
 
 
 def _correction_from_dict(data: Any) -> Correction:
@@ -324,4 +382,17 @@ def _correction_from_dict(data: Any) -> Correction:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise CorruptFileError("a correction is not what this program writes.") from None
+    return result
+
+
+def _calibration_from_dict(data: Any) -> Calibration | None:
+    if data is None:
+        return None
+    try:
+        result = Calibration(**{**data, "networks": tuple(data["networks"])})
+        numbers = [result.scale, result.offset_ms, result.error_before, result.error_after]
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise CorruptFileError("a calibration is not what this program writes.") from None
     return result
