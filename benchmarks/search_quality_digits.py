@@ -44,7 +44,7 @@ def one_seed(seed: int, target: str, n: int, folder: Path) -> dict[str, Any]:
     latency = LatencyTable.load(path / "latency.parquet").compile(space, data.num_classes)
     rng = np.random.default_rng(1000 + seed)
     rows = space.sample(rng, 2000)
-    feasible = rows[latency.predict(rows) <= config.target_latency_ms][:n]
+    feasible = rows[latency.predict(rows) <= config.limits()["latency_ms"]][:n]
     supernet = Supernet(space, data.num_classes).eval()
     checkpoint = load_latest(path / "supernet" / "checkpoints")
     assert checkpoint is not None
@@ -67,7 +67,7 @@ def one_seed(seed: int, target: str, n: int, folder: Path) -> dict[str, Any]:
     best_by_validation = min(random, key=lambda item: item["validation_loss"])
     result = {
         "seed": seed,
-        "target_ms": config.target_latency_ms,
+        "target_ms": config.limits()["latency_ms"],
         "chosen_measured_ms": chosen.measured["latency_ms"],
         "chosen_test_accuracy": chosen.test_accuracy,
         "chosen_test_accuracy_before": chosen.test_accuracy_before,

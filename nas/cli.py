@@ -6,16 +6,26 @@ to standard output, everything else to standard error.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nas.cli_devices import calibrate, devices, profile
+from nas.options import (
+    conditions_given,
+    console,
+    json_option,
+    latency_options,
+    option,
+    print_json,
+    quiet_option,
+    run_options,
+)
 from search_space.errors import (
     InfeasibleError,
     InvalidQuantityError,
@@ -23,63 +33,12 @@ from search_space.errors import (
     UnknownNameError,
     UsageError,
 )
-from search_space.units import (
-    format_duration,
-    parse_count,
-    parse_latency,
-)
+from search_space.units import parse_latency, parse_throughput
 
 if TYPE_CHECKING:
     from nas.config import RunConfig
 
 FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
-
-
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """A click option that the environment variable ``NAS_<NAME>`` can set too."""
-    variable = "NAS_" + names[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=False, **settings)
-
-
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-space_option = option("--space", metavar="NAME|FILE", help="Search space: a preset or a YAML file.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")
-latency_options = _options(
-    option("--batch-size", type=click.IntRange(1), help="Images per forward pass (default 1)."),
-    option("--precision", metavar="fp32|bf16|fp16", help="Default fp32."),
-    option("--threads", type=click.IntRange(1), help="CPU threads (default: torch's)."),
-)
-run_options = _options(
-    click.option("--config", metavar="FILE", help="YAML file of options; flags override it."),
-    option(
-        "--data",
-        metavar="SOURCE",
-        help="digits, an image folder, Parquet files, or a name that timm opens.",
-    ),
-    space_option,
-    option("--name", help="Name of the run (default: from data and budget)."),
-    option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder of runs."),
-    option("--seed", type=click.IntRange(0), help="Default 0."),
-    option("--epochs", type=click.IntRange(1), help="Epochs of supernet training."),
-    option("--train-batch-size", type=click.IntRange(1), help="Images per training step."),
-    option("--lr", type=float, help="Peak learning rate of supernet training."),
-    option("--workers", type=click.IntRange(0), help="Data-loading processes."),
-    option("--image-column", help="Parquet column of images (default: image)."),
-    option("--label-column", help="Parquet column of labels (default: label)."),
-    click.option("--resume", is_flag=True, help="Continue the run of this name."),
-    click.option("--dry-run", is_flag=True, help="Show what would be done and stop."),
-    json_option,
-    quiet_option,
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -96,8 +55,21 @@ def cli() -> None:
 @latency_options
 @option("--target-latency", metavar="5ms", help="Upper limit of the latency, with a unit.")
 @option("--device", metavar="NAME", help="Device that the latency is for (default cpu).")
-@option("--max-params", metavar="5M", help="Upper limit of the parameters.")
-@option("--max-macs", metavar="500M", help="Upper limit of the multiply-adds.")
+@option("--target-throughput", metavar="2000/s", help="Lower limit of images per second.")
+@option(
+    "--max",
+    "maxima",
+    multiple=True,
+    metavar="METRIC=LIMIT",
+    help="Upper limit of params, macs, activations or memory, as in params=5M.",
+)
+@option(
+    "--margin",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the latency budget to leave free (default: the expected error of a table "
+    "that cannot be checked here).",
+)
+@option("--interpolate", is_flag=True, default=None, help="Fill a table's gaps from its shapes.")
 @option("--evaluations", type=click.IntRange(1), help="Architectures to evaluate.")
 @option("--population", type=click.IntRange(4), help="Population of the evolution.")
 @option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
@@ -113,12 +85,12 @@ def search(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    with _console(options) as console:
+    with console(options) as screen:
         data = run_search(
-            config, path, resume=options["resume"], command=_command(), console=console
+            config, path, resume=options["resume"], command=_command(), console=screen
         )
     if options["as_json"]:
-        _print_json(summary(data, path))
+        print_json(summary(data, path))
     else:
         print_result(data, path)
 
@@ -133,112 +105,17 @@ def train(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    with _console(options) as console:
+    with console(options) as screen:
         data = run_training(
-            config, path, resume=options["resume"], command=_command(), console=console
+            config, path, resume=options["resume"], command=_command(), console=screen
         )
     last = data.training[-1]
     if options["as_json"]:
-        _print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
+        print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
     else:
         click.echo(
             f"trained for {last.epoch + 1} epochs; use it with: nas search --supernet {path}"
         )
-
-
-@cli.command()
-@space_option
-@option("--device", default="cpu", show_default=True, help="Device of this machine.")
-@option("--num-classes", type=click.IntRange(1), default=1000, show_default=True)
-@latency_options
-@click.option("--fresh", is_flag=True, help="Forget what was measured and measure again.")
-@json_option
-@quiet_option
-def profile(space: str | None, device: str, num_classes: int, fresh: bool, **options: Any) -> None:
-    """Measure the latency table of a space on this machine; only what is missing is measured."""
-    from predictors.latency.devices import local_conditions
-    from predictors.latency.profile import profile as measure
-    from predictors.latency.profile import table_path
-    from search_space import load_space
-
-    chosen = load_space(space or "digits")
-    given = {k: options[k] for k in ("batch_size", "precision", "threads") if options[k]}
-    conditions = local_conditions(device, **given)
-    path = table_path(conditions)
-    if fresh:
-        path.unlink(missing_ok=True)
-    with _console(options) as console, console.phase(f"measuring {chosen.name}") as progress:
-        table = measure(
-            chosen,
-            num_classes,
-            conditions,
-            progress=lambda done, total, left: progress(done, total, "rounds", left),
-        )
-    correction = table.correction(chosen)
-    for warning in correction.warnings:
-        console.warn(warning)
-    if options["as_json"]:
-        _print_json(
-            {
-                "device": conditions.to_dict(),
-                "space": chosen.name,
-                "entries": len(table.entries),
-                "expected_error": correction.expected_error,
-                "path": str(path),
-                "warnings": list(correction.warnings),
-            }
-        )
-        return
-    click.echo(f"{len(table.entries)} entries for {conditions}")
-    click.echo(
-        f"error on whole networks left out: {correction.expected_error:.1%} "
-        f"({len(correction.checks)} networks, {correction.rounds} rounds, "
-        f"{format_duration(correction.seconds)})"
-    )
-    click.echo(f"table: {path}")
-
-
-@cli.command()
-@json_option
-def devices(as_json: bool) -> None:
-    """Devices of this machine and the latency tables measured so far."""
-    from predictors.latency.devices import identify, local_device_names
-    from predictors.latency.profile import cache_folder
-    from predictors.latency.table import LatencyTable
-
-    local = {name: str(identify(name)) for name in local_device_names()}
-    tables: list[dict[str, Any]] = []
-    for file in sorted(cache_folder().glob("*.parquet")):
-        if ".partial" in file.name:
-            continue
-        try:
-            table = LatencyTable.load(file)
-        except NasError as error:
-            click.echo(f"warning: {error}", err=True)
-            continue
-        errors = {c.space: c.expected_error for c in table.corrections.values()}
-        tables.append(
-            {
-                "path": str(file),
-                "conditions": str(table.conditions),
-                "entries": len(table.entries),
-                "expected_error": errors,
-                "provenance": "measured",
-            }
-        )
-    if as_json:
-        _print_json({"devices": local, "tables": tables})
-        return
-    for name, identity in local.items():
-        click.echo(f"{name}: {identity}")
-    for item in tables:
-        shown = ", ".join(
-            f"{space} ±{error:.1%}" for space, error in item["expected_error"].items()
-        )
-        click.echo(f"\n{item['conditions']}\n  {item['entries']} entries, measured; {shown}")
-        click.echo(f"  {item['path']}")
-    if not tables:
-        click.echo("\nno latency tables yet; measure one with: nas profile --space NAME")
 
 
 @cli.command()
@@ -251,7 +128,7 @@ def spaces(name: str | None, as_json: bool) -> None:
     if name is None:
         rows = [load_space(item) for item in space_names()]
         if as_json:
-            _print_json([{"name": s.name, "size": s.size, "digest": s.digest} for s in rows])
+            print_json([{"name": s.name, "size": s.size, "digest": s.digest} for s in rows])
             return
         for space in rows:
             sides = ", ".join(map(str, space.resolutions))
@@ -259,7 +136,7 @@ def spaces(name: str | None, as_json: bool) -> None:
         return
     space = load_space(name)
     if as_json:
-        _print_json({**space.to_dict(), "size": space.size, "digest": space.digest})
+        print_json({**space.to_dict(), "size": space.size, "digest": space.digest})
         return
     click.echo(f"{space.name}: {space.size:.2e} architectures, digest {space.digest}")
     click.echo(f"resolution {', '.join(map(str, space.resolutions))} px")
@@ -283,10 +160,10 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
     from nas.show import describe
     from search_space import load_architecture
 
-    given = {k: options[k] for k in ("batch_size", "precision", "threads") if options[k]}
+    given = conditions_given(options)
     described = describe(load_architecture(name), num_classes, device, given)
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
     print_network(described)
 
@@ -306,10 +183,10 @@ def export(run: Path, digest: str | None, output: Path | None, **options: Any) -
 
     from nas.exporting import export_from_run
 
-    with _console(options) as console:
-        exported = export_from_run(run, digest, output, console)
+    with console(options) as screen:
+        exported = export_from_run(run, digest, output, screen)
     if options["as_json"]:
-        _print_json([asdict(item) for item in exported])
+        print_json([asdict(item) for item in exported])
         return
     for item in exported:
         click.echo(f"{item.path}\n  {item.load}")
@@ -329,9 +206,9 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
     """Configuration and run directory; quantities are checked before anything heavy loads."""
     if options.get("target_latency") is not None:
         parse_latency(options["target_latency"])
-    for key in ("max_params", "max_macs"):
-        if options.get(key) is not None:
-            parse_count(options[key])
+    if options.get("target_throughput") is not None:
+        parse_throughput(options["target_throughput"])
+    maxima = _maxima(options.get("maxima") or ())
     from nas.config import resolve
 
     given = {
@@ -341,8 +218,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             "space",
             "device",
             "target_latency",
-            "max_params",
-            "max_macs",
+            "target_throughput",
             "seed",
             "workers",
             "image_column",
@@ -358,9 +234,11 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "search.population": options.get("population"),
         "search.finalists": options.get("finalists"),
         "finetune.epochs": options.get("finetune_epochs"),
-        "latency.batch_size": options.get("batch_size"),
-        "latency.precision": options.get("precision"),
-        "latency.threads": options.get("threads"),
+        **{
+            f"latency.{key}": options.get(key)
+            for key in ("batch_size", "precision", "runtime", "threads", "margin", "interpolate")
+        },
+        **{f"max.{metric}": limit for metric, limit in maxima.items()},
     }
     name = options["name"]
     if name is not None and (Path(name).name != name or name in ("", "..")):
@@ -374,19 +252,32 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
     return resolve(given, file, with_budget=with_budget), folder / name
 
 
+def _maxima(texts: Sequence[str]) -> dict[str, str]:
+    """``--max`` options by metric; their values are checked with the configuration."""
+    result = {}
+    for text in texts:
+        metric, equals, limit = text.partition("=")
+        if not equals or not metric or not limit:
+            raise UsageError(f"--max {text!r} must be METRIC=LIMIT, as in --max params=5M.")
+        if metric in result:
+            raise UsageError(f"--max {metric} is given twice; give it once.")
+        result[metric] = limit
+    return result
+
+
 def _default_name(config: RunConfig) -> str:
     space = config.space if isinstance(config.space, str) else config.space["name"]
     source = Path(config.data.rstrip("/")).name
     parts = [source, *([space] if space != source else [])]
-    budget = config.target_latency
+    budget = config.target_latency or config.target_throughput
     parts += ["supernet"] if budget is None else [config.device, budget]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
 
 
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
-    from predictors.latency.devices import identify
+    from predictors.latency.catalog import find_device
 
-    identify(config.device)
+    find_device(config.device)
     space = config.search_space()
     plan = {
         "run": str(path),
@@ -395,7 +286,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
         "config": config.to_dict(),
     }
     if as_json:
-        _print_json(plan)
+        print_json(plan)
         return
     import yaml
 
@@ -404,16 +295,8 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
 
 
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def _console(options: dict[str, Any]) -> Any:
-    from contextlib import nullcontext
-
-    from nas.console import Console
-
-    return nullcontext(Console(quiet=options["quiet"]))
+for command in (profile, devices, calibrate):
+    cli.add_command(command)
 
 
 def _command() -> str:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from search_space.errors import NasError, UsageError
+from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space, read_mapping
 from search_space.space import SearchSpace
-from search_space.units import parse_count, parse_latency
+from search_space.units import parse_count, parse_latency, parse_memory, parse_throughput
 from supernet.augmentation import AugmentConfig
 from supernet.train_config import TrainConfig
+
+# Upper limits that a user can set: metric and unit by the name on the command line.
+MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
+    "params": ("num_params", parse_count),
+    "macs": ("macs", parse_count),
+    "activations": ("activations", parse_count),
+    "memory": ("memory_bytes", parse_memory),
+}
 
 # What may change when a run is continued: nothing that decides its result.
 MAY_DIFFER = frozenset({"workers"})
@@ -30,11 +38,19 @@ class _Model(BaseModel):
 
 
 class LatencyConfig(_Model):
-    """Conditions that latencies are measured under; ``threads`` None means torch's default."""
+    """Conditions that latencies hold under; None means what is usual for the device.
 
-    batch_size: int = Field(default=1, ge=1)
-    precision: str = "fp32"
+    interpolate: take entries that a table lacks from its measured ones of other shapes.
+    margin: share of the latency budget that is left free; None means the table's expected error
+        where winners cannot be measured here, otherwise nothing.
+    """
+
+    batch_size: int | None = Field(default=None, ge=1)
+    precision: str | None = None
+    runtime: str | None = None
     threads: int | None = Field(default=None, ge=1)
+    interpolate: bool = False
+    margin: float | None = Field(default=None, ge=0, lt=1)
 
 
 class SearchConfig(_Model):
@@ -54,18 +70,18 @@ class SearchConfig(_Model):
 class RunConfig(_Model):
     """Everything that decides a run.
 
-    ``target_latency`` is text with a unit (None only where just a supernet is trained),
-    ``max_params`` and ``max_macs`` are counts such as
-    ``5M``. ``space`` is a preset's name or a whole space. ``supernet`` names another run whose
-    trained supernet is used instead of training one.
+    ``target_latency`` and ``target_throughput`` are text with a unit (one of them is there,
+    except where just a supernet is trained), ``max`` has further upper limits by the names in
+    ``MAXIMA``. ``space`` is a preset's name or a whole space. ``supernet`` names another run
+    whose trained supernet is used instead of training one.
     """
 
     data: str
     space: str | dict[str, Any]
     device: str = "cpu"
     target_latency: str | None
-    max_params: str | None = None
-    max_macs: str | None = None
+    target_throughput: str | None = None
+    max: dict[str, str] = {}
     seed: int = Field(default=0, ge=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     image_column: str = "image"
@@ -77,20 +93,19 @@ class RunConfig(_Model):
     search: SearchConfig = SearchConfig()
     finetune: TrainConfig = TrainConfig(epochs=10, lr=5e-4, warmup_epochs=1.0)
 
-    @property
-    def target_latency_ms(self) -> float:
-        return math.inf if self.target_latency is None else parse_latency(self.target_latency)
-
-    @property
-    def maxima(self) -> dict[str, float]:
-        """Upper limits by metric name, in the metric's unit."""
+    def limits(self, batch_size: int = 1) -> dict[str, float]:
+        """Upper limits by metric name, in the metric's unit; a throughput is one of latency."""
         limits = {}
         if self.target_latency is not None:
-            limits["latency_ms"] = self.target_latency_ms
-        if self.max_params is not None:
-            limits["num_params"] = parse_count(self.max_params)
-        if self.max_macs is not None:
-            limits["macs"] = parse_count(self.max_macs)
+            limits["latency_ms"] = parse_latency(self.target_latency)
+        if self.target_throughput is not None:
+            of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
+            limits["latency_ms"] = min(of_batch, limits.get("latency_ms", math.inf))
+        for name, text in self.max.items():
+            if name not in MAXIMA:
+                raise UnknownNameError("metric of a limit", name, MAXIMA)
+            metric, parse = MAXIMA[name]
+            limits[metric] = parse(text)
         return limits
 
     def search_space(self) -> SearchSpace:
@@ -129,6 +144,8 @@ def resolve(
         target[leaf] = value
     if not with_budget:
         data["target_latency"] = None
+    elif data.get("target_throughput") is not None:
+        data.setdefault("target_latency", None)
     elif data.get("target_latency") is None:
         data.pop("target_latency", None)  # so that it is reported as missing
     if data.get("data") == "digits":
@@ -148,12 +165,14 @@ def resolve(
             where = f"{file}: " if file else ""
             raise UsageError(f"{where}{part}={data[part]!r} must be a mapping.")
         data[part] = defaults | {"seed": seed}
-    for key in ("target_latency", "max_params", "max_macs"):
-        if isinstance(data.get(key), (int, float)):
-            data[key] = str(data[key])  # YAML reads 5 as a number; whether it needs a unit is next
+    limits = data.get("max")
+    for group in (data, limits if isinstance(limits, dict) else {}):
+        for key, value in group.items():
+            if key in ("target_latency", *MAXIMA) and isinstance(value, (int, float)):
+                group[key] = str(value)  # YAML reads 5 as a number; whether it needs a unit is next
     try:
         config = RunConfig.model_validate(data)
-        _ = config.maxima  # units are checked now, not after training
+        config.limits()  # units are checked now, not after training
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
     except NasError as error:  # a rule of a training, a quantity

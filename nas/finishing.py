@@ -9,6 +9,7 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.measuring import Measured
+from predictors.latency.catalog import Target
 from results.export import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
 from results.report_data import Chosen
@@ -60,7 +61,7 @@ def judged(
     supernet: Supernet,
     network: Backbone,
     evaluation: Evaluation,
-    measured: Measured,
+    measured: Measured | None,
     data: ImageData,
 ) -> Chosen:
     """The chosen network with its test accuracy, inherited and fine-tuned.
@@ -72,7 +73,7 @@ def judged(
         digest=evaluation.digest,
         architecture=evaluation.architecture,
         predicted=evaluation.metrics,
-        measured=measured.metrics,
+        measured={} if measured is None else measured.metrics,
         test_accuracy_before=evaluate(supernet.extract(network.architecture), test).accuracy,
         test_accuracy=evaluate(network, test).accuracy,
     )
@@ -84,10 +85,12 @@ def export_chosen(
     folder: Path,
     data: ImageData,
     config: RunConfig,
-    conditions: str,
+    target: Target,
 ) -> Chosen:
     """Export the chosen network; raises ExportError where a format does not reproduce it."""
-    latency = format_latency(chosen.measured["latency_ms"] or 0)
+    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {target.provenance}"
+    if chosen.measured:
+        latency = f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured"
     accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
     exports = export_network(
         network,
@@ -99,7 +102,7 @@ def export_chosen(
                 "parameters": format_count(chosen.predicted["num_params"] or 0),
                 "MACs": format_count(chosen.predicted["macs"] or 0),
                 "test accuracy": accuracy,
-                "latency": f"{latency}, measured on {conditions}",
+                "latency": f"{latency}; {target.conditions}",
             },
             class_names=data.class_names,
             trained_on=f"{config.data}, {len(data.train)} images",

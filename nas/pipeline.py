@@ -28,9 +28,9 @@ from nas.measuring import Measured, measure_twice, read_measured, to_json
 from nas.reporting import Findings, assemble, curves, rebuild_report
 from predictors.additive import AdditiveTable
 from predictors.counts import counts
-from predictors.latency.devices import Conditions, local_conditions
-from predictors.latency.profile import profile
+from predictors.latency.catalog import Target, find_device, latency_table
 from predictors.latency.table import LatencyTable
+from predictors.memory import peak_memory
 from results.export import read_export
 from results.journal import Evaluation
 from results.report import write_report
@@ -44,7 +44,7 @@ from search.evaluator import SupernetEvaluator
 from search.loop import Progress
 from search.samplers import NSGA2
 from search_space import Architecture, SearchSpace, known, known_names
-from search_space.errors import CorruptFileError, NasError, RunError
+from search_space.errors import CorruptFileError, InfeasibleError, NasError, RunError
 from search_space.units import format_latency
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
@@ -157,7 +157,7 @@ class _Run:
                 return self._complete()
             except (CorruptFileError, RunError) as error:
                 self.console.warn(f"{error} What is missing is made again.")
-        _ = self.conditions  # a device that is not there is an error before images are read
+        _ = self.target  # a device that is not there is an error before images are read
         self.open_data()
         table = self.latency_table()
         problem = self.problem(table)
@@ -174,6 +174,8 @@ class _Run:
             self.space,
             table,
             self.data.num_classes,
+            self.limits,
+            self.target,
             Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
         )
         with self._phase("report"):
@@ -224,14 +226,29 @@ class _Run:
         )
 
     @cached_property
-    def conditions(self) -> Conditions:
+    def target(self) -> Target:
+        """The device that latencies are for."""
         latency = self.config.latency
-        return local_conditions(
+        return find_device(
             self.config.device,
-            threads=latency.threads,
-            batch_size=latency.batch_size,
+            runtime=latency.runtime,
             precision=latency.precision,
+            batch_size=latency.batch_size,
+            threads=latency.threads,
         )
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """Upper limits by metric name, as asked; the margin is not taken off."""
+        return self.config.limits(self.target.conditions.batch_size)
+
+    def margin(self, table: LatencyTable) -> float:
+        """Share of the latency budget that the search leaves free."""
+        if self.config.latency.margin is not None:
+            return self.config.latency.margin
+        if self.target.at_hand:
+            return 0.0
+        return min(0.9, table.expected_error(self.space))
 
     def latency_table(self) -> LatencyTable:
         """The run's own table: a continued run predicts what it predicted before."""
@@ -242,19 +259,18 @@ class _Run:
             except CorruptFileError as error:
                 self.console.warn(f"{error} The table is measured again.")
         with self._phase(f"latency table of {self.config.device}") as progress:
-            table = profile(
+            table = latency_table(
+                self.target,
                 self.space,
                 self.data.num_classes,
-                self.conditions,
+                interpolate=self.config.latency.interpolate,
                 seed=self.config.seed,
                 progress=lambda done, total, left: progress(done, total, "rounds", left),
             )
-        correction = table.correction(self.space)
-        for warning in correction.warnings:
+        for warning in table.correction(self.space).warnings:
             self.console.warn(warning)
         self.console.say(
-            f"  {len(table.entries)} entries; error on whole networks left out "
-            f"{correction.expected_error:.1%}"
+            f"  {self.target.provenance}; expected error {table.expected_error(self.space):.1%}"
         )
         table.save(file)
         return table
@@ -273,7 +289,25 @@ class _Run:
             "latency_ms": table.compile(self.space, self.data.num_classes),
             **cheap,
         }
-        limits = self.config.maxima
+        if "memory_bytes" in self.limits:
+            conditions = self.target.conditions
+            tables["memory_bytes"] = peak_memory(
+                self.space,
+                self.data.num_classes,
+                batch_size=conditions.batch_size,
+                precision=conditions.precision,
+            )
+        limits, margin = dict(self.limits), self.margin(table)
+        if margin and "latency_ms" in limits:
+            limits["latency_ms"] *= 1 - margin
+            note = (
+                f"Latencies of {self.config.device} are {self.target.provenance}, with an expected "
+                f"error of {table.expected_error(self.space):.0%}. The search kept "
+                f"{margin:.0%} below the budget of {format_latency(self.limits['latency_ms'])}, at "
+                f"{format_latency(limits['latency_ms'])}."
+            )
+            self.console.say(f"  {note}")
+            self.notes.append(note)
         problem = Problem(
             self.space,
             (self.quality, Objective("latency_ms", "minimize")),
@@ -288,7 +322,15 @@ class _Run:
             f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
             f"to {format_latency(high)} on {self.config.device}"
         )
-        check_feasible(problem)
+        try:
+            check_feasible(problem)
+        except InfeasibleError as error:
+            if not margin:
+                raise
+            raise InfeasibleError(
+                f"{error} The latency budget was lowered by a margin of {margin:.0%}, since "
+                "predictions cannot be checked here; --margin sets another."
+            ) from None
         return problem
 
     def trained_supernet(self) -> Supernet:
@@ -388,6 +430,8 @@ class _Run:
 
     def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
         """Every network measured twice on the device; kept in the run."""
+        if not self.target.at_hand:
+            return {}
         by_digest = {e.digest: Architecture.from_dict(e.architecture) for e in evaluations}
         file = self.path / MEASURED
         try:
@@ -399,7 +443,7 @@ class _Run:
             return stored
         with self._phase(f"measuring {len(by_digest)} networks on the device") as progress:
             result = measure_twice(
-                by_digest, self.data.num_classes, self.conditions, self.config.seed, progress
+                by_digest, self.data.num_classes, self.target.conditions, self.config.seed, progress
             )
         for warning in sorted({w for m in result.values() for w in m.second.warnings}):
             self.console.warn(warning)
@@ -410,9 +454,11 @@ class _Run:
         self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
     ) -> list[Evaluation]:
         """The best front members that meet the budget when measured, best first."""
-        target = self.config.target_latency_ms
+        target = self.limits["latency_ms"]
 
         def latency(evaluation: Evaluation) -> float:
+            if evaluation.digest not in measured:  # no such device here
+                return evaluation.metrics["latency_ms"]
             return measured[evaluation.digest].metrics["latency_ms"]
 
         within = [evaluation for evaluation in front.values() if latency(evaluation) <= target]
@@ -446,7 +492,7 @@ class _Run:
                 self.compute,
                 lambda done, total, info: progress(done, total, _training_text(info)),
             )
-        chosen = judged(supernet, network, evaluation, measured[evaluation.digest], self.data)
+        chosen = judged(supernet, network, evaluation, measured.get(evaluation.digest), self.data)
         self.console.say(
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"
@@ -460,9 +506,7 @@ class _Run:
     def exported(self, network: Backbone, chosen: Chosen) -> Chosen:
         folder = self.path / EXPORT / chosen.digest
         with self._phase("exporting"):
-            return export_chosen(
-                network, chosen, folder, self.data, self.config, str(self.conditions)
-            )
+            return export_chosen(network, chosen, folder, self.data, self.config, self.target)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[PhaseProgress]:

@@ -25,13 +25,15 @@ def print_result(data: ReportData, path: Path) -> None:
         click.echo(
             f"{member.digest:12}  {predicted['accuracy']:8.2%}  {predicted['loss']:6.3f}  "
             f"{format_latency(predicted['latency_ms'] or 0):>10}  "
-            f"{format_latency(measured['latency_ms'] or 0):>10}  "
+            f"{format_latency(measured['latency_ms'] or 0) if measured else '–':>10}  "
             f"{format_count(predicted['num_params'] or 0):>9}{mark}"
         )
     if chosen is not None:
-        latency = format_latency(chosen.measured["latency_ms"] or 0)
+        latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)} predicted"
+        if chosen.measured:
+            latency = f"{format_latency(chosen.measured['latency_ms'] or 0)} measured"
         click.echo(
-            f"\nchosen {chosen.digest}: {latency} measured, test accuracy "
+            f"\nchosen {chosen.digest}: {latency}, test accuracy "
             f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
         )
         for item in chosen.exports:
@@ -60,6 +62,80 @@ def print_network(described: Mapping[str, Any]) -> None:
     )
     if "latency_ms" in described:
         click.echo(
-            f"latency {format_latency(described['latency_ms'])}, measured on "
-            f"{described['latency_conditions']}"
+            f"latency {format_latency(described['latency_ms'])}, "
+            f"{described['latency_provenance']}; {described['latency_conditions']}"
         )
+
+
+def print_devices(found: Mapping[str, Any]) -> None:
+    """What ``nas.devices.overview`` gives."""
+    click.echo("this machine")
+    for name, identity in found["devices"].items():
+        click.echo(f"  {name:14} {identity}")
+    click.echo("\ntables")
+    for item in found["tables"]:
+        errors = ", ".join(f"{s} ±{e:.1%}" for s, e in item["expected_error"].items())
+        origins = ", ".join(f"{n} {origin}" for origin, n in item["origins"].items())
+        click.echo(f"  {item['name'] or '(unnamed)':14} {item['conditions']}")
+        calibrated = "; calibrated" if item["calibrated"] else ""
+        click.echo(f"  {'':14} {origins or 'no entries'}; {errors or 'no correction'}{calibrated}")
+        click.echo(f"  {'':14} {item['path']}")
+    if not found["tables"]:
+        click.echo("  none yet; measure one with: nas profile --space NAME")
+    click.echo("\nestimated from datasheets")
+    for name, model in found["estimated"].items():
+        click.echo(f"  {name:14} {model}")
+
+
+def print_device(described: Mapping[str, Any]) -> None:
+    """What ``nas.devices.describe_device`` gives."""
+    conditions = dict(described["conditions"])
+    device = conditions.pop("device")
+    click.echo(f"{described['name']}: {device['model']}, {described['provenance']}")
+    for key, value in conditions.items():
+        click.echo(f"  {key.replace('_', ' '):16} {value}")
+    if described["path"] is not None:
+        click.echo(f"  {'table':16} {described['path']}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in described["kinds"].items())
+        click.echo(f"  {'entries':16} {kinds or 'none'}")
+        if described["created"]:
+            click.echo(f"  {'measured':16} {described['created']}")
+        for correction in described["corrections"]:
+            click.echo(
+                f"  {correction['space']:16} ±{correction['expected_error']:.1%}; "
+                f"{correction['offset_ms']:.3g} ms + {correction['scale']:.4g} × sum, "
+                f"{correction['checks']} networks, {correction['rounds']} rounds, "
+                f"{correction['stopped']}"
+            )
+            for warning in correction["warnings"]:
+                click.echo(f"  {'':16} warning: {warning}")
+        calibration = described["calibration"]
+        if calibration is not None:
+            click.echo(
+                f"  {'calibration':16} {calibration['offset_ms']:.3g} ms + "
+                f"{calibration['scale']:.4g} × prediction, from "
+                f"{len(calibration['networks'])} networks: error "
+                f"{calibration['error_before']:.1%} before, {calibration['error_after']:.1%} after"
+            )
+    elif described["kind"] == "local":
+        click.echo("  no table yet; measure one with: nas profile")
+    rows = described.get("anchors", [])
+    for held_out, title in _HELD_OUT.items():
+        shown = [row for row in rows if row["held_out"] == held_out]
+        if not shown:
+            continue
+        click.echo(f"\nerror against published figures, {title}")
+        for row in shown:
+            click.echo(
+                f"  {row['device'][:10]:10} {row['implementation'][:24]:24} {row['precision']:5} "
+                f"{row['mixer'][:16]:16} {row['n']:3} figures {row['mean_error']:7.1%}   "
+                f"{row['source']}"
+            )
+
+
+_HELD_OUT = {
+    "figure": "each predicted from the others of its source",
+    "device": "each device predicted from other devices",
+    "mixer": "each mixer predicted from other mixers",
+    "implementation": "each implementation's kernels predicted from another's",
+}

@@ -10,6 +10,7 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.measuring import Measured
+from predictors.latency.catalog import Target
 from predictors.latency.table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
@@ -52,6 +53,8 @@ def assemble(
     space: SearchSpace,
     table: LatencyTable,
     num_classes: int,
+    limits: Mapping[str, float],
+    target: Target,
     found: Findings,
 ) -> ReportData:
     """The data of a run's report, also written to its ``result.json``."""
@@ -62,7 +65,7 @@ def assemble(
     data = ReportData(
         run=directory.path.name,
         created=manifest["created"],
-        targets=config.maxima,
+        targets=limits,
         summary={
             "data": config.data,
             "space": f"{space.name}, {space.size:.2g} architectures",
@@ -81,7 +84,7 @@ def assemble(
                 digest=digest,
                 architecture=e.architecture,
                 predicted=e.metrics,
-                measured=found.measured[digest].metrics,
+                measured=_measured(found, digest),
             )
             for digest, e in found.front.items()
         ),
@@ -89,13 +92,13 @@ def assemble(
             Baseline(
                 name=name,
                 metrics=e.metrics,
-                measured=found.measured[e.digest].metrics,
+                measured=_measured(found, e.digest),
                 architecture=e.architecture,
-                note=_over(e.metrics, config.maxima),
+                note=_over(e.metrics, limits),
             )
             for name, e in found.baselines.items()
         ),
-        latency=latency_check(found.front, found.measured, table, space),
+        latency=latency_check(found.front, found.measured, table, space, target),
         ranking=rank_rows([e.metrics for e in evaluated], CHEAP),
         training=curves(directory.path),
         phases=phases(manifest),
@@ -110,6 +113,10 @@ def assemble(
     return data
 
 
+def _measured(found: Findings, digest: str) -> Mapping[str, float]:
+    return found.measured[digest].metrics if digest in found.measured else {}
+
+
 def _over(metrics: Mapping[str, float], maxima: Mapping[str, float]) -> str:
     over = [name for name, limit in maxima.items() if metrics[name] > limit]
     return f"over the limit of {', '.join(over)}" if over else ""
@@ -120,6 +127,7 @@ def latency_check(
     measured: Mapping[str, Measured],
     table: LatencyTable,
     space: SearchSpace,
+    target: Target,
 ) -> LatencyCheck:
     """Predicted against measured on the front, beside the machine predicting itself."""
     pairs = tuple(
@@ -129,6 +137,7 @@ def latency_check(
             digest=digest,
         )
         for digest, e in front.items()
+        if digest in measured
     )
     again = LatencyCheck(
         pairs=tuple(
@@ -137,16 +146,17 @@ def latency_check(
             if digest in front
         )
     )
-    correction = table.correction(space)
     conditions = table.conditions.to_dict()
     device = conditions.pop("device")
     provenance = {
-        "kind": "measured block by block on this device, corrected on whole networks",
+        "kind": target.provenance,
         "device": device["model"],
         **conditions,
-        "expected error": f"{correction.expected_error:.1%} (leave-one-out)",
+        "expected error": f"{table.expected_error(space):.1%} (leave-one-out)",
     }
-    return LatencyCheck(pairs=pairs, provenance=provenance, repeatability=latency_errors(again))
+    return LatencyCheck(
+        pairs=pairs, provenance=provenance, repeatability=latency_errors(again) if measured else {}
+    )
 
 
 def curves(run: Path) -> tuple[Epoch, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from predictors.counts import count_architecture, count_entry
 from search_space.architecture import Architecture
 from search_space.components import Component, components
+
+if TYPE_CHECKING:
+    from predictors.latency.catalog import Target
 
 
 def describe(
@@ -16,10 +19,10 @@ def describe(
     device: str | None = None,
     conditions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Modules in order and totals of ``architecture``; with ``device`` its latency, measured now.
+    """Modules in order and totals of ``architecture``; with ``device`` its latency.
 
-    ``conditions`` are options of ``local_conditions``. Raises UnknownNameError for a device that
-    this machine does not have.
+    The latency is measured now where the device is at hand, and predicted otherwise.
+    ``conditions`` are options of ``find_device``, which may raise.
     """
     rows = []
     for component in components(architecture, num_classes):
@@ -41,13 +44,30 @@ def describe(
         **count_architecture(architecture, num_classes),
     }
     if device is not None:
-        from predictors.latency.devices import local_conditions
-        from predictors.latency.remeasure import measure_network
+        from predictors.latency.catalog import find_device
 
-        chosen = local_conditions(device, **(conditions or {}))
-        result["latency_ms"] = measure_network(architecture, num_classes, chosen).latency_ms
-        result["latency_conditions"] = str(chosen)
+        target = find_device(device, **(conditions or {}))
+        result["latency_ms"] = _latency_ms(target, architecture, num_classes)
+        result["latency_provenance"] = "measured now" if target.at_hand else target.provenance
+        result["latency_conditions"] = str(target.conditions)
     return {**result, "architecture": architecture.to_dict(), "components": rows}
+
+
+def _latency_ms(target: Target, architecture: Architecture, num_classes: int) -> float:
+    from predictors.latency.calibrate import predict_network
+
+    from predictors.latency.remeasure import measure_network
+    from predictors.latency.table import LatencyTable
+
+    if target.at_hand:
+        return measure_network(architecture, num_classes, target.conditions).latency_ms
+    table = LatencyTable(target.conditions, {}, {})
+    if target.path.exists():
+        table = LatencyTable.load(target.path)
+    predicted = predict_network(table, architecture, num_classes)
+    if table.calibration is None:
+        return predicted
+    return table.calibration.offset_ms + table.calibration.scale * predicted
 
 
 def _what(component: Component) -> str:

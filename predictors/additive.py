@@ -4,7 +4,8 @@ Latency, MACs, parameters, activations and layer-wise entropy all add up along t
 architecture's components. A table holds the value of every component that a space can ask for,
 as dense arrays over gene values, so that a population is costed by NumPy gather and the
 cheapest architecture is found exactly: given the widths everything else is independent, and
-widths couple neighbouring stages only, through the downsampling layer between them.
+widths couple neighbouring stages only, through the downsampling layer between them. Peak memory
+is the largest of its components' instead of their sum; everything else about it is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,8 @@ class AdditiveTable:
         downsamples: before stages 1 to 3, shape (R, W of the stage before, W of the stage).
         head: shape (R, W of stage 3).
         scale, offset: the correction; ``scale`` is positive, so it never reorders architectures.
+        combine: how values of components make that of a network: ``sum``, or ``max`` (of values
+            that are not negative).
     """
 
     space: SearchSpace
@@ -52,6 +56,7 @@ class AdditiveTable:
     head: Values
     scale: float = 1.0
     offset: float = 0.0
+    combine: Literal["sum", "max"] = "sum"
 
     def __post_init__(self) -> None:
         shapes = _shapes(self.space)
@@ -72,6 +77,7 @@ class AdditiveTable:
         *,
         scale: float = 1.0,
         offset: float = 0.0,
+        combine: Literal["sum", "max"] = "sum",
     ) -> AdditiveTable:
         """Table with ``cost(spec, in_size)`` of each distinct entry, called once per entry."""
         index = _index(space, num_classes)
@@ -84,6 +90,7 @@ class AdditiveTable:
             values[index.head],
             scale,
             offset,
+            combine,
         )
 
     # Prediction -------------------------------------------------------------------------------
@@ -114,14 +121,15 @@ class AdditiveTable:
         columns = np.ascontiguousarray(genes.T)
         resolution = columns[0]
         widths = [columns[column] for column in self.space.width_columns]
-        total = self.stem[resolution, widths[0]] + self.head[resolution, widths[-1]]
+        add = np.add if self.combine == "sum" else np.maximum
+        total = add(self.stem[resolution, widths[0]], self.head[resolution, widths[-1]])
         for before, after, values in zip(widths, widths[1:], self.downsamples, strict=False):
-            total += values[resolution, before, after]
+            add(total, values[resolution, before, after], out=total)
         for i, (block, flat) in enumerate(zip(self.blocks, self._flat_blocks, strict=True)):
             _, _, num_widths, num_choices = block.shape
             base = (resolution * num_widths + widths[i]) * (num_choices + 1) + 1
             for row, choice in zip(flat, columns[self.space.block_columns(i)], strict=True):
-                total += row.take(base + choice)
+                add(total, row.take(base + choice), out=total)
         return total
 
     # Explanation ------------------------------------------------------------------------------
@@ -130,7 +138,7 @@ class AdditiveTable:
         """Component paths and their share of one row's prediction, genes of shape (genes,).
 
         The shares are scaled by the correction and the last one, ``correction``, is its offset
-        (left out where that is zero), so they add up to the prediction.
+        (left out where that is zero), so they add up to the prediction of a ``sum``.
         """
         row = [int(gene) for gene in genes]
         r, widths = row[0], [row[column] for column in self.space.width_columns]
@@ -159,20 +167,24 @@ class AdditiveTable:
     def _cheapest(self, sign: float) -> Genes:
         """Dynamic programming over the stages' widths, for each resolution."""
         space = self.space
+        join: np.ufunc = np.add
+        if self.combine == "max":
+            join = np.maximum if sign > 0 else np.minimum
         choices = [(sign * block).argmin(axis=3) for block in self.blocks]  # each (R, P, W)
         stage_cost, stage_depth = [], []
         for stage, block in zip(space.stages, self.blocks, strict=True):
-            by_depth = np.cumsum((sign * block).min(axis=3), axis=1)  # (R, P, W)
+            by_depth = join.accumulate((sign * block).min(axis=3), axis=1)  # (R, P, W)
             by_depth = by_depth[:, np.asarray(stage.depths) - 1]
             stage_depth.append(by_depth.argmin(axis=1))
             stage_cost.append(by_depth.min(axis=1))
-        cost = sign * self.stem + stage_cost[0]  # (R, W): cheapest chain that ends in this width
+        # (R, W): the cheapest chain that ends in this width
+        cost = join(sign * self.stem, stage_cost[0])
         origins = []
         for downsample, own in zip(self.downsamples, stage_cost[1:], strict=True):
-            through = cost[:, :, None] + sign * downsample
+            through = join(cost[:, :, None], sign * downsample)
             origins.append(through.argmin(axis=1))
-            cost = through.min(axis=1) + own
-        cost = cost + sign * self.head
+            cost = join(through.min(axis=1), own)
+        cost = join(cost, sign * self.head)
         r, width = (int(i) for i in np.unravel_index(cost.argmin(), cost.shape))
         widths = [width]
         for origin in reversed(origins):

@@ -31,7 +31,7 @@ class Counts:
 
 
 @lru_cache(maxsize=8192)
-def _module(spec: ModuleSpec) -> tuple[StaticModule, int]:
+def meta_module(spec: ModuleSpec) -> tuple[StaticModule, int]:
     """Module without storage, and its number of parameters."""
     with torch.device("meta"):
         module = build_module(spec)
@@ -40,7 +40,7 @@ def _module(spec: ModuleSpec) -> tuple[StaticModule, int]:
 
 def count_entry(spec: ModuleSpec, in_size: int) -> Counts:
     """Counts of one component with a square input of side ``in_size``."""
-    module, num_params = _module(spec)
+    module, num_params = meta_module(spec)
     return Counts(num_params, module.macs(in_size), module.activations(in_size))
 
 

@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from search_space.units import format_count, format_duration
+from search_space.units import format_count, format_duration, format_memory
 
 METRIC_TITLES = {
     "latency_ms": "latency (ms)",
     "macs": "MACs",
     "num_params": "parameters",
     "activations": "activations",
+    "memory_bytes": "peak memory",
     "accuracy": "accuracy",
 }
 
@@ -37,6 +38,8 @@ def format_metric(name: str, value: float | None) -> str:
         return f"{100 * value:.2f} %".replace(" ", "\u00a0")
     if name in ("num_params", "macs", "activations"):
         return _fixed(format_count(value))
+    if name.endswith("_bytes"):
+        return _fixed(format_memory(value))
     if name.endswith("seconds"):
         return _fixed(format_duration(value))
     return f"{value:.2f}" if name.endswith("tau") else f"{value:.4g}"

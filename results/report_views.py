@@ -26,7 +26,10 @@ MIXERS = {
     "pooling": ("Pooling", 3),
     "depthwise_conv": ("Depthwise conv", 4),
 }
-TABLE_METRICS = ("accuracy", "loss", "latency_ms", "num_params", "macs", "activations")
+TABLE_METRICS = (
+    *("accuracy", "loss", "latency_ms"),
+    *("num_params", "macs", "activations", "memory_bytes"),
+)
 # Plots within their pictures: left, top, right, bottom.
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)
 SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)

@@ -182,6 +182,11 @@ def _exact(metric: str, value: float, direction: float) -> str:
         unit, suffix = next(
             ((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= u), (1.0, "")
         )
+    elif name == "memory_bytes":
+        unit, suffix = next(
+            ((u, s) for u, s in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if abs(value) >= u),
+            (1.0, "B"),
+        )
     scaled = value / unit
     digits = 3 - (math.floor(math.log10(abs(scaled))) if scaled else 0)
     text = f"{round(scaled, digits):g}"

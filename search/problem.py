@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
 from search_space.space import Genes, SearchSpace
-from search_space.units import format_count, format_latency
+from search_space.units import format_count, format_latency, format_memory
 
 Values = npt.NDArray[np.float64]
 REFERENCE_MARGIN = 0.1  # of the range between ideal and worst, so that front ends count
@@ -229,4 +229,6 @@ def format_metric(metric: str, value: float) -> str:
         return format_latency(value) if value >= 0 else f"{value:g} ms"
     if name in ("num_params", "macs", "activations"):
         return format_count(value)
+    if name == "memory_bytes":
+        return format_memory(value)
     return f"{value:.4g}"

@@ -14,6 +14,7 @@ _NUMBER = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-
 
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
@@ -55,6 +56,29 @@ def parse_duration(text: str) -> float:
 def parse_count(text: str) -> float:
     """A count (parameters, MACs, activations) from text such as ``30M``, ``4.5G`` or ``1200``."""
     return _parse(text, _COUNT, "count", "30M, 4.5G or 1200")
+
+
+def parse_memory(text: str) -> float:
+    """Bytes from text such as ``200MB``, ``64kB`` or ``1.5GiB``."""
+    return _parse(text, _BYTES, "amount of memory", "200MB", "MB for megabytes")
+
+
+def parse_throughput(text: str) -> float:
+    """Images per second from text such as ``2000/s``."""
+    number, slash, unit = text.strip().partition("/")
+    if slash and unit.strip() == "s":
+        return _parse(number, _COUNT, "throughput", "2000/s")
+    raise InvalidQuantityError(
+        f"{text!r} is not a throughput; write images per second, as in 2000/s."
+    )
+
+
+def format_memory(number: float) -> str:
+    """Bytes as people read them: ``14.5 MB``, ``812 kB``."""
+    for scale, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= 0.9995 * scale:
+            return f"{_three_digits(number / scale)} {suffix}"
+    return f"{number:.0f} B"
 
 
 def format_latency(milliseconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -20,10 +19,10 @@ from tiny_job import (
     Ran,
     cache_known_table,
     every_architecture,
+    fresh_job,
     latency_ms,
     nas,
     tree,
-    write_space,
 )
 
 from nas.config import SearchConfig, resolve
@@ -39,15 +38,7 @@ FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 
 @pytest.fixture(autouse=True)
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with a space file, and a cache of its own."""
-    for name in [name for name in os.environ if name.startswith("NAS_")]:
-        monkeypatch.delenv(name)
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
-    write_space(work)
-    return work
+    return fresh_job(tmp_path, monkeypatch)
 
 
 def search(*more: object, data: object = "digits", budget: str = "1s") -> Ran:
@@ -85,8 +76,14 @@ def make_run(name: str = "run", **given: object) -> RunDirectory:
         (["--target-latency", "0ms"], ["must be positive"]),
         (["--target-latency", "5 parsecs"], ["unknown unit 'parsecs'", "ms, s"]),
         (["--target-latency", "soon"], ["'soon' is not a latency", "5ms"]),
-        (["--max-params", "-5M"], ["'-5M'", "must be positive"]),
-        (["--max-macs", "5ms"], ["unknown unit 'ms'", "G"]),
+        (["--max", "params=-5M"], ["'-5M'", "must be positive"]),
+        (["--max", "macs=5ms"], ["unknown unit 'ms'", "G"]),
+        (["--max", "memory=200"], ["'200' has no unit", "write 200MB"]),
+        (["--max", "params"], ["--max 'params' must be METRIC=LIMIT", "params=5M"]),
+        (["--max", "parms=5M"], ["unknown metric of a limit 'parms'", "Did you mean 'params'"]),
+        (["--max", "params=5M", "--max", "params=6M"], ["--max params is given twice"]),
+        (["--target-throughput", "2000"], ["'2000' is not a throughput", "2000/s"]),
+        (["--margin", "1"], ["--margin", "0<=x<1"]),
         (["--space", "digitz"], ["unknown space 'digitz'", "mean 'digits'", "base, cifar, digits"]),
         (["--device", "cpuu"], ["unknown device 'cpuu'", "Did you mean 'cpu'", "Known: cpu"]),
         (["--precision", "fp61"], ["unknown precision 'fp61'", "mean 'fp16'", "bf16, fp16, fp32"]),
@@ -174,7 +171,7 @@ def test_an_unknown_mixer_in_a_space_file(job: Path) -> None:
         ("search: 5", ["'search' must be a mapping"]),
         ("train: [1]", ["train=[1] must be a mapping"]),
         ("seed: seven", ["seed='seven'", "integer"]),
-        ("max_params: many", ["'many' is not a count", "30M"]),
+        ("max: {params: many}", ["'many' is not a count", "30M"]),
         ("- a list", ["must hold a mapping"]),
         ("seed: [", ["not valid YAML"]),
     ],
@@ -190,7 +187,7 @@ def test_wrong_config_files_are_answered(job: Path, content: str, expected: list
 
 
 def test_a_budget_without_unit_in_a_config_file(job: Path) -> None:
-    Path("job.yaml").write_text("target_latency: 5\nmax_params: 30000")
+    Path("job.yaml").write_text("target_latency: 5\nmax: {params: 30000}")
     ran = nas("search", "--data", "digits", "--config", "job.yaml")
     assert ran.code == USAGE
     assert "job.yaml: '5' has no unit" in ran.err
@@ -220,7 +217,7 @@ def test_a_latency_below_the_fastest_names_it(job: Path) -> None:
     assert "latency_ms ≤ 0.7ms cannot be met in space 'pebble'" in ran.err
     assert "or take another space" in ran.err
     assert tree(job.parent) == before
-    ran = search("--max-params", "100")
+    ran = search("--max", "params=100")
     assert ran.code == INFEASIBLE
     assert "num_params ≤ 100 cannot be met" in ran.err
     assert "its smallest architecture" in ran.err
@@ -572,30 +569,6 @@ def test_spaces(job: Path) -> None:
     assert nas("spaces").out.count("architectures") == len(rows)
 
 
-def test_devices_and_their_tables(job: Path) -> None:
-    listed = json.loads(nas("devices", "--json").out)
-    assert listed["tables"] == []
-    assert "cpu" in listed["devices"]
-    assert "measure one with: nas profile" in nas("devices").out
-    table = cache_known_table(job / "pebble.yaml")
-    folder = job.parent / "cache" / "latency"
-    (folder / "cpu-damaged.parquet").write_bytes(b"PAR1")
-    ran = nas("devices", "--json")
-    (row,) = json.loads(ran.out)["tables"]
-    assert row["entries"] == len(table.entries)
-    assert row["expected_error"] == {"pebble": 0.03}
-    assert "cpu-damaged.parquet: not a readable Parquet file" in ran.err
-
-
-def test_profile_measures_only_what_is_missing(job: Path) -> None:
-    table = cache_known_table(job / "pebble.yaml")
-    before = tree(job.parent)
-    ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--json")
-    assert ran.code == 0
-    assert json.loads(ran.out)["entries"] == len(table.entries)
-    assert tree(job.parent) == before
-
-
 # Imports ----------------------------------------------------------------------------------------
 
 
@@ -614,13 +587,33 @@ def test_help_imports_nothing_heavy(job: Path) -> None:
         "print('heavy:', sorted({'torch', 'ray', 'timm', 'pandas'} & set(sys.modules)))\n"
     )
     assert "Usage: " in shown
-    for command in ("search", "train", "export", "report", "show", "spaces", "devices", "profile"):
+    for command in (
+        "search",
+        "train",
+        "export",
+        "report",
+        "show",
+        "spaces",
+        "devices",
+        "profile",
+        "calibrate",
+    ):
         assert f"\n  {command} " in shown
     assert "heavy: []" in shown
 
 
 def test_every_command_has_help(job: Path) -> None:
-    for command in ("search", "train", "export", "report", "show", "spaces", "devices", "profile"):
+    for command in (
+        "search",
+        "train",
+        "export",
+        "report",
+        "show",
+        "spaces",
+        "devices",
+        "profile",
+        "calibrate",
+    ):
         ran = nas(command, "--help")
         assert ran.code == 0
         assert f"Usage: nas {command}" in ran.out or f" {command} [OPTIONS]" in ran.out

@@ -14,8 +14,8 @@ from tiny_job import write_space
 
 from nas.config import LatencyConfig, RunConfig, SearchConfig, resolve
 from search_space import load_space, space_names
-from search_space.errors import UnknownNameError, UsageError
-from search_space.units import parse_count, parse_latency
+from search_space.errors import NasError, UnknownNameError, UsageError
+from search_space.units import parse_count, parse_latency, parse_memory
 from supernet.train_config import TrainConfig
 
 LEAST = {"data": "digits", "target_latency": "2ms"}
@@ -38,8 +38,10 @@ options = st.fixed_dictionaries(
     {"data": st.sampled_from(["digits", "a folder/with, signs: ü"])},
     optional={
         "seed": st.integers(0, 2**40),
-        "max_params": st.sampled_from(["5M", "1200", "0.5G"]),
-        "max_macs": st.sampled_from(["5M", "4.5G"]),
+        "max.params": st.sampled_from(["5M", "1200", "0.5G"]),
+        "max.macs": st.sampled_from(["5M", "4.5G"]),
+        "max.memory": st.sampled_from(["200MB", "64kB", "1.5GiB"]),
+        "target_throughput": st.sampled_from(["2000/s", "0.5/s"]),
         "device": st.sampled_from(["cpu", "cuda"]),
         "validation_fraction": st.floats(0.01, 0.99),
         "workers": st.integers(0, 9),
@@ -72,10 +74,26 @@ def test_a_stored_configuration_reads_back_equal(
             found = found[part]
         assert found == value
     assert config.train.seed == config.finetune.seed == config.seed
-    assert config.maxima["latency_ms"] == parse_latency(latency)
-    assert ("macs" in config.maxima) == ("max_macs" in options)
-    if "max_params" in options:
-        assert config.maxima["num_params"] == parse_count(options["max_params"])
+    limits = config.limits(batch_size=8)
+    asked_ms = parse_latency(latency)
+    if "target_throughput" in options:
+        asked_ms = min(asked_ms, 8000 / float(options["target_throughput"].removesuffix("/s")))
+    assert limits["latency_ms"] == asked_ms
+    assert ("macs" in limits) == ("max.macs" in options)
+    if "max.params" in options:
+        assert limits["num_params"] == parse_count(options["max.params"])
+    if "max.memory" in options:
+        assert limits["memory_bytes"] == parse_memory(options["max.memory"])
+
+
+def test_a_throughput_is_a_budget_of_latency() -> None:
+    config = resolve({"data": "digits", "target_throughput": "2000/s"})
+    assert config.target_latency is None
+    assert config.limits(batch_size=1) == {"latency_ms": 0.5}
+    assert config.limits(batch_size=64) == {"latency_ms": 32.0}
+    for wrong in ("2000", "2000/h", "fast/s", "-3/s", "0/s"):
+        with pytest.raises(NasError, match="2000/s"):
+            resolve({"data": "digits", "target_throughput": wrong})
 
 
 def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
@@ -109,8 +127,8 @@ def test_a_space_in_a_file_is_stored_whole(tmp_path: Path) -> None:
 
 def test_numbers_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("data: digits\ntarget_latency: 2ms\nmax_params: 30000\nmax_macs: 4.5e+6")
-    assert resolve({}, str(file)).maxima == {
+    file.write_text("data: digits\ntarget_latency: 2ms\nmax: {params: 30000, macs: 4.5e+6}")
+    assert resolve({}, str(file)).limits() == {
         "latency_ms": 2.0,
         "num_params": 30_000.0,
         "macs": 4_500_000.0,
@@ -123,7 +141,7 @@ def test_numbers_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
 def test_a_training_alone_has_no_budget(tmp_path: Path) -> None:
     config = resolve({"data": "digits"}, with_budget=False)
     assert config.target_latency is None
-    assert config.maxima == {}
+    assert config.limits() == {}
     assert resolve(LEAST, with_budget=False) == config
     file = stored(config, tmp_path)
     with pytest.raises(UsageError, match="'target_latency' is missing; give --target-latency"):

@@ -423,7 +423,7 @@ def test_a_trained_supernet_serves_other_searches(job: Job) -> None:
     before = tree(shared)
     latencies = sorted(e[3]["latency_ms"] for e in without_times(job.run))
     budget = latencies[len(latencies) // 2]
-    limits = ("--target-latency", f"{budget:.6f}ms", "--max-params", "12k")
+    limits = ("--target-latency", f"{budget:.6f}ms", "--max", "params=12k")
     found = job.search("with-shared", "--supernet", shared, *limits)
     assert found.code == 0, found.err
     evaluated = without_times(job.runs / "with-shared")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -12,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from nas.cli import main
 from predictors.additive import entries
+from predictors.latency.correction import CheckNetwork, Correction
 from predictors.latency.devices import local_conditions
 from predictors.latency.measure import Limits
 from predictors.latency.profile import check_architectures, profile, table_path
 from predictors.latency.remeasure import measure_networks
-from predictors.latency.table import CheckNetwork, Correction, EntryLatency, LatencyTable
+from predictors.latency.table import EntryLatency, LatencyTable
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
 
 SPACE = """\
@@ -40,6 +44,18 @@ def write_space(folder: Path) -> Path:
     path = folder / "pebble.yaml"
     path.write_text(SPACE)
     return path
+
+
+def fresh_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a space file, and a cache of its own."""
+    for name in [name for name in os.environ if name.startswith("NAS_")]:
+        monkeypatch.delenv(name)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    write_space(work)
+    return work
 
 
 def every_architecture(space: SearchSpace) -> Iterator[Architecture]:
@@ -119,7 +135,7 @@ def quick_measurements(profile_seconds: float = 0.3) -> Iterator[None]:
     """Real measurements, but short ones: a second or so instead of half a minute."""
     limits = replace(QUICK, min_seconds=profile_seconds)
     with (
-        mock.patch("nas.pipeline.profile", partial(profile, limits=limits)),
+        mock.patch("predictors.latency.catalog.profile", partial(profile, limits=limits)),
         mock.patch("nas.measuring.measure_networks", partial(measure_networks, limits=QUICK)),
     ):
         yield

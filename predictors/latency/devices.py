@@ -157,17 +157,22 @@ def local_conditions(
 ) -> Conditions:
     """Conditions of a measurement on this machine; ``threads`` defaults to torch's own number.
 
-    Raises UnknownNameError for a device, precision or runtime that is not there.
+    Raises UnknownNameError for a device, precision or runtime that is not there, UsageError for
+    a runtime that is not installed or does not serve the device.
     """
     import torch
 
+    from predictors.latency.runtimes import find_runtime
+
+    identity = identify(device)
+    find_runtime(runtime).require(identity.kind, precision)
     return Conditions(
-        device=identify(device),
+        device=identity,
         runtime=runtime,
         precision=precision,
         batch_size=batch_size,
         threads=torch.get_num_threads() if threads is None else threads,
-        runtime_version=f"torch {torch.__version__}",
+        runtime_version=find_runtime(runtime).version(),
         implementation=implementation_digest(),
     )
 

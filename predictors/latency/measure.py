@@ -17,21 +17,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from predictors.latency.devices import Conditions, torch_device
+from predictors.latency.load import ClockMeter
+from predictors.latency.runtimes import Run, find_runtime
 from search_space import Architecture, ModuleSpec
 from supernet import build
 from supernet.modules import build_module
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
 _ALIGNMENT = 64  # elements
 _WARM_UP = 2
 _LEAST_ROUNDS = 3
-BUSY_SHARE = 0.1
 SPLIT_HALF_LIMIT = 0.05
 
 
@@ -54,7 +54,7 @@ class WeightPool:
 
     def __init__(self, conditions: Conditions) -> None:
         self.device = torch_device(conditions)
-        self.dtype = _DTYPES[conditions.precision]
+        self.dtype = DTYPES[conditions.precision]
         self._values = torch.empty(0)
         self._next = 0
 
@@ -109,11 +109,12 @@ def entry_subject(
 def network_subject(
     architecture: Architecture, num_classes: int, conditions: Conditions, pool: WeightPool
 ) -> Subject:
-    """A whole network; one run settles it, since a deployed network runs again and again."""
+    """A whole network; by the runtime's definition runs go before the timed one."""
     with torch.device("meta"):
         network = build(architecture, num_classes)
     side = architecture.resolution
-    return Subject(pool.fill(network), pool.take((conditions.batch_size, 3, side, side)), settle=1)
+    images = pool.take((conditions.batch_size, 3, side, side))
+    return Subject(pool.fill(network), images, find_runtime(conditions.runtime).settle)
 
 
 class Bench:
@@ -125,38 +126,52 @@ class Bench:
         self._rng = np.random.default_rng(seed)
         self._device = torch_device(conditions)
         self._time = self._time_cuda if self._device.type == "cuda" else self._time_cpu
+        self._conditions = conditions
+        self._runs: list[Run] = []
 
     @property
     def rounds(self) -> int:
         return min((len(samples) for samples in self.samples), default=0)
 
-    def warm_up(self) -> None:
-        """Two unrecorded runs of everything: kernels are chosen and memory is mapped."""
-        for subject in self.subjects:
+    def warm_up(self, progress: Callable[[int, int, float], None] | None = None) -> None:
+        """Everything is made ready by the runtime, and run twice without a record.
+
+        Kernels are chosen and memory is mapped then. Call inside ``steady``.
+        ``progress(done, total, eta_s)`` is told subjects, and the seconds that the rest takes.
+        Raises UsageError where the runtime cannot run a subject.
+        """
+        runtime, begin = find_runtime(self._conditions.runtime), time.monotonic()
+        total = len(self.subjects)
+        for done, subject in enumerate(self.subjects[len(self._runs) :], len(self._runs) + 1):
+            run = runtime.prepare(subject.module, subject.images, self._conditions)
             for _ in range(_WARM_UP):
-                subject.module(subject.images)
+                run()
+            self._runs.append(run)
+            if progress is not None:
+                progress(done, total, (total - done) * (time.monotonic() - begin) / done)
 
     def round(self) -> None:
         """One visit of every subject, in random order. Call inside ``steady``."""
+        if len(self._runs) < len(self.subjects):
+            self.warm_up()
         for i in self._rng.permutation(len(self.subjects)).tolist():
-            subject = self.subjects[i]
-            for _ in range(subject.settle):
-                subject.module(subject.images)
-            self.samples[i].append(self._time(subject.module, subject.images))
+            run = self._runs[i]
+            for _ in range(self.subjects[i].settle):
+                run()
+            self.samples[i].append(self._time(run))
 
     @staticmethod
-    def _time_cpu(module: nn.Module, images: torch.Tensor) -> float:
+    def _time_cpu(run: Run) -> float:
         start = time.perf_counter_ns()
-        module(images)
+        run()
         return (time.perf_counter_ns() - start) / 1e6
 
-    @staticmethod
-    def _time_cuda(module: nn.Module, images: torch.Tensor) -> float:
+    def _time_cuda(self, run: Run) -> float:
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(images.device)
+        torch.cuda.synchronize(self._device)
         start.record()
-        module(images)
+        run()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end))
@@ -199,16 +214,20 @@ def run_rounds(
     stable: Callable[[Bench], bool],
     after_round: Callable[[int, int, float], None] | None = None,
     seconds_before: float = 0.0,
+    clock: ClockMeter | None = None,
 ) -> str:
     """Rounds until ``limits`` say stop: ``converged``, ``rounds`` or ``time``. Inside ``steady``.
 
     ``after_round(done, total, eta_s)`` is told rounds done, the most that there will be, and
     the seconds these take at most. ``seconds_before`` went into rounds of an earlier process.
+    ``clock`` is read between rounds.
     """
     begin, checked = time.monotonic(), -math.inf
     rounds_before = bench.rounds
     while True:
         bench.round()
+        if clock is not None:
+            clock.sample()
         now = time.monotonic()
         seconds, rounds = seconds_before + now - begin, bench.rounds
         per_round = (now - begin) / (rounds - rounds_before)
@@ -231,31 +250,3 @@ def run_rounds(
             if stable(bench):
                 return "converged"
             checked = time.monotonic()
-
-
-class LoadMeter:
-    """Share of the machine's processor time that others took since the meter was made."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._start = self._read()
-
-    def _read(self) -> tuple[float, float, float]:
-        cpu, own = psutil.cpu_times(), self._process.cpu_times()
-        busy = sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0)
-        busy -= getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # in user already
-        return busy, own.user + own.system, time.monotonic()
-
-    def others(self) -> float:
-        """Between 0 and 1; includes time that a hypervisor gave to other guests."""
-        busy, own, now = (b - a for a, b in zip(self._start, self._read(), strict=True))
-        return max(0.0, (busy - own) / max(now * (psutil.cpu_count() or 1), 1e-9))
-
-    def warnings(self) -> list[str]:
-        share = self.others()
-        if share < BUSY_SHARE:
-            return []
-        return [
-            f"other work took {share:.0%} of the machine during the measurement: latencies may be "
-            "too high; measure again on an idle machine."
-        ]

@@ -18,13 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from predictors.additive import Entry
+from predictors.latency.correction import (
+    CheckNetwork,
+    Correction,
+    fit_correction,
+    leave_one_out_error,
+)
 from predictors.latency.devices import Conditions, local_conditions
+from predictors.latency.entry_plan import EntryPlan
+from predictors.latency.load import ClockMeter, LoadMeter
 from predictors.latency.measure import (
     Bench,
     Limits,
-    LoadMeter,
     WeightPool,
-    entry_subject,
     network_subject,
     run_rounds,
     split_half_disagreement,
@@ -33,14 +39,9 @@ from predictors.latency.measure import (
 )
 from predictors.latency.table import (
     SCHEMA_VERSION,
-    CheckNetwork,
-    Correction,
     EntryLatency,
     LatencyTable,
-    fit_correction,
-    leave_one_out_error,
     read_parquet,
-    spec_to_json,
     write_parquet,
 )
 from search_space import Architecture, SearchSpace, components
@@ -112,11 +113,12 @@ def profile(
 
     What is on disk for these conditions is used, only the rest is measured. ``seed`` sets the
     order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
-    be, and how many seconds these take at most. After ``time_budget_s`` the measurement ends
-    with what it has, and the correction says so.
+    be, and how many seconds these take at most; 0 rounds are done while the runtime still
+    compiles or loads, and the seconds are what is left of that. After ``time_budget_s`` the
+    measurement ends with what it has, and the correction says so.
 
     Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
-    the table on disk cannot be used.
+    the table on disk cannot be used, UsageError where the runtime cannot be used here.
     """
     conditions = local_conditions() if conditions is None else conditions
     table = cached_table(conditions, cache_dir)
@@ -156,6 +158,7 @@ class _Session:
     ) -> None:
         self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
         self.missing: list[Entry] = table.missing(space, num_classes)
+        self.plan = EntryPlan(self.missing, table.conditions)
         self.checks = check_architectures(space)
         self.partial = path.with_suffix(f".{space.digest}-{num_classes}.partial.parquet")
         self.seconds = 0.0
@@ -165,16 +168,23 @@ class _Session:
     def run(self, seed: int, progress: Progress | None) -> None:
         conditions = self.table.conditions
         pool = WeightPool(conditions)
-        subjects = [entry_subject(spec, size, conditions, pool) for spec, size in self.missing]
+        subjects = self.plan.subjects(pool)
         subjects += [network_subject(a, self.num_classes, conditions, pool) for a in self.checks]
         self.bench = bench = Bench(subjects, conditions, seed)
-        names = [f"{spec_to_json(spec)}@{size}" for spec, size in self.missing]
+        names = self.plan.names()
         names += [f"network {a.digest}" for a in self.checks]
         earlier = _load_partial(self.partial, names, conditions)
         if earlier is not None:
             bench.samples = earlier.samples
         before = earlier.seconds if earlier is not None else 0.0
         begin = saved = time.monotonic()
+
+        def preparing(done: int, total: int, eta_s: float) -> None:
+            nonlocal saved
+            slow = self.plan.runtime.name != "eager" and time.monotonic() - saved > 1
+            if progress is not None and slow:
+                saved = time.monotonic()
+                progress(0, self.limits.max_rounds, eta_s)
 
         def save() -> None:
             whole = [samples[: bench.rounds] for samples in bench.samples]
@@ -190,16 +200,19 @@ class _Session:
                 progress(done, total, eta_s)
 
         with steady(conditions):
-            bench.warm_up()
-            load = LoadMeter()
+            bench.warm_up(preparing)
+            load, clock = LoadMeter(), ClockMeter(conditions)
+            begin = saved = time.monotonic()  # preparing is no measuring
             try:
-                self.stopped = run_rounds(bench, self.limits, self._stable, after_round, before)
+                self.stopped = run_rounds(
+                    bench, self.limits, self._stable, after_round, before, clock
+                )
             except KeyboardInterrupt:
                 if bench.rounds:
                     save()
                 raise
         self.seconds = before + time.monotonic() - begin
-        self.warnings += load.warnings()
+        self.warnings += [*load.warnings(), *clock.warnings()]
 
     def _stable(self, bench: Bench) -> bool:
         """Whether the checks' halves agree and the entries' sum moved little of late."""
@@ -217,7 +230,7 @@ class _Session:
     def _split(
         self, samples: Sequence[list[float]]
     ) -> tuple[Sequence[list[float]], Sequence[list[float]]]:
-        return samples[: len(self.missing)], samples[len(self.missing) :]
+        return samples[: len(self.plan)], samples[len(self.plan) :]
 
     def extend(self, table: LatencyTable) -> LatencyTable:
         """``table`` with this session's entries and, where it has none yet, a correction.
@@ -234,7 +247,8 @@ class _Session:
                 np.median([check.measured_ms / checked[check.digest] for check in known.checks])
             )
         measured = {}
-        for entry, samples in zip(self.missing, entries_part, strict=True):
+        latencies = self.plan.latencies(entries_part)
+        for entry, samples in zip(self.missing, latencies, strict=True):
             scaled = [drift * sample for sample in samples]
             measured[entry] = EntryLatency.of(scaled, statistic(scaled))
         table = table.with_session(measured)

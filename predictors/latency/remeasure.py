@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from predictors.latency.devices import Conditions, local_conditions
+from predictors.latency.load import ClockMeter, LoadMeter
 from predictors.latency.measure import (
     SPLIT_HALF_LIMIT,
     Bench,
     Limits,
-    LoadMeter,
     WeightPool,
     network_subject,
     run_rounds,
@@ -62,7 +62,7 @@ def measure_networks(
 
     ``progress(done, total, eta_s)`` is told rounds done, the most there will be, and how many
     seconds these take at most. Raises UnknownNameError where ``conditions`` are another
-    machine's.
+    machine's, UsageError where their runtime cannot be used here.
     """
     if not architectures:
         return []
@@ -79,10 +79,10 @@ def measure_networks(
 
     with steady(conditions):
         bench.warm_up()
-        load = LoadMeter()
-        run_rounds(bench, limits, stable, progress)
+        load, clock = LoadMeter(), ClockMeter(conditions)
+        run_rounds(bench, limits, stable, progress, clock=clock)
     halves = [split_half_disagreement(samples) for samples in bench.samples]
-    notes = load.warnings()
+    notes = [*load.warnings(), *clock.warnings()]
     drifted = [half for half in halves if half > SPLIT_HALF_LIMIT]
     if drifted:
         notes.append(

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from predictors.additive import AdditiveTable, Entry, entries
+from predictors.latency.correction import (
+    Calibration,
+    Correction,
+    calibration_from_dict,
+    correction_from_dict,
+)
 from predictors.latency.devices import Conditions
 from search_space import ModuleSpec, SearchSpace
 from search_space.errors import CorruptFileError, NasError
@@ -71,61 +78,6 @@ class EntryLatency:
 
 
 @dataclass(frozen=True)
-class CheckNetwork:
-    """A whole network's measured latency beside the uncorrected sum of its entries."""
-
-    digest: str
-    sum_ms: float
-    measured_ms: float
-    runs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Correction:
-    """``latency = offset_ms + scale × sum of entries``, for one space, and how it was found.
-
-    Args:
-        space: name of the space it was fitted on.
-        expected_error: mean relative error of predicting each check network from the others.
-        checks: what it was fitted on.
-        rounds: visits of every subject.
-        seconds: measuring time.
-        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
-        warnings: what may have spoilt the measurement.
-    """
-
-    space: str
-    scale: float
-    offset_ms: float
-    expected_error: float
-    checks: tuple[CheckNetwork, ...]
-    rounds: int
-    seconds: float
-    stopped: str
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """``latency = offset_ms + scale × prediction``, from whole networks measured by the user.
-
-    Args:
-        scale, offset_ms: applied after the correction of the space.
-        error_before, error_after: mean relative errors on those networks, without calibration
-            and with one that was fitted on the others (leave one out).
-        networks: their names.
-        created: UTC, ISO 8601.
-    """
-
-    scale: float
-    offset_ms: float
-    error_before: float
-    error_after: float
-    networks: tuple[str, ...]
-    created: str
-
-
-@dataclass(frozen=True)
 class LatencyTable:
     """Entries, their conditions, and corrections by the digest of their space.
 
@@ -157,6 +109,12 @@ class LatencyTable:
                 f"space {space.name!r}; measure it with: {self._command(space)}"
             )
         return self.corrections[space.digest]
+
+    def expected_error(self, space: SearchSpace) -> float:
+        """Mean relative error to expect of whole networks of ``space``; MissingLatencyError."""
+        if self.calibration is not None:
+            return self.calibration.error_after
+        return self.correction(space).expected_error
 
     def compile(self, space: SearchSpace, num_classes: int = 1000) -> AdditiveTable:
         """Additive table that predicts milliseconds of whole networks.
@@ -195,8 +153,10 @@ class LatencyTable:
         corrections: Mapping[str, Correction] | None = None,
     ) -> LatencyTable:
         """The table with more entries and corrections; entries that are there already stay."""
+        new = any(value.origin == "measured" for value in measured.values())
         return replace(
             self,
+            created=datetime.now(UTC).isoformat(timespec="seconds") if new else self.created,
             entries={**measured, **self.entries},
             corrections={**self.corrections, **(corrections or {})},
         )
@@ -239,14 +199,14 @@ class LatencyTable:
             raw = metadata.get("corrections")
             if not isinstance(raw, dict):
                 raise CorruptFileError("corrections must be a mapping.")
-            corrections = {key: _correction_from_dict(value) for key, value in raw.items()}
+            corrections = {key: correction_from_dict(value) for key, value in raw.items()}
             measured: dict[Entry, EntryLatency] = {}
             for row in data.to_pylist():
                 entry, value = _entry_from_row(row)
                 if entry in measured:
                     raise CorruptFileError(f"{entry[0]} on {entry[1]} pixels is there twice.")
                 measured[entry] = value
-            calibration = _calibration_from_dict(metadata.get("calibration"))
+            calibration = calibration_from_dict(metadata.get("calibration"))
             name, created = metadata.get("name"), metadata.get("created")
             if not isinstance(name, str) or not isinstance(created, str):
                 raise CorruptFileError("name and created must be text.")
@@ -254,39 +214,6 @@ class LatencyTable:
             text = f"{path}: {error} Delete the file and run `nas profile` to measure it again."
             raise CorruptFileError(text) from None
         return cls(conditions, measured, corrections, calibration, name, created)
-
-
-def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """Scale and offset by Huber's regression of relative errors (Huber, 1964; k = 1.345).
-
-    Iteratively reweighted least squares, so that a disturbed check network hardly moves the
-    line. Where the line would fall, or check networks are too few, the median ratio and 0.
-    """
-    x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
-    line = np.array([np.median(y / x), 0.0])
-    if len(np.unique(x)) >= 3:
-        design = np.stack([x / y, 1 / y], axis=1)
-        for _ in range(50):
-            residuals = np.abs(design @ line - 1)
-            limit = 1.345 * max(float(np.median(residuals)) / 0.6745, 1e-9)
-            root = np.sqrt(np.minimum(1.0, limit / np.maximum(residuals, limit)))
-            fitted = np.linalg.lstsq(design * root[:, None], root, rcond=None)[0]
-            if fitted[0] <= 0:
-                line = np.array([np.median(y / x), 0.0])
-                break
-            line = fitted
-    return float(line[0]), float(line[1])
-
-
-def leave_one_out_error(sums: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean relative error of predicting each network by a correction fitted on the others."""
-    errors = []
-    for i, (x, y) in enumerate(zip(sums, measured, strict=True)):
-        scale, offset = fit_correction(
-            [*sums[:i], *sums[i + 1 :]], [*measured[:i], *measured[i + 1 :]]
-        )
-        errors.append(abs(offset + scale * x - y) / y)
-    return float(np.mean(errors))
 
 
 def spec_to_json(spec: ModuleSpec) -> str:
@@ -371,28 +298,3 @@ def _entry_from_row(row: Mapping[str, Any]) -> tuple[Entry, EntryLatency]:
     if in_size is None or in_size < 1:
         raise CorruptFileError(f"{where}: in_size must be positive.")
     return (spec, in_size), EntryLatency(*(row[field.name] for field in fields(EntryLatency)))
-
-
-def _correction_from_dict(data: Any) -> Correction:
-    try:
-        checks = tuple(CheckNetwork(**check) for check in data["checks"])
-        result = Correction(**{**data, "checks": checks, "warnings": tuple(data["warnings"])})
-        numbers = [result.scale, result.offset_ms, result.expected_error, result.seconds]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise CorruptFileError("a correction is not what this program writes.") from None
-    return result
-
-
-def _calibration_from_dict(data: Any) -> Calibration | None:
-    if data is None:
-        return None
-    try:
-        result = Calibration(**{**data, "networks": tuple(data["networks"])})
-        numbers = [result.scale, result.offset_ms, result.error_before, result.error_after]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise CorruptFileError("a calibration is not what this program writes.") from None
-    return result

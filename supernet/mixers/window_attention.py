@@ -72,13 +72,14 @@ class WindowAttention(Mixer):
         """Bias and mask to add to the scores, broadcastable to (batch · windows, heads, …)."""
         batch, height, width = x.shape[0], int(x.shape[1]), int(x.shape[2])  # tensors when traced
         key = (height, width, x.device)
-        if torch.compiler.is_compiling():  # tensors of a trace must not outlive it
+        if key in self._constants:
+            index, mask = self._constants[key]
+        elif torch.compiler.is_compiling():  # tensors of a trace must not outlive it
             index, mask = self._make_constants(height, width, x.device)
         else:
-            if key not in self._constants:
-                with torch.inference_mode(False):
-                    self._constants[key] = self._make_constants(height, width, x.device)
-            index, mask = self._constants[key]
+            with torch.inference_mode(False):
+                index, mask = self._make_constants(height, width, x.device)
+            self._constants[key] = index, mask
         area = min(self.window, height) * min(self.window, width)
         bias = self.relative_position_bias_table[index].view(area, area, self.heads)
         bias = bias.permute(2, 0, 1)

@@ -1,0 +1,111 @@
+"""What is known about devices, as plain data, and the calibration of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from predictors.latency.calibrate import (
+    calibrate,
+    predict_network,
+    read_measurements,
+)
+from predictors.latency.catalog import find_device, known_tables
+from predictors.latency.correction import Calibration
+from predictors.latency.datasheets import datasheet, datasheet_names
+from predictors.latency.devices import identify, local_device_names
+from predictors.latency.estimate import anchor_errors
+from predictors.latency.table import LatencyTable, MissingLatencyError
+
+
+def overview() -> dict[str, Any]:
+    """This machine's devices, every table on disk, the datasheets; unreadable tables apart."""
+    tables, problems = [], []
+    for known in known_tables():
+        if known.table is None:
+            problems.append(known.problem)
+            continue
+        tables.append({"path": str(known.path), **_table(known.table)})
+    return {
+        "devices": {name: str(identify(name)) for name in local_device_names()},
+        "tables": tables,
+        "estimated": {name: datasheet(name).model for name in datasheet_names()},
+        "problems": problems,
+    }
+
+
+def _table(table: LatencyTable) -> dict[str, Any]:
+    origins = Counter(value.origin for value in table.entries.values())
+    return {
+        "name": table.name,
+        "conditions": str(table.conditions),
+        "entries": len(table.entries),
+        "origins": dict(origins),
+        "expected_error": {c.space: c.expected_error for c in table.corrections.values()},
+        "created": table.created,
+        "calibrated": table.calibration is not None,
+        "provenance": "measured" if origins.keys() <= {"measured"} else "partly measured",
+    }
+
+
+def describe_device(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance, conditions and errors of one device; ``given`` are options of ``find_device``.
+
+    Raises UnknownNameError and UsageError as ``find_device`` does.
+    """
+    target = find_device(name, **given)
+    table = LatencyTable.load(target.path) if target.path.exists() else None
+    described: dict[str, Any] = {
+        "name": name,
+        "kind": target.kind,
+        "provenance": target.provenance,
+        "conditions": target.conditions.to_dict(),
+        "path": str(target.path) if table is not None else None,
+    }
+    if table is not None:
+        described |= {
+            **_table(table),
+            "conditions": target.conditions.to_dict(),
+            "provenance": target.provenance,
+            "kinds": dict(Counter(spec.kind for spec, _ in table.entries)),
+            "corrections": [
+                {k: v for k, v in asdict(c).items() if k != "checks"} | {"checks": len(c.checks)}
+                for c in table.corrections.values()
+            ],
+            "calibration": None if table.calibration is None else asdict(table.calibration),
+        }
+    if target.kind == "datasheet":
+        described["datasheet"] = asdict(datasheet(name))
+        described["anchors"] = [asdict(row) for row in anchor_errors(name)]
+    return described
+
+
+def calibrate_device(
+    name: str, csv: Path, num_classes: int, given: Mapping[str, Any], dry_run: bool
+) -> tuple[Calibration, Path]:
+    """Calibration of a device by the networks in ``csv``, and the table that holds it.
+
+    An earlier calibration is replaced, not added to. Raises what ``read_measurements`` and
+    ``find_device`` raise, and MissingLatencyError where this machine has not been profiled.
+    """
+    target = find_device(name, **given)
+    measurements = read_measurements(csv)
+    if target.path.exists():
+        table = replace(LatencyTable.load(target.path), calibration=None)
+    elif target.kind == "datasheet":
+        table = LatencyTable(target.conditions, {}, {})
+    else:
+        raise MissingLatencyError(
+            f"device {name!r} has no latency table under these conditions yet "
+            f"({target.conditions}); measure one first with: nas profile --device {name}"
+        )
+    predicted = [predict_network(table, m.architecture, num_classes) for m in measurements]
+    calibration = calibrate(
+        predicted, [m.latency_ms for m in measurements], [m.name for m in measurements]
+    )
+    if not dry_run:
+        replace(table, calibration=calibration).save(target.path)
+    return calibration, target.path

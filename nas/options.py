@@ -1,0 +1,79 @@
+"""Options that several commands share, and how commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """A click option that the environment variable ``NAS_<NAME>`` can set too."""
+    variable = "NAS_" + names[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=False, **settings)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+space_option = option("--space", metavar="NAME|FILE", help="Search space: a preset or a YAML file.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")
+latency_options = options(
+    option("--batch-size", type=click.IntRange(1), help="Images per forward pass (default 1)."),
+    option("--precision", metavar="fp32|bf16|fp16", help="Default: what is usual on the device."),
+    option(
+        "--runtime",
+        metavar="NAME",
+        help="eager, cudagraph, inductor, onnxruntime or tensorrt (default: the device's usual).",
+    ),
+    option("--threads", type=click.IntRange(1), help="CPU threads (default: torch's)."),
+)
+run_options = options(
+    click.option("--config", metavar="FILE", help="YAML file of options; flags override it."),
+    option(
+        "--data",
+        metavar="SOURCE",
+        help="digits, an image folder, Parquet files, or a name that timm opens.",
+    ),
+    space_option,
+    option("--name", help="Name of the run (default: from data and budget)."),
+    option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder of runs."),
+    option("--seed", type=click.IntRange(0), help="Default 0."),
+    option("--epochs", type=click.IntRange(1), help="Epochs of supernet training."),
+    option("--train-batch-size", type=click.IntRange(1), help="Images per training step."),
+    option("--lr", type=float, help="Peak learning rate of supernet training."),
+    option("--workers", type=click.IntRange(0), help="Data-loading processes."),
+    option("--image-column", help="Parquet column of images (default: image)."),
+    option("--label-column", help="Parquet column of labels (default: label)."),
+    click.option("--resume", is_flag=True, help="Continue the run of this name."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done and stop."),
+    json_option,
+    quiet_option,
+)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def console(options: dict[str, Any]) -> Any:
+    from contextlib import nullcontext
+
+    from nas.console import Console
+
+    return nullcontext(Console(quiet=options["quiet"]))
+
+
+def conditions_given(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``latency_options`` that were given."""
+    names = ("batch_size", "precision", "runtime", "threads")
+    return {name: given[name] for name in names if given[name] is not None}

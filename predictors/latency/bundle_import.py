@@ -1,0 +1,306 @@
+"""Reading back what a bundle measured on another device.
+
+Nothing in the files is trusted: the bundle must be the one that was measured, every file must
+have the checksum that the manifest states, and every sample must be a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predictors.additive import Entry
+from predictors.latency import bundle_runner
+from predictors.latency.correction import (
+    CheckNetwork,
+    Correction,
+    fit_correction,
+    leave_one_out_error,
+)
+from predictors.latency.devices import Conditions, DeviceIdentity
+from predictors.latency.entry_plan import without_cost
+from predictors.latency.measure import split_half_disagreement, statistic
+from predictors.latency.table import EntryLatency, LatencyTable, spec_from_json
+from search_space.errors import CorruptFileError, NasError, UsageError
+
+_EXPECTED_ERROR_LIMIT = 0.1
+_LEAST_ROUNDS = 3
+
+
+def import_bundle(
+    results: Path, bundle: Path, name: str, known: LatencyTable | None = None
+) -> LatencyTable:
+    """Latency table of the device that ``bundle`` was run on.
+
+    Args:
+        results: what ``run.py`` wrote.
+        bundle: the folder that ``write_bundle`` wrote.
+        name: what the device shall be called.
+        known: the table that was given to ``write_bundle``, whose entries are kept; the new
+            ones are brought to its level by the check networks where it has a correction.
+
+    Raises CorruptFileError where files are missing, altered or hold what no measurement gives,
+    UsageError where the measurement is not finished, is of another bundle, or of other
+    conditions than ``known``.
+    """
+    manifest = _read_manifest(bundle)
+    measured = _read_results(results, manifest)
+    if known is not None and known.conditions != measured.conditions:
+        raise UsageError(
+            f"{results} was measured under other conditions ({measured.conditions}) than the "
+            f"table that it should complete ({known.conditions}). Import it without that table."
+        )
+    there = {*manifest.entries, *(known.entries if known is not None else ())}
+    for check in manifest.checks:
+        for spec, in_size in check.components:
+            if (spec, in_size) not in there:
+                raise UsageError(
+                    f"{bundle} was written to complete a table: the check networks need {spec} "
+                    f"on a {in_size}-pixel input, which it does not measure. Import it together "
+                    "with that table."
+                )
+    return _combine(manifest, measured, name, known)
+
+
+@dataclass(frozen=True)
+class _Portion:
+    entries: list[int]
+    samples_ms: list[list[float]]
+    seconds: float
+    stopped: str
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    conditions: Conditions
+    created: str
+    portions: list[_Portion]
+
+
+@dataclass(frozen=True)
+class _Check:
+    digest: str
+    components: list[Entry]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    digest: str
+    space_name: str
+    space_digest: str
+    precision: str
+    batch_size: int
+    layout: str
+    protocol: str
+    implementation: str
+    entries: list[Entry]
+    checks: list[_Check]
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    try:
+        data, digest = bundle_runner.read_manifest(folder)
+        return _Manifest(
+            digest=digest,
+            space_name=str(data["space"]["name"]),
+            space_digest=str(data["space"]["digest"]),
+            precision=str(data["precision"]),
+            batch_size=int(data["batch_size"]),
+            layout=str(data["layout"]),
+            protocol=str(data["protocol"]),
+            implementation=str(data["implementation"]),
+            entries=[(spec_from_json(e["spec"]), int(e["in_size"])) for e in data["entries"]],
+            checks=[
+                _Check(
+                    str(check["digest"]),
+                    [(spec_from_json(text), int(size)) for text, size in check["components"]],
+                )
+                for check in data["checks"]
+            ],
+        )
+    except bundle_runner.BundleError as error:
+        raise CorruptFileError(f"{error} Write the bundle again if need be.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(
+            f"{folder}: the manifest is not what this program writes ({error}); write the bundle "
+            "again."
+        ) from None
+
+
+def _read_results(path: Path, manifest: _Manifest) -> _Measured:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read ({error}); copy it from the device again."
+        ) from None
+    if not isinstance(data, dict) or data.get("format") != bundle_runner.FORMAT:
+        version = data.get("format") if isinstance(data, dict) else None
+        raise CorruptFileError(
+            f"{path} has format {version}, this program reads {bundle_runner.FORMAT}; write the "
+            "bundle and measure it with this version."
+        )
+    if data.get("sha256") != bundle_runner.checksum(data):
+        raise CorruptFileError(
+            f"{path} was altered: its checksum does not fit; copy it from the device again."
+        )
+    if data.get("bundle") != manifest.digest:
+        raise UsageError(
+            f"{path} was measured with another bundle than the one given; give the folder whose "
+            "run.py wrote it."
+        )
+    try:
+        return _Measured(
+            _conditions(data, manifest), str(data["created"]), _portions(data, manifest)
+        )
+    except NasError as error:
+        raise error.located(path) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFileError(
+            f"{path} is not what run.py writes ({error!r}); measure the bundle again."
+        ) from None
+
+
+def _conditions(data: Mapping[str, Any], manifest: _Manifest) -> Conditions:
+    return Conditions(
+        device=DeviceIdentity(
+            kind=str(data["device"]["kind"]),
+            model=str(data["device"]["model"]),
+            cores=int(data["device"]["cores"]),
+            capability=str(data["device"]["capability"]),
+        ),
+        runtime="onnxruntime",
+        precision=manifest.precision,
+        batch_size=manifest.batch_size,
+        threads=data["threads"],
+        runtime_version=str(data["runtime_version"]),
+        layout=manifest.layout,
+        implementation=manifest.implementation,
+        protocol=manifest.protocol,
+    )
+
+
+def _portions(data: Mapping[str, Any], manifest: _Manifest) -> list[_Portion]:
+    portions = [_Portion(**item) for item in data["portions"]]
+    if not portions or not all(portion.stopped for portion in portions):
+        done = sum(bool(portion.stopped) for portion in portions)
+        raise UsageError(
+            f"{done} of {len(portions)} portions are measured; run run.py on the device again, "
+            "it continues."
+        )
+    numbers = [number for portion in portions for number in portion.entries]
+    if sorted(numbers) != list(range(len(manifest.entries))):
+        lacking = sorted(set(range(len(manifest.entries))) - set(numbers))
+        which = (
+            str(manifest.entries[lacking[0]][0]) if lacking else "none, but some are there twice"
+        )
+        raise CorruptFileError(
+            f"entries are missing: {len(lacking)} of {len(manifest.entries)} ({which}); measure "
+            "the bundle again."
+        )
+    for portion in portions:
+        names = [str(manifest.entries[i][0]) for i in portion.entries]
+        names += ["the empty network", *(f"network {check.digest}" for check in manifest.checks)]
+        if len(portion.samples_ms) != len(names):
+            raise CorruptFileError(
+                f"{len(portion.samples_ms)} models were measured and not {len(names)}; measure "
+                "the bundle again."
+            )
+        rounds = {len(samples) for samples in portion.samples_ms}
+        for model, samples in zip(names, portion.samples_ms, strict=True):
+            values = np.array(samples, dtype=np.float64)
+            wrong = values[~(np.isfinite(values) & (values > 0))]
+            if len(wrong):
+                raise CorruptFileError(
+                    f"{model} took {wrong[0]} ms, but times are positive numbers; measure the "
+                    "bundle again."
+                )
+        if len(rounds) != 1 or min(rounds) < _LEAST_ROUNDS:
+            raise CorruptFileError(
+                f"models were run between {min(rounds)} and {max(rounds)} times, but all must be "
+                f"run equally often and at least {_LEAST_ROUNDS} times; measure the bundle again."
+            )
+    return portions
+
+
+def _combine(
+    manifest: _Manifest, measured: _Measured, name: str, known: LatencyTable | None
+) -> LatencyTable:
+    """Entries at the level of the first portion, or of ``known``; a correction if none is known."""
+    table = known or LatencyTable(measured.conditions, {}, {}, name=name)
+    correction = table.corrections.get(manifest.space_digest)
+    portions = measured.portions
+    count = len(manifest.checks)
+    checks = [[statistic(s) for s in portion.samples_ms[-count:]] for portion in portions]
+    level = checks[0]
+    if correction is not None:
+        then = {check.digest: check.measured_ms for check in correction.checks}
+        level = [then[check.digest] for check in manifest.checks]
+    entries: dict[Entry, EntryLatency] = {}
+    for portion, own in zip(portions, checks, strict=True):
+        drift = float(np.median(np.array(level) / np.array(own)))
+        empty = statistic(portion.samples_ms[len(portion.entries)])
+        for number, samples in zip(portion.entries, portion.samples_ms, strict=False):
+            values = [drift * value for value in without_cost(samples, empty)]
+            entries[manifest.entries[number]] = EntryLatency.of(values, statistic(values))
+    table = table.with_session(entries)
+    if correction is None:
+        fitted = _correct(manifest, measured, table, level)
+        table = table.with_session({}, {manifest.space_digest: fitted})
+    return LatencyTable(
+        table.conditions,
+        table.entries,
+        table.corrections,
+        table.calibration,
+        name,
+        measured.created,
+    )
+
+
+def _correct(
+    manifest: _Manifest, measured: _Measured, table: LatencyTable, level: Sequence[float]
+) -> Correction:
+    first = measured.portions[0]
+    runs = first.samples_ms[-len(manifest.checks) :]
+    checks = tuple(
+        CheckNetwork(
+            check.digest,
+            sum(table.entries[entry].latency_ms for entry in check.components),
+            time_ms,
+            len(samples),
+        )
+        for check, time_ms, samples in zip(manifest.checks, level, runs, strict=True)
+    )
+    sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
+    scale, offset = fit_correction(sums, times)
+    error = leave_one_out_error(sums, times)
+    warnings = list(dict.fromkeys(text for p in measured.portions for text in p.warnings))
+    stopped = [portion.stopped for portion in measured.portions]
+    if any(reason != "converged" for reason in stopped):
+        worst = max(map(split_half_disagreement, runs))
+        warnings.append(
+            "the measurement ended at its limit of rounds before the figures stood still: halves "
+            f"of a check network differ by up to {worst:.0%}."
+        )
+    if error > _EXPECTED_ERROR_LIMIT:
+        warnings.append(
+            f"predictions are off by {error:.0%} on average on check networks; measure again on "
+            "an idle device."
+        )
+    return Correction(
+        space=manifest.space_name,
+        scale=scale,
+        offset_ms=offset,
+        expected_error=error,
+        checks=checks,
+        rounds=len(runs[0]),
+        seconds=sum(portion.seconds for portion in measured.portions),
+        stopped="converged" if set(stopped) == {"converged"} else "rounds",
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,153 @@
+"""From sums of entries to latencies of whole networks: the correction, and the calibration.
+
+A correction is fitted when a table is measured, per space, on check networks that were timed in
+the same rounds. A calibration is fitted later, on networks that the user measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_space.errors import CorruptFileError
+
+Values = npt.NDArray[np.float64]
+_LEAST_FOR_LINE = 4  # distinct networks
+_CLEARLY = 0.75  # of the ratio's error left out
+
+
+@dataclass(frozen=True)
+class CheckNetwork:
+    """A whole network's measured latency beside the uncorrected sum of its entries."""
+
+    digest: str
+    sum_ms: float
+    measured_ms: float
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """``latency = offset_ms + scale × sum of entries``, for one space, and how it was found.
+
+    Args:
+        space: name of the space it was fitted on.
+        expected_error: mean relative error of predicting each check network from the others.
+        checks: what it was fitted on.
+        rounds: visits of every subject.
+        seconds: measuring time.
+        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
+        warnings: what may have spoilt the measurement.
+    """
+
+    space: str
+    scale: float
+    offset_ms: float
+    expected_error: float
+    checks: tuple[CheckNetwork, ...]
+    rounds: int
+    seconds: float
+    stopped: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """``latency = offset_ms + scale × prediction``, from whole networks measured by the user.
+
+    Args:
+        scale, offset_ms: applied after the correction of the space.
+        error_before, error_after: mean relative errors on those networks, without calibration
+            and with one that was fitted on the others (leave one out).
+        networks: their names.
+        created: UTC, ISO 8601.
+    """
+
+    scale: float
+    offset_ms: float
+    error_before: float
+    error_after: float
+    networks: tuple[str, ...]
+    created: str
+
+
+def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """Scale and offset that turn sums of entries into latencies of whole networks.
+
+    The median ratio, unless a line predicts networks that it was not fitted on clearly better: an
+    offset is paid for by every network outside the range of the check networks.
+    """
+    x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    if len(np.unique(x)) < _LEAST_FOR_LINE:
+        return _ratio(x, y)
+    by_line, by_ratio = (_left_out(x, y, fit) for fit in (_line, _ratio))
+    return _line(x, y) if by_line < _CLEARLY * by_ratio else _ratio(x, y)
+
+
+def leave_one_out_error(sums: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean relative error of predicting each network by a correction fitted on the others."""
+    x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    return _left_out(x, y, lambda a, b: fit_correction(a.tolist(), b.tolist()))
+
+
+def _left_out(x: Values, y: Values, fit: Callable[[Values, Values], tuple[float, float]]) -> float:
+    errors = []
+    for i in range(len(x)):
+        scale, offset = fit(np.delete(x, i), np.delete(y, i))
+        errors.append(abs(offset + scale * x[i] - y[i]) / y[i])
+    return float(np.mean(errors))
+
+
+def _ratio(x: Values, y: Values) -> tuple[float, float]:
+    return float(np.median(y / x)), 0.0
+
+
+def _line(x: Values, y: Values) -> tuple[float, float]:
+    """Huber's regression of relative errors (Huber, 1964; k = 1.345); rising, or the ratio.
+
+    Iteratively reweighted least squares, so that a disturbed check network hardly moves the line.
+    """
+    line = np.array(_ratio(x, y))
+    design = np.stack([x / y, 1 / y], axis=1)
+    for _ in range(50):
+        residuals = np.abs(design @ line - 1)
+        limit = 1.345 * max(float(np.median(residuals)) / 0.6745, 1e-9)
+        root = np.sqrt(np.minimum(1.0, limit / np.maximum(residuals, limit)))
+        before, line = line, np.linalg.lstsq(design * root[:, None], root, rcond=None)[0]
+        if line[0] <= 0:
+            return _ratio(x, y)
+        if np.allclose(before, line, rtol=1e-9, atol=1e-12):
+            break
+    return float(line[0]), float(line[1])
+
+
+def correction_from_dict(data: Any) -> Correction:
+    """Raises CorruptFileError where ``data`` is not what ``asdict`` gave."""
+    try:
+        checks = tuple(CheckNetwork(**check) for check in data["checks"])
+        result = Correction(**{**data, "checks": checks, "warnings": tuple(data["warnings"])})
+        numbers = [result.scale, result.offset_ms, result.expected_error, result.seconds]
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise CorruptFileError("a correction is not what this program writes.") from None
+    return result
+
+
+def calibration_from_dict(data: Any) -> Calibration | None:
+    """Raises CorruptFileError where ``data`` is neither None nor what ``asdict`` gave."""
+    if data is None:
+        return None
+    try:
+        result = Calibration(**{**data, "networks": tuple(data["networks"])})
+        numbers = [result.scale, result.offset_ms, result.error_before, result.error_after]
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise CorruptFileError("a calibration is not what this program writes.") from None
+    return result

@@ -1,0 +1,100 @@
+"""Peak memory of activations in inference, found by running each component without storage.
+
+The components run on the meta device while a dispatch mode keeps account of the storages that
+are alive: allocated by an operator, freed when the last tensor on them goes, exactly as in eager
+execution. A network's peak is the largest of its components' peaks, the component's input
+included, since components follow one another and only hand on one tensor. Not in it: weights,
+workspaces that kernels take for themselves, and the stage inputs that eager execution keeps
+until the stage ends (compiled runtimes free them after their last use).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from predictors.additive import AdditiveTable
+from predictors.counts import meta_module
+from search_space import Architecture, ModuleSpec, SearchSpace, components
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+class _Ledger(TorchDispatchMode):
+    """Bytes of the storages that are alive, and their peak."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Weights and buffers of ``module`` are not counted."""
+        super().__init__()
+        self.alive = self.peak = 0
+        tensors = itertools.chain(module.parameters(), module.buffers())
+        self._seen = {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.alive -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.hold(leaf)
+        return result
+
+
+@lru_cache(maxsize=16384)
+def peak_elements(spec: ModuleSpec, in_size: int) -> int:
+    """Elements alive at once while one component runs on one image, its input included."""
+    module = meta_module(spec)[0].eval()
+    shape = (1, in_size, in_size, spec.as_dict()["dim"])
+    if spec.kind == "stem":
+        shape = (1, 3, in_size, in_size)
+    images = torch.empty(shape, device="meta")
+    ledger = _Ledger(module)
+    with torch.inference_mode(), ledger:
+        ledger.hold(images)
+        module(images)
+    return ledger.peak // images.element_size()
+
+
+def peak_memory(
+    space: SearchSpace, num_classes: int = 1000, *, batch_size: int = 1, precision: str = "fp32"
+) -> AdditiveTable:
+    """Table of the peak of live activations in bytes, of a batch of ``batch_size`` images."""
+    size = batch_size * BYTES[precision]
+    return AdditiveTable.build(
+        space,
+        num_classes,
+        lambda spec, in_size: float(size * peak_elements(spec, in_size)),
+        combine="max",
+    )
+
+
+def peak_memory_of(
+    architecture: Architecture,
+    num_classes: int = 1000,
+    *,
+    batch_size: int = 1,
+    precision: str = "fp32",
+) -> int:
+    """Peak of live activations of any architecture, in bytes."""
+    chain = components(architecture, num_classes)
+    peak = max(peak_elements(part.spec, part.in_size) for part in chain)
+    return batch_size * BYTES[precision] * peak

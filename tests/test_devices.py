@@ -1,0 +1,357 @@
+"""Devices by name: this machine, named tables, datasheets, and the commands about them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_job import (
+    cache_known_table,
+    every_architecture,
+    fresh_job,
+    known_table,
+    latency_ms,
+    nas,
+    tree,
+)
+
+from predictors.additive import entries
+from predictors.counts import count_entry
+from predictors.latency.catalog import check_name, find_device, latency_table
+from predictors.latency.devices import DeviceIdentity, local_conditions
+from predictors.latency.interpolate import interpolated
+from predictors.latency.profile import table_path
+from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
+from search_space import SearchSpace, dump_architecture, load_space
+from search_space.errors import UnknownNameError, UsageError
+
+FAILED, USAGE = 1, 2
+PHONE = DeviceIdentity("cpu", "Phone 9", 8, "NEON")
+
+
+@pytest.fixture(autouse=True)
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return fresh_job(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def space() -> SearchSpace:
+    return load_space("pebble.yaml")
+
+
+def phone_table(space: SearchSpace, batch_size: int = 1, name: str = "phone") -> LatencyTable:
+    """Another machine's table, on disk."""
+    table = known_table(space)
+    conditions = replace(table.conditions, device=PHONE, batch_size=batch_size)
+    table = replace(table, conditions=conditions, name=name)
+    table.save(table_path(conditions))
+    return table
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_found_by_its_name(space: SearchSpace) -> None:
+    table = phone_table(space)
+    target = find_device("phone")
+    assert (target.kind, target.conditions, target.at_hand) == ("table", table.conditions, False)
+    assert latency_table(target, space, 10) == table
+
+
+def test_this_machines_table_under_a_name_can_still_measure(space: SearchSpace) -> None:
+    table = replace(known_table(space), name="laptop")
+    table.save(table_path(table.conditions))
+    assert find_device("laptop").at_hand
+    older = replace(table, conditions=replace(table.conditions, runtime_version="torch 1.0"))
+    older = replace(older, name="older")
+    older.save(table_path(older.conditions))
+    assert not find_device("older").at_hand
+
+
+def test_several_tables_under_a_name_are_told_apart_by_conditions(space: SearchSpace) -> None:
+    tables = {size: phone_table(space, size) for size in (1, 8)}
+    assert find_device("phone", batch_size=8).conditions == tables[8].conditions
+    with pytest.raises(UsageError, match=r"several tables: .*batch 1.*batch 8.*Say which"):
+        find_device("phone")
+    with pytest.raises(UsageError, match=r"no table for batch_size=64; it has: .*batch 8"):
+        find_device("phone", batch_size=64)
+
+
+def test_unknown_devices_are_answered_with_all_names(space: SearchSpace) -> None:
+    phone_table(space)
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'phone'\? Known: .*a100.*cpu.*t4"):
+        find_device("phome")
+
+
+@pytest.mark.parametrize("name", ["", "9lives", "a b", "a/b", "ä", "-x"])
+def test_names_that_cannot_be_used(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be used: a name has letters"):
+        check_name(name, PHONE)
+
+
+def test_a_name_stands_for_one_device(space: SearchSpace) -> None:
+    phone_table(space)
+    check_name("phone", PHONE)
+    with pytest.raises(UsageError, match=r"'phone' is taken by the table of another"):
+        check_name("phone", replace(PHONE, cores=4))
+    for name in ("cpu", "cuda", "a100"):
+        with pytest.raises(UsageError, match=f"'{name}' stands for something else already"):
+            check_name(name, PHONE)
+
+
+def test_a_table_of_another_machine_is_not_measured_here(space: SearchSpace) -> None:
+    table = phone_table(space)
+    first, *rest = table.entries
+    replace(table, entries={e: table.entries[e] for e in rest}).save(find_device("phone").path)
+    with pytest.raises(MissingLatencyError) as error:
+        latency_table(find_device("phone"), space, 10)
+    assert str(first[0]) in str(error.value)
+    assert "nas profile --space pebble" in str(error.value)
+
+
+# Interpolation ----------------------------------------------------------------------------------
+
+
+def linear_table(space: SearchSpace) -> LatencyTable:
+    """Latencies that are exactly linear in the work of an entry."""
+
+    def cost(spec: object, size: int) -> float:
+        work = count_entry(spec, size)  # type: ignore[arg-type]
+        return 0.01 + 2e-7 * work.macs + 3e-6 * work.activations
+
+    table = known_table(space)
+    known = {e: EntryLatency(cost(*e), cost(*e), cost(*e), 12) for e in entries(space, 10)}
+    return replace(table, entries=known)
+
+
+def wide_space() -> SearchSpace:
+    text = Path("pebble.yaml").read_text().replace("[8, 16]", "[8, 16, 24, 32, 40]")
+    Path("wide.yaml").write_text(text.replace("[16, 24]", "[16, 24, 32, 40, 48]"))
+    return load_space("wide.yaml")
+
+
+def test_what_is_linear_is_interpolated_exactly() -> None:
+    space = wide_space()
+    whole = linear_table(space)
+    gone = [e for e in whole.entries if e[0].as_dict().get("dim") == 32]
+    kept = {e: v for e, v in whole.entries.items() if e not in gone}
+    filled = interpolated(replace(whole, entries=kept), space, 10)
+    assert {e for e, v in filled.entries.items() if v.origin == "interpolated"} == set(gone)
+    for entry in gone:
+        value = filled.entries[entry]
+        assert value.latency_ms == pytest.approx(whole.entries[entry].latency_ms, rel=1e-3)
+        assert value.runs == 0
+    assert (
+        f"{len(gone)} of {len(whole.entries)} entries are interpolated"
+        in (filled.correction(space).warnings[-1])
+    )
+    rows = space.sample(np.random.default_rng(0), 20)
+    assert np.allclose(
+        filled.compile(space, 10).predict(rows), whole.compile(space, 10).predict(rows), rtol=1e-3
+    )
+
+
+def test_an_interpolated_table_says_how_sure_it_is() -> None:
+    """The stored error is that of leaving measured shapes out, weighted by time."""
+    space = wide_space()
+    whole = linear_table(space)
+    rng = np.random.default_rng(0)
+    noisy = {
+        e: replace(v, latency_ms=v.latency_ms * rng.uniform(0.8, 1.2), low_ms=1e-3, high_ms=9.0)
+        for e, v in whole.entries.items()
+    }
+    gone = [e for e in noisy if e[0].as_dict().get("dim") == 32]
+    table = replace(whole, entries={e: v for e, v in noisy.items() if e not in gone})
+    before = table.correction(space).expected_error
+    after = interpolated(table, space, 10).correction(space).expected_error
+    assert before < after < before + 0.2
+
+
+def test_too_few_shapes_are_not_interpolated(space: SearchSpace) -> None:
+    table = known_table(space)
+    rest = list(table.entries)[1:]
+    with pytest.raises(MissingLatencyError, match=r"cannot be interpolated: .*at least 4 are"):
+        interpolated(replace(table, entries={e: table.entries[e] for e in rest}), space, 10)
+
+
+def test_another_space_takes_the_correction_of_the_known_ones(space: SearchSpace) -> None:
+    wide = wide_space()
+    table = linear_table(wide)
+    filled = interpolated(table, replace(wide, name="renamed"), 10)
+    assert filled == table  # a name is not part of what a space is
+    other = replace(wide, stages=(*wide.stages[:3], replace(wide.stages[3], widths=(16, 24))))
+    correction = interpolated(table, other, 10).correction(other)
+    assert (correction.scale, correction.offset_ms) == (1.25, 0.5)
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+def test_devices_and_their_tables(job: Path) -> None:
+    listed = json.loads(nas("devices", "--json").out)
+    assert listed["tables"] == []
+    assert "cpu" in listed["devices"]
+    assert "measure one with: nas profile" in nas("devices").out
+    table = cache_known_table(job / "pebble.yaml")
+    folder = job.parent / "cache" / "latency"
+    (folder / "cpu-damaged.parquet").write_bytes(b"PAR1")
+    ran = nas("devices", "--json")
+    (row,) = json.loads(ran.out)["tables"]
+    assert row["entries"] == len(table.entries)
+    assert row["expected_error"] == {"pebble": 0.03}
+    assert "cpu-damaged.parquet: not a readable Parquet file" in ran.err
+
+
+def test_profile_measures_only_what_is_missing(job: Path) -> None:
+    table = cache_known_table(job / "pebble.yaml")
+    before = tree(job.parent)
+    ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["entries"] == len(table.entries)
+    assert tree(job.parent) == before
+
+
+def test_profile_gives_a_name(job: Path) -> None:
+    cache_known_table(job / "pebble.yaml")
+    ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--name", "desk")
+    assert ran.code == 0, ran.err
+    assert "desk" in nas("devices").out
+    shown = json.loads(nas("devices", "show", "desk", "--json").out)
+    assert shown["kind"] == "local"
+    assert shown["name"] == "desk"
+    assert shown["corrections"][0]["expected_error"] == 0.03
+    ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--name", "a100")
+    assert (ran.code, "choose another --name" in ran.err) == (USAGE, True)
+
+
+def test_show_of_a_device_tells_its_provenance(space: SearchSpace) -> None:
+    phone_table(space)
+    shown = nas("devices", "show", "phone").out
+    for text in ("Phone 9", "another machine", "eager", "pebble", "±3.0%", "converged"):
+        assert text in shown
+    estimated = nas("devices", "show", "a100")
+    assert estimated.code == 0, estimated.err
+    assert "estimated from datasheet figures, not measured" in estimated.out
+    assert "error against published figures" in estimated.out
+
+
+def test_import_of_a_table_from_another_machine(space: SearchSpace, job: Path) -> None:
+    table = known_table(space)
+    foreign = replace(table, conditions=replace(table.conditions, device=PHONE))
+    foreign.save(Path("carried.parquet"))
+    ran = nas("profile", "import", "carried.parquet", "--name", "phone", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["expected_error"] == {"pebble": 0.03}
+    assert find_device("phone").conditions == foreign.conditions
+    before = tree(job.parent)
+    for file, name, expected in (
+        ("carried.parquet", "cpu", "stands for something else already"),
+        ("nothing.parquet", "tablet", "there is no such file"),
+        ("results.json", "tablet", "--bundle FOLDER"),
+    ):
+        ran = nas("profile", "import", file, "--name", name)
+        assert ran.code in (FAILED, USAGE)
+        assert expected in ran.err
+    assert tree(job.parent) == before
+
+
+def test_two_devices_compared(space: SearchSpace) -> None:
+    """Two tables of which one is the other's reverse rank in opposite orders."""
+    table = phone_table(space)
+    rows = nas(
+        *("devices", "compare", "phone", "phone", "--space", "pebble.yaml"),
+        *("--num-classes", 10, "--json"),
+    )
+    assert rows.code == 0, rows.err
+    assert json.loads(rows.out)["kendall_tau"] == pytest.approx(1.0)
+    top = max(v.latency_ms for v in table.entries.values())
+    turned = {
+        e: replace(v, latency_ms=top + 0.01 - v.latency_ms, low_ms=1e-3)
+        for e, v in table.entries.items()
+    }
+    conditions = replace(table.conditions, device=replace(PHONE, model="Phone 8"))
+    replace(table, entries=turned, name="mirror", conditions=conditions).save(
+        table_path(conditions)
+    )
+    ran = nas(
+        *("devices", "compare", "phone", "mirror", "--space", "pebble.yaml"),
+        *("--num-classes", 10, "--json", "--output", "scatter.html"),
+    )
+    assert ran.code == 0, ran.err
+    compared = json.loads(ran.out)
+    assert compared["kendall_tau"] < -0.95  # sums that tie on one side differ by rounding
+    assert compared["shared_tenth"] == 0.0
+    page = Path("scatter.html").read_text()
+    assert page.count("<circle") == compared["count"] == 2000
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_calibration_from_a_handful_of_networks(space: SearchSpace) -> None:
+    table = phone_table(space)
+    networks = list(every_architecture(space))[::40]
+    rows = [("network", "latency_ms")]
+    for i, architecture in enumerate(networks):
+        Path(f"{i}.yaml").write_text(dump_architecture(architecture))
+        rows.append((f"{i}.yaml", str(0.7 + 1.5 * latency_ms(table, architecture))))
+    with Path("mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    command = ("calibrate", "--device", "phone", "--measured", "mine.csv", "--num-classes", 10)
+    path = find_device("phone").path
+    before = path.read_bytes()
+    assert nas(*command, "--dry-run").code == 0
+    assert path.read_bytes() == before
+    ran = nas(*command, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["error_after"] < 1e-6 < 0.3 < found["error_before"]
+    calibrated = LatencyTable.load(path).compile(space, 10)
+    for architecture in networks:
+        wanted = 0.7 + 1.5 * latency_ms(table, architecture)
+        assert calibrated.predict_architecture(architecture) == pytest.approx(wanted)
+    # calibrating again starts from the table, not from the last calibration
+    assert json.loads(nas(*command, "--json").out)["error_before"] == found["error_before"]
+
+
+def test_calibration_needs_a_table(job: Path) -> None:
+    Path("mine.csv").write_text("network,latency_ms\nswin_t,5\n")
+    ran = nas("calibrate", "--device", "cpu", "--measured", "mine.csv")
+    assert ran.code == FAILED
+    assert "measure one first with: nas profile --device cpu" in ran.err
+
+
+def test_a_search_for_a_device_that_is_not_here(space: SearchSpace, job: Path) -> None:
+    """Nothing is measured, and the margin is what the table's error asks for."""
+    phone_table(space)
+    ran = nas(
+        *("search", "--data", "digits", "--space", "pebble.yaml", "--target-latency", "3.4ms"),
+        *("--device", "phone", "--epochs", 1, "--finetune-epochs", 1, "--evaluations", 8),
+        *("--population", 4, "--max", "memory=1MB", "--json"),
+    )
+    assert ran.code == 0, ran.err
+    assert "kept 3% below the budget of 3.40 ms, at 3.30 ms" in ran.err.replace("\n", " ")
+    result = json.loads(ran.out)
+    assert result["best"]["measured"] == {}
+    assert result["front"]
+    for member in result["front"]:
+        assert member["predicted"]["latency_ms"] <= 0.97 * 3.4 + 1e-9
+        assert member["predicted"]["memory_bytes"] <= 1e6
+        assert member["measured"] == {}
+    report = (Path(result["run"]) / "report.html").read_text()
+    assert "another machine" in report
+
+
+def test_a_throughput_is_reached_by_the_batch(space: SearchSpace) -> None:
+    phone_table(space, batch_size=8)
+    ran = nas(
+        *("search", "--data", "digits", "--space", "pebble.yaml", "--device", "phone"),
+        *("--target-throughput", "999k/s"),
+    )
+    assert ran.code == 3
+    assert "latency_ms ≤ 0.007768ms cannot be met" in ran.err  # 8 images, less 3 %
+    assert "lowered by a margin of 3%" in ran.err
+    assert "--margin sets another" in ran.err
+    assert local_conditions().batch_size == 1

@@ -1,0 +1,361 @@
+"""Runtimes: equal outputs, clear refusals, and the cost of a call taken out of entries."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from predictors.additive import Entry, entries
+from predictors.latency import load
+from predictors.latency.devices import RUNTIMES, Conditions, local_conditions
+from predictors.latency.entry_plan import Copies, EntryPlan, copies_subject, without_cost
+from predictors.latency.load import clock_warnings, cpu_clock
+from predictors.latency.measure import (
+    Bench,
+    Limits,
+    Subject,
+    WeightPool,
+    entry_subject,
+    network_subject,
+    statistic,
+    steady,
+)
+from predictors.latency.profile import profile
+from predictors.latency.remeasure import measure_networks
+from predictors.latency.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
+from search_space import Block, Macro, Mixer, ModuleSpec, SearchSpace, StageSpace
+from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.errors import UnknownNameError, UsageError
+from search_space.mixers import mixer_names
+
+QUICK = Limits(min_rounds=3, max_rounds=4, min_seconds=0.0)
+CLASSES = 3
+MACRO = Macro(stem_kernel=2, stem_stride=2)
+
+
+def usable(kind: str) -> list[str]:
+    """Runtimes that serve a device of this kind and are installed here."""
+    found = []
+    for name in runtime_names():
+        try:
+            find_runtime(name).require(kind)
+        except UsageError:
+            continue
+        found.append(name)
+    return found
+
+
+ON_CPU = usable("cpu")
+WITH_PARAMETERS: dict[str, dict[str, Any]] = {
+    "window_attention": {"window": 4, "head_dim": 8},
+}
+
+
+def block_of(mixer: str, position: int = 0) -> ModuleSpec:
+    block = Block(Mixer.of(mixer, **WITH_PARAMETERS.get(mixer, {})), 2.0)
+    return block_spec(MACRO, 16, block, position)
+
+
+ENTRIES: list[Entry] = [
+    *((block_of(name), 8) for name in mixer_names()),
+    (block_of("window_attention", position=1), 8),  # shifted, masked
+    (block_of("window_attention"), 6),  # padded
+    (stem_spec(MACRO, 16), 16),
+    (downsample_spec(MACRO, 16, 24), 8),
+    (head_spec(MACRO, 16, CLASSES), 4),
+]
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    blocks = (Block(Mixer.of("pooling"), 2.0),)
+    stages = tuple(StageSpace((8, 16) if i == 0 else (8,), (1,), blocks) for i in range(4))
+    return SearchSpace("few", MACRO, (16,), stages)
+
+
+@pytest.fixture(scope="module")
+def pool() -> WeightPool:
+    return WeightPool(settings())
+
+
+def settings(runtime: str = "eager", **options: Any) -> Conditions:
+    return local_conditions(threads=1, runtime=runtime, **options)
+
+
+# Registry and refusals ------------------------------------------------------------------------
+
+
+def test_every_runtime_that_conditions_know_is_registered() -> None:
+    assert runtime_names() == sorted(RUNTIMES)
+    assert {"eager", "onnxruntime"} <= set(ON_CPU)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_conditions_carry_the_runtimes_own_version(name: str) -> None:
+    version = find_runtime(name).version()
+    assert settings(name).runtime_version == version
+    library = importlib.import_module(find_runtime(name).library)
+    assert library.__version__ in version
+
+
+def test_unknown_runtime_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'onnxruntime'\?"):
+        local_conditions(runtime="onnxrt")
+
+
+@pytest.mark.parametrize("name", ["cudagraph", "tensorrt"])
+def test_gpu_runtimes_refuse_the_cpu_and_name_those_that_serve_it(name: str) -> None:
+    with pytest.raises(UsageError, match=r"needs a device of kind cuda, not 'cpu'.*onnxruntime"):
+        local_conditions(runtime=name)
+
+
+def test_missing_libraries_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"'onnxruntime', which is not installed.*pip install"):
+        local_conditions(runtime="onnxruntime")
+    with pytest.raises(UsageError, match=r'pip install "nas\[tensorrt\]"'):
+        find_runtime("tensorrt").require("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch" or None)
+    with pytest.raises(UsageError, match="pip install triton"):
+        find_runtime("inductor").require("cuda")
+
+
+def test_inductor_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*apt install"):
+        local_conditions(runtime="inductor")
+
+
+def test_onnxruntime_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"precision 'bf16'.*Use fp32 or fp16"):
+        local_conditions(runtime="onnxruntime", precision="bf16")
+    monkeypatch.setattr(onnx_runtime, "_available", lambda: ("CPUExecutionProvider",))
+    with pytest.raises(UsageError, match="pip install onnxruntime-gpu"):
+        find_runtime("onnxruntime").require("cuda")
+
+
+# Outputs --------------------------------------------------------------------------------------
+
+
+def outputs_agree(name: str, subject: Subject, conditions: Conditions) -> None:
+    with steady(conditions):
+        expected = subject.module(subject.images)
+        run = find_runtime(name).prepare(subject.module, subject.images, conditions)
+        first, again = run(), run()
+    for actual in (first, again):
+        assert isinstance(actual, torch.Tensor)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
+def test_onnxruntime_computes_what_eager_computes(
+    spec: ModuleSpec, in_size: int, pool: WeightPool
+) -> None:
+    conditions = settings("onnxruntime", batch_size=2)
+    outputs_agree("onnxruntime", lively(entry_subject(spec, in_size, conditions, pool)), conditions)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
+def test_inductor_computes_what_eager_computes(
+    spec: ModuleSpec, in_size: int, pool: WeightPool
+) -> None:
+    conditions = settings("inductor", batch_size=2)
+    outputs_agree("inductor", lively(entry_subject(spec, in_size, conditions, pool)), conditions)
+
+
+@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+def test_inductor_compiles_many_modules_of_one_class_without_falling_back() -> None:
+    conditions = settings("inductor")
+    runtime = find_runtime("inductor")
+    limit = torch._dynamo.config.recompile_limit
+    with steady(conditions):
+        for features in range(1, limit + 4):
+            layer, x = nn.Linear(features, 3), torch.randn(2, features)
+            actual = runtime.prepare(layer, x, conditions)()
+            assert isinstance(actual, torch.Tensor)
+            torch.testing.assert_close(actual, layer(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in ON_CPU if name != "inductor"])
+def test_whole_networks_go_through_the_runtime(name: str, space: SearchSpace) -> None:
+    conditions = settings(name)
+    pool = WeightPool(conditions)
+    subject = network_subject(space.largest, CLASSES, conditions, pool)
+    assert subject.settle == find_runtime(name).settle
+    outputs_agree(name, lively(subject), conditions)
+    (measured,) = measure_networks([space.smallest], CLASSES, conditions, limits=QUICK)
+    assert measured.latency_ms > 0
+
+
+def lively(subject: Subject) -> Subject:
+    """Weights and images that leave a mark on the output, unlike those of the pool."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in subject.module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 4
+    subject.images = torch.randn(subject.images.shape, generator=generator)
+    return subject
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_runtimes_on_a_gpu_compute_what_eager_computes(name: str, precision: str) -> None:
+    if name not in usable("cuda"):
+        pytest.skip(f"{name} is not installed for GPUs")
+    conditions = local_conditions("cuda", runtime=name, precision=precision)
+    pool = WeightPool(conditions)
+    for spec, in_size in ENTRIES:
+        subject = entry_subject(spec, in_size, conditions, pool)
+        with steady(conditions):
+            expected = subject.module(subject.images)
+            run = find_runtime(name).prepare(subject.module, subject.images, conditions)
+            run()
+            actual = run()
+        torch.cuda.synchronize()
+        assert isinstance(actual, torch.Tensor)
+        torch.testing.assert_close(actual, expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_profile_by_cuda_graphs(space: SearchSpace, tmp_path: Path) -> None:
+    conditions = local_conditions("cuda", runtime="cudagraph", precision="fp16")
+    table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
+    assert table.complete(space, CLASSES)
+
+
+# The cost of a call ---------------------------------------------------------------------------
+
+
+def test_methods_take_the_cost_of_a_call_out(space: SearchSpace) -> None:
+    asked = entries(space, CLASSES)[:2]
+    direct = EntryPlan(asked, settings())
+    assert len(direct) == len(direct.names()) == 2
+    assert direct.latencies([[1.0, 2.0], [3.0, 4.0]]) == [[1.0, 2.0], [3.0, 4.0]]
+    constant = EntryPlan(asked, settings("onnxruntime"))
+    assert len(constant) == len(constant.names()) == 3
+    found = constant.latencies([[1.0, 2.0], [0.5, 4.0], [0.25, 0.25]])
+    assert found == [[0.75, 1.75], [0.25, 3.75]]
+    assert len(constant.subjects(WeightPool(constant.conditions))) == 3
+
+
+@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+def test_slopes_are_differences_of_statistics(space: SearchSpace) -> None:
+    asked = entries(space, CLASSES)[:2]
+    plan = EntryPlan(asked, settings("inductor"))
+    assert len(plan) == len(plan.names()) == len(set(plan.names())) == 4
+    rng = np.random.default_rng(0)
+    once, twice = rng.uniform(1, 2, (2, 9)).tolist(), rng.uniform(3, 4, (2, 9)).tolist()
+    for n in (1, 3):
+        plan.copies = [n, n]
+        for values, one, two in zip(plan.latencies(once + twice), once, twice, strict=True):
+            assert statistic(values) == pytest.approx((statistic(two) - statistic(one)) / n)
+
+
+def test_nothing_is_measured_for_no_entries() -> None:
+    assert len(EntryPlan([], settings("onnxruntime"))) == 0
+
+
+def test_what_is_left_of_an_entry_is_positive() -> None:
+    assert all(value > 0 for value in without_cost([0.5, 1.0, 2.0], 1.0))
+
+
+def test_copies_have_weights_and_work_of_their_own() -> None:
+    conditions = settings()
+    pool = WeightPool(conditions)
+    for spec, in_size in ENTRIES:
+        subject = copies_subject(spec, in_size, 3, conditions, pool)
+        assert isinstance(subject.module, Copies)
+        one = entry_subject(spec, in_size, conditions, pool)
+        number = len(list(one.module.parameters()))
+        addresses = {parameter.data_ptr() for parameter in subject.module.parameters()}
+        assert len(addresses) == 3 * number
+        with torch.inference_mode():
+            output, single = subject.module(subject.images), one.module(one.images)
+        if spec.kind == "block":
+            assert output.shape == single.shape
+        else:
+            assert [part.shape for part in output] == [single.shape] * 3
+
+
+def test_copies_overflow_the_cache_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        L2_cache_size = 50_000_000
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    copies: Callable[[int, Conditions], int] = find_runtime("cudagraph").copies
+    conditions = settings()
+    assert [copies(size, conditions) for size in (0, 10_000_000, 30_000_000)] == [16, 5, 4]
+
+
+def test_profile_through_onnxruntime(space: SearchSpace, tmp_path: Path) -> None:
+    conditions = settings("onnxruntime")
+    table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
+    assert set(table.entries) == set(entries(space, CLASSES))
+    assert table.complete(space, CLASSES)
+    assert all(value.latency_ms > 0 for value in table.entries.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+def test_profile_through_inductor(space: SearchSpace, tmp_path: Path) -> None:
+    table = profile(space, CLASSES, settings("inductor"), tmp_path, limits=QUICK)
+    assert table.complete(space, CLASSES)
+
+
+def test_preparing_is_reported(space: SearchSpace) -> None:
+    conditions = settings("onnxruntime")
+    pool = WeightPool(conditions)
+    subjects = [network_subject(space.smallest, CLASSES, conditions, pool) for _ in range(3)]
+    heard: list[tuple[int, int, float]] = []
+    bench = Bench(subjects, conditions)
+    with steady(conditions):
+        bench.warm_up(lambda *values: heard.append(values))
+    assert [(done, total) for done, total, _ in heard] == [(1, 3), (2, 3), (3, 3)]
+    assert heard[-1][2] == 0
+
+
+# Clocks ---------------------------------------------------------------------------------------
+
+
+def test_throttled_clocks_are_reported() -> None:
+    assert clock_warnings([3000.0] * 9, 3500.0) == []
+    assert clock_warnings([3000.0, 1000.0], 3500.0) == []  # too few to tell
+    (text,) = clock_warnings([3000.0, 3000.0, 1800.0, 1750.0, 1800.0], None)
+    assert "throttled" in text
+    assert "from 3000 to 1800 MHz" in text
+    (text,) = clock_warnings([1200.0] * 5, 3500.0)
+    assert "stayed at 1200 MHz of the rated 3500 MHz" in text
+
+
+def test_clocks_that_cannot_be_read_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "cpu_clock", lambda: None)
+    meter = load.ClockMeter(settings())
+    meter.sample()
+    assert meter.warnings() == []
+    assert meter.seen_mhz == []
+
+
+def test_clock_of_this_machine_is_plausible() -> None:
+    clock = cpu_clock()
+    if clock is None:
+        pytest.skip("this machine does not tell its clock")
+    assert 100 < clock[0] < 10_000
+
+
+def test_clock_is_read_between_rounds(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = iter([3000.0, 1500.0, 1500.0, 1500.0, *[1500.0] * 99])
+    monkeypatch.setattr(load, "cpu_clock", lambda: (next(clocks), None))
+    monkeypatch.setitem(load._SAMPLE_SECONDS, "cpu", 0.0)
+    results = measure_networks([space.smallest], CLASSES, settings(), limits=QUICK)
+    assert any("the clock was throttled" in text for text in results[0].warnings)
