@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from predictors.latency.anchors import expected_error
 from predictors.latency.calibrate import (
     calibrate,
     predict_network,
@@ -16,9 +17,10 @@ from predictors.latency.calibrate import (
 from predictors.latency.catalog import find_device, known_tables
 from predictors.latency.correction import Calibration
 from predictors.latency.datasheets import datasheet, datasheet_names
-from predictors.latency.devices import identify, local_device_names
+from predictors.latency.devices import RUNTIMES, Conditions, identify, local_device_names
 from predictors.latency.estimate import anchor_errors
 from predictors.latency.table import LatencyTable, MissingLatencyError
+from search_space.mixers import mixer_names
 
 
 def overview() -> dict[str, Any]:
@@ -79,8 +81,23 @@ def describe_device(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         }
     if target.kind == "datasheet":
         described["datasheet"] = asdict(datasheet(name))
+        described["expected_error"] = _errors_by_runtime(name, target.conditions)
         described["anchors"] = [asdict(row) for row in anchor_errors(name)]
     return described
+
+
+def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]]:
+    """What to expect of this device under each runtime and mixer, in the asked precision."""
+    sheet = datasheet(name)
+    rows = []
+    for runtime in RUNTIMES:
+        if runtime == "onnxruntime":  # no figures, and not what a GPU is usually run with
+            continue
+        number_format = sheet.number_format(conditions.precision, runtime)
+        for mixer in mixer_names():
+            found = expected_error(sheet, runtime, number_format, mixer)
+            rows.append({"runtime": runtime, "mixer": mixer, **asdict(found)})
+    return rows
 
 
 def calibrate_device(

@@ -119,6 +119,8 @@ def print_device(described: Mapping[str, Any]) -> None:
             )
     elif described["kind"] == "local":
         click.echo("  no table yet; measure one with: nas profile")
+    if described["kind"] == "datasheet":
+        _print_expected_errors(described)
     rows = described.get("anchors", [])
     for held_out, title in _HELD_OUT.items():
         shown = [row for row in rows if row["held_out"] == held_out]
@@ -131,6 +133,22 @@ def print_device(described: Mapping[str, Any]) -> None:
                 f"{row['mixer'][:16]:16} {row['n']:3} figures {row['mean_error']:7.1%}   "
                 f"{row['source']}"
             )
+
+
+def _print_expected_errors(described: Mapping[str, Any]) -> None:
+    """Runtimes down, mixers across; what the asked runtime's figure stands on below."""
+    rows = described["expected_error"]
+    mixers = list(dict.fromkeys(row["mixer"] for row in rows))
+    click.echo(f"\nexpected error, {described['conditions']['precision']}")
+    click.echo(f"  {'':12}" + "".join(f"{mixer:>18}" for mixer in mixers))
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        cells = [row["error"] for row in rows if row["runtime"] == runtime]
+        click.echo(f"  {runtime:12}" + "".join(f"{f'±{error:.0%}':>18}" for error in cells))
+    reasons = {
+        row["reason"] for row in rows if row["runtime"] == described["conditions"]["runtime"]
+    }
+    for reason in sorted(reasons):
+        click.echo(f"  {described['conditions']['runtime']}: found by {reason}")
 
 
 _HELD_OUT = {

@@ -55,7 +55,6 @@ def describe(
 
 def _latency_ms(target: Target, architecture: Architecture, num_classes: int) -> float:
     from predictors.latency.calibrate import predict_network
-
     from predictors.latency.remeasure import measure_network
     from predictors.latency.table import LatencyTable
 
