@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_job import (
     cache_known_table,
@@ -257,6 +260,53 @@ def test_import_of_a_table_from_another_machine(space: SearchSpace, job: Path) -
         assert ran.code in (FAILED, USAGE)
         assert expected in ran.err
     assert tree(job.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"latency_ms": -1.0}, "latency_ms=-1.0 must be a positive number"),
+        ({"latency_ms": math.nan}, "latency_ms=nan must be a positive number"),
+        ({"latency_ms": None}, "latency_ms=None must be a positive number"),
+        ({"origin": "guessed"}, "origin='guessed' is none of measured, interpolated, estimated"),
+        ({"runs": 0}, "runs=0 must be a positive number"),
+    ],
+)
+def test_import_of_impossible_cells(
+    space: SearchSpace, job: Path, change: dict[str, object], expected: str
+) -> None:
+    known_table(space).save(Path("good.parquet"))
+    whole = pq.read_table("good.parquet")
+    rows = whole.to_pylist()
+    rows[3] |= change
+    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), "bad.parquet")
+    before = tree(job.parent)
+    ran = nas("profile", "import", "bad.parquet", "--name", "phone")
+    assert ran.code == FAILED
+    assert ran.err.count("\n") == 1
+    assert expected in ran.err
+    assert "bad.parquet" in ran.err
+    assert tree(job.parent) == before
+
+
+def test_import_of_a_truncated_table(space: SearchSpace) -> None:
+    known_table(space).save(Path("whole.parquet"))
+    Path("cut.parquet").write_bytes(Path("whole.parquet").read_bytes()[:-200])
+    ran = nas("profile", "import", "cut.parquet", "--name", "phone")
+    assert ran.code == FAILED
+    assert "cut.parquet: not a readable Parquet file" in ran.err
+
+
+def test_a_table_of_another_space_names_what_it_lacks(space: SearchSpace) -> None:
+    phone_table(space)
+    wide_space()
+    ran = nas(
+        *("search", "--data", "digits", "--space", "wide.yaml", "--device", "phone"),
+        *("--target-latency", "1s"),
+    )
+    assert ran.code == FAILED
+    assert "lacks" in ran.err
+    assert "measure what is missing with: nas profile --space pebble --device cpu --num-classes 10" in ran.err
 
 
 def test_two_devices_compared(space: SearchSpace) -> None:

@@ -127,7 +127,7 @@ class LatencyTable:
             raise MissingLatencyError(
                 f"the latency table of {self.conditions.device} lacks {spec} on a {in_size}-pixel "
                 f"input{f' and {more} more entries' if more else ''} of space {space.name!r}; "
-                f"measure what is missing with: {self._command(space)}"
+                f"measure what is missing with: {self._command(space, num_classes)}"
             )
         correction = self.correction(space)
         scale, offset = correction.scale, correction.offset_ms
@@ -144,8 +144,14 @@ class LatencyTable:
             offset=offset,
         )
 
-    def _command(self, space: SearchSpace) -> str:
-        return f"nas profile --space {space.name} --device {self.conditions.device.kind}"
+    def _command(self, space: SearchSpace, num_classes: int | None = None) -> str:
+        c = self.conditions
+        classes = "" if num_classes is None else f" --num-classes {num_classes}"
+        threads = f" --threads {c.threads}" if c.device.kind == "cpu" else ""
+        return (
+            f"nas profile --space {space.name} --device {c.device.kind}{classes} --runtime "
+            f"{c.runtime} --precision {c.precision} --batch-size {c.batch_size}{threads}"
+        )
 
     def with_session(
         self,
