@@ -41,7 +41,7 @@ def main() -> None:
         predicted = compiled.predict(genes)
         seconds.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        summed = [predict_network(table, architecture, space=space) for architecture in some]
+        summed = [predict_network(table, architecture) for architecture in some]
         plain.append((time.perf_counter() - begin) / PLAIN)
     assert np.allclose(predicted[:PLAIN], summed)
     result = {

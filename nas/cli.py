@@ -277,7 +277,7 @@ def _default_name(config: RunConfig) -> str:
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     from predictors.latency.catalog import find_device
 
-    find_device(config.device)
+    find_device(config.device, **config.latency.model_dump(exclude={"interpolate", "margin"}))
     space = config.search_space()
     plan = {
         "run": str(path),

@@ -13,6 +13,7 @@ from nas.options import (
     json_option,
     latency_options,
     option,
+    options_after,
     print_json,
     quiet_option,
     space_option,
@@ -46,6 +47,8 @@ def profile(context: click.Context, **options: Any) -> None:
     """
     if context.invoked_subcommand is None:
         _profile(**options)
+    else:
+        options_after(context)
 
 
 def _profile(
@@ -70,8 +73,6 @@ def _profile(
     if name is not None:
         check_name(name, conditions.device)
     path = table_path(conditions)
-    if fresh:
-        path.unlink(missing_ok=True)
     with console(options) as screen:
         with screen.phase(f"measuring {chosen.name}") as progress:
             table = measure(
@@ -79,6 +80,7 @@ def _profile(
                 num_classes,
                 conditions,
                 progress=lambda done, total, left: progress(done, total, "rounds", left),
+                fresh=fresh,
             )
         correction = table.correction(chosen)
         for warning in correction.warnings:
@@ -124,7 +126,6 @@ def bundle(
     results.json back, and read it with `nas profile import`.
     """
     from predictors.latency.bundle import write_bundle
-
     from search_space import load_space
 
     chosen = load_space(space or "digits")
@@ -154,16 +155,14 @@ def bundle(
 @json_option
 def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
     """Take in what was measured elsewhere: a bundle's results, or a table's Parquet file."""
-    from dataclasses import replace
-
     from predictors.latency.bundle import import_bundle
-
-    from predictors.latency.catalog import check_name
-    from predictors.latency.profile import table_path
+    from predictors.latency.catalog import take_in
     from predictors.latency.table import LatencyTable
 
+    if not file.exists():
+        raise UsageError(f"{file}: there is no such file.")
     if file.suffix == ".parquet":
-        table = replace(LatencyTable.load(file), name=name)
+        table = LatencyTable.load(file)
     elif folder is None:
         raise UsageError(
             f"{file} is no table; if it is what a bundle's run.py wrote, give the bundle's folder "
@@ -171,16 +170,10 @@ def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
         )
     else:
         table = import_bundle(file, folder, name)
-    check_name(name, table.conditions.device)
-    path = table_path(table.conditions)
-    if path.exists():
-        stored = LatencyTable.load(path)
-        table = replace(
-            table,
-            entries={**stored.entries, **table.entries},
-            corrections={**stored.corrections, **table.corrections},
-        )
-    table.save(path)
+    path, notes = take_in(table, name)
+    for note in notes:
+        click.echo(f"warning: {note}", err=True)
+    table = LatencyTable.load(path)
     errors = {c.space: c.expected_error for c in table.corrections.values()}
     if as_json:
         print_json(
@@ -202,6 +195,7 @@ def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
 def devices(context: click.Context, as_json: bool) -> None:
     """Devices that latencies are known or estimated for, and their tables."""
     if context.invoked_subcommand is not None:
+        options_after(context)
         return
     from nas.devices import overview
     from nas.printing import print_devices

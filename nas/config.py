@@ -29,6 +29,10 @@ MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
     "memory": ("memory_bytes", parse_memory),
 }
 
+_QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
+
+_QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
+
 # What may change when a run is continued: nothing that decides its result.
 MAY_DIFFER = frozenset({"workers"})
 
@@ -143,7 +147,7 @@ def resolve(
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
         target[leaf] = value
     if not with_budget:
-        data["target_latency"] = None
+        data["target_latency"] = data["target_throughput"] = None
     elif data.get("target_throughput") is not None:
         data.setdefault("target_latency", None)
     elif data.get("target_latency") is None:
@@ -168,8 +172,9 @@ def resolve(
     limits = data.get("max")
     for group in (data, limits if isinstance(limits, dict) else {}):
         for key, value in group.items():
-            if key in ("target_latency", *MAXIMA) and isinstance(value, (int, float)):
-                group[key] = str(value)  # YAML reads 5 as a number; whether it needs a unit is next
+            # YAML reads 5 as a number; whether it needs a unit is for later
+            if key in _QUANTITIES and isinstance(value, (int, float)):
+                group[key] = str(value)
     try:
         config = RunConfig.model_validate(data)
         config.limits()  # units are checked now, not after training

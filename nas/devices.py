@@ -13,8 +13,9 @@ from predictors.latency.calibrate import (
     calibrate,
     predict_network,
     read_measurements,
+    sum_of_entries,
 )
-from predictors.latency.catalog import find_device, known_tables
+from predictors.latency.catalog import find_device, known_tables, provenance
 from predictors.latency.correction import Calibration
 from predictors.latency.datasheets import datasheet, datasheet_names
 from predictors.latency.devices import RUNTIMES, Conditions, identify, local_device_names
@@ -49,7 +50,7 @@ def _table(table: LatencyTable) -> dict[str, Any]:
         "expected_error": {c.space: c.expected_error for c in table.corrections.values()},
         "created": table.created,
         "calibrated": table.calibration is not None,
-        "provenance": "measured" if origins.keys() <= {"measured"} else "partly measured",
+        "provenance": provenance(table),
     }
 
 
@@ -63,15 +64,15 @@ def describe_device(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": name,
         "kind": target.kind,
-        "provenance": target.provenance,
+        "provenance": provenance(LatencyTable(target.conditions, {}, {})),
         "conditions": target.conditions.to_dict(),
         "path": str(target.path) if table is not None else None,
     }
     if table is not None:
         described |= {
             **_table(table),
+            "name": name,
             "conditions": target.conditions.to_dict(),
-            "provenance": target.provenance,
             "kinds": dict(Counter(spec.kind for spec, _ in table.entries)),
             "corrections": [
                 {k: v for k, v in asdict(c).items() if k != "checks"} | {"checks": len(c.checks)}
@@ -113,15 +114,16 @@ def calibrate_device(
     if target.path.exists():
         table = replace(LatencyTable.load(target.path), calibration=None)
     elif target.kind == "datasheet":
-        table = LatencyTable(target.conditions, {}, {})
+        table = LatencyTable(target.conditions, {}, {}, name=name)
     else:
         raise MissingLatencyError(
             f"device {name!r} has no latency table under these conditions yet "
             f"({target.conditions}); measure one first with: nas profile --device {name}"
         )
+    sums = [sum_of_entries(table, m.architecture, num_classes) for m in measurements]
     predicted = [predict_network(table, m.architecture, num_classes) for m in measurements]
     calibration = calibrate(
-        predicted, [m.latency_ms for m in measurements], [m.name for m in measurements]
+        sums, [m.latency_ms for m in measurements], [m.name for m in measurements], predicted
     )
     if not dry_run:
         replace(table, calibration=calibration).save(target.path)

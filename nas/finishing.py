@@ -9,7 +9,8 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.measuring import Measured
-from predictors.latency.catalog import Target
+from predictors.latency.catalog import provenance
+from predictors.latency.table import LatencyTable
 from results.export import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
 from results.report_data import Chosen
@@ -85,10 +86,10 @@ def export_chosen(
     folder: Path,
     data: ImageData,
     config: RunConfig,
-    target: Target,
+    table: LatencyTable,
 ) -> Chosen:
     """Export the chosen network; raises ExportError where a format does not reproduce it."""
-    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {target.provenance}"
+    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {provenance(table)}"
     if chosen.measured:
         latency = f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured"
     accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
@@ -102,7 +103,7 @@ def export_chosen(
                 "parameters": format_count(chosen.predicted["num_params"] or 0),
                 "MACs": format_count(chosen.predicted["macs"] or 0),
                 "test accuracy": accuracy,
-                "latency": f"{latency}; {target.conditions}",
+                "latency": f"{latency}; {table.conditions}",
             },
             class_names=data.class_names,
             trained_on=f"{config.data}, {len(data.train)} images",

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from search_space.errors import UsageError
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -77,3 +80,17 @@ def conditions_given(given: dict[str, Any]) -> dict[str, Any]:
     """Those of ``latency_options`` that were given."""
     names = ("batch_size", "precision", "runtime", "threads")
     return {name: given[name] for name in names if given[name] is not None}
+
+
+def options_after(context: click.Context) -> None:
+    """Refuse options of a group that were written before its subcommand, where they do nothing."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"{given[0]} stands before {context.invoked_subcommand!r} and would do nothing there; "
+            "write options after it."
+        )

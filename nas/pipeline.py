@@ -28,7 +28,14 @@ from nas.measuring import Measured, measure_twice, read_measured, to_json
 from nas.reporting import Findings, assemble, curves, rebuild_report
 from predictors.additive import AdditiveTable
 from predictors.counts import counts
-from predictors.latency.catalog import Target, find_device, latency_table
+from predictors.latency.catalog import (
+    Target,
+    find_device,
+    latency_table,
+    provenance,
+    stored_target,
+)
+from predictors.latency.devices import local_device_names
 from predictors.latency.table import LatencyTable
 from predictors.memory import peak_memory
 from results.export import read_export
@@ -55,7 +62,6 @@ LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
-CHEAP = ("latency_ms", "num_params", "macs", "activations")
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
@@ -167,7 +173,7 @@ class _Run:
         measured = self.measured([*found.values(), *baselines.values()])
         finalists = self.finalists(found, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
-        chosen = self.exported(network, chosen)
+        chosen = self.exported(network, chosen, table)
         data = assemble(
             self.directory,
             self.config,
@@ -175,7 +181,6 @@ class _Run:
             table,
             self.data.num_classes,
             self.limits,
-            self.target,
             Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
         )
         with self._phase("report"):
@@ -227,8 +232,14 @@ class _Run:
 
     @cached_property
     def target(self) -> Target:
-        """The device that latencies are for."""
-        latency = self.config.latency
+        """The device that latencies are for; a continued run goes on under its table's conditions.
+
+        Tables that have come or gone since do not matter to it.
+        """
+        latency, file = self.config.latency, self.path / LATENCY_TABLE
+        if file.exists():
+            with suppress(CorruptFileError):  # reported, and measured again, where it is needed
+                return stored_target(self.config.device, LatencyTable.load(file))
         return find_device(
             self.config.device,
             runtime=latency.runtime,
@@ -246,7 +257,7 @@ class _Run:
         """Share of the latency budget that the search leaves free."""
         if self.config.latency.margin is not None:
             return self.config.latency.margin
-        if self.target.at_hand:
+        if self.target.at_hand or self.config.device in local_device_names():
             return 0.0
         return min(0.9, table.expected_error(self.space))
 
@@ -270,7 +281,7 @@ class _Run:
         for warning in table.correction(self.space).warnings:
             self.console.warn(warning)
         self.console.say(
-            f"  {self.target.provenance}; expected error {table.expected_error(self.space):.1%}"
+            f"  {provenance(table)}; expected error {table.expected_error(self.space):.1%}"
         )
         table.save(file)
         return table
@@ -301,7 +312,7 @@ class _Run:
         if margin and "latency_ms" in limits:
             limits["latency_ms"] *= 1 - margin
             note = (
-                f"Latencies of {self.config.device} are {self.target.provenance}, with an expected "
+                f"Latencies of {self.config.device} are {provenance(table)}, with an expected "
                 f"error of {table.expected_error(self.space):.0%}. The search kept "
                 f"{margin:.0%} below the budget of {format_latency(self.limits['latency_ms'])}, at "
                 f"{format_latency(limits['latency_ms'])}."
@@ -431,6 +442,11 @@ class _Run:
     def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
         """Every network measured twice on the device; kept in the run."""
         if not self.target.at_hand:
+            if self.config.device in local_device_names():
+                self.console.warn(
+                    "this machine, or what is installed on it, is not what the latency table was "
+                    "measured on; networks are not measured again."
+                )
             return {}
         by_digest = {e.digest: Architecture.from_dict(e.architecture) for e in evaluations}
         file = self.path / MEASURED
@@ -503,10 +519,10 @@ class _Run:
             reason = "the only front member that was fine-tuned"
         return network, replace(chosen, reason=reason)
 
-    def exported(self, network: Backbone, chosen: Chosen) -> Chosen:
+    def exported(self, network: Backbone, chosen: Chosen, table: LatencyTable) -> Chosen:
         folder = self.path / EXPORT / chosen.digest
         with self._phase("exporting"):
-            return export_chosen(network, chosen, folder, self.data, self.config, self.target)
+            return export_chosen(network, chosen, folder, self.data, self.config, table)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[PhaseProgress]:

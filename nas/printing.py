@@ -113,7 +113,7 @@ def print_device(described: Mapping[str, Any]) -> None:
         if calibration is not None:
             click.echo(
                 f"  {'calibration':16} {calibration['offset_ms']:.3g} ms + "
-                f"{calibration['scale']:.4g} × prediction, from "
+                f"{calibration['scale']:.4g} × sum, from "
                 f"{len(calibration['networks'])} networks: error "
                 f"{calibration['error_before']:.1%} before, {calibration['error_after']:.1%} after"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.measuring import Measured
-from predictors.latency.catalog import Target
+from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
@@ -54,7 +54,6 @@ def assemble(
     table: LatencyTable,
     num_classes: int,
     limits: Mapping[str, float],
-    target: Target,
     found: Findings,
 ) -> ReportData:
     """The data of a run's report, also written to its ``result.json``."""
@@ -98,7 +97,7 @@ def assemble(
             )
             for name, e in found.baselines.items()
         ),
-        latency=latency_check(found.front, found.measured, table, space, target),
+        latency=latency_check(found.front, found.measured, table, space),
         ranking=rank_rows([e.metrics for e in evaluated], CHEAP),
         training=curves(directory.path),
         phases=phases(manifest),
@@ -127,7 +126,6 @@ def latency_check(
     measured: Mapping[str, Measured],
     table: LatencyTable,
     space: SearchSpace,
-    target: Target,
 ) -> LatencyCheck:
     """Predicted against measured on the front, beside the machine predicting itself."""
     pairs = tuple(
@@ -148,14 +146,14 @@ def latency_check(
     )
     conditions = table.conditions.to_dict()
     device = conditions.pop("device")
-    provenance = {
-        "kind": target.provenance,
+    shown = {
+        "kind": provenance(table),
         "device": device["model"],
         **conditions,
         "expected error": f"{table.expected_error(space):.1%} (leave-one-out)",
     }
     return LatencyCheck(
-        pairs=pairs, provenance=provenance, repeatability=latency_errors(again) if measured else {}
+        pairs=pairs, provenance=shown, repeatability=latency_errors(again) if measured else {}
     )
 
 

@@ -44,11 +44,13 @@ def describe(
         **count_architecture(architecture, num_classes),
     }
     if device is not None:
-        from predictors.latency.catalog import find_device
+        from predictors.latency.catalog import find_device, provenance_of
 
         target = find_device(device, **(conditions or {}))
         result["latency_ms"] = _latency_ms(target, architecture, num_classes)
-        result["latency_provenance"] = "measured now" if target.at_hand else target.provenance
+        result["latency_provenance"] = (
+            "measured now" if target.at_hand else f"predicted; {provenance_of(target)}"
+        )
         result["latency_conditions"] = str(target.conditions)
     return {**result, "architecture": architecture.to_dict(), "components": rows}
 
@@ -63,10 +65,7 @@ def _latency_ms(target: Target, architecture: Architecture, num_classes: int) ->
     table = LatencyTable(target.conditions, {}, {})
     if target.path.exists():
         table = LatencyTable.load(target.path)
-    predicted = predict_network(table, architecture, num_classes)
-    if table.calibration is None:
-        return predicted
-    return table.calibration.offset_ms + table.calibration.scale * predicted
+    return predict_network(table, architecture, num_classes)
 
 
 def _what(component: Component) -> str:

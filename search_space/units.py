@@ -60,7 +60,7 @@ def parse_count(text: str) -> float:
 
 def parse_memory(text: str) -> float:
     """Bytes from text such as ``200MB``, ``64kB`` or ``1.5GiB``."""
-    return _parse(text, _BYTES, "amount of memory", "200MB", "MB for megabytes")
+    return _parse(text, _BYTES, "memory size", "200MB", "MB for megabytes")
 
 
 def parse_throughput(text: str) -> float:

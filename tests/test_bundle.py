@@ -126,7 +126,7 @@ def test_round_trip(bundle: Path, results: Path, space: SearchSpace) -> None:
 def test_interrupted_measurement_continues(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     long = ["--threads", "1", "--min-rounds", "4", "--max-rounds", "4", "--min-seconds", "0"]
-    portions = [*long, "--memory", "1", "--out", str(out)]
+    portions = [*long, "--memory", "5", "--out", str(out)]
     assert run_alone(bundle, *portions).returncode == 0
     state = json.loads(out.read_text())
     assert len(state["portions"]) > 1

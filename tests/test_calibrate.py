@@ -213,9 +213,8 @@ def test_a_network_is_the_sum_of_its_components() -> None:
     scaled = replace(
         table, corrections={space.digest: replace(correction, scale=2.0, offset_ms=1.0)}
     )
-    for given_space in (None, space):
-        found = predict_network(scaled, network, 10, space=given_space)
-        assert found == pytest.approx(1 + 2 * total)
+    found = predict_network(scaled, network, 10)
+    assert found == pytest.approx(1 + 2 * total)
     assert found == pytest.approx(scaled.compile(space, 10).predict_architecture(network))
 
 

@@ -85,7 +85,7 @@ def make_run(name: str = "run", **given: object) -> RunDirectory:
         (["--target-throughput", "2000"], ["'2000' is not a throughput", "2000/s"]),
         (["--margin", "1"], ["--margin", "0<=x<1"]),
         (["--space", "digitz"], ["unknown space 'digitz'", "mean 'digits'", "base, cifar, digits"]),
-        (["--device", "cpuu"], ["unknown device 'cpuu'", "Did you mean 'cpu'", "Known: cpu"]),
+        (["--device", "cpuu"], ["unknown device 'cpuu'", "Did you mean 'cpu'", "Known: a10"]),
         (["--precision", "fp61"], ["unknown precision 'fp61'", "mean 'fp16'", "bf16, fp16, fp32"]),
         (["--name", "a/b"], ["--name 'a/b'", "plain name", "--runs"]),
         (["--name", ".."], ["--name '..'", "plain name"]),

@@ -451,10 +451,31 @@ def test_unmeasured_entries_are_estimated_like_their_kind() -> None:
 
 
 def test_a_scalar_makes_transfer_meet_the_targets_own_figures() -> None:
-    """Published eager figures of the A100: 1.7 times too slow a source comes out right."""
+    """Published eager figures of the A100: three times too slow a source comes out right."""
     figures = [a for a in basis("eager", "fp16").figures if a.device == "a100-40gb"]
     source = [a for a in basis("eager", "fp16").figures if a.device == "a10"]
     slow = [replace(a, latency_ms=3 * a.latency_ms) for a in source]
     wrong = np.mean(np.abs(transferred(slow, figures)))
     right = np.mean(np.abs(transferred(slow, figures, scaled=True)))
     assert right < 0.3 < wrong
+
+
+def test_how_a_table_splits_entries_and_correction_does_not_matter_to_transfer() -> None:
+    """Half the entries under twice the correction are the same device."""
+    measured = measured_table(runtime="eager")
+    (correction,) = measured.corrections.values()
+    halved = replace(
+        measured,
+        entries={
+            e: EntryLatency(v.latency_ms / 2, v.low_ms / 2, v.high_ms / 2, v.runs)
+            for e, v in measured.entries.items()
+        },
+        corrections={SPACE.digest: replace(correction, scale=2 * correction.scale)},
+    )
+    genes = SPACE.sample(np.random.default_rng(0), 20)
+    target = estimated_conditions("a100", runtime="eager")  # with published figures of its own
+    first, second = (
+        transfer(table, datasheet("h200"), target, SPACE, 10).compile(SPACE, 10).predict(genes)
+        for table in (measured, halved)
+    )
+    np.testing.assert_allclose(first, second, rtol=0.02)

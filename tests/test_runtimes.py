@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from predictors.additive import Entry, entries
 from predictors.latency import load
+from predictors.latency.compile_ahead import compile_ahead
 from predictors.latency.devices import RUNTIMES, Conditions, local_conditions
 from predictors.latency.entry_plan import Copies, EntryPlan, copies_subject, without_cost
 from predictors.latency.load import clock_warnings, cpu_clock
@@ -249,10 +251,9 @@ def test_methods_take_the_cost_of_a_call_out(space: SearchSpace) -> None:
     assert len(constant.subjects(WeightPool(constant.conditions))) == 3
 
 
-@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
 def test_slopes_are_differences_of_statistics(space: SearchSpace) -> None:
     asked = entries(space, CLASSES)[:2]
-    plan = EntryPlan(asked, settings("inductor"))
+    plan = EntryPlan(asked, replace(settings(), runtime="cudagraph"))
     assert len(plan) == len(plan.names()) == len(set(plan.names())) == 4
     rng = np.random.default_rng(0)
     once, twice = rng.uniform(1, 2, (2, 9)).tolist(), rng.uniform(3, 4, (2, 9)).tolist()
@@ -260,6 +261,16 @@ def test_slopes_are_differences_of_statistics(space: SearchSpace) -> None:
         plan.copies = [n, n]
         for values, one, two in zip(plan.latencies(once + twice), once, twice, strict=True):
             assert statistic(values) == pytest.approx((statistic(two) - statistic(one)) / n)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+def test_entries_are_compiled_by_other_processes(space: SearchSpace) -> None:
+    jobs = [(entry, n) for n, entry in enumerate(entries(space, CLASSES)[:3])]
+    heard: list[tuple[int, int, float]] = []
+    done = compile_ahead(jobs, settings("inductor"), 2, lambda *values: heard.append(values))
+    assert done == 3
+    assert [(number, total) for number, total, _ in heard] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_nothing_is_measured_for_no_entries() -> None:

@@ -20,7 +20,7 @@ from predictors.latency.correction import Calibration, fit_correction, leave_one
 from predictors.latency.estimate import estimate_entry, is_estimated
 from predictors.latency.table import LatencyTable, MissingLatencyError
 from predictors.latency.transfer import typical_correction
-from search_space import Architecture, SearchSpace, components
+from search_space import Architecture, components
 from search_space.errors import CorruptFileError, NasError
 from search_space.files import load_architecture
 from search_space.known import known_names
@@ -168,48 +168,53 @@ def _latency_ms(text: str, unit: str) -> float:
 
 
 def calibrate(
-    predicted_ms: Sequence[float], measured_ms: Sequence[float], names: Sequence[str]
+    sums_ms: Sequence[float],
+    measured_ms: Sequence[float],
+    names: Sequence[str],
+    predicted_ms: Sequence[float] | None = None,
 ) -> Calibration:
-    """Correction of predictions by measurements of the same networks.
+    """Calibration of sums of entries by measurements of the same networks.
 
     The median ratio; from four networks on a line, where that predicts each network from the
-    others clearly better (``table.fit_correction``). One network leaves no others to predict it
-    from, so that its error afterwards is stated as that before.
-
-    Raises MeasurementError without networks.
+    others clearly better (``correction.fit_correction``). ``predicted_ms`` are the predictions
+    without calibration, by default the sums. Raises MeasurementError without networks.
     """
-    assert len(predicted_ms) == len(measured_ms) == len(names)
-    assert all(math.isfinite(v) and v > 0 for v in (*predicted_ms, *measured_ms))
+    predicted_ms = sums_ms if predicted_ms is None else predicted_ms
+    assert len(sums_ms) == len(measured_ms) == len(names) == len(predicted_ms)
+    assert all(math.isfinite(v) and v > 0 for v in (*sums_ms, *measured_ms))
     if not names:
         raise MeasurementError("there are no networks to calibrate with: measure at least one.")
     ratios = np.asarray(predicted_ms, dtype=np.float64) / np.asarray(measured_ms)
     before = float(np.mean(np.abs(ratios - 1)))
-    scale, offset = fit_correction(predicted_ms, measured_ms)
+    scale, offset = fit_correction(sums_ms, measured_ms)
     return Calibration(
         scale=scale,
         offset_ms=offset,
         error_before=before,
-        error_after=leave_one_out_error(predicted_ms, measured_ms) if len(names) > 1 else before,
+        error_after=leave_one_out_error(sums_ms, measured_ms) if len(names) > 1 else before,
         networks=tuple(names),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def predict_network(
-    table: LatencyTable,
-    architecture: Architecture,
-    num_classes: int = 1000,
-    *,
-    space: SearchSpace | None = None,
+    table: LatencyTable, architecture: Architecture, num_classes: int = 1000
 ) -> float:
-    """Milliseconds of any network whose components the table has, before its calibration.
+    """Milliseconds of any network whose components the table has, or estimates.
 
-    The correction is that of ``space``; without one, or where it has none, the median of the
-    table's corrections. A table of estimates estimates what it lacks.
+    Corrected by the table's calibration, otherwise by the median correction of its spaces.
+    Raises MissingLatencyError as ``sum_of_entries`` does.
+    """
+    total = sum_of_entries(table, architecture, num_classes)
+    by = table.calibration or typical_correction(table)
+    return by.offset_ms + by.scale * total
+
+
+def sum_of_entries(table: LatencyTable, architecture: Architecture, num_classes: int) -> float:
+    """Milliseconds of a network's components, added; a table of estimates estimates what it lacks.
 
     Raises MissingLatencyError that names the first component that a measured table lacks.
     """
-    correction = typical_correction(table, space)
     total = 0.0
     for part in components(architecture, num_classes):
         entry = (part.spec, part.in_size)
@@ -224,4 +229,4 @@ def predict_network(
                 "space that was profiled."
             )
         total += found.latency_ms
-    return correction.offset_ms + correction.scale * total
+    return total

@@ -7,7 +7,9 @@ there by the same name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +25,11 @@ from predictors.latency.devices import (
 from predictors.latency.estimate import estimate, estimated_conditions, is_estimated
 from predictors.latency.interpolate import interpolated
 from predictors.latency.profile import cache_folder, profile, table_path
-from predictors.latency.table import LatencyTable
+from predictors.latency.table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
 
+Kind = Literal["local", "table", "datasheet"]
 Progress = Callable[[int, int, float], None]
 _NAME_RULE = "a name has letters, digits, '-', '_' and '.', and begins with a letter"
 
@@ -45,7 +48,7 @@ class Target:
 
     name: str
     conditions: Conditions
-    kind: Literal["local", "table", "datasheet"]
+    kind: Kind
     path: Path
 
     @property
@@ -53,14 +56,28 @@ class Target:
         """Whether networks can be measured on it here."""
         return self.kind == "local"
 
-    @property
-    def provenance(self) -> str:
-        """How its latencies came about, in a sentence for people."""
-        return {
-            "local": "measured block by block on this device, corrected on whole networks",
-            "table": "measured block by block on another machine, corrected on whole networks",
-            "datasheet": "estimated from datasheet figures, not measured",
-        }[self.kind]
+
+def provenance(table: LatencyTable) -> str:
+    """How the latencies of ``table`` came about, in words for people; from its entries."""
+    origins = Counter(value.origin for value in table.entries.values())
+    if is_estimated(table.conditions):
+        text = "estimated from datasheet figures, not measured"
+    elif not table.entries:
+        text = "not measured yet"
+    else:
+        text = "measured block by block"
+        if origins["interpolated"]:
+            text += f", {origins['interpolated']} of {origins.total()} entries interpolated"
+        if origins["estimated"]:
+            text += f", {origins['estimated']} of {origins.total()} entries estimated"
+    if table.calibration is not None:
+        text += f", calibrated on {len(table.calibration.networks)} whole networks"
+    return text
+
+
+def provenance_of(target: Target) -> str:
+    """``provenance`` of the table that ``target`` has on disk."""
+    return provenance(_stored(target) or LatencyTable(target.conditions, {}, {}))
 
 
 @dataclass(frozen=True)
@@ -142,15 +159,38 @@ def _named_target(name: str, known: list[Known], given: Mapping[str, Any]) -> Ta
             f"device {name!r} has no table for {asked}; it has: {listed}. Ask for one of these, "
             "or measure it there."
         )
-    if len(fitting) > 1:
+    devices = {table.conditions.device for _, table in tables}
+    if len(devices) > 1:
+        listed = "; ".join(f"{table.conditions.device} ({path})" for path, table in tables)
+        raise UsageError(
+            f"device {name!r} is the name of several devices: {listed}. Delete the files of all "
+            "but one, or import them under names of their own."
+        )
+    if len({_short(table.conditions) for _, table in fitting}) > 1:
         raise UsageError(
             f"device {name!r} has several tables: {listed}. Say which by --runtime, --precision, "
             "--batch-size or --threads."
         )
-    path, table = fitting[0]
-    local = {identify(item) for item in local_device_names()}
-    here = table.conditions.device in local and table.conditions == _as_of_today(table.conditions)
-    return Target(name, table.conditions, "local" if here else "table", path)
+    # the same but for versions: today's, otherwise the newest
+    path, table = max(fitting, key=lambda item: (is_local(item[1].conditions), item[1].created))
+    own = path == table_path(table.conditions, path.parent) and is_local(table.conditions)
+    return Target(name, table.conditions, "local" if own else "table", path)
+
+
+def stored_target(name: str, table: LatencyTable) -> Target:
+    """What ``name`` stood for when ``table`` was made for it."""
+    kind: Kind = "table"
+    if is_estimated(table.conditions):
+        kind = "datasheet"
+    elif is_local(table.conditions):
+        kind = "local"
+    return Target(name, table.conditions, kind, table_path(table.conditions))
+
+
+def is_local(conditions: Conditions) -> bool:
+    """Whether this machine, with what is installed on it today, measures under ``conditions``."""
+    here = conditions.device in {identify(item) for item in local_device_names()}
+    return here and conditions == _as_of_today(conditions)
 
 
 def _as_of_today(conditions: Conditions) -> Conditions | None:
@@ -212,10 +252,18 @@ def latency_table(
     """
     stored, folder = _stored(target), target.path.parent
     if target.kind == "datasheet":
-        table = estimate(
-            target.conditions, space, num_classes, measured=_comparable(target.conditions, folder)
-        )
-        return table if stored is None else replace(table, calibration=stored.calibration)
+        if stored is not None and stored.calibration is not None:
+            # a calibration is one of the roofline, not of what a table of another GPU suggests
+            table = estimate(target.conditions, space, num_classes)
+            return replace(table, calibration=stored.calibration)
+        with suppress(MissingLatencyError):  # a table of too few components
+            return estimate(
+                target.conditions,
+                space,
+                num_classes,
+                measured=_comparable(target.conditions, folder),
+            )
+        return estimate(target.conditions, space, num_classes)
     if interpolate:
         if stored is None:
             raise UsageError(
@@ -242,10 +290,49 @@ def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
         if k.table is not None
         and k.table.entries
         and not is_estimated(k.table.conditions)
+        and k.table.conditions.implementation == conditions.implementation
+        and {value.origin for value in k.table.entries.values()} == {"measured"}
         and datasheet_of(k.table.conditions.device) is not None
         and all(getattr(k.table.conditions, n) == getattr(conditions, n) for n in same)
     ]
     return max(tables, key=lambda table: len(table.entries), default=None)
+
+
+def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple[Path, list[str]]:
+    """Keep a table that was measured elsewhere under ``name``; its file, and what to know.
+
+    With a table of that name and these conditions it is merged: new figures win, but no
+    interpolated one over a measured one; corrections and a calibration that stood on figures
+    that have changed are dropped. Raises UsageError for estimates and for names that cannot be
+    used.
+    """
+    check_name(name, table.conditions.device, folder)
+    origins = {value.origin for value in table.entries.values()}
+    if is_estimated(table.conditions) or "estimated" in origins:
+        raise UsageError(
+            f"the table of {table.conditions.device} holds estimates, and only measurements can "
+            "be imported; the names of `nas devices` have estimates of their own."
+        )
+    file = f"{name}-{table.conditions.digest}.parquet"  # two boards of one kind may differ
+    path, notes = (folder or cache_folder()) / file, []
+    if path.exists():
+        stored = LatencyTable.load(path)
+        entries = {**stored.entries, **table.entries}
+        for entry, value in stored.entries.items():
+            if value.origin == "measured" and entries[entry].origin != "measured":
+                entries[entry] = value
+        corrections = dict(table.corrections)
+        calibration = table.calibration
+        if all(entries[entry] == value for entry, value in stored.entries.items()):
+            corrections = {**stored.corrections, **corrections}
+            calibration = calibration or stored.calibration
+        else:
+            notes.append(f"figures of {name!r} that were known before were replaced.")
+            if stored.calibration is not None and calibration is None:
+                notes.append("its calibration stood on them and was dropped; calibrate again.")
+        table = replace(table, entries=entries, corrections=corrections, calibration=calibration)
+    replace(table, name=name).save(path)
+    return path, notes
 
 
 def _stored(target: Target) -> LatencyTable | None:

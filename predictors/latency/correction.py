@@ -58,12 +58,13 @@ class Correction:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """``latency = offset_ms + scale × prediction``, from whole networks measured by the user.
+    """``latency = offset_ms + scale × sum of entries``, from whole networks the user measured.
 
     Args:
-        scale, offset_ms: applied after the correction of the space.
+        scale, offset_ms: take the place of the corrections of all spaces.
         error_before, error_after: mean relative errors on those networks, without calibration
-            and with one that was fitted on the others (leave one out).
+            and with one that was fitted on the others (leave one out); of a single network,
+            which leaves no others, both are that before.
         networks: their names.
         created: UTC, ISO 8601.
     """
@@ -74,6 +75,16 @@ class Calibration:
     error_after: float
     networks: tuple[str, ...]
     created: str
+
+    def expected_error(self, before: float) -> float:
+        """Mean relative error to expect of other networks than those measured.
+
+        As if to the n networks one came that is as wrong as the table was expected to be
+        ``before``: a handful of networks says little about mixers and sizes unlike theirs. A
+        single one says nothing.
+        """
+        n = len(self.networks)
+        return before if n < 2 else (n * self.error_after + before) / (n + 1)
 
 
 def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
@@ -108,7 +119,10 @@ def _ratio(x: Values, y: Values) -> tuple[float, float]:
 
 
 def _line(x: Values, y: Values) -> tuple[float, float]:
-    """Huber's regression of relative errors (Huber, 1964; k = 1.345); rising, or the ratio.
+    """Huber's regression of relative errors (Huber, 1964; k = 1.345), or the ratio.
+
+    The ratio where the line would fall, or have a negative offset, which gives small networks
+    negative latencies.
 
     Iteratively reweighted least squares, so that a disturbed check network hardly moves the line.
     """
@@ -119,7 +133,7 @@ def _line(x: Values, y: Values) -> tuple[float, float]:
         limit = 1.345 * max(float(np.median(residuals)) / 0.6745, 1e-9)
         root = np.sqrt(np.minimum(1.0, limit / np.maximum(residuals, limit)))
         before, line = line, np.linalg.lstsq(design * root[:, None], root, rcond=None)[0]
-        if line[0] <= 0:
+        if line[0] <= 0 or line[1] < 0:
             return _ratio(x, y)
         if np.allclose(before, line, rtol=1e-9, atol=1e-12):
             break
@@ -132,7 +146,7 @@ def correction_from_dict(data: Any) -> Correction:
         checks = tuple(CheckNetwork(**check) for check in data["checks"])
         result = Correction(**{**data, "checks": checks, "warnings": tuple(data["warnings"])})
         numbers = [result.scale, result.offset_ms, result.expected_error, result.seconds]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0 or result.expected_error < 0:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise CorruptFileError("a correction is not what this program writes.") from None
@@ -146,7 +160,7 @@ def calibration_from_dict(data: Any) -> Calibration | None:
     try:
         result = Calibration(**{**data, "networks": tuple(data["networks"])})
         numbers = [result.scale, result.offset_ms, result.error_before, result.error_after]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0:
+        if not all(map(math.isfinite, numbers)) or result.scale <= 0 or min(numbers) < 0:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise CorruptFileError("a calibration is not what this program writes.") from None

@@ -8,13 +8,15 @@ copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from predictors.additive import Entry
+from predictors.latency.compile_ahead import compile_ahead
 from predictors.latency.devices import Conditions
 from predictors.latency.measure import DTYPES, Subject, WeightPool, entry_subject, statistic
 from predictors.latency.runtimes import find_runtime
@@ -24,6 +26,9 @@ from supernet.modules import build_module
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
+# a worker holds a pool of weights; with few cores the compiler's own helpers use them all
+_MOST_WORKERS = 16
+_LEAST_JOBS = 8  # per worker: starting one takes as long as a few compilations
 
 
 class Copies(nn.Module):
@@ -93,6 +98,20 @@ class EntryPlan:
         if self.method == "constant":
             result.append(empty_subject(self.conditions, pool))
         return result
+
+    def compile_ahead(self, progress: Callable[[int, int, float], None] | None = None) -> None:
+        """Fill the compiler's cache by parallel processes, where the runtime's has one.
+
+        ``progress(done, total, eta_s)`` is told graphs, and the seconds that the rest takes.
+        """
+        workers = min((os.cpu_count() or 1) // 2, _MOST_WORKERS, len(self) // _LEAST_JOBS)
+        if not self.runtime.compiles_to_disk or workers < 2:
+            return
+        jobs = [(entry, 0) for entry in self.entries]
+        if self.method == "slope":
+            pairs = list(zip(self.entries, self.copies, strict=True))
+            jobs = [(entry, factor * n) for entry, n in pairs for factor in (1, 2)]
+        compile_ahead(jobs, self.conditions, workers, progress)
 
     def latencies(self, samples: Sequence[Sequence[float]]) -> list[list[float]]:
         """Per entry, milliseconds of each run without the cost of a call.

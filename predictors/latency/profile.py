@@ -108,6 +108,7 @@ def profile(
     progress: Progress | None = None,
     time_budget_s: float | None = None,
     limits: Limits | None = None,
+    fresh: bool = False,
 ) -> LatencyTable:
     """Latency table that can ``compile(space, num_classes)``.
 
@@ -115,23 +116,28 @@ def profile(
     order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
     be, and how many seconds these take at most; 0 rounds are done while the runtime still
     compiles or loads, and the seconds are what is left of that. After ``time_budget_s`` the
-    measurement ends with what it has, and the correction says so.
+    measurement ends with what it has, and the correction says so. ``fresh`` measures everything
+    that the space asks for anew and forgets the rest; what is on disk stays until that is done.
 
     Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
     the table on disk cannot be used, UsageError where the runtime cannot be used here.
     """
     conditions = local_conditions() if conditions is None else conditions
     table = cached_table(conditions, cache_dir)
-    if table.complete(space, num_classes):
+    if fresh:
+        table = LatencyTable(conditions, {}, {}, name=table.name)
+    elif table.complete(space, num_classes):
         return table
     path = table_path(conditions, cache_dir)
     limits = limits or Limits()
     if time_budget_s is not None:
         limits = replace(limits, budget_s=time_budget_s)
     session = _Session(table, space, num_classes, path, limits)
+    if fresh:
+        session.partial.unlink(missing_ok=True)
     session.run(seed, progress)
     # another process may have written meanwhile: what is on disk stays
-    table = session.extend(cached_table(conditions, cache_dir))
+    table = session.extend(table if fresh else cached_table(conditions, cache_dir))
     table.save(path)
     session.partial.unlink(missing_ok=True)
     return table
@@ -199,6 +205,7 @@ class _Session:
             if progress is not None:
                 progress(done, total, eta_s)
 
+        self.plan.compile_ahead(preparing)
         with steady(conditions):
             bench.warm_up(preparing)
             load, clock = LoadMeter(), ClockMeter(conditions)

@@ -112,9 +112,8 @@ class LatencyTable:
 
     def expected_error(self, space: SearchSpace) -> float:
         """Mean relative error to expect of whole networks of ``space``; MissingLatencyError."""
-        if self.calibration is not None:
-            return self.calibration.error_after
-        return self.correction(space).expected_error
+        before = self.correction(space).expected_error
+        return before if self.calibration is None else self.calibration.expected_error(before)
 
     def compile(self, space: SearchSpace, num_classes: int = 1000) -> AdditiveTable:
         """Additive table that predicts milliseconds of whole networks.
@@ -132,10 +131,7 @@ class LatencyTable:
         correction = self.correction(space)
         scale, offset = correction.scale, correction.offset_ms
         if self.calibration is not None:
-            scale, offset = (
-                self.calibration.scale * scale,
-                self.calibration.offset_ms + self.calibration.scale * offset,
-            )
+            scale, offset = self.calibration.scale, self.calibration.offset_ms
         return AdditiveTable.build(
             space,
             num_classes,
@@ -148,9 +144,10 @@ class LatencyTable:
         c = self.conditions
         classes = "" if num_classes is None else f" --num-classes {num_classes}"
         threads = f" --threads {c.threads}" if c.device.kind == "cpu" else ""
+        there = f", run on {self.name}" if self.name else ""
         return (
             f"nas profile --space {space.name} --device {c.device.kind}{classes} --runtime "
-            f"{c.runtime} --precision {c.precision} --batch-size {c.batch_size}{threads}"
+            f"{c.runtime} --precision {c.precision} --batch-size {c.batch_size}{threads}{there}"
         )
 
     def with_session(

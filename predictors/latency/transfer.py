@@ -75,11 +75,11 @@ def transfer(
                 "size only."
             )
     sheet, wanted = target_sheet(target), entries(space, num_classes)
+    base = typical_correction(measured, space)
     there = _Rooflines(measured, source, wanted)
-    here = _Scaled(there, sheet, target)
+    here = _Scaled(there, sheet, target, base)
     scalar = 1.0 if sheet == source else here.scalar()
     error = transfer_error(source, sheet, target.runtime, target.precision)
-    base = typical_correction(measured, space)
     error = math.hypot(error, base.expected_error)
     new, ratios = {}, []
     for entry in wanted:
@@ -176,8 +176,10 @@ class _Rooflines:
 class _Scaled:
     """The same rooflines on another device."""
 
-    def __init__(self, there: _Rooflines, sheet: Datasheet, target: Conditions) -> None:
-        self.there, self.sheet, self.target = there, sheet, target
+    def __init__(
+        self, there: _Rooflines, sheet: Datasheet, target: Conditions, base: Correction
+    ) -> None:
+        self.there, self.sheet, self.target, self.base = there, sheet, target, base
 
     def roofline_ms(self, entry: Entry) -> float:
         demand = Demand.of_entry(entry, self.target, self.sheet)
@@ -195,17 +197,17 @@ class _Scaled:
         return _at_nearest_batch(ratios, self.target.batch_size)
 
     def _network_ms(self, anchor: Anchor) -> float:
-        """An anchor's network as this device would run it in the anchor's batch."""
-        total = 0.0
+        """An anchor's network as this device would run it in the anchor's batch, corrected."""
+        total = before = 0.0
         conditions = replace(self.target, batch_size=anchor.batch_size)
         for part in components(anchor_network(anchor.network)):
             demand = Demand.of_entry(
                 (part.spec, part.in_size), conditions, datasheet(anchor.device)
             )
-            total += self.there.bias(entry_kind(part.spec)) * demand.latency_ms(
-                self.there.constants
-            )
-        return total
+            bias = self.there.bias(entry_kind(part.spec))
+            total += bias * demand.latency_ms(self.there.constants)
+            before += bias * self.there.roofline_ms((part.spec, part.in_size))
+        return self.base.offset_ms * total / before + self.base.scale * total
 
 
 def _at_nearest_batch(ratios: Iterable[tuple[int, float]], batch_size: int) -> float:
