@@ -90,16 +90,23 @@ def fresh_architectures(space: SearchSpace, n: int, seed: int) -> list[Architect
 def fidelity(
     space: SearchSpace, n: int, classes: int, conditions: Conditions, folder: Path
 ) -> dict[str, Any]:
-    """Predictions of ``n`` networks beside two measurements of them."""
+    """Predictions of ``n`` networks beside two measurements of them.
+
+    The speed of a shared machine changes from one session to the next. The check networks of the
+    correction are measured again in every session, and what they took at the time of the profile
+    tells by which factor: figures are given as measured, and at the profile's speed.
+    """
     load, begin = LoadMeter(), time.monotonic()
     where = f"{conditions.runtime}, {space.name}"
     table = profile(space, classes, conditions, folder, progress=show(f"{where}: profile"))
     profiled = time.monotonic() - begin
     architectures = fresh_architectures(space, n, seed=2026)
     predicted = table.compile(space, classes).predict(space.encode(architectures))
+    correction, checks = table.correction(space), check_architectures(space)
+    then = {check.digest: check.measured_ms for check in correction.checks}
     passes = [
         measure_networks(
-            architectures,
+            [*checks, *architectures],
             classes,
             conditions,
             seed=seed,
@@ -108,8 +115,12 @@ def fidelity(
         )
         for seed in range(2)
     ]
-    first, second = (np.array([m.latency_ms for m in results]) for results in passes)
-    correction = table.correction(space)
+    now = [np.array([m.latency_ms for m in results]) for results in passes]
+    drifts = [
+        float(np.median([then[a.digest] / ms for a, ms in zip(checks, each, strict=False)]))
+        for each in now
+    ]
+    first, second = (each[len(checks) :] for each in now)
     sums = (predicted - correction.offset_ms) / correction.scale
     warnings = {*correction.warnings, *(w for half in passes for m in half for w in m.warnings)}
     return {
@@ -118,17 +129,19 @@ def fidelity(
         "conditions": conditions.to_dict(),
         "networks": len(architectures),
         "entries": len(table.entries),
-        "profile_seconds": round(profiled, 1),
+        "profile_seconds": round(max(profiled, correction.seconds), 1),  # it may be from the cache
         "profile_rounds": correction.rounds,
         "profile_stopped": correction.stopped,
         "expected_error": correction.expected_error,
         "scale": correction.scale,
         "offset_ms": correction.offset_ms,
         "latency_ms_range": [float(first.min()), float(first.max())],
-        "prediction": agreement(predicted, first),
-        "prediction_of_second": agreement(predicted, second),
-        "uncorrected": agreement(sums, first),
-        "repeatability": agreement(first, second),
+        "speed_since_profile": drifts,
+        "prediction": agreement(predicted, drifts[0] * first),
+        "uncorrected": agreement(sums, drifts[0] * first),
+        "repeatability": agreement(drifts[0] * first, drifts[1] * second),
+        "prediction_as_measured": agreement(predicted, first),
+        "repeatability_as_measured": agreement(first, second),
         "load_of_others": load.others(),
         "warnings": sorted(warnings),
         "predicted_ms": predicted.tolist(),
@@ -278,8 +291,13 @@ def report(result: dict[str, Any]) -> None:
             for kind, figures in both.items():
                 print(line(f"{way}, {kind}", figures))
         return
-    for kind in ("prediction", "uncorrected", "repeatability"):
-        print(line(kind, result[kind]))
+    for kind in (
+        *("prediction", "uncorrected", "repeatability"),
+        *("prediction_as_measured", "repeatability_as_measured"),
+    ):
+        print(line(kind.replace("_", " "), result[kind]))
+    drifts = ", ".join(f"{drift:.2f}" for drift in result["speed_since_profile"])
+    print(f"  speed of the sessions over the profile's: {drifts}")
     print(f"  {verdict(result)}")
     print(f"  {result['entries']} entries in {result['profile_seconds']:.0f} s")
     for warning in result["warnings"]:
