@@ -1,0 +1,217 @@
+"""One interface for all training-free proxies: a network goes in, a number or a reason comes out.
+
+A proxy is a class under ``@register_proxy``; ``proxy(name)`` finds it. Closed-form proxies read a
+network's structure, the others build it, some times over, with fresh weights.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from predictors.proxies.structure import Structure, trace
+from search_space import Architecture
+from search_space.errors import NasError, UnknownNameError
+from supernet import build
+
+
+class UndefinedProxyError(NasError):
+    """A proxy has no value for this network; the message says why."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proxy's value: the mean over repeats and their sample standard deviation.
+
+    ``spread`` is None where nothing is random. Where ``value`` is None, ``reason`` says why the
+    proxy is not defined for the network.
+    """
+
+    value: float | None
+    spread: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How proxies that run the network do it.
+
+    Args:
+        seed: of the weights and inputs of the first repeat; repeat i takes seed + i.
+        repeats: with fresh weights and inputs.
+        batch_size: images per repeat, where a proxy needs several.
+        device: where the network runs.
+        image_size: side of the square images; None means the network's own.
+    """
+
+    seed: int = 0
+    repeats: int = 5
+    batch_size: int = 16
+    device: str = "cpu"
+    image_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network that proxies may build as often as they need.
+
+    Args:
+        name: what people call it.
+        image_size: side of its square images.
+        make: a new module with freshly drawn weights.
+    """
+
+    name: str
+    image_size: int
+    make: Callable[[], nn.Module]
+
+    @classmethod
+    def of_architecture(
+        cls, architecture: Architecture, num_classes: int = 1000, name: str = ""
+    ) -> Network:
+        return cls(
+            name or architecture.digest,
+            architecture.resolution,
+            lambda: build(architecture, num_classes),
+        )
+
+    @classmethod
+    def of_timm(cls, name: str, num_classes: int = 1000) -> Network:
+        """A model that timm knows, without its weights; raises UnknownNameError."""
+        base = name.partition(".")[0]
+        if not timm.is_model(base):
+            raise UnknownNameError("timm model", name, timm.list_models())
+
+        def make() -> nn.Module:
+            return timm.create_model(base, pretrained=False, num_classes=num_classes)
+
+        with torch.device("meta"):
+            config = make().pretrained_cfg
+        return cls(name, int(config["input_size"][-1]), make)
+
+    def build(self, seed: int, device: str = "cpu") -> nn.Module:
+        """The module with the weights of ``seed``, in eval mode; global random state stays."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.make()
+        return module.eval().to(device)
+
+    def at(self, image_size: int | None) -> Network:
+        """The same network for images of another side."""
+        if image_size is None or image_size == self.image_size:
+            return self
+        return Network(self.name, image_size, self.make)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Layers, longest path and counts; nothing is computed and no weights are made."""
+        with torch.device("meta"):
+            module = self.make().eval()
+        return trace(module, (1, 3, self.image_size, self.image_size))
+
+
+class Proxy(ABC):
+    """A number that promises something about accuracy without training.
+
+    Class attributes:
+        name: on the command line and in reports.
+        summary: what it is, with its source.
+        applies: what it does on layer norms, attention and gates.
+        larger_is_better: the direction in which accuracy is expected to grow.
+        closed_form: whether structure alone decides it.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    applies: ClassVar[str]
+    larger_is_better: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
+        """Value of ``network``; never NaN."""
+
+
+class ClosedFormProxy(Proxy):
+    """A proxy of structure alone; nothing about it is random."""
+
+    closed_form = True
+
+    @abstractmethod
+    def value(self, structure: Structure) -> float:
+        """The number; raises UndefinedProxyError."""
+
+    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
+        settings = settings or ScoreSettings()
+        return _score(lambda: [self.value(network.at(settings.image_size).structure)])
+
+
+class SampledProxy(Proxy):
+    """A proxy of freshly drawn weights and inputs, averaged over repeats."""
+
+    @abstractmethod
+    def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
+        """Value for one draw of weights and ``images`` ``(batch, 3, side, side)``, N(0, 1).
+
+        ``generator`` lies on the CPU. Raises UndefinedProxyError.
+        """
+
+    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
+        settings = settings or ScoreSettings()
+        network = network.at(settings.image_size)
+        side = network.image_size
+
+        def values() -> list[float]:
+            result = []
+            for repeat in range(settings.repeats):
+                generator = torch.Generator().manual_seed(settings.seed + repeat)
+                images = torch.randn(settings.batch_size, 3, side, side, generator=generator)
+                module = network.build(settings.seed + repeat, settings.device)
+                result.append(self.sample(module, images.to(settings.device), generator))
+            return result
+
+        return _score(values)
+
+
+def _score(values: Callable[[], Sequence[float]]) -> Score:
+    """Mean and spread of values, or why there are none."""
+    try:
+        found = values()
+    except UndefinedProxyError as error:
+        return Score(None, reason=str(error))
+    if not all(map(math.isfinite, found)):
+        return Score(None, reason="a repeat gave a number that is not finite")
+    spread = statistics.stdev(found) if len(found) > 1 else None
+    return Score(statistics.fmean(found), spread)
+
+
+_PROXIES: dict[str, type[Proxy]] = {}
+
+
+def register_proxy(cls: type[Proxy]) -> type[Proxy]:
+    """Make a proxy known under its name, which must be new."""
+    if cls.name in _PROXIES:
+        raise ValueError(f"a proxy named {cls.name!r} is registered already")
+    _PROXIES[cls.name] = cls
+    return cls
+
+
+def proxy_names() -> list[str]:
+    """Names of all proxies, closed forms first."""
+    return sorted(_PROXIES, key=lambda name: (not _PROXIES[name].closed_form, name))
+
+
+def proxy(name: str) -> Proxy:
+    """The proxy ``name``; raises UnknownNameError naming the nearest."""
+    if name not in _PROXIES:
+        raise UnknownNameError("proxy", name, _PROXIES)
+    return _PROXIES[name]()
