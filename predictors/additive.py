@@ -11,7 +11,7 @@ is the largest of its components' instead of their sum; everything else about it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +29,27 @@ Entry = tuple[ModuleSpec, int]
 """What a component's cost depends on: its spec and the side of its input."""
 
 _CHUNK = 8192  # rows whose genes stay in the second-level cache while their columns are read
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A quantity where resolution and widths are fixed: only blocks are left to choose.
+
+    Args:
+        constants: what each stage has without its blocks, shape (stages,).
+        blocks: per stage, shape (positions, choices).
+        combine: as in AdditiveTable.
+    """
+
+    constants: Values
+    blocks: tuple[Values, ...]
+    combine: Literal["sum", "max"] = "sum"
+
+    def scaled(self, factors: npt.ArrayLike) -> Slice:
+        """Each stage times its factor, shape (stages,) or a number."""
+        factors = np.broadcast_to(np.asarray(factors, dtype=np.float64), self.constants.shape)
+        blocks = tuple(f * block for f, block in zip(factors, self.blocks, strict=True))
+        return Slice(factors * self.constants, blocks, self.combine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,20 +138,54 @@ class AdditiveTable:
             flat.append(padded.transpose(1, 0, 2, 3).reshape(block.shape[1], -1).copy())
         return tuple(flat)
 
+    def stage_sums(self, genes: Genes) -> Values:
+        """Uncorrected values of each stage, shape (n, genes) to (n, stages).
+
+        The first stage's has the stem's in it, the others' that of the downsampling before them,
+        the last one's the head's.
+        """
+        result = np.empty((len(genes), NUM_STAGES), dtype=np.float64)
+        for start in range(0, len(genes), _CHUNK):
+            rows = np.asarray(genes[start : start + _CHUNK])
+            result[start : start + _CHUNK] = np.stack(self._by_stage(rows), axis=1)
+        return result
+
     def _sums(self, genes: Genes) -> Values:
+        return self._join.reduce(self._by_stage(genes))
+
+    @property
+    def _join(self) -> np.ufunc:
+        return np.add if self.combine == "sum" else np.maximum
+
+    def _by_stage(self, genes: Genes) -> list[Values]:
         columns = np.ascontiguousarray(genes.T)
         resolution = columns[0]
         widths = [columns[column] for column in self.space.width_columns]
-        add = np.add if self.combine == "sum" else np.maximum
-        total = add(self.stem[resolution, widths[0]], self.head[resolution, widths[-1]])
+        join = self._join
+        stages = [self.stem[resolution, widths[0]]]
         for before, after, values in zip(widths, widths[1:], self.downsamples, strict=False):
-            add(total, values[resolution, before, after], out=total)
+            stages.append(values[resolution, before, after])
+        join(stages[-1], self.head[resolution, widths[-1]], out=stages[-1])
         for i, (block, flat) in enumerate(zip(self.blocks, self._flat_blocks, strict=True)):
             _, _, num_widths, num_choices = block.shape
             base = (resolution * num_widths + widths[i]) * (num_choices + 1) + 1
             for row, choice in zip(flat, columns[self.space.block_columns(i)], strict=True):
-                add(total, row.take(base + choice), out=total)
-        return total
+                join(stages[i], row.take(base + choice), out=stages[i])
+        return stages
+
+    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
+        """The table where the indices of resolution and widths are fixed, correction included."""
+        constants = [self.stem[resolution, widths[0]]]
+        for values, (before, after) in zip(self.downsamples, pairwise(widths), strict=True):
+            constants.append(values[resolution, before, after])
+        blocks = tuple(
+            self.scale * block[resolution, :, width]
+            for block, width in zip(self.blocks, widths, strict=True)
+        )
+        result = self.scale * np.array(constants)
+        last = self._join(constants[-1], self.head[resolution, widths[-1]])
+        result[-1] = self.offset + self.scale * last
+        return Slice(result, blocks, self.combine)
 
     # Explanation ------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ _aten = torch.ops.aten
 _LAYERS = {_aten.linear, _aten.conv1d, _aten.conv2d, _aten.convolution}
 _PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm}
 _ATTENTION = _aten.scaled_dot_product_attention
+_NORMS = {_aten.native_layer_norm, _aten.native_group_norm}
+_NORM_MACS = 5  # per element, as fvcore has it
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Layer:
 class Structure:
     """Layers in the order of their calls, the longest path to the output, and counts.
 
-    ``macs`` and ``activations`` are those of linear layers, convolutions and matrix products for
-    one image, as fvcore counts them; ``num_params`` are all parameters of the module.
+    ``macs`` and ``activations`` are for one image, as fvcore counts them (layer and group norms
+    as 5 MACs per element); ``num_params`` are all parameters of the module.
     """
 
     layers: tuple[Layer, ...]
@@ -95,7 +97,7 @@ class _Recorder(TorchDispatchMode):
         self._paths = {_storage(x): Path()}
 
     def longest(self, tree: Any) -> Path:
-        """Longest of the paths to the tensors of ``tree``; empty where none depends on the input."""
+        """Longest of the paths to the tensors of ``tree``; empty where the input leads to none."""
         paths = [self._paths[_storage(x)] for x in _tensors(tree) if _storage(x) in self._paths]
         return max(paths, key=lambda path: path.entropy, default=Path())
 
@@ -124,6 +126,8 @@ class _Recorder(TorchDispatchMode):
             path = self._extended(path, args[1], result)
         elif packet in _PRODUCTS:
             self._count(result.numel(), args[-2].shape[-1])
+        elif packet in _NORMS:
+            self.macs += _NORM_MACS * read[0].numel()
         elif packet is _ATTENTION:
             query, key = args[0].shape, args[1].shape
             self._count(math.prod(query[:-1]) * key[-2], query[-1])

@@ -1,0 +1,60 @@
+"""The default score for searches without data: compute, activations and depth in one number.
+
+Inside a band of MACs size says nothing about the accuracy of published networks, and depth over
+width, ρ, says more than any other closed form; over all sizes compute and activations do. The
+score is the mean of the three logarithms, each standardised over 55 networks whose ImageNet
+accuracy is known. Nothing else was fitted: which three to take, with equal weights, was chosen
+with each family of networks left out in turn (``benchmarks/proxy_fidelity.py``).
+
+More depth is better as far as it was seen: a ρ above the largest of the 55 counts as that one, so
+that a search gains nothing from networks that are deeper and narrower than any that was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from predictors.proxies.base import ClosedFormProxy, register_proxy
+from predictors.proxies.deepmad import DeepMAD, effectiveness_of_ends, stage_ends
+from predictors.proxies.structure import Structure
+
+Values = npt.NDArray[np.float64]
+
+# Mean and standard deviation of the logarithm over the 55 networks at 224 px, and the largest ρ.
+REFERENCE = {
+    "macs": (22.32327, 1.10651),
+    "activations": (16.65047, 0.81236),
+    "effectiveness": (-1.25434, 0.72552),
+}
+LARGEST_EFFECTIVENESS = 1.31608
+
+
+def combined_score(macs: Values, activations: Values, effectiveness: Values) -> Values:
+    """Mean of the three standardised logarithms; arrays of one shape, counts for one image."""
+    measures: Sequence[tuple[str, Values]] = (
+        ("macs", macs),
+        ("activations", activations),
+        ("effectiveness", np.minimum(effectiveness, LARGEST_EFFECTIVENESS)),
+    )
+    total = np.zeros(np.shape(macs))
+    for name, values in measures:
+        mean, deviation = REFERENCE[name]
+        total += (np.log(values) - mean) / deviation
+    return total / len(measures)
+
+
+@register_proxy
+class Combined(ClosedFormProxy):
+    """Mean of standardised log MACs, log activations and log ρ."""
+
+    name = "combined"
+    summary = "compute, activations and depth over width; the default for searches without data"
+    applies = DeepMAD.applies
+
+    def value(self, structure: Structure) -> float:
+        rho = effectiveness_of_ends(stage_ends(structure))
+        macs, activations = float(structure.macs), float(structure.activations)
+        return float(combined_score(np.array(macs), np.array(activations), np.array(rho)))

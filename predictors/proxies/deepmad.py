@@ -1,0 +1,148 @@
+"""DeepMAD: the entropy of a structure, and the effectiveness that bounds its depth.
+
+Shen et al., DeepMAD: Mathematical Architecture Design for Deep Convolutional Neural Network,
+2023. With ``w_l`` the width ``c_in · k² / groups`` of layer l, c_i and r_i the channels and the
+feature maps' side at the end of stage i, and sums from the image to there,
+
+    H_i = log(c_i · r_i²) · Σ_l ½·log w_l        score = Σ_i α_i · H_i
+    ρ_i = L_i / (Π_l w_l)^(1 / L_i)              ρ = max_i ρ_i
+
+α is 8 for the last stage and 1 for the others. Deep and narrow networks have a large entropy but
+also a large ρ, at which information no longer passes; the paper bounds ρ by 0.3 to 0.5.
+
+The paper speaks of chains of convolutions. In any other network the layers that count are those
+on the longest path (``structure``), and a stage is what shares a number of positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from predictors.proxies.base import ClosedFormProxy, UndefinedProxyError, register_proxy
+from predictors.proxies.structure import Structure
+
+LAST_WEIGHT = 8.0
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One layer of a plain chain.
+
+    Args:
+        in_channels, out_channels: of the layer.
+        stage: which stage it belongs to, counted from 0, never falling along the chain.
+        size: side of its output's feature map.
+        kernel: side of its kernel.
+        groups: of its channels.
+    """
+
+    in_channels: int
+    out_channels: int
+    stage: int
+    size: int
+    kernel: int = 1
+    groups: int = 1
+
+    @property
+    def width(self) -> float:
+        return self.in_channels * self.kernel**2 / self.groups
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """What the formulas need of a stage; sums are over all layers from the image to its end.
+
+    Args:
+        channels, positions: of the feature map there.
+        entropy: Σ ½·log w.
+        layers: number of layers.
+    """
+
+    channels: int
+    positions: int
+    entropy: float
+    layers: int
+
+
+def deepmad_score(layers: Sequence[Convolution]) -> float:
+    """Σ α_i H_i of a plain chain of convolutions, without any penalty on depths."""
+    return score_of_ends(_ends_of_chain(layers))
+
+
+def effectiveness(layers: Sequence[Convolution]) -> float:
+    """ρ of a plain chain of convolutions: the largest over its stages."""
+    return effectiveness_of_ends(_ends_of_chain(layers))
+
+
+def score_of_ends(ends: Sequence[StageEnd]) -> float:
+    """Σ α_i H_i from what is known of the stages' ends."""
+    weights = [1.0] * (len(ends) - 1) + [LAST_WEIGHT]
+    return sum(
+        weight * math.log(end.channels * end.positions) * end.entropy
+        for weight, end in zip(weights, ends, strict=True)
+    )
+
+
+def effectiveness_of_ends(ends: Sequence[StageEnd]) -> float:
+    """Largest ρ_i; (Π w)^(1/L) is the exponential of the mean log width."""
+    return max(end.layers / math.exp(2 * end.entropy / end.layers) for end in ends if end.layers)
+
+
+def stage_ends(structure: Structure) -> list[StageEnd]:
+    """Ends of the stages of any network: the longest path at each number of positions.
+
+    Raises UndefinedProxyError for a network without linear layers and convolutions.
+    """
+    ends: dict[int, StageEnd] = {}
+    for layer in structure.layers:
+        known = ends.get(layer.positions)
+        if known is None or layer.path.entropy >= known.entropy:
+            ends[layer.positions] = StageEnd(
+                layer.channels, layer.positions, layer.path.entropy, layer.path.layers
+            )
+    if not ends:
+        raise UndefinedProxyError("the network has no linear layer or convolution on feature maps")
+    return [ends[positions] for positions in sorted(ends, reverse=True)]
+
+
+def _ends_of_chain(layers: Sequence[Convolution]) -> list[StageEnd]:
+    ends: dict[int, StageEnd] = {}
+    entropy = 0.0
+    for number, layer in enumerate(layers, 1):
+        if ends and layer.stage < max(ends):
+            raise ValueError(f"layer {number} goes back to stage {layer.stage}: stages never fall")
+        entropy += 0.5 * math.log(layer.width)
+        ends[layer.stage] = StageEnd(layer.out_channels, layer.size**2, entropy, number)
+    if not ends:
+        raise ValueError("a chain needs at least one layer")
+    return list(ends.values())
+
+
+@register_proxy
+class DeepMAD(ClosedFormProxy):
+    """Σ α_i H_i over the longest path."""
+
+    name = "deepmad"
+    summary = "entropy of the longest path, weighted by stage (Shen et al. 2023)"
+    applies = (
+        "norms and activations do not count; attention counts as its two projections; of gated "
+        "branches only the longest counts"
+    )
+
+    def value(self, structure: Structure) -> float:
+        return score_of_ends(stage_ends(structure))
+
+
+@register_proxy
+class Effectiveness(ClosedFormProxy):
+    """ρ over the longest path: depth over mean width."""
+
+    name = "effectiveness"
+    summary = "ρ, depth over mean width on the longest path (Shen et al. 2023)"
+    applies = DeepMAD.applies
+    larger_is_better = True
+
+    def value(self, structure: Structure) -> float:
+        return effectiveness_of_ends(stage_ends(structure))

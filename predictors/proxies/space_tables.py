@@ -1,0 +1,127 @@
+"""Closed-form proxies of a whole space: additive tables, and what is made from their stage sums.
+
+The longest path through a chain of components is the sum of those through each, so entropy and
+layers are additive tables. DeepMAD's score and ρ, and the default score, are functions of those
+tables' sums up to each stage, and so as fast as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from predictors.additive import AdditiveTable, Slice
+from predictors.proxies.deepmad import LAST_WEIGHT, StageEnd
+from predictors.proxies.structure import Path, trace
+from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
+from search_space.architecture import NUM_STAGES, feature_sizes
+from supernet.mixers import build_mixer
+from supernet.modules import Mlp, build_module
+
+Values = npt.NDArray[np.float64]
+_WEIGHTS = np.array([1.0] * (NUM_STAGES - 1) + [LAST_WEIGHT])
+_SIDE = 8  # any map that is larger than one position gives the same paths
+
+
+def component_path(spec: ModuleSpec) -> Path:
+    """Longest path through one component; empty for the head, whose classifier never counts."""
+    options = spec.as_dict()
+    if spec.kind == "head":
+        return Path()
+    if spec.kind == "stem":
+        side = 2 * int(options["kernel"])
+        return _path(spec, (1, 3, side, side))
+    if spec.kind == "downsample":
+        return _path(spec, (1, _SIDE, _SIDE, options["dim"]))
+    params = tuple((k, v) for k, v in options["params"] if k != "shifted")
+    mixer = _mixer_path(options["mixer"], options["dim"], params)
+    rest = _mlp_path(options["dim"], options["hidden"])
+    return Path(mixer.entropy + rest.entropy, mixer.layers + rest.layers)
+
+
+@lru_cache(maxsize=8192)
+def _mixer_path(name: str, dim: int, params: tuple[tuple[str, Any], ...]) -> Path:
+    with torch.device("meta"):
+        module = build_mixer(name, dim, **dict(params)).eval()
+    return trace(module, (1, _SIDE, _SIDE, dim)).path
+
+
+@lru_cache(maxsize=8192)
+def _mlp_path(dim: int, hidden: int) -> Path:
+    with torch.device("meta"):
+        module = Mlp(dim, hidden)
+    return trace(module, (1, _SIDE, _SIDE, dim)).path
+
+
+def _path(spec: ModuleSpec, shape: tuple[int, ...]) -> Path:
+    with torch.device("meta"):
+        module = build_module(spec).eval()
+    return trace(module, shape).path
+
+
+def architecture_ends(architecture: Architecture) -> list[StageEnd]:
+    """What the closed forms need of an architecture's stages, without building the network."""
+    sizes = feature_sizes(architecture.macro, architecture.resolution)
+    ends: list[StageEnd] = []
+    entropy, layers = 0.0, 0
+    for component in components(architecture):
+        stage = len(ends)
+        if component.spec.kind in ("downsample", "head"):  # the stage before has ended
+            ends.append(StageEnd(architecture.widths[stage], sizes[stage] ** 2, entropy, layers))
+        path = component_path(component.spec)
+        entropy, layers = entropy + path.entropy, layers + path.layers
+    return ends
+
+
+@dataclass(frozen=True, eq=False)
+class PathTables:
+    """Half log widths (``entropy``) and number (``layers``) of the longest path's layers.
+
+    Sums over stages are those of the components; ``log_maps``, shape (R, W) per stage, is
+    ``log(c · r²)`` at the stage's end.
+    """
+
+    space: SearchSpace
+    entropy: AdditiveTable
+    layers: AdditiveTable
+    log_maps: tuple[Values, ...]
+
+    @classmethod
+    def build(cls, space: SearchSpace) -> PathTables:
+        def table(value: Callable[[Path], float]) -> AdditiveTable:
+            return AdditiveTable.build(space, 0, lambda spec, size: value(component_path(spec)))
+
+        sizes = np.array([feature_sizes(space.macro, side) for side in space.resolutions])
+        maps = tuple(
+            np.log(np.multiply.outer(sizes[:, i].astype(np.float64) ** 2, stage.widths))
+            for i, stage in enumerate(space.stages)
+        )
+        return cls(space, table(lambda path: path.entropy), table(lambda path: path.layers), maps)
+
+    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
+        """DeepMAD's score where resolution and widths are fixed: it then adds up over blocks."""
+        logs = [maps[resolution, width] for maps, width in zip(self.log_maps, widths, strict=True)]
+        # a layer counts at the end of its own stage and of all later ones
+        factors = np.cumsum((_WEIGHTS * logs)[::-1])[::-1]
+        return self.entropy.at(resolution, widths).scaled(factors)
+
+    def score(self, genes: Genes) -> Values:
+        """DeepMAD's score of rows, shape (n, genes) to (n,)."""
+        entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
+        total = np.zeros(len(genes))
+        for i, (column, weight) in enumerate(zip(self.space.width_columns, _WEIGHTS, strict=True)):
+            total += weight * self.log_maps[i][genes[:, 0], genes[:, column]] * entropy[:, i]
+        return total
+
+    def effectiveness(self, genes: Genes) -> Values:
+        """ρ of rows, shape (n, genes) to (n,)."""
+        entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
+        layers = self.layers.stage_sums(genes).cumsum(axis=1)
+        result: Values = (layers * np.exp(-2 * entropy / layers)).max(axis=1)
+        return result
