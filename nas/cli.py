@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli_devices import calibrate, devices, profile
+from nas.cli_scale import scale, seed
 from nas.options import (
     conditions_given,
     console,
@@ -75,8 +76,20 @@ def cli() -> None:
 @option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
 @option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
 @option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
+@option("--num-classes", type=click.IntRange(1), help="Classes, without --data (default 1000).")
+@option(
+    "--score",
+    type=click.Choice(["combined", "deepmad"]),
+    help="What to maximise without --data (default combined).",
+)
+@option("--max-effectiveness", type=float, help="Largest ρ with --score deepmad (default 0.5).")
+@option("--rerank", type=click.IntRange(0), help="Order so many by κ and L^E, without --data.")
 def search(**options: Any) -> None:
-    """Find, re-measure, fine-tune and export the network for a budget."""
+    """Find, re-measure, fine-tune and export the network for a budget.
+
+    Without --data nothing is trained: networks are found by a score of their structure, in
+    seconds, and exported untrained.
+    """
     from nas.pipeline import run_search
     from nas.printing import print_result
     from nas.reporting import summary
@@ -97,9 +110,12 @@ def search(**options: Any) -> None:
 
 @cli.command()
 @run_options
+@option("--architecture", metavar="NAME|FILE", help="Train and export this one network instead.")
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
     from nas.pipeline import run_training
+    from nas.printing import print_result
+    from nas.reporting import summary
 
     config, path = _resolve(options, with_budget=False)
     if options["dry_run"]:
@@ -109,6 +125,12 @@ def train(**options: Any) -> None:
         data = run_training(
             config, path, resume=options["resume"], command=_command(), console=screen
         )
+    if config.architecture is not None:
+        if options["as_json"]:
+            print_json(summary(data, path))
+        else:
+            print_result(data, path)
+        return
     last = data.training[-1]
     if options["as_json"]:
         print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
@@ -224,8 +246,13 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             "image_column",
             "label_column",
             "supernet",
+            "num_classes",
         )
     }
+    if options.get("architecture") is not None:
+        from search_space import load_architecture
+
+        given["architecture"] = load_architecture(options["architecture"]).to_dict()
     given |= {
         "train.epochs": options.get("epochs"),
         "train.batch_size": options.get("train_batch_size"),
@@ -233,6 +260,9 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "search.evaluations": options.get("evaluations"),
         "search.population": options.get("population"),
         "search.finalists": options.get("finalists"),
+        "search.score": options.get("score"),
+        "search.max_effectiveness": options.get("max_effectiveness"),
+        "search.rerank": options.get("rerank"),
         "finetune.epochs": options.get("finetune_epochs"),
         **{
             f"latency.{key}": options.get(key)
@@ -267,8 +297,12 @@ def _maxima(texts: Sequence[str]) -> dict[str, str]:
 
 def _default_name(config: RunConfig) -> str:
     space = config.space if isinstance(config.space, str) else config.space["name"]
-    source = Path(config.data.rstrip("/")).name
-    parts = [source, *([space] if space != source else [])]
+    source = "" if config.data is None else Path(config.data.rstrip("/")).name
+    if config.architecture is not None:
+        from search_space import Architecture
+
+        return f"{source}-{Architecture.from_dict(config.architecture).digest}"
+    parts = [*([source] if source else []), *([space] if space != source else [])]
     budget = config.target_latency or config.target_throughput
     parts += ["supernet"] if budget is None else [config.device, budget]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
@@ -295,7 +329,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
 
 
-for command in (profile, devices, calibrate):
+for command in (profile, devices, calibrate, scale, seed):
     cli.add_command(command)
 
 

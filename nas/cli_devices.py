@@ -85,9 +85,11 @@ def _profile(
         correction = table.correction(chosen)
         for warning in correction.warnings:
             screen.warn(warning)
-    if name is not None and table.name != name:
-        table = replace(table, name=name)
-        table.save(path)
+        if name is not None and table.name != name:
+            if table.name:
+                screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
+            table = replace(table, name=name)
+            table.save(path)
     if as_json:
         print_json(
             {

@@ -31,8 +31,6 @@ MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
 
 _QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
 
-_QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
-
 # What may change when a run is continued: nothing that decides its result.
 MAY_DIFFER = frozenset({"workers"})
 
@@ -58,29 +56,38 @@ class LatencyConfig(_Model):
 
 
 class SearchConfig(_Model):
-    """How long the search is, and what it minimises beside the latency.
+    """How long the search is, and what it looks for beside the latency.
 
-    evaluations: architectures evaluated in all. population: of the evolution. finalists: front
-    members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few
-    images do not tell apart.
+    With images: evaluations: architectures evaluated in all. population: of the evolution.
+    finalists: front members that are fine-tuned. objective: validation ``loss``, or ``accuracy``,
+    which few images do not tell apart.
+
+    Without: score: the closed-form score to maximise. max_effectiveness: largest ρ where the score
+    is DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
+    networks.
     """
 
     evaluations: int = Field(default=400, ge=1)
     population: int = Field(default=24, ge=4)
     finalists: int = Field(default=3, ge=1)
     objective: Literal["loss", "accuracy"] = "loss"
+    score: Literal["combined", "deepmad"] = "combined"
+    max_effectiveness: float = Field(default=0.5, gt=0)
+    rerank: int = Field(default=0, ge=0)
 
 
 class RunConfig(_Model):
     """Everything that decides a run.
 
+    Without ``data`` nothing is trained, and networks of ``num_classes`` are searched by a score.
     ``target_latency`` and ``target_throughput`` are text with a unit (one of them is there,
     except where just a supernet is trained), ``max`` has further upper limits by the names in
     ``MAXIMA``. ``space`` is a preset's name or a whole space. ``supernet`` names another run
-    whose trained supernet is used instead of training one.
+    whose trained supernet is used instead of training one. ``architecture`` is the plain form of
+    the one network to train instead of searching.
     """
 
-    data: str
+    data: str | None = None
     space: str | dict[str, Any]
     device: str = "cpu"
     target_latency: str | None
@@ -91,6 +98,8 @@ class RunConfig(_Model):
     image_column: str = "image"
     label_column: str = "label"
     supernet: str | None = None
+    architecture: dict[str, Any] | None = None
+    num_classes: int = Field(default=1000, ge=1)
     workers: int = Field(default=0, ge=0)
     latency: LatencyConfig = LatencyConfig()
     train: TrainConfig = TrainConfig()
@@ -152,7 +161,10 @@ def resolve(
         data.setdefault("target_latency", None)
     elif data.get("target_latency") is None:
         data.pop("target_latency", None)  # so that it is reported as missing
-    if data.get("data") == "digits":
+    if data.get("data") is None:
+        _check_without_data(data, with_budget)
+        data.setdefault("space", "tiny")
+    elif data["data"] == "digits" or data.get("architecture") is not None:
         data.setdefault("space", "digits")
     if isinstance(data.get("space"), str):
         space = load_space(data["space"])
@@ -183,6 +195,16 @@ def resolve(
     except NasError as error:  # a rule of a training, a quantity
         raise UsageError(str(error.located(file) if file else error)) from None
     return config
+
+
+def _check_without_data(data: Mapping[str, Any], with_budget: bool) -> None:
+    """Raises UsageError for what needs images."""
+    if not with_budget:
+        raise UsageError("'data' is missing; give --data, or set it in a --config file.")
+    if data.get("supernet") is not None:
+        raise UsageError(
+            f"--supernet {data['supernet']} needs the images that judge its subnets; give --data."
+        )
 
 
 # The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nas.config import RunConfig
 from nas.console import Console
-from nas.finishing import preprocessing
-from nas.pipeline import CHECKPOINTS, FINETUNE
+from nas.finishing import export_untrained, preprocessing
+from nas.trained_search import CHECKPOINTS, FINETUNE
 from results.export import VERIFIED, ModelCard, export_network
 from results.files import read_json
 from results.journal import Evaluation, read_journal
@@ -39,6 +39,8 @@ def export_from_run(
         raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
     evaluation = _find(run, digest)
     config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
+    if config.data is None:
+        return _export_untrained(run, config, evaluation, output, console)
     space = config.search_space()
     data = open_data(
         config.data,
@@ -84,6 +86,16 @@ def export_from_run(
             ),
             reference=None if digest is None else lambda x: supernet(x, architecture),
         )
+
+
+def _export_untrained(
+    run: Path, config: RunConfig, evaluation: Evaluation, output: Path | None, console: Console
+) -> list[Export]:
+    """Export a network of a search without images, with random weights."""
+    architecture = Architecture.from_dict(evaluation.architecture)
+    directory = run / EXPORT / architecture.digest if output is None else output.resolve()
+    with console.phase(f"exporting {architecture.digest}"):
+        return export_untrained(evaluation, directory, config.num_classes, config.seed)
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nas.config import RunConfig
 from nas.measuring import Measured
 from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
 from results.export import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
-from results.report_data import Chosen
+from results.report_data import Chosen, Export
 from search_space import Architecture
 from search_space.units import format_count, format_latency
-from supernet import Backbone, Supernet
+from supernet import Backbone, Supernet, build
 from supernet.data import ImageData, eval_batches
 from supernet.training import evaluate, finetune
 
@@ -115,3 +117,35 @@ def export_chosen(
 def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
     """What images go through before a network trained on ``data``."""
     return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
+
+
+def export_untrained(
+    evaluation: Evaluation,
+    folder: Path,
+    num_classes: int,
+    seed: int,
+    latency: str | None = None,
+) -> list[Export]:
+    """Export a scored architecture with the random weights of ``seed``, in every format.
+
+    ``latency`` is the model card's text on it, by default the prediction.
+    """
+    architecture = Architecture.from_dict(evaluation.architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(architecture, num_classes)
+    metrics = evaluation.metrics
+    return export_network(
+        network,
+        folder,
+        preprocessing=Preprocessing(resolution=architecture.resolution),
+        card=ModelCard(
+            title=f"Untrained network {architecture.digest}",
+            metrics={
+                "parameters": format_count(metrics["num_params"]),
+                "MACs": format_count(metrics["macs"]),
+                "latency": latency or f"{format_latency(metrics['latency_ms'])}, predicted",
+                "score (not an accuracy)": f"{metrics['score']:.4g}",
+            },
+        ),
+    )

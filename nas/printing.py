@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from results.report_data import ReportData
+from results.report_data import FrontMember, ReportData
 from search_space.units import format_count, format_latency
 
 
 def print_result(data: ReportData, path: Path) -> None:
     """The front, the chosen network and where its files are."""
     chosen = data.chosen
-    click.echo(
-        f"\n{'digest':12}  {'accuracy':>8}  {'loss':>6}  {'predicted':>10}  {'measured':>10}  "
-        f"{'params':>9}"
-    )
+    columns = [
+        (name, form)
+        for name, form in _COLUMNS.items()
+        if any(_shown(member, name) is not None for member in data.front)
+    ]
+    if columns:
+        click.echo(f"\n{'digest':12}" + "".join(f"  {name:>10}" for name, _ in columns))
     for member in data.front:
         mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
-        predicted, measured = member.predicted, member.measured
-        click.echo(
-            f"{member.digest:12}  {predicted['accuracy']:8.2%}  {predicted['loss']:6.3f}  "
-            f"{format_latency(predicted['latency_ms'] or 0):>10}  "
-            f"{format_latency(measured['latency_ms'] or 0) if measured else '–':>10}  "
-            f"{format_count(predicted['num_params'] or 0):>9}{mark}"
-        )
+        cells = [(_shown(member, name), form) for name, form in columns]
+        texts = ("–" if value is None else form(value) for value, form in cells)
+        click.echo(f"{member.digest:12}" + "".join(f"  {text:>10}" for text in texts) + mark)
     if chosen is not None:
-        latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)} predicted"
+        facts = []
         if chosen.measured:
-            latency = f"{format_latency(chosen.measured['latency_ms'] or 0)} measured"
-        click.echo(
-            f"\nchosen {chosen.digest}: {latency}, test accuracy "
-            f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
-        )
+            facts.append(f"{format_latency(chosen.measured['latency_ms'] or 0)} measured")
+        elif chosen.predicted.get("latency_ms") is not None:
+            facts.append(f"{format_latency(chosen.predicted['latency_ms'] or 0)} predicted")
+        if chosen.test_accuracy is not None:
+            facts.append(f"test accuracy {chosen.test_accuracy:.2%}")
+        if chosen.test_accuracy_before is not None:
+            facts[-1] += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
+        if chosen.predicted.get("score") is not None:
+            facts.append(f"score {chosen.predicted['score']:.4g}, untrained")
+        click.echo(f"\nchosen {chosen.digest}: {', '.join(facts)}")
         for item in chosen.exports:
             click.echo(f"  {item.path}")
     click.echo(f"report: {path / 'report.html'}")
+
+
+_COLUMNS: dict[str, Callable[[float], str]] = {
+    "accuracy": "{:.2%}".format,
+    "loss": "{:.3f}".format,
+    "score": "{:.4g}".format,
+    "predicted": format_latency,
+    "measured": format_latency,
+    "params": format_count,
+}
+
+
+def _shown(member: FrontMember, column: str) -> float | None:
+    match column:
+        case "predicted":
+            return member.predicted.get("latency_ms")
+        case "measured":
+            return member.measured.get("latency_ms")
+        case "params":
+            return member.predicted.get("num_params")
+    return member.predicted.get(column)
 
 
 def print_network(described: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ def assemble(
         created=manifest["created"],
         targets=limits,
         summary={
-            "data": config.data,
+            "data": config.data or "none: networks are judged by a score, untrained",
             "space": f"{space.name}, {space.size:.2g} architectures",
             "device": str(table.conditions),
         },
@@ -117,7 +117,7 @@ def _measured(found: Findings, digest: str) -> Mapping[str, float]:
 
 
 def _over(metrics: Mapping[str, float], maxima: Mapping[str, float]) -> str:
-    over = [name for name, limit in maxima.items() if metrics[name] > limit]
+    over = [name for name, limit in maxima.items() if metrics.get(name, 0.0) > limit]
     return f"over the limit of {', '.join(over)}" if over else ""
 
 
@@ -157,9 +157,9 @@ def latency_check(
     )
 
 
-def curves(run: Path) -> tuple[Epoch, ...]:
-    """Training curves of a run's supernet, empty where it trained none."""
-    file = run / SUPERNET / METRICS
+def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
+    """Training curves of a run's supernet, or of what else ``folder`` keeps; empty for none."""
+    file = run / folder / METRICS
     if not file.exists():
         return ()
     rows = [json.loads(line) for line in file.read_text().splitlines()]

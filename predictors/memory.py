@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from predictors.additive import AdditiveTable
 from predictors.counts import meta_module
+from predictors.latency.measure import DTYPES
 from search_space import Architecture, ModuleSpec, SearchSpace, components
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+from search_space.components import input_shape
 
 
 class _Ledger(TorchDispatchMode):
@@ -63,10 +63,7 @@ class _Ledger(TorchDispatchMode):
 def peak_elements(spec: ModuleSpec, in_size: int) -> int:
     """Elements alive at once while one component runs on one image, its input included."""
     module = meta_module(spec)[0].eval()
-    shape = (1, in_size, in_size, spec.as_dict()["dim"])
-    if spec.kind == "stem":
-        shape = (1, 3, in_size, in_size)
-    images = torch.empty(shape, device="meta")
+    images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
     with torch.inference_mode(), ledger:
         ledger.hold(images)
@@ -78,7 +75,7 @@ def peak_memory(
     space: SearchSpace, num_classes: int = 1000, *, batch_size: int = 1, precision: str = "fp32"
 ) -> AdditiveTable:
     """Table of the peak of live activations in bytes, of a batch of ``batch_size`` images."""
-    size = batch_size * BYTES[precision]
+    size = batch_size * DTYPES[precision].itemsize
     return AdditiveTable.build(
         space,
         num_classes,
@@ -97,4 +94,4 @@ def peak_memory_of(
     """Peak of live activations of any architecture, in bytes."""
     chain = components(architecture, num_classes)
     peak = max(peak_elements(part.spec, part.in_size) for part in chain)
-    return batch_size * BYTES[precision] * peak
+    return batch_size * DTYPES[precision].itemsize * peak

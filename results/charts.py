@@ -19,12 +19,18 @@ METRIC_TITLES = {
     "activations": "activations",
     "memory_bytes": "peak memory",
     "accuracy": "accuracy",
+    "score": "score",
 }
 
 
 def metric_title(name: str) -> str:
     """How a metric is called on an axis or in a table."""
     return METRIC_TITLES.get(name, name.replace("_", " "))
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def format_metric(name: str, value: float | None) -> str:
@@ -42,7 +48,14 @@ def format_metric(name: str, value: float | None) -> str:
         return _fixed(format_memory(value))
     if name.endswith("seconds"):
         return _fixed(format_duration(value))
+    if _is_score(name):
+        return _score(value)
     return f"{value:.2f}" if name.endswith("tau") else f"{value:.4g}"
+
+
+def thousands(count: int) -> str:
+    """A count with narrow spaces between thousands."""
+    return _plain(f"{count:,}")
 
 
 def signed(value: float, digits: int) -> str:
@@ -53,6 +66,24 @@ def signed(value: float, digits: int) -> str:
 def _three_digits(number: float) -> str:
     size = math.floor(math.log10(abs(number))) if number else 0
     return f"{number:.{max(0, 2 - size)}f}"
+
+
+def _is_score(name: str) -> bool:
+    return name == "score" or name.endswith("_score")
+
+
+def _score(value: float) -> str:
+    """Three decimals, fewer from a hundred on; scores have no unit and any range."""
+    size = math.floor(math.log10(abs(value))) if value else 0
+    if not -3 <= size < 9:
+        return _plain(f"{value:.3g}")
+    return _plain(f"{value or 0.0:,.{min(3, max(0, 4 - size))}f}")
+
+
+def _plain(number: str) -> str:
+    """A formatted number with a true minus and narrow spaces between thousands."""
+    sign, digits = ("−", number[1:]) if number.startswith("-") else ("", number)
+    return sign + digits.replace(",", "\u202f")
 
 
 def _fixed(text: str) -> str:
@@ -118,6 +149,8 @@ def tick_label(name: str, value: float) -> str:
         for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= scale:
                 return f"{value / scale:.4g}\u00a0{suffix}"
+    if _is_score(name):
+        return _plain(f"{value:,.10g}")
     return f"{value:.4g}"
 
 

@@ -63,7 +63,9 @@ def render_report(data: ReportData) -> str:
     import yaml
 
     from results import report_front as fronts
+    from results import report_tables as tables
     from results import report_views as views
+    from results.report_quality import quality_of
 
     loader = jinja2.PackageLoader("results", "templates")
     # autoescape by hand: the default decides by file suffix, and every template here is HTML.
@@ -85,13 +87,14 @@ def render_report(data: ReportData) -> str:
         style=asset("report.css"),
         script=asset("report.js"),
         headline=views.headline(data),
+        quality=quality_of(data),
         chart=fronts.front_chart(data),
-        front_rows=fronts.front_table(data),
+        front_table=tables.front_table(data),
         blocks=views.block_picture(data),
         latency=views.latency_chart(data),
-        ranks=views.rank_tables(data),
+        ranks=tables.rank_tables(data),
         training=views.training_charts(data),
-        baselines=views.baseline_rows(data),
+        baselines=tables.baseline_table(data),
         phases=views.phase_bars(data),
         config=yaml.safe_dump(data.to_dict()["config"], sort_keys=False, allow_unicode=True)
         if data.config

@@ -2,6 +2,7 @@
 
 Everything may be missing; the report leaves out or says so. Units are in the names, accuracies
 are 0..1, metrics carry the names used everywhere (``num_params``, ``macs``, ``latency_ms``, …).
+``ReportData.quality`` names the metric that the run is judged by.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Metrics = Mapping[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An evaluated architecture; ``metrics`` as the search saw them (predicted, validation)."""
+    """A judged architecture; ``metrics`` as the search saw them (predicted, validation)."""
 
     digest: str
     metrics: Metrics
@@ -73,7 +74,10 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A design to compare with; ``metrics`` as for ``Point``, ``measured`` as for the front."""
+    """A design to compare with; ``metrics`` as for ``Point``, ``measured`` as for the front.
+
+    It need not be of the searched space.
+    """
 
     name: str
     metrics: Metrics
@@ -152,9 +156,14 @@ class ReportData:
         created: ISO 8601 time.
         targets: metric name to upper limit.
         summary: facts for the head of the page, in order (data, space, device, …).
-        evaluated: everything that has an accuracy; the front's members are among them.
-        num_seen: architectures that were costed in all, if more than were evaluated.
+        evaluated: what was judged, or a sample of it; the front's members are among them.
+        num_seen: architectures that were costed in all, if more than ``evaluated``. Where the
+            quality is no accuracy, they were all judged, and ``evaluated`` is what is shown.
         notes: sentences that a reader must know to judge the result.
+        quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
+            what a search without data maximised, ``score``.
+        quality_title: of the chart's axis where the metric's own name does not say enough.
+        quality_note: a sentence under the chart on what the quality is and how far to trust it.
     """
 
     run: str
@@ -177,6 +186,9 @@ class ReportData:
     seed: int | None = None
     command: str = ""
     notes: tuple[str, ...] = ()
+    quality: str = "accuracy"
+    quality_title: str = ""
+    quality_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Strictly JSON-able form; NaN and infinities, which JSON lacks, become None."""

@@ -1,4 +1,4 @@
-"""The report's central picture: accuracy against cost, and the table of the front beside it."""
+"""The report's central picture: what the run is judged by against cost, and what it shows."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Any
 
 from results.charts import (
     Scale,
+    capitalised,
     fit_scale,
     format_metric,
     metric_title,
     place_labels,
-    signed,
     staircase,
+    thousands,
 )
 from results.pareto import non_dominated
-from results.report_data import Baseline, FrontMember, ReportData
+from results.report_data import Baseline, FrontMember, Metrics, ReportData
+from results.report_quality import ACCURACY, Quality, quality_of
 from results.report_views import metric_rows, summarise, value
 
 X_METRICS = ("latency_ms", "macs", "num_params")
 MAX_DOTS = 4000
-HIDDEN_SHARE = 0.1  # of the dots, those of least accuracy: a few failures would flatten the front
+HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
 FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
 
 
@@ -32,19 +34,24 @@ def _shown(member: FrontMember | Baseline, name: str) -> float | None:
 
 
 def front_chart(data: ReportData) -> dict[str, Any] | None:
-    """Accuracy against each cost: dots, front, baselines, target; positions for every x axis."""
-    front = [m for m in data.front if value(m.predicted, "accuracy") is not None]
+    """Quality against each cost: dots, front, baselines, target; positions for every x axis."""
+    quality = quality_of(data)
+
+    def reached(metrics: Metrics) -> float:
+        return value(metrics, quality.metric) or 0.0
+
+    front = [m for m in data.front if value(m.predicted, quality.metric) is not None]
     in_front = {m.digest for m in front}
-    dots = [p for p in data.evaluated if value(p.metrics, "accuracy") is not None]
+    dots = [p for p in data.evaluated if value(p.metrics, quality.metric) is not None]
     dots = [p for p in dots if p.digest not in in_front]
-    named = [b for b in data.baselines if value(b.metrics, "accuracy") is not None]
+    named = [b for b in data.baselines if value(b.metrics, quality.metric) is not None]
     total = len(dots) + len(front)
-    kept = [m.predicted["accuracy"] or 0.0 for m in front]
-    kept += [b.metrics["accuracy"] or 0.0 for b in named]
     if dots:
-        reached = sorted(p.metrics["accuracy"] or 0.0 for p in dots)
-        lowest = min([*kept, reached[int(HIDDEN_SHARE * len(reached))]])
-        dots = [p for p in dots if (p.metrics["accuracy"] or 0.0) >= lowest]
+        kept = [reached(m.predicted) for m in front] + [reached(b.metrics) for b in named]
+        ordered = sorted(reached(p.metrics) for p in dots)
+        lowest = min([*kept, ordered[int(HIDDEN_SHARE * len(ordered))]])
+        dots = [p for p in dots if reached(p.metrics) >= lowest]
+    dropped = total - len(dots) - len(front)
     sampled = len(dots) > MAX_DOTS
     if sampled:  # evenly spaced in order of evaluation, so every phase is there
         dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
@@ -53,17 +60,24 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     if not axes:
         return None
     left, top, right, bottom = FRONT_BOX
-    accuracies = [m["accuracy"] or 0.0 for m in everything + [b.metrics for b in named]]
-    y_scale = fit_scale(accuracies, bottom, top, floor=0.0, ceiling=1.0, allow_log=False, pad=0.08)
+    y_scale = fit_scale(
+        [reached(m) for m in [*everything, *(b.metrics for b in named)]],
+        bottom,
+        top,
+        floor=quality.floor,
+        ceiling=quality.ceiling,
+        allow_log=False,
+        pad=0.08,
+    )
 
     points: list[dict[str, Any]] = [
         {
             "kind": "evaluated",
-            "y": y_scale(p.metrics["accuracy"] or 0.0),
+            "y": y_scale(reached(p.metrics)),
             "x": {a: value(p.metrics, a) for a in axes},
             "detail": {
                 "title": p.digest,
-                "role": "evaluated",
+                "role": quality.judged,
                 "rows": metric_rows(p.metrics),
                 "stages": summarise(p.architecture),
             },
@@ -74,7 +88,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     points += [
         {
             "kind": "chosen" if m.digest == chosen else "front",
-            "y": y_scale(m.predicted["accuracy"] or 0.0),
+            "y": y_scale(reached(m.predicted)),
             "x": {a: _shown(m, a) for a in axes},
             "detail": {
                 "title": m.digest,
@@ -109,23 +123,66 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
                 "stages": summarise(b.architecture),
             }
         )
+    counts = {
+        "evaluated": total,
+        "shown": len(points),
+        "front": len(front),
+        "dropped": dropped,
+        "sampled": sampled,
+    }
+    measured = any(value(m.measured, "latency_ms") is not None for m in front)
+    # Members of the predicted front that another one beats in quality and measured latency.
+    overtaken = measured and not non_dominated(drawn).all()
     return {
         "box": FRONT_BOX,
+        "title": quality.axis,
+        "label": f"{capitalised(quality.noun)} against cost of {total} architectures, "
+        f"{len(front)} of them on the front.",
         "views": views,
         "points": points,
         "details": details,
-        "y_ticks": y_scale.ticks("accuracy", 6),
-        "counts": {
-            "evaluated": total,
-            "shown": len(points),
-            "front": len(front),
-            "sampled": sampled,
-        },
-        "objective": data.config.get("search", {}).get("objective", "accuracy"),
-        # Members of the predicted front that another one beats in accuracy and measured latency.
-        "overtaken": not non_dominated(drawn).all(),
-        "measured": any(value(m.measured, "latency_ms") is not None for m in front),
+        "y_ticks": y_scale.ticks(quality.metric, 6),
+        "counts": counts,
+        "lead": _lead(data, quality, counts, axes[0], measured, overtaken),
     }
+
+
+def _lead(
+    data: ReportData,
+    quality: Quality,
+    counts: Mapping[str, int],
+    cost: str,
+    measured: bool,
+    overtaken: bool,
+) -> str:
+    """What the chart shows of how many architectures, and how its points are to be read."""
+    total, shown = counts["evaluated"], counts["shown"]
+    seen = data.num_seen or total
+    best = "."
+    if counts["front"]:
+        against = "predicted latency" if cost == "latency_ms" else metric_title(cost)
+        best = (
+            f"; none of them beats one of the {counts['front']} on the front in both "
+            f"{quality.compared} and {against}."
+        )
+    hidden = f"without {quality.lowest}, which would flatten the rest" if counts["dropped"] else ""
+    sample = "of the others an even sample" if hidden else "an even sample"
+    drawn = ", and ".join(filter(None, [hidden, sample if counts["sampled"] else ""]))
+    if quality.metric == ACCURACY:
+        out_of = f" out of {thousands(seen)} that were costed" if data.num_seen else ""
+        text = f"{thousands(total)} architectures were evaluated{out_of}{best}"
+        text += f" {thousands(shown)} are drawn: {drawn}." if shown < total else ""
+    else:
+        seen = max(seen, total)
+        some = f", {thousands(shown)} of them are shown" if shown < seen else ""
+        text = f"{thousands(seen)} architectures were {quality.judged}{some}{best}"
+        text += f" They are shown {drawn}." if drawn else ""
+    if measured:
+        text += " Front points sit at their re-measured latency; the thin tail starts at the "
+        text += "predicted one."
+    if overtaken:
+        text += f" Those below the line are {quality.overtaken}."
+    return text
 
 
 def _front_view(
@@ -138,6 +195,7 @@ def _front_view(
     named: Sequence[Baseline],
 ) -> dict[str, Any]:
     """What belongs to one x axis alone: ticks, staircase, target, tails, baselines."""
+    quality = data.quality
     placed = [
         (p["x"][axis], p["y"])
         for p in points
@@ -149,13 +207,13 @@ def _front_view(
     for m in front if axis == "latency_ms" else ():
         predicted, measured = value(m.predicted, axis), value(m.measured, axis)
         if predicted is not None and measured is not None:
-            y = y_scale(m.predicted["accuracy"] or 0.0)
+            y = y_scale(value(m.predicted, quality) or 0.0)
             tails.append((scale(predicted), scale(measured), y))
     markers = []
     for i, b in enumerate(named):
         x = _shown(b, axis)
         if x is not None:
-            y = y_scale(b.metrics["accuracy"] or 0.0)
+            y = y_scale(value(b.metrics, quality) or 0.0)
             markers.append((scale(x), y, b.name, len(points) + i))
     labels = place_labels([m[:3] for m in markers], placed, FRONT_BOX)
     target = data.targets.get(axis)
@@ -175,37 +233,3 @@ def _front_view(
             for (x, y, name, index), label in zip(markers, labels, strict=True)
         ],
     }
-
-
-def front_table(data: ReportData) -> list[dict[str, Any]]:
-    """Rows of the front, fastest first; cells are (sort value, text)."""
-    rows = []
-    for m in data.front:
-        predicted, measured = value(m.predicted, "latency_ms"), value(m.measured, "latency_ms")
-        error = predicted / measured - 1 if predicted is not None and measured else None
-        low, high = value(m.measured, "latency_low_ms"), value(m.measured, "latency_high_ms")
-        spread = ""
-        if low is not None and high is not None:
-            low_text = format_metric("latency_ms", low).removesuffix("\u00a0ms")
-            spread = f"{low_text} to {format_metric('latency_ms', high)}"
-        accuracy, loss = value(m.predicted, "accuracy"), value(m.predicted, "loss")
-        rows.append(
-            {
-                "digest": m.digest,
-                "chosen": data.chosen is not None and data.chosen.digest == m.digest,
-                "order": measured if measured is not None else predicted or 0.0,
-                "spread": spread,
-                "cells": [
-                    (predicted, format_metric("latency_ms", predicted)),
-                    (measured, format_metric("latency_ms", measured)),
-                    (error, "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"),
-                    (accuracy, format_metric("accuracy", accuracy)),
-                    (loss, format_metric("loss", loss)),
-                    *(
-                        (value(m.predicted, n), format_metric(n, value(m.predicted, n)))
-                        for n in ("num_params", "macs")
-                    ),
-                ],
-            }
-        )
-    return sorted(rows, key=lambda row: float(row["order"]))

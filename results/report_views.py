@@ -12,9 +12,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from results.charts import Scale, fit_scale, format_metric, metric_title, path, signed
+from results.charts import (
+    Scale,
+    capitalised,
+    fit_scale,
+    format_metric,
+    metric_title,
+    path,
+    signed,
+)
 from results.pareto import kendall_tau
 from results.report_data import LatencyCheck, Metrics, ReportData
+from results.report_quality import ACCURACY, quality_of
 from search_space.architecture import Architecture, feature_sizes
 from search_space.units import format_duration
 
@@ -27,7 +36,7 @@ MIXERS = {
     "depthwise_conv": ("Depthwise conv", 4),
 }
 TABLE_METRICS = (
-    *("accuracy", "loss", "latency_ms"),
+    *("accuracy", "score", "loss", "latency_ms"),
     *("num_params", "macs", "activations", "memory_bytes"),
 )
 # Plots within their pictures: left, top, right, bottom.
@@ -90,7 +99,7 @@ def metric_rows(metrics: Metrics, measured: Metrics | None = None) -> list[tuple
 
 def headline(data: ReportData) -> dict[str, Any] | None:
     """The chosen network in figures, and whether it meets what was asked."""
-    chosen = data.chosen
+    chosen, quality = data.chosen, quality_of(data)
     if chosen is None:
         return None
     verdicts = []
@@ -104,7 +113,7 @@ def headline(data: ReportData) -> dict[str, Any] | None:
         margin = abs(got / limit - 1)
         side = "below" if got <= limit else "above"
         text = (
-            f"{metric_title(name).removesuffix(' (ms)').capitalize()} {format_metric(name, got)}"
+            f"{capitalised(metric_title(name).removesuffix(' (ms)'))} {format_metric(name, got)}"
             f"{f' ({counted})' if counted else ''}, {100 * margin:.1f}\u00a0% {side} the limit of "
             f"{format_metric(name, limit)}"
         )
@@ -137,14 +146,18 @@ def headline(data: ReportData) -> dict[str, Any] | None:
                 "note": "not fine-tuned",
             }
         )
-    elif value(chosen.predicted, "accuracy") is not None:
-        tiles.append(
-            {
-                "name": "Validation accuracy",
-                "value": format_metric("accuracy", chosen.predicted["accuracy"]),
-                "note": "inherited weights; not tested",
-            }
-        )
+    if quality.metric != ACCURACY or (
+        chosen.test_accuracy is None and chosen.test_accuracy_before is None
+    ):
+        reached = value(chosen.predicted, quality.metric)
+        if reached is not None:
+            tiles.append(
+                {
+                    "name": capitalised(quality.full_name),
+                    "value": format_metric(quality.metric, reached),
+                    "note": quality.tile_note,
+                }
+            )
     for name, title in (("num_params", "Parameters"), ("macs", "MACs")):
         if value(chosen.predicted, name) is not None:
             note = "multiply-adds an image" if name == "macs" else ""
@@ -299,37 +312,6 @@ def latency_chart(data: ReportData) -> dict[str, Any] | None:
     return view
 
 
-def rank_tables(data: ReportData) -> list[dict[str, Any]]:
-    """Kendall's taus as bars between -1 and 1, cheap metrics and predictors apart."""
-    tables = []
-    for kind, title, column in (
-        ("metric", "How accuracy ranks against each cheap metric", "metric"),
-        ("predictor", "How well each predictor ranked", "predictor"),
-    ):
-        rows = []
-        for row in (r for r in data.ranking if r.kind == kind):
-            scale = Scale(-1.0, 1.0, 4.0, 196.0)
-            rows.append(
-                {
-                    "name": metric_title(row.name).removesuffix(" (ms)"),
-                    "against": metric_title(row.against).removesuffix(" (ms)"),
-                    "n": row.n,
-                    "tau": "–" if row.tau is None else signed(row.tau, 2),
-                    "interval": ""
-                    if row.low is None or row.high is None
-                    else f"{signed(row.low, 2)} to {signed(row.high, 2)}",
-                    "bar": None if row.tau is None else scale(row.tau),
-                    "zero": scale(0.0),
-                    "low": None if row.low is None else scale(row.low),
-                    "high": None if row.high is None else scale(row.high),
-                }
-            )
-        if rows:
-            assumed = "accuracy" if kind == "metric" else None  # what the title already says
-            tables.append({"title": title, "column": column, "assumed": assumed, "rows": rows})
-    return tables
-
-
 def training_charts(data: ReportData) -> list[dict[str, Any]]:
     """Loss and validation accuracy of the largest and the smallest subnet over the epochs."""
     left, top, right, bottom = CURVE_BOX
@@ -378,36 +360,6 @@ def training_charts(data: ReportData) -> list[dict[str, Any]]:
             }
         )
     return charts
-
-
-def baseline_rows(data: ReportData) -> list[dict[str, Any]]:
-    """Baselines and, for comparison, the chosen network."""
-    rows = []
-    if data.chosen is not None and data.baselines:
-        c = data.chosen
-        rows.append((f"chosen: {c.digest}", c.predicted, c.measured, c.test_accuracy, "", True))
-    rows += [
-        (b.name, b.metrics, b.measured, b.test_accuracy, b.note, False) for b in data.baselines
-    ]
-    return [
-        {
-            "name": name,
-            "note": note,
-            "chosen": is_chosen,
-            "cells": [
-                (v, format_metric(n, v))
-                for n, v in (
-                    ("latency_ms", value(metrics, "latency_ms")),
-                    ("latency_ms", value(measured, "latency_ms")),
-                    ("accuracy", value(metrics, "accuracy")),
-                    ("accuracy", test),
-                    ("num_params", value(metrics, "num_params")),
-                    ("macs", value(metrics, "macs")),
-                )
-            ],
-        }
-        for name, metrics, measured, test, note, is_chosen in rows
-    ]
 
 
 def phase_bars(data: ReportData) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from predictors.additive import AdditiveTable, Slice
 from predictors.proxies.space_tables import PathTables
 from search.problem import Constraint
+from search.shape import DEEPEST
 from search_space import Genes, SearchSpace
 from search_space.errors import InfeasibleError, RunError
 
@@ -88,12 +89,14 @@ class Programme:
         objective: to be maximised.
         limits: upper limits.
         effectiveness: bound on ρ at the end of every stage.
+        deepest: stage that no other may exceed in depth; None for no such rule.
     """
 
     depths: tuple[tuple[int, ...], ...]
     objective: Slice
     limits: tuple[Limit, ...] = ()
     effectiveness: Effectiveness | None = None
+    deepest: int | None = None
 
     def bound(self) -> float | None:
         """Objective of the linear relaxation, no smaller than any solution's; None: infeasible."""
@@ -181,6 +184,12 @@ class Programme:
             row = system.zeros()
             row[columns] = 1.0
             system.equal(row, 1.0)
+        if self.deepest is not None:
+            blocks = [system.zeros() for _ in self.depths]
+            for row, columns, depths in zip(blocks, system.depth_columns, self.depths, strict=True):
+                row[columns] = depths
+            for row in blocks:
+                system.at_most(row - blocks[self.deepest], 0.0)
         for limit in self._sums:
             row = system.coefficients(limit.quantity)
             system.at_most(row, limit.maximum - float(limit.quantity.constants.sum()))
@@ -404,7 +413,7 @@ def optimise(
     paths: PathTables | None = None,
     effectiveness: float | None = None,
     at_least: Genes | None = None,
-    growing_widths: bool = False,
+    shape_rule: bool = False,
     gap: float = GAP,
     progress: Callable[[int, int], None] | None = None,
 ) -> Optimum:
@@ -418,14 +427,15 @@ def optimise(
         maximise: or minimise.
         paths, effectiveness: tables of the longest path and the largest ρ that is allowed.
         at_least: row of an architecture that no width, depth or resolution may fall below.
-        growing_widths: whether stages may not be narrower than the one before, as in DeepMAD.
+        shape_rule: whether ``search.shape`` holds: no stage narrower than the one before, none
+            deeper than the third.
         gap: relative, within which the result is proven to be optimal.
         progress: called with the number of combinations of widths bounded so far, and of all.
 
     Raises InfeasibleError where no architecture meets the limits, which is proven.
     """
     tables, sign = tables or {}, 1.0 if maximise else -1.0
-    cases = list(_cases(space, at_least, growing_widths))
+    cases = list(_cases(space, at_least, shape_rule))
     depths = tuple(
         stage.depths if at_least is None else stage.depths[int(at_least[column + 1]) :]
         for stage, column in zip(space.stages, space.width_columns, strict=True)
@@ -438,6 +448,7 @@ def optimise(
             if constraint.maximum is not None:
                 limits.append(Limit(quantity, constraint.maximum))
             if constraint.minimum is not None:
+                assert quantity.combine == "sum", "a largest part has no lower limit"
                 limits.append(Limit(quantity.scaled(-1.0), -constraint.minimum))
         bound = None
         if effectiveness is not None:
@@ -448,7 +459,11 @@ def optimise(
                 effectiveness,
             )
         return Programme(
-            depths, objective.at(resolution, widths).scaled(sign), tuple(limits), bound
+            depths,
+            objective.at(resolution, widths).scaled(sign),
+            tuple(limits),
+            bound,
+            DEEPEST if shape_rule else None,
         )
 
     best = best_of((programme(*case) for case in cases), gap, progress)
@@ -480,7 +495,7 @@ def _cases(
     low = [0] * 5 if at_least is None else [int(at_least[c]) for c in (0, *space.width_columns)]
     for resolution in range(low[0], len(space.resolutions)):
         for widths in itertools.product(
-            *(range(l, len(s.widths)) for l, s in zip(low[1:], space.stages, strict=True))
+            *(range(a, len(s.widths)) for a, s in zip(low[1:], space.stages, strict=True))
         ):
             sizes = [s.widths[w] for s, w in zip(space.stages, widths, strict=True)]
             if not growing_widths or sizes == sorted(sizes):

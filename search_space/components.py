@@ -48,6 +48,13 @@ class Component:
     in_size: int
 
 
+def input_shape(spec: ModuleSpec, in_size: int, batch_size: int = 1) -> tuple[int, int, int, int]:
+    """Of a module's input: images ``(B, 3, s, s)`` for a stem, else maps ``(B, s, s, dim)``."""
+    if spec.kind == "stem":
+        return batch_size, 3, in_size, in_size
+    return batch_size, in_size, in_size, spec.as_dict()["dim"]
+
+
 def stem_spec(macro: Macro, width: int) -> ModuleSpec:
     return ModuleSpec.of(
         "stem",

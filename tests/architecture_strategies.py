@@ -1,4 +1,4 @@
-"""Hypothesis strategies for small valid architectures, shared by the tests of what one is."""
+"""Small valid architectures, one by hand and Hypothesis strategies, for tests of what one is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from search_space import Architecture, Block, Macro, Mixer, Stage
 from search_space.architecture import DOWNSAMPLES, HEAD_NORMS, NORMS
 
 WIDTH_UNIT = 16  # suits every mixer below
+
+
+def small() -> Architecture:
+    """One block a stage, every mixer but one."""
+    blocks = (
+        Block(Mixer.of("pooling"), 2),
+        Block(Mixer.of("depthwise_conv", kernel=5), 2),
+        Block(Mixer.of("gnconv", order=2), 3),
+        Block(Mixer.of("window_attention", window=4, head_dim=8), 4),
+    )
+    stages = tuple(Stage(16 * (i + 1), (block,)) for i, block in enumerate(blocks))
+    return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)
 
 
 @st.composite

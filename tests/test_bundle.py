@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from latency_cases import CLASSES, small_space
 
 from predictors.additive import entries
 from predictors.latency import bundle_runner
@@ -25,10 +26,9 @@ from predictors.latency.bundle_import import import_bundle
 from predictors.latency.devices import local_conditions
 from predictors.latency.profile import check_architectures
 from predictors.latency.table import LatencyTable, spec_to_json
-from search_space import Block, Macro, Mixer, SearchSpace, StageSpace
+from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
 
-CLASSES = 3
 QUICK = ["--threads", "1", "--min-rounds", "3", "--max-rounds", "4", "--min-seconds", "0"]
 ALONE = """
 import importlib.abc, runpy, sys
@@ -51,12 +51,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
-    blocks = (
-        Block(Mixer.of("pooling"), 2.0),
-        Block(Mixer.of("window_attention", window=4, head_dim=8), 2.0),
-    )
-    stages = tuple(StageSpace((8, 16) if i == 0 else (8,), (1, 2), blocks) for i in range(4))
-    return SearchSpace("few", Macro(stem_kernel=2, stem_stride=2), (16,), stages)
+    return small_space((8,))
 
 
 @pytest.fixture(scope="module")
@@ -151,29 +146,6 @@ def test_results_of_other_conditions_are_not_mixed(bundle: Path, tmp_path: Path)
     other = run_alone(bundle, *QUICK[2:], "--threads", "2", "--out", str(out))
     assert other.returncode == 2
     assert "results of another threads" in other.stderr
-
-
-def test_bundle_completes_a_table(
-    bundle: Path, results: Path, space: SearchSpace, tmp_path: Path
-) -> None:
-    known = import_bundle(results, bundle, "board")
-    dropped = dict(list(known.entries.items())[:-3])
-    partial = replace(known, entries=dropped)
-    folder = write_bundle(tmp_path / "rest", space, CLASSES, known=partial)
-    assert len(json.loads((folder / "manifest.json").read_text())["entries"]) == 3
-    out = tmp_path / "rest.json"
-    assert run_alone(folder, *QUICK, "--out", str(out)).returncode == 0
-    completed = import_bundle(out, folder, "board", partial)
-    assert completed.complete(space, CLASSES)
-    assert completed.corrections == known.corrections
-    assert all(completed.entries[entry] == value for entry, value in dropped.items())
-    with pytest.raises(UsageError, match="was written to complete a table"):
-        import_bundle(out, folder, "board")
-    elsewhere = replace(partial, conditions=replace(partial.conditions, threads=7))
-    with pytest.raises(UsageError, match="measured under other conditions"):
-        import_bundle(out, folder, "board", elsewhere)
-    with pytest.raises(UsageError, match="nothing to measure"):
-        write_bundle(tmp_path / "none", space, CLASSES, known=known)
 
 
 def test_wrong_wishes_are_refused(space: SearchSpace, tmp_path: Path) -> None:
@@ -278,6 +250,11 @@ def test_damaged_bundles_are_refused_here_and_there(
     assert there.stderr.startswith("error: models/entry_0000.onnx was altered")
     model.unlink()
     with pytest.raises(CorruptFileError, match="no complete bundle"):
+        import_bundle(results, copy, "board")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["entries"].clear()
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "sha256": {}}))
+    with pytest.raises(CorruptFileError, match="components that are no entries"):
         import_bundle(results, copy, "board")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latency_cases import phone_table
+from tiny_job import every_architecture, fresh_job, known_table, latency_ms, nas
 
 from predictors.latency.calibrate import (
     MeasurementError,
@@ -19,10 +23,21 @@ from predictors.latency.calibrate import (
     predict_network,
     read_measurements,
 )
+from predictors.latency.catalog import find_device, latency_table
 from predictors.latency.correction import leave_one_out_error
+from predictors.latency.datasheets import datasheet
 from predictors.latency.estimate import estimate, estimated_conditions
+from predictors.latency.profile import table_path
 from predictors.latency.table import LatencyTable, MissingLatencyError
-from search_space import components, dump_architecture, known, known_names, load_space
+from search_space import (
+    Architecture,
+    SearchSpace,
+    components,
+    dump_architecture,
+    known,
+    known_names,
+    load_space,
+)
 from search_space.errors import NasError
 
 
@@ -245,3 +260,76 @@ def test_a_calibrated_estimate_meets_the_measurements() -> None:
     plain = table.compile(space, 1000)
     genes = space.sample(np.random.default_rng(0), 10)
     np.testing.assert_allclose(corrected.predict(genes), 1.3 * plain.predict(genes), rtol=1e-6)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchSpace:
+    """In an empty working folder, with a cache of its own."""
+    fresh_job(tmp_path, monkeypatch)
+    return load_space("pebble.yaml")
+
+
+def write_networks(latencies_ms: Mapping[Architecture, float]) -> None:
+    """``mine.csv``, and a file for each network."""
+    rows = ["network,latency_ms"]
+    for i, (architecture, value) in enumerate(latencies_ms.items()):
+        Path(f"{i}.yaml").write_text(dump_architecture(architecture))
+        rows.append(f"{i}.yaml,{value}")
+    Path("mine.csv").write_text("\n".join(rows))
+
+
+def calibration(device: str) -> tuple[object, ...]:
+    return ("calibrate", "--device", device, "--measured", "mine.csv", "--num-classes", 10)
+
+
+def test_calibration_of_an_estimate(space: SearchSpace) -> None:
+    """Exact measurements of the estimate leave it as it is, whatever other tables there are."""
+    conditions = estimated_conditions("a100")
+    table = estimate(conditions, space, 10)
+    measured = replace(
+        known_table(space),
+        conditions=replace(conditions, device=datasheet("h200").identity, protocol="measured"),
+    )
+    measured.save(table_path(measured.conditions))
+    predict = table.compile(space, 10).predict_architecture
+    architectures = list(every_architecture(space))[::60]
+    write_networks({architecture: predict(architecture) for architecture in architectures})
+    ran = nas(*calibration("a100"), "--json")
+    assert json.loads(ran.out)["scale"] == pytest.approx(1.0)
+    assert json.loads(ran.out)["error_before"] < 1e-6
+    calibrated = latency_table(find_device("a100"), space, 10).compile(space, 10)
+    for architecture in architectures:
+        assert calibrated.predict_architecture(architecture) == pytest.approx(predict(architecture))
+    shown = nas("devices", "show", "a100").out
+    assert shown.startswith("a100: NVIDIA A100")
+    assert f"calibrated on {len(architectures)} whole networks" in shown
+
+
+def test_calibration_from_a_handful_of_networks(space: SearchSpace) -> None:
+    table = phone_table(space)
+    networks = {a: 0.7 + 1.5 * latency_ms(table, a) for a in list(every_architecture(space))[::40]}
+    write_networks(networks)
+    command = calibration("phone")
+    path = find_device("phone").path
+    before = path.read_bytes()
+    assert nas(*command, "--dry-run").code == 0
+    assert path.read_bytes() == before
+    ran = nas(*command, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["error_after"] < 1e-6 < 0.3 < found["error_before"]
+    calibrated = LatencyTable.load(path).compile(space, 10)
+    for architecture, wanted in networks.items():
+        assert calibrated.predict_architecture(architecture) == pytest.approx(wanted)
+    # calibrating again starts from the table, not from the last calibration
+    assert json.loads(nas(*command, "--json").out)["error_before"] == found["error_before"]
+
+
+def test_calibration_needs_a_table(space: SearchSpace) -> None:
+    write_networks({space.smallest: 5.0})
+    ran = nas(*calibration("cpu"))
+    assert ran.code == 1
+    assert "measure one first with: nas profile --device cpu" in ran.err

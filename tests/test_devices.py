@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from latency_cases import PHONE, phone_table
 from tiny_job import (
     cache_known_table,
-    every_architecture,
     fresh_job,
     known_table,
-    latency_ms,
     nas,
     tree,
 )
 
-from predictors.additive import entries
-from predictors.counts import count_entry
 from predictors.latency.catalog import check_name, find_device, latency_table
 from predictors.latency.correction import Calibration
-from predictors.latency.datasheets import datasheet
-from predictors.latency.devices import DeviceIdentity, local_conditions
+from predictors.latency.devices import local_conditions
 from predictors.latency.estimate import estimate, estimated_conditions
-from predictors.latency.interpolate import interpolated
 from predictors.latency.measure import Limits
 from predictors.latency.profile import profile, table_path
-from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
-from search_space import SearchSpace, dump_architecture, load_space
+from predictors.latency.table import LatencyTable, MissingLatencyError
+from search_space import SearchSpace, load_space
 from search_space.errors import UnknownNameError, UsageError
 
 FAILED, USAGE = 1, 2
-PHONE = DeviceIdentity("cpu", "Phone 9", 8, "NEON")
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +40,6 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def space() -> SearchSpace:
     return load_space("pebble.yaml")
-
-
-def phone_table(space: SearchSpace, batch_size: int = 1, name: str = "phone") -> LatencyTable:
-    """Another machine's table, on disk."""
-    table = known_table(space)
-    conditions = replace(table.conditions, device=PHONE, batch_size=batch_size)
-    table = replace(table, conditions=conditions, name=name)
-    table.save(table_path(conditions))
-    return table
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -120,81 +103,6 @@ def test_a_table_of_another_machine_is_not_measured_here(space: SearchSpace) -> 
     assert "nas profile --space pebble" in str(error.value)
 
 
-# Interpolation ----------------------------------------------------------------------------------
-
-
-def linear_table(space: SearchSpace) -> LatencyTable:
-    """Latencies that are exactly linear in the work of an entry."""
-
-    def cost(spec: object, size: int) -> float:
-        work = count_entry(spec, size)  # type: ignore[arg-type]
-        return 0.01 + 2e-7 * work.macs + 3e-6 * work.activations
-
-    table = known_table(space)
-    known = {e: EntryLatency(cost(*e), cost(*e), cost(*e), 12) for e in entries(space, 10)}
-    return replace(table, entries=known)
-
-
-def wide_space() -> SearchSpace:
-    text = Path("pebble.yaml").read_text().replace("[8, 16]", "[8, 16, 24, 32, 40]")
-    Path("wide.yaml").write_text(text.replace("[16, 24]", "[16, 24, 32, 40, 48]"))
-    return load_space("wide.yaml")
-
-
-def test_what_is_linear_is_interpolated_exactly() -> None:
-    space = wide_space()
-    whole = linear_table(space)
-    gone = [e for e in whole.entries if e[0].as_dict().get("dim") == 32]
-    kept = {e: v for e, v in whole.entries.items() if e not in gone}
-    filled = interpolated(replace(whole, entries=kept), space, 10)
-    assert {e for e, v in filled.entries.items() if v.origin == "interpolated"} == set(gone)
-    for entry in gone:
-        value = filled.entries[entry]
-        assert value.latency_ms == pytest.approx(whole.entries[entry].latency_ms, rel=1e-3)
-        assert value.runs == 0
-    assert (
-        f"{len(gone)} of {len(whole.entries)} entries are interpolated"
-        in (filled.correction(space).warnings[-1])
-    )
-    rows = space.sample(np.random.default_rng(0), 20)
-    assert np.allclose(
-        filled.compile(space, 10).predict(rows), whole.compile(space, 10).predict(rows), rtol=1e-3
-    )
-
-
-def test_an_interpolated_table_says_how_sure_it_is() -> None:
-    """The stored error is that of leaving measured shapes out, weighted by time."""
-    space = wide_space()
-    whole = linear_table(space)
-    rng = np.random.default_rng(0)
-    noisy = {
-        e: replace(v, latency_ms=v.latency_ms * rng.uniform(0.8, 1.2), low_ms=1e-3, high_ms=9.0)
-        for e, v in whole.entries.items()
-    }
-    gone = [e for e in noisy if e[0].as_dict().get("dim") == 32]
-    table = replace(whole, entries={e: v for e, v in noisy.items() if e not in gone})
-    before = table.correction(space).expected_error
-    after = interpolated(table, space, 10).correction(space).expected_error
-    assert before < after < before + 0.2
-
-
-def test_too_few_shapes_are_not_interpolated(space: SearchSpace) -> None:
-    table = known_table(space)
-    rest = list(table.entries)[1:]
-    with pytest.raises(MissingLatencyError, match=r"cannot be interpolated: .*at least 4 are"):
-        interpolated(replace(table, entries={e: table.entries[e] for e in rest}), space, 10)
-
-
-def test_another_space_takes_the_correction_of_the_known_ones(space: SearchSpace) -> None:
-    wide = wide_space()
-    table = linear_table(wide)
-    filled = interpolated(table, replace(wide, name="renamed"), 10)
-    assert filled == table  # a name is not part of what a space is
-    other = replace(wide, stages=(*wide.stages[:3], replace(wide.stages[3], widths=(16, 24))))
-    correction = interpolated(table, other, 10).correction(other)
-    assert (correction.scale, correction.offset_ms) == (1.25, 0.5)
-
-
 # Commands ---------------------------------------------------------------------------------------
 
 
@@ -231,6 +139,10 @@ def test_profile_gives_a_name(job: Path) -> None:
     assert shown["kind"] == "local"
     assert shown["name"] == "desk"
     assert shown["corrections"][0]["expected_error"] == 0.03
+    ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--name", "lab")
+    assert (ran.code, ran.err.count("warning")) == (0, 1)
+    assert "warning: this table was called 'desk'; from now on it is 'lab'." in ran.err
+    assert json.loads(nas("devices", "--json").out)["tables"][0]["name"] == "lab"
     ran = nas("profile", "--space", "pebble.yaml", "--num-classes", 10, "--name", "a100")
     assert (ran.code, "choose another --name" in ran.err) == (USAGE, True)
 
@@ -306,7 +218,8 @@ def test_import_of_a_truncated_table(space: SearchSpace) -> None:
 
 def test_a_table_of_another_space_names_what_it_lacks(space: SearchSpace) -> None:
     phone_table(space)
-    wide_space()
+    text = Path("pebble.yaml").read_text()
+    Path("wide.yaml").write_text(text.replace("[8, 16]", "[8, 16, 24]"))
     ran = nas(
         *("search", "--data", "digits", "--space", "wide.yaml", "--device", "phone"),
         *("--target-latency", "1s"),
@@ -404,35 +317,6 @@ def test_a_fresh_profile_keeps_the_name_and_measures_everything(
     assert all(fresh.entries[e] != value for e, value in table.entries.items())
 
 
-def test_calibration_of_an_estimate(space: SearchSpace) -> None:
-    """Exact measurements of the estimate leave it as it is, whatever other tables there are."""
-    conditions = estimated_conditions("a100")
-    table = estimate(conditions, space, 10)
-    measured = replace(
-        known_table(space),
-        conditions=replace(conditions, device=datasheet("h200").identity, protocol="measured"),
-    )
-    measured.save(table_path(measured.conditions))
-    architectures = list(every_architecture(space))[::60]
-    rows = ["network,latency_ms"]
-    for i, architecture in enumerate(architectures):
-        Path(f"{i}.yaml").write_text(dump_architecture(architecture))
-        rows.append(f"{i}.yaml,{table.compile(space, 10).predict_architecture(architecture)}")
-    Path("mine.csv").write_text("\n".join(rows))
-    command = ("calibrate", "--device", "a100", "--measured", "mine.csv", "--num-classes", 10)
-    ran = nas(*command, "--json")
-    assert json.loads(ran.out)["scale"] == pytest.approx(1.0)
-    assert json.loads(ran.out)["error_before"] < 1e-6
-    calibrated = latency_table(find_device("a100"), space, 10).compile(space, 10)
-    for architecture in architectures:
-        assert calibrated.predict_architecture(architecture) == pytest.approx(
-            table.compile(space, 10).predict_architecture(architecture)
-        )
-    shown = nas("devices", "show", "a100").out
-    assert shown.startswith("a100: NVIDIA A100")
-    assert f"calibrated on {len(architectures)} whole networks" in shown
-
-
 def test_two_devices_compared(space: SearchSpace) -> None:
     """Two tables of which one is the other's reverse rank in opposite orders."""
     table = phone_table(space)
@@ -462,39 +346,6 @@ def test_two_devices_compared(space: SearchSpace) -> None:
     page = Path("scatter.html").read_text()
     assert page.count("<circle") == compared["count"] == 2000
     assert "http" not in page.replace("http://www.w3.org", "")
-
-
-def test_calibration_from_a_handful_of_networks(space: SearchSpace) -> None:
-    table = phone_table(space)
-    networks = list(every_architecture(space))[::40]
-    rows = [("network", "latency_ms")]
-    for i, architecture in enumerate(networks):
-        Path(f"{i}.yaml").write_text(dump_architecture(architecture))
-        rows.append((f"{i}.yaml", str(0.7 + 1.5 * latency_ms(table, architecture))))
-    with Path("mine.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    command = ("calibrate", "--device", "phone", "--measured", "mine.csv", "--num-classes", 10)
-    path = find_device("phone").path
-    before = path.read_bytes()
-    assert nas(*command, "--dry-run").code == 0
-    assert path.read_bytes() == before
-    ran = nas(*command, "--json")
-    assert ran.code == 0, ran.err
-    found = json.loads(ran.out)
-    assert found["error_after"] < 1e-6 < 0.3 < found["error_before"]
-    calibrated = LatencyTable.load(path).compile(space, 10)
-    for architecture in networks:
-        wanted = 0.7 + 1.5 * latency_ms(table, architecture)
-        assert calibrated.predict_architecture(architecture) == pytest.approx(wanted)
-    # calibrating again starts from the table, not from the last calibration
-    assert json.loads(nas(*command, "--json").out)["error_before"] == found["error_before"]
-
-
-def test_calibration_needs_a_table(job: Path) -> None:
-    Path("mine.csv").write_text("network,latency_ms\nswin_t,5\n")
-    ran = nas("calibrate", "--device", "cpu", "--measured", "mine.csv")
-    assert ran.code == FAILED
-    assert "measure one first with: nas profile --device cpu" in ran.err
 
 
 def test_a_search_for_a_device_that_is_not_here(space: SearchSpace, job: Path) -> None:

@@ -1,4 +1,4 @@
-"""Latency tables: protocol, persistence, hostile files, resumption. No wall times are asserted."""
+"""Measuring: devices, the protocol, profiles, resumption. No wall times are asserted."""
 
 from __future__ import annotations
 
@@ -13,22 +13,13 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from latency_cases import CLASSES, QUICK, made_up_table, small_space
 from torch import nn
 
 from predictors.additive import entries
 from predictors.latency import profile as profiling
-from predictors.latency.correction import (
-    CheckNetwork,
-    Correction,
-    fit_correction,
-    leave_one_out_error,
-)
 from predictors.latency.devices import (
     Conditions,
     DeviceIdentity,
@@ -52,18 +43,10 @@ from predictors.latency.measure import (
 from predictors.latency.profile import check_architectures, profile, table_path
 from predictors.latency.remeasure import measure_network, measure_networks
 from predictors.latency.table import (
-    EntryLatency,
     LatencyTable,
-    MissingLatencyError,
-    spec_from_json,
-    spec_to_json,
 )
 from search_space import (
-    Block,
-    Macro,
-    Mixer,
     SearchSpace,
-    StageSpace,
     components,
     known,
     load_space,
@@ -72,45 +55,15 @@ from search_space import (
 from search_space.errors import CorruptFileError, InvalidQuantityError, UnknownNameError
 from supernet.modules import build_module
 
-QUICK = Limits(min_rounds=3, max_rounds=4, min_seconds=0.0)
-CLASSES = 5
-
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
-    blocks = (
-        Block(Mixer.of("pooling"), 2.0),
-        Block(Mixer.of("window_attention", window=4, head_dim=8), 2.0),
-    )
-    stages = tuple(StageSpace((8, 16), (1, 2), blocks) for _ in range(4))
-    return SearchSpace("small", Macro(stem_kernel=2, stem_stride=2), (16,), stages)
+    return small_space()
 
 
 @pytest.fixture(scope="module")
 def conditions() -> Conditions:
     return local_conditions(threads=1)
-
-
-def made_up_table(space: SearchSpace, conditions: Conditions) -> LatencyTable:
-    """Known numbers instead of measured ones."""
-    asked = entries(space, CLASSES)
-    measured = {e: EntryLatency(0.1 + 0.01 * i, 0.1, 9.0, 12) for i, e in enumerate(asked)}
-    checks = tuple(
-        CheckNetwork(architecture.digest, 1.0 + i, 2.0 + 2 * i, 12)
-        for i, architecture in enumerate(check_architectures(space))
-    )
-    correction = Correction(
-        space=space.name,
-        scale=1.25,
-        offset_ms=0.5,
-        expected_error=0.03,
-        checks=checks,
-        rounds=12,
-        seconds=3.0,
-        stopped="converged",
-        warnings=("made up",),
-    )
-    return LatencyTable(conditions, measured, {space.digest: correction})
 
 
 # Devices and conditions -----------------------------------------------------------------------
@@ -247,143 +200,6 @@ def test_pooled_weights_share_memory(space: SearchSpace, conditions: Conditions)
             assert bool(torch.isfinite(subject.module(subject.images)).all())
 
 
-# Correction -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    sums=st.lists(st.floats(0.5, 50.0), min_size=8, max_size=14, unique_by=lambda x: round(x, 1)),
-    scale=st.floats(0.5, 2.0),
-    offset=st.floats(0.0, 0.5),
-)
-def test_correction_is_exact_on_a_line(sums: list[float], scale: float, offset: float) -> None:
-    measured = [offset + scale * x for x in sums]
-    assert fit_correction(sums, measured) == pytest.approx((scale, offset), rel=1e-3, abs=1e-3)
-    assert leave_one_out_error(sums, measured) < 1e-3
-
-
-def test_correction_ignores_a_disturbed_network_and_never_falls() -> None:
-    sums = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    measured = [0.2 + 1.1 * x for x in sums]
-    measured[3] *= 4
-    scale, offset = fit_correction(sums, measured)
-    assert scale == pytest.approx(1.1, rel=0.02)
-    assert offset == pytest.approx(0.2, abs=0.05)
-    assert fit_correction([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]) == pytest.approx(
-        (13 / 12, 0)
-    )  # median ratio
-
-
-# Tables ---------------------------------------------------------------------------------------
-
-
-def test_compiled_table_is_the_corrected_sum(space: SearchSpace, conditions: Conditions) -> None:
-    table = made_up_table(space, conditions)
-    genes = space.sample(np.random.default_rng(0), 20)
-    expected = [
-        0.5
-        + 1.25 * sum(table.entries[c.spec, c.in_size].latency_ms for c in components(a, CLASSES))
-        for a in space.decode(genes)
-    ]
-    compiled = table.compile(space, CLASSES)
-    np.testing.assert_allclose(compiled.predict(genes), expected)
-
-
-def test_what_is_missing_is_named_with_the_command(
-    space: SearchSpace, conditions: Conditions
-) -> None:
-    table = made_up_table(space, conditions)
-    assert table.complete(space, CLASSES)
-    missing = table.missing(space, CLASSES + 1)
-    assert [spec.kind for spec, _ in missing] == ["head", "head"]
-    with pytest.raises(MissingLatencyError) as error:
-        table.compile(space, CLASSES + 1)
-    assert str(missing[0][0]) in str(error.value)
-    assert "and 1 more entries" in str(error.value)
-    assert "nas profile --space small" in str(error.value)
-    uncorrected = dataclasses.replace(table, corrections={})
-    with pytest.raises(MissingLatencyError, match=r"no end-to-end correction.*nas profile"):
-        uncorrected.compile(space, CLASSES)
-
-
-def test_tables_survive_the_disk(
-    space: SearchSpace, conditions: Conditions, tmp_path: Path
-) -> None:
-    table = made_up_table(space, conditions)
-    table.save(tmp_path / "table.parquet")
-    assert LatencyTable.load(tmp_path / "table.parquet") == table
-    assert [item.name for item in tmp_path.iterdir()] == ["table.parquet"]
-
-
-@pytest.mark.parametrize("name", space_names())
-def test_specs_survive_json(name: str) -> None:
-    for spec, _ in entries(load_space(name), CLASSES):
-        assert spec_from_json(spec_to_json(spec)) == spec
-
-
-def _rewrite(path: Path, change: dict[str, object], metadata: dict[str, object]) -> None:
-    table = pq.read_table(path)
-    content = json.loads(table.schema.metadata[b"nas.latency_table"])
-    columns = table.to_pydict()
-    for name, value in change.items():
-        columns[name][1] = value
-    text = json.dumps({**content, **metadata}).encode()
-    schema = table.schema.with_metadata({b"nas.latency_table": text})
-    pq.write_table(pa.table(columns, schema=schema), path)
-
-
-@pytest.mark.parametrize(
-    ("change", "metadata", "message"),
-    [
-        ({"latency_ms": float("nan")}, {}, "latency_ms=nan must be a positive number"),
-        ({"latency_ms": -1.0}, {}, "latency_ms=-1.0 must be a positive number"),
-        ({"latency_ms": None}, {}, "latency_ms=None must be a positive number"),
-        ({"runs": 0}, {}, "runs=0 must be a positive number"),
-        ({"in_size": None}, {}, "in_size must be positive"),
-        ({"spec": "{"}, {}, "is not the spec of a module"),
-        ({"spec": None}, {}, "is not the spec of a module"),
-        ({}, {"schema_version": 99}, "schema version 99, this program reads version 2"),
-        ({}, {"conditions_digest": "0"}, "conditions were altered"),
-        ({}, {"conditions": {}}, "conditions must be a mapping"),
-        ({}, {"corrections": {"a": {"scale": 1}}}, "correction is not what this program writes"),
-        ({}, {"corrections": [1]}, "corrections must be a mapping"),
-    ],
-)
-def test_altered_tables_are_refused(
-    space: SearchSpace,
-    conditions: Conditions,
-    tmp_path: Path,
-    change: dict[str, object],
-    metadata: dict[str, object],
-    message: str,
-) -> None:
-    path = tmp_path / "table.parquet"
-    made_up_table(space, conditions).save(path)
-    _rewrite(path, change, metadata)
-    with pytest.raises(CorruptFileError) as error:
-        LatencyTable.load(path)
-    assert message in str(error.value)
-    assert str(path) in str(error.value)
-    assert "nas profile" in str(error.value)
-
-
-def test_unreadable_tables_are_refused(
-    space: SearchSpace, conditions: Conditions, tmp_path: Path
-) -> None:
-    path = tmp_path / "table.parquet"
-    made_up_table(space, conditions).save(path)
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"no parquet at all"):
-        path.write_bytes(content)
-        with pytest.raises(CorruptFileError, match="not a readable Parquet file"):
-            LatencyTable.load(path)
-    pq.write_table(pa.table({"a": [1]}), path)
-    with pytest.raises(CorruptFileError, match="no provenance"):
-        LatencyTable.load(path)
-    with pytest.raises(CorruptFileError, match="no such file"):
-        LatencyTable.load(tmp_path / "nothing.parquet")
-
-
 # Profiling ------------------------------------------------------------------------------------
 
 
@@ -438,6 +254,29 @@ def test_later_entries_are_brought_to_the_level_of_the_correction(
     session.bench.samples = [[0.25] * 4, [0.5] * 4, *checks]
     extended = session.extend(table)
     assert [extended.entries[e].latency_ms for e in session.missing] == [0.5, 1.0]
+
+
+def test_portions_are_brought_to_the_level_of_the_first(
+    space: SearchSpace,
+    conditions: Conditions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profiling, "first_portion", lambda missing, _: missing[:-2] or missing)
+    table = LatencyTable(conditions, {}, {})
+    session = profiling._Session(table, space, CLASSES, tmp_path / "t.parquet", QUICK)
+    networks = len(session.checks)
+    session.bench = Bench([], conditions)
+    session.bench.samples = [[1.0] * 4] * len(session.missing) + [[2.0] * 4] * networks
+    table = session.extend(table)
+    assert not table.corrections
+    session.go_on(table)
+    assert len(session.missing) == 2
+    session.bench.samples = [[0.25] * 4, [0.5] * 4] + [[1.0] * 4] * networks  # twice as fast now
+    table = session.extend(table)
+    assert table.complete(space, CLASSES)
+    assert [table.entries[e].latency_ms for e in session.missing] == [0.5, 1.0]
+    assert {check.measured_ms for check in table.correction(space).checks} == {2.0}
 
 
 def test_a_table_of_other_conditions_is_not_used(

@@ -11,17 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from latency_cases import ATTENTION, CLASSES, MACRO, POOLING, QUICK, small_space
 from torch import nn
 
 from predictors.additive import Entry, entries
-from predictors.latency import load
-from predictors.latency.compile_ahead import compile_ahead
+from predictors.latency import entry_plan, load
+from predictors.latency import profile as profiling
 from predictors.latency.devices import RUNTIMES, Conditions, local_conditions
-from predictors.latency.entry_plan import Copies, EntryPlan, copies_subject, without_cost
+from predictors.latency.entry_plan import (
+    Copies,
+    EntryPlan,
+    copies_subject,
+    first_portion,
+    without_cost,
+)
 from predictors.latency.load import clock_warnings, cpu_clock
 from predictors.latency.measure import (
     Bench,
-    Limits,
     Subject,
     WeightPool,
     entry_subject,
@@ -32,14 +38,11 @@ from predictors.latency.measure import (
 from predictors.latency.profile import profile
 from predictors.latency.remeasure import measure_networks
 from predictors.latency.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
-from search_space import Block, Macro, Mixer, ModuleSpec, SearchSpace, StageSpace
+from predictors.latency.runtimes.onnx_graph import to_onnx
+from search_space import Block, Mixer, ModuleSpec, SearchSpace
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.mixers import mixer_names
-
-QUICK = Limits(min_rounds=3, max_rounds=4, min_seconds=0.0)
-CLASSES = 3
-MACRO = Macro(stem_kernel=2, stem_stride=2)
 
 
 def usable(kind: str) -> list[str]:
@@ -55,20 +58,14 @@ def usable(kind: str) -> list[str]:
 
 
 ON_CPU = usable("cpu")
-WITH_PARAMETERS: dict[str, dict[str, Any]] = {
-    "window_attention": {"window": 4, "head_dim": 8},
-}
-
-
-def block_of(mixer: str, position: int = 0) -> ModuleSpec:
-    block = Block(Mixer.of(mixer, **WITH_PARAMETERS.get(mixer, {})), 2.0)
-    return block_spec(MACRO, 16, block, position)
-
-
+NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+OTHER_MIXERS = [name for name in mixer_names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
-    *((block_of(name), 8) for name in mixer_names()),
-    (block_of("window_attention", position=1), 8),  # shifted, masked
-    (block_of("window_attention"), 6),  # padded
+    *((block_spec(MACRO, 16, Block(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
+    (block_spec(MACRO, 16, ATTENTION, 0), 8),
+    (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
+    (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
     (stem_spec(MACRO, 16), 16),
     (downsample_spec(MACRO, 16, 24), 8),
     (head_spec(MACRO, 16, CLASSES), 4),
@@ -77,9 +74,7 @@ ENTRIES: list[Entry] = [
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
-    blocks = (Block(Mixer.of("pooling"), 2.0),)
-    stages = tuple(StageSpace((8, 16) if i == 0 else (8,), (1,), blocks) for i in range(4))
-    return SearchSpace("few", MACRO, (16,), stages)
+    return small_space((8,), (1,), (POOLING,))
 
 
 @pytest.fixture(scope="module")
@@ -157,24 +152,17 @@ def outputs_agree(name: str, subject: Subject, conditions: Conditions) -> None:
 
 
 @pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
-def test_onnxruntime_computes_what_eager_computes(
-    spec: ModuleSpec, in_size: int, pool: WeightPool
+@pytest.mark.parametrize(
+    "name", ["onnxruntime", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])]
+)
+def test_runtimes_compute_what_eager_computes(
+    name: str, spec: ModuleSpec, in_size: int, pool: WeightPool
 ) -> None:
-    conditions = settings("onnxruntime", batch_size=2)
-    outputs_agree("onnxruntime", lively(entry_subject(spec, in_size, conditions, pool)), conditions)
+    conditions = settings(name, batch_size=2)
+    outputs_agree(name, lively(entry_subject(spec, in_size, conditions, pool)), conditions)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
-@pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
-def test_inductor_computes_what_eager_computes(
-    spec: ModuleSpec, in_size: int, pool: WeightPool
-) -> None:
-    conditions = settings("inductor", batch_size=2)
-    outputs_agree("inductor", lively(entry_subject(spec, in_size, conditions, pool)), conditions)
-
-
-@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+@NEEDS_COMPILER
 def test_inductor_compiles_many_modules_of_one_class_without_falling_back() -> None:
     conditions = settings("inductor")
     runtime = find_runtime("inductor")
@@ -208,7 +196,7 @@ def lively(subject: Subject) -> Subject:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("name", sorted(RUNTIMES))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_runtimes_on_a_gpu_compute_what_eager_computes(name: str, precision: str) -> None:
@@ -229,7 +217,7 @@ def test_runtimes_on_a_gpu_compute_what_eager_computes(name: str, precision: str
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 def test_profile_by_cuda_graphs(space: SearchSpace, tmp_path: Path) -> None:
     conditions = local_conditions("cuda", runtime="cudagraph", precision="fp16")
     table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
@@ -261,16 +249,6 @@ def test_slopes_are_differences_of_statistics(space: SearchSpace) -> None:
         plan.copies = [n, n]
         for values, one, two in zip(plan.latencies(once + twice), once, twice, strict=True):
             assert statistic(values) == pytest.approx((statistic(two) - statistic(one)) / n)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
-def test_entries_are_compiled_by_other_processes(space: SearchSpace) -> None:
-    jobs = [(entry, n) for n, entry in enumerate(entries(space, CLASSES)[:3])]
-    heard: list[tuple[int, int, float]] = []
-    done = compile_ahead(jobs, settings("inductor"), 2, lambda *values: heard.append(values))
-    assert done == 3
-    assert [(number, total) for number, total, _ in heard] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_nothing_is_measured_for_no_entries() -> None:
@@ -317,8 +295,36 @@ def test_profile_through_onnxruntime(space: SearchSpace, tmp_path: Path) -> None
     assert all(value.latency_ms > 0 for value in table.entries.values())
 
 
+def test_entries_that_do_not_fit_into_memory_are_measured_in_portions(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions, asked = settings("onnxruntime"), entries(space, CLASSES)
+    monkeypatch.setattr(entry_plan, "_MOST_BYTES", 4.5 * entry_plan._BYTES_BESIDES)
+    assert first_portion(asked, settings()) == asked  # eager entries share all memory
+    assert first_portion(asked, conditions) == asked[:4]
+    assert len(first_portion(asked, replace(conditions, batch_size=512))) == 1
+    portions: list[int] = []
+    monkeypatch.setattr(
+        profiling, "EntryPlan", lambda e, c: portions.append(len(e)) or EntryPlan(e, c)
+    )
+    table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
+    assert table.complete(space, CLASSES)
+    assert sum(portions) == len(asked)
+    assert max(portions) == 4
+    assert [path.suffix for path in tmp_path.iterdir()] == [".parquet"]
+
+
+def test_onnxruntime_reads_weights_where_they_lie(pool: WeightPool) -> None:
+    subject = entry_subject(*ENTRIES[0], settings("onnxruntime"), pool)
+    model = to_onnx(subject.module, subject.images)
+    weights = onnx_runtime._take_weights(model, subject.module)
+    for name, parameter in subject.module.named_parameters():
+        assert weights[name].ctypes.data == parameter.data_ptr()
+    assert model.ByteSize() < sum(values.nbytes for values in weights.values())
+
+
 @pytest.mark.slow
-@pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+@NEEDS_COMPILER
 def test_profile_through_inductor(space: SearchSpace, tmp_path: Path) -> None:
     table = profile(space, CLASSES, settings("inductor"), tmp_path, limits=QUICK)
     assert table.complete(space, CLASSES)

@@ -1,20 +1,16 @@
-"""Search spaces: the encoding, the operators, the size and the presets' promises."""
+"""Search spaces: the encoding, the operators and the size."""
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictors.counts import count_architecture, count_entry
 from search_space import (
     Architecture,
     Block,
@@ -24,14 +20,10 @@ from search_space import (
     SearchSpace,
     Stage,
     StageSpace,
-    known,
     load_space,
-    mixer_names,
     space_names,
 )
-from search_space.architecture import feature_sizes
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
-from search_space.errors import InvalidArchitectureError, InvalidSpaceError, UnknownNameError
+from search_space.errors import InvalidArchitectureError
 from search_space.space import INACTIVE
 
 seeds = st.integers(0, 2**32 - 1)
@@ -311,210 +303,3 @@ def test_neighbours_differ_in_one_parameter(name: str) -> None:
                 and sum(one[key] != value for key, value in block.to_dict().items()) == 1
             ]
             assert near.tolist() == (expected or [i])
-
-
-# Presets ------------------------------------------------------------------------------------
-
-
-def lightest_and_heaviest(space: SearchSpace, resolution: int) -> tuple[int, int]:
-    """Bounds on MACs: each part on its own as light, or as heavy, as it can be."""
-    macro, sizes = space.macro, feature_sizes(space.macro, resolution)
-    low = high = 0
-    stems = [count_entry(stem_spec(macro, w), resolution).macs for w in space.stages[0].widths]
-    heads = [
-        count_entry(head_spec(macro, w, 1000), sizes[-1]).macs for w in space.stages[-1].widths
-    ]
-    parts = [stems, heads]
-    for i, stage in enumerate(space.stages):
-        if i > 0:
-            before = space.stages[i - 1].widths
-            parts.append(
-                [
-                    count_entry(downsample_spec(macro, a, b), sizes[i - 1]).macs
-                    for a in (before[0], before[-1])
-                    for b in (stage.widths[0], stage.widths[-1])
-                ]
-            )
-        blocks = [
-            count_entry(block_spec(macro, width, block, 0), sizes[i]).macs
-            for width in (stage.widths[0], stage.widths[-1])
-            for block in stage.blocks
-        ]
-        parts.append([min(blocks) * stage.depths[0], max(blocks) * stage.depths[-1]])
-    for values in parts:
-        low, high = low + min(values), high + max(values)
-    return low, high
-
-
-@pytest.mark.parametrize("name", space_names())
-def test_smallest_and_largest_are_extreme(name: str) -> None:
-    space = preset(name)
-    assert space.contains(space.smallest)
-    assert space.contains(space.largest)
-    smallest, largest = (count_architecture(a) for a in (space.smallest, space.largest))
-    samples = space.decode(space.sample(np.random.default_rng(0), 60))
-    for sample in samples:
-        count = count_architecture(sample)
-        for metric in ("macs", "num_params"):
-            assert smallest[metric] <= count[metric] <= largest[metric]
-    assert smallest["macs"] == lightest_and_heaviest(space, space.resolutions[0])[0]
-    # on maps smaller than a window other mixers are the heaviest, by very little
-    bound = lightest_and_heaviest(space, space.resolutions[-1])[1]
-    assert 0.99 * bound <= largest["macs"] <= bound
-
-
-@pytest.mark.parametrize(
-    ("name", "reference", "low", "high"), [("tiny", "swin_t", 0.8, 1.5), ("base", "swin_b", 1, 2)]
-)
-def test_largest_reaches_the_published_cost(
-    name: str, reference: str, low: float, high: float
-) -> None:
-    largest = count_architecture(preset(name).largest)["macs"]
-    assert low <= largest / count_architecture(known(reference))["macs"] <= high
-
-
-@pytest.mark.parametrize(
-    ("name", "resolutions"),
-    [("digits", (16, 24)), ("cifar", (32, 32)), ("tiny", (160, 224)), ("base", (192, 256))],
-)
-def test_presets_are_what_they_describe(name: str, resolutions: tuple[int, int]) -> None:
-    space = preset(name)
-    assert space.name == name
-    assert (space.resolutions[0], space.resolutions[-1]) == resolutions
-    mixers = {block.mixer.name for stage in space.stages for block in stage.blocks}
-    if name == "digits":
-        assert mixers == {"pooling", "depthwise_conv", "window_attention"}
-    else:
-        assert mixers == set(mixer_names())
-    assert space.size > 1e12  # worth searching
-
-
-@pytest.mark.parametrize("name", space_names())
-def test_plain_form_round_trips(name: str) -> None:
-    space = preset(name)
-    again = SearchSpace.from_dict(space.to_dict())
-    assert again == space
-    assert again.digest == space.digest
-    renamed = SearchSpace.from_dict({**space.to_dict(), "name": "other"})
-    assert renamed.digest == space.digest
-    assert len({preset(other).digest for other in space_names()}) == len(space_names())
-
-
-# Definitions --------------------------------------------------------------------------------
-
-
-def definition() -> dict[str, Any]:
-    stage = {
-        "width": [16, 32],
-        "depth": 2,
-        "mixers": ["pooling", {"window_attention": {"window": [2, 4], "head_dim": 8}}],
-        "mlp_ratio": [2, 4],
-    }
-    return {
-        "name": "mine",
-        "description": "for people",
-        "macro": {"stem_kernel": 2, "stem_stride": 2},
-        "resolution": 16,
-        "stages": [copy.deepcopy(stage) for _ in range(4)],
-    }
-
-
-def test_definition_is_the_product_of_its_lists() -> None:
-    space = SearchSpace.from_dict(definition())
-    attention = [Mixer.of("window_attention", window=window, head_dim=8) for window in (2, 4)]
-    mixers = [Mixer.of("pooling"), *attention]
-    expected = tuple(Block(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
-    assert space.resolutions == (16,)
-    assert space.stages == (StageSpace((16, 32), (2,), expected),) * 4
-    assert space.size == (2 * 6**2) ** 4
-
-
-def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    def apply(data: dict[str, Any]) -> None:
-        *parents, last = path
-        for key in parents:
-            data = data[key]
-        if to is ...:
-            del data[last]
-        else:
-            data[last] = to
-
-    return apply
-
-
-@pytest.mark.parametrize(
-    ("apply", "words"),
-    [
-        (change("resolutions", to=1), ["unknown key 'resolutions'", "resolution"]),
-        (change("resolution", to=...), ["'resolution' is missing"]),
-        (change("name", to=...), ["'name' is missing"]),
-        (change("stages", to=...), ["'stages' is missing"]),
-        (change("stages", to=None), ["'stages' must be a list", "None"]),
-        (change("stages", to=[]), ["4 stages", "not 0"]),
-        (change("stages", 1, to=3), ["stages[1]", "mapping", "3"]),
-        (change("stages", 1, "widht", to=3), ["stages[1]", "unknown key 'widht'", "width, depth"]),
-        (change("stages", 1, "depth", to=...), ["stages[1]", "'depth' is missing"]),
-        (change("stages", 1, "blocks", to=[]), ["stages[1]", "either 'blocks' or 'mixers'"]),
-        (change("stages", 1, "mixers", to=...), ["stages[1]", "either 'blocks' or 'mixers'"]),
-        (change("stages", 1, "mixers", to="pooling"), ["'mixers' must be a list", "'pooling'"]),
-        (change("stages", 1, "mixers", to=[]), ["stages[1]", "distinct and at least one"]),
-        (change("stages", 1, "mixers", to=["pooling"] * 2), ["distinct"]),
-        (change("stages", 1, "mixers", to=[None]), ["None is not a mixer", "write a name"]),
-        (change("stages", 1, "mixers", to=[{"pooling": 3}]), ["'pooling' must be a mapping"]),
-        (change("stages", 1, "width", to=[32, 16]), ["stages[1]", "width [32, 16]", "ascending"]),
-        (change("stages", 1, "width", to=[16, 16]), ["width [16, 16]", "without repetition"]),
-        (change("stages", 1, "width", to=["a", 16]), ["width ['a', 16]", "positive integers"]),
-        (change("stages", 1, "width", to=[[16]]), ["width [[16]]", "positive integers"]),
-        (change("stages", 1, "depth", to=[0, 1]), ["depth [0, 1]", "positive integers"]),
-        (change("stages", 1, "depth", to=[]), ["depth []", "not empty"]),
-        (change("stages", 1, "depth", to=True), ["depth [True]", "positive integers"]),
-        (change("stages", 1, "width", to=[12]), ["stages[1]", "width=12", "multiple of 8"]),
-        (change("stages", 1, "mlp_ratio", to=[0]), ["stages[1]", "mlp_ratio=0", "positive"]),
-        (change("resolution", to=[24, 16]), ["resolution [24, 16]", "ascending"]),
-        (change("resolution", to=["16", 24]), ["resolution ['16', 24]", "positive integers"]),
-        (change("resolution", to=[8]), ["resolution 8", "too small", "take a larger"]),
-        (change("macro", "stem_kernel", to=1), ["stem_kernel=1", "stride 2"]),
-        (
-            change("stages", 2, "mixers", 1, to={"window_attention": {"window": [2.5]}}),
-            ["stages[2]", "window=2.5", "integer"],
-        ),
-    ],
-)
-def test_broken_definition_says_where_and_why(
-    apply: Callable[[dict[str, Any]], None], words: list[str]
-) -> None:
-    data = definition()
-    apply(data)
-    with pytest.raises((InvalidSpaceError, InvalidArchitectureError)) as info:
-        SearchSpace.from_dict(data)
-    for word in words:
-        assert word in str(info.value)
-
-
-@pytest.mark.parametrize("entry", ["window_atention", {"window_atention": {"window": 4}}])
-def test_unknown_mixer_says_the_nearest_and_all(entry: Any) -> None:
-    data = definition()
-    data["stages"][3]["mixers"].append(entry)
-    with pytest.raises(UnknownNameError) as info:
-        SearchSpace.from_dict(data)
-    message = str(info.value)
-    assert "stages[3]: unknown mixer 'window_atention'" in message
-    assert "Did you mean 'window_attention'?" in message
-    assert all(name in message for name in mixer_names())
-
-
-@pytest.mark.parametrize("key", ["windw", "name", 4])
-def test_unknown_mixer_parameter_says_all(key: Any) -> None:
-    data = definition()
-    data["stages"][3]["mixers"] = [{"window_attention": {key: [4]}}]
-    with pytest.raises(UnknownNameError) as info:
-        SearchSpace.from_dict(data)
-    for word in ("stages[3]", repr(str(key)), "head_dim, window"):
-        assert word in str(info.value)
-
-
-def test_unknown_macro_style() -> None:
-    data = definition()
-    data["macro"]["downsample"] = "patch_merge"
-    with pytest.raises(UnknownNameError, match="Did you mean 'patch_merging'"):
-        SearchSpace.from_dict(data)

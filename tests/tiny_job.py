@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -23,6 +26,7 @@ from predictors.latency.measure import Limits
 from predictors.latency.profile import check_architectures, profile, table_path
 from predictors.latency.remeasure import measure_networks
 from predictors.latency.table import EntryLatency, LatencyTable
+from results.journal import read_journal
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
 
 SPACE = """\
@@ -36,6 +40,8 @@ stages:
   - {width: [16, 24], depth: 1, mixers: [pooling, depthwise_conv], mlp_ratio: 2}
 """
 DIGITS_CLASSES = 10
+EVALUATIONS = 12  # of a Job's searches
+FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 QUICK = Limits(min_rounds=3, max_rounds=6, min_seconds=0.3)
 SCALE, OFFSET_MS = 1.25, 0.5
 
@@ -130,6 +136,13 @@ def nas(*arguments: object) -> Ran:
     return Ran(ended.code, out.getvalue(), err.getvalue())
 
 
+def search(*more: object, data: object = "digits", budget: str = "1s") -> Ran:
+    """``nas search`` in a fresh job."""
+    return nas(
+        "search", "--data", data, "--space", "pebble.yaml", "--target-latency", budget, *more
+    )
+
+
 @contextmanager
 def quick_measurements(profile_seconds: float = 0.3) -> Iterator[None]:
     """Real measurements, but short ones: a second or so instead of half a minute."""
@@ -148,3 +161,81 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         for path in sorted(folder.rglob("*"))
         if path.name != ".lock"
     }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder with a space file, a folder of runs and a finished run ``one`` in it."""
+
+    folder: Path
+    said: Ran
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def run(self) -> Path:
+        return self.runs / "one"
+
+    @property
+    def options(self) -> tuple[object, ...]:
+        return "--data", "digits", "--space", self.folder / "pebble.yaml", "--runs", self.runs
+
+    def search(self, name: str, *more: object) -> Ran:
+        return nas(
+            *("search", *self.options, "--name", name, "--json"),
+            *("--target-latency", "1s", "--epochs", 2, "--finetune-epochs", 1),
+            *("--evaluations", EVALUATIONS, "--population", 6, *more),
+        )
+
+    def copy(self, name: str, status: str = "running") -> Path:
+        """The finished run under another name, as if it had been killed just before its end."""
+        path = self.runs / name
+        shutil.copytree(self.run, path)
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps({**manifest, "status": status}))
+        return path
+
+    def resume(self, name: str) -> Ran:
+        return nas("search", "--runs", self.runs, "--name", name, "--resume", "--json")
+
+    @contextmanager
+    def surroundings(self, cache: Path) -> Iterator[None]:
+        """Short measurements, that cache, and no settings from outside."""
+        with pytest.MonkeyPatch.context() as patch, quick_measurements():
+            for name in [name for name in os.environ if name.startswith("NAS_")]:
+                patch.delenv(name)
+            patch.setenv("NAS_CACHE", str(cache))
+            yield
+
+
+def finished_job(folder: Path) -> Job:
+    """Make a whole run, with short but real measurements."""
+    write_space(folder)
+    job = Job(folder, Ran(0, "", ""))
+    with job.surroundings(job.cache):
+        said = job.search("one")
+    assert said.code == 0, said.err
+    return Job(folder, said)
+
+
+def front_of(said: Ran) -> list[tuple[str, float, float]]:
+    """Digest, loss and latency of a finished search's front."""
+    assert said.code == 0, said.err
+    return [
+        (member["digest"], member["predicted"]["loss"], member["predicted"]["latency_ms"])
+        for member in json.loads(said.out)["front"]
+    ]
+
+
+def evaluated(run: Path) -> list[tuple[Any, ...]]:
+    """What a run's journal holds, without times."""
+    return [
+        (e.index, e.digest, e.status, dict(e.metrics), dict(e.architecture))
+        for e in read_journal(run / "evaluations.jsonl")
+    ]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from predictors.additive import Entry
-from predictors.additive import entries as entries_of
+from predictors.additive import entries
 from predictors.latency import bundle_runner
 from predictors.latency.bundle_import import import_bundle
 from predictors.latency.bundle_runner import FORMAT, sha256
@@ -42,7 +41,7 @@ from predictors.latency.measure import DTYPES, Subject, WeightPool, entry_subjec
 from predictors.latency.profile import check_architectures
 from predictors.latency.runtimes import find_runtime
 from predictors.latency.runtimes.onnx_graph import to_onnx
-from predictors.latency.table import LatencyTable, spec_to_json
+from predictors.latency.table import spec_to_json
 from search_space import SearchSpace, components
 from search_space.errors import UnknownNameError, UsageError
 
@@ -64,16 +63,14 @@ def write_bundle(
     *,
     batch_size: int = 1,
     precision: str = "fp32",
-    known: LatencyTable | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write what measures the entries of ``space`` elsewhere; returns ``folder``.
 
-    ``known`` is a table of that device: its entries are left out, and ``import_bundle`` needs it
-    again. ``progress(done, total)`` is told models. The folder appears when it is complete.
+    ``progress(done, total)`` is told models. The folder appears when it is complete.
 
-    Raises UsageError where ``folder`` exists and is not empty, the precision is one that
-    onnxruntime cannot run, or ``known`` lacks nothing.
+    Raises UsageError where ``folder`` exists and is not empty, or the precision is one that
+    onnxruntime cannot run.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -84,19 +81,12 @@ def write_bundle(
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already. Choose another folder, or remove it.")
-    asked = entries_of(space, num_classes) if known is None else known.missing(space, num_classes)
-    if not asked:
-        raise UsageError(
-            f"the table of {known.conditions.device if known else 'that device'} lacks no entry "
-            f"of space {space.name!r}: there is nothing to measure."
-        )
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     (staging / MODELS).mkdir(parents=True)
     try:
         conditions = _export_conditions(batch_size, precision)
-        writer = _Writer(staging, conditions, len(asked), progress)
-        manifest = writer.write(space, num_classes, asked)
+        manifest = _Writer(staging, conditions, progress).write(space, num_classes)
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         if folder.exists():
             folder.rmdir()
@@ -123,14 +113,13 @@ def _export_conditions(batch_size: int, precision: str) -> Conditions:
 class _Writer:
     folder: Path
     conditions: Conditions
-    num_entries: int
     progress: Progress | None
     shared: _SharedTensors = field(init=False)
 
-    def write(self, space: SearchSpace, num_classes: int, asked: Sequence[Entry]) -> dict[str, Any]:
+    def write(self, space: SearchSpace, num_classes: int) -> dict[str, Any]:
         """All files but the manifest, which is returned."""
         self.shared = _SharedTensors()
-        checks = check_architectures(space)
+        asked, checks = entries(space, num_classes), check_architectures(space)
         conditions, pool = self.conditions, WeightPool(self.conditions)
         self._done, self._total = 0, len(asked) + len(checks) + 1
         manifest: dict[str, Any] = {

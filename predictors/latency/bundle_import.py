@@ -7,7 +7,7 @@ have the checksum that the manifest states, and every sample must be a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,55 +16,29 @@ import numpy as np
 
 from predictors.additive import Entry
 from predictors.latency import bundle_runner
-from predictors.latency.correction import (
-    CheckNetwork,
-    Correction,
-    fit_correction,
-    leave_one_out_error,
-)
+from predictors.latency.correction import CheckNetwork, correction_of
 from predictors.latency.devices import Conditions, DeviceIdentity
 from predictors.latency.entry_plan import without_cost
 from predictors.latency.measure import split_half_disagreement, statistic
 from predictors.latency.table import EntryLatency, LatencyTable, spec_from_json
 from search_space.errors import CorruptFileError, NasError, UsageError
 
-_EXPECTED_ERROR_LIMIT = 0.1
 _LEAST_ROUNDS = 3
 
 
-def import_bundle(
-    results: Path, bundle: Path, name: str, known: LatencyTable | None = None
-) -> LatencyTable:
+def import_bundle(results: Path, bundle: Path, name: str) -> LatencyTable:
     """Latency table of the device that ``bundle`` was run on.
 
     Args:
         results: what ``run.py`` wrote.
         bundle: the folder that ``write_bundle`` wrote.
         name: what the device shall be called.
-        known: the table that was given to ``write_bundle``, whose entries are kept; the new
-            ones are brought to its level by the check networks where it has a correction.
 
     Raises CorruptFileError where files are missing, altered or hold what no measurement gives,
-    UsageError where the measurement is not finished, is of another bundle, or of other
-    conditions than ``known``.
+    UsageError where the measurement is not finished or is of another bundle.
     """
     manifest = _read_manifest(bundle)
-    measured = _read_results(results, manifest)
-    if known is not None and known.conditions != measured.conditions:
-        raise UsageError(
-            f"{results} was measured under other conditions ({measured.conditions}) than the "
-            f"table that it should complete ({known.conditions}). Import it without that table."
-        )
-    there = {*manifest.entries, *(known.entries if known is not None else ())}
-    for check in manifest.checks:
-        for spec, in_size in check.components:
-            if (spec, in_size) not in there:
-                raise UsageError(
-                    f"{bundle} was written to complete a table: the check networks need {spec} "
-                    f"on a {in_size}-pixel input, which it does not measure. Import it together "
-                    "with that table."
-                )
-    return _combine(manifest, measured, name, known)
+    return _combine(manifest, _read_results(results, manifest), name)
 
 
 @dataclass(frozen=True)
@@ -106,6 +80,16 @@ class _Manifest:
 def _read_manifest(folder: Path) -> _Manifest:
     try:
         data, digest = bundle_runner.read_manifest(folder)
+        entries = [(spec_from_json(e["spec"]), int(e["in_size"])) for e in data["entries"]]
+        checks = [
+            _Check(
+                str(check["digest"]),
+                [(spec_from_json(text), int(size)) for text, size in check["components"]],
+            )
+            for check in data["checks"]
+        ]
+        if not {entry for check in checks for entry in check.components} <= set(entries):
+            raise ValueError("check networks have components that are no entries")
         return _Manifest(
             digest=digest,
             space_name=str(data["space"]["name"]),
@@ -115,14 +99,8 @@ def _read_manifest(folder: Path) -> _Manifest:
             layout=str(data["layout"]),
             protocol=str(data["protocol"]),
             implementation=str(data["implementation"]),
-            entries=[(spec_from_json(e["spec"]), int(e["in_size"])) for e in data["entries"]],
-            checks=[
-                _Check(
-                    str(check["digest"]),
-                    [(spec_from_json(text), int(size)) for text, size in check["components"]],
-                )
-                for check in data["checks"]
-            ],
+            entries=entries,
+            checks=checks,
         )
     except bundle_runner.BundleError as error:
         raise CorruptFileError(f"{error} Write the bundle again if need be.") from None
@@ -229,78 +207,40 @@ def _portions(data: Mapping[str, Any], manifest: _Manifest) -> list[_Portion]:
     return portions
 
 
-def _combine(
-    manifest: _Manifest, measured: _Measured, name: str, known: LatencyTable | None
-) -> LatencyTable:
-    """Entries at the level of the first portion, or of ``known``; a correction if none is known."""
-    table = known or LatencyTable(measured.conditions, {}, {}, name=name)
-    correction = table.corrections.get(manifest.space_digest)
-    portions = measured.portions
-    count = len(manifest.checks)
-    checks = [[statistic(s) for s in portion.samples_ms[-count:]] for portion in portions]
-    level = checks[0]
-    if correction is not None:
-        then = {check.digest: check.measured_ms for check in correction.checks}
-        level = [then[check.digest] for check in manifest.checks]
+def _combine(manifest: _Manifest, measured: _Measured, name: str) -> LatencyTable:
+    """All portions at the level of the first one, by what the check networks took in each."""
+    portions, count = measured.portions, len(manifest.checks)
+    runs = [portion.samples_ms[-count:] for portion in portions]
+    level = [statistic(samples) for samples in runs[0]]
     entries: dict[Entry, EntryLatency] = {}
-    for portion, own in zip(portions, checks, strict=True):
-        drift = float(np.median(np.array(level) / np.array(own)))
+    for portion, own in zip(portions, runs, strict=True):
+        drift = float(np.median(np.array(level) / [statistic(samples) for samples in own]))
         empty = statistic(portion.samples_ms[len(portion.entries)])
         for number, samples in zip(portion.entries, portion.samples_ms, strict=False):
             values = [drift * value for value in without_cost(samples, empty)]
             entries[manifest.entries[number]] = EntryLatency.of(values, statistic(values))
-    table = table.with_session(entries)
-    if correction is None:
-        fitted = _correct(manifest, measured, table, level)
-        table = table.with_session({}, {manifest.space_digest: fitted})
-    return LatencyTable(
-        table.conditions,
-        table.entries,
-        table.corrections,
-        table.calibration,
-        name,
-        measured.created,
-    )
-
-
-def _correct(
-    manifest: _Manifest, measured: _Measured, table: LatencyTable, level: Sequence[float]
-) -> Correction:
-    first = measured.portions[0]
-    runs = first.samples_ms[-len(manifest.checks) :]
-    checks = tuple(
+    checks = [
         CheckNetwork(
             check.digest,
-            sum(table.entries[entry].latency_ms for entry in check.components),
+            sum(entries[entry].latency_ms for entry in check.components),
             time_ms,
             len(samples),
         )
-        for check, time_ms, samples in zip(manifest.checks, level, runs, strict=True)
+        for check, time_ms, samples in zip(manifest.checks, level, runs[0], strict=True)
+    ]
+    correction = correction_of(
+        manifest.space_name,
+        checks,
+        halves=max(map(split_half_disagreement, runs[0])),
+        rounds=len(runs[0][0]),
+        seconds=sum(portion.seconds for portion in portions),
+        stopped="converged" if {p.stopped for p in portions} == {"converged"} else "rounds",
+        warnings=list(dict.fromkeys(text for p in portions for text in p.warnings)),
     )
-    sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
-    scale, offset = fit_correction(sums, times)
-    error = leave_one_out_error(sums, times)
-    warnings = list(dict.fromkeys(text for p in measured.portions for text in p.warnings))
-    stopped = [portion.stopped for portion in measured.portions]
-    if any(reason != "converged" for reason in stopped):
-        worst = max(map(split_half_disagreement, runs))
-        warnings.append(
-            "the measurement ended at its limit of rounds before the figures stood still: halves "
-            f"of a check network differ by up to {worst:.0%}."
-        )
-    if error > _EXPECTED_ERROR_LIMIT:
-        warnings.append(
-            f"predictions are off by {error:.0%} on average on check networks; measure again on "
-            "an idle device."
-        )
-    return Correction(
-        space=manifest.space_name,
-        scale=scale,
-        offset_ms=offset,
-        expected_error=error,
-        checks=checks,
-        rounds=len(runs[0]),
-        seconds=sum(portion.seconds for portion in measured.portions),
-        stopped="converged" if set(stopped) == {"converged"} else "rounds",
-        warnings=tuple(warnings),
+    return LatencyTable(
+        measured.conditions,
+        entries,
+        {manifest.space_digest: correction},
+        name=name,
+        created=measured.created,
     )

@@ -19,7 +19,6 @@ import numpy as np
 from predictors.latency.correction import Calibration, fit_correction, leave_one_out_error
 from predictors.latency.estimate import estimate_entry, is_estimated
 from predictors.latency.table import LatencyTable, MissingLatencyError
-from predictors.latency.transfer import typical_correction
 from search_space import Architecture, components
 from search_space.errors import CorruptFileError, NasError
 from search_space.files import load_architecture
@@ -206,7 +205,7 @@ def predict_network(
     Raises MissingLatencyError as ``sum_of_entries`` does.
     """
     total = sum_of_entries(table, architecture, num_classes)
-    by = table.calibration or typical_correction(table)
+    by = table.calibration or table.typical_correction()
     return by.offset_ms + by.scale * total
 
 

@@ -283,7 +283,6 @@ def latency_table(
 
 def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
     """A measured table of another GPU that an estimate can be transferred from, the largest."""
-    same = ("runtime", "precision", "batch_size")
     tables = [
         k.table
         for k in known_tables(folder)
@@ -293,7 +292,7 @@ def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
         and k.table.conditions.implementation == conditions.implementation
         and {value.origin for value in k.table.entries.values()} == {"measured"}
         and datasheet_of(k.table.conditions.device) is not None
-        and all(getattr(k.table.conditions, n) == getattr(conditions, n) for n in same)
+        and not k.table.conditions.differences(conditions)
     ]
     return max(tables, key=lambda table: len(table.entries), default=None)
 

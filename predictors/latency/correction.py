@@ -19,6 +19,7 @@ from search_space.errors import CorruptFileError
 Values = npt.NDArray[np.float64]
 _LEAST_FOR_LINE = 4  # distinct networks
 _CLEARLY = 0.75  # of the ratio's error left out
+_EXPECTED_ERROR_LIMIT = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,48 @@ def leave_one_out_error(sums: Sequence[float], measured: Sequence[float]) -> flo
     """Mean relative error of predicting each network by a correction fitted on the others."""
     x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     return _left_out(x, y, lambda a, b: fit_correction(a.tolist(), b.tolist()))
+
+
+def correction_of(
+    space: str,
+    checks: Sequence[CheckNetwork],
+    *,
+    halves: float,
+    rounds: int,
+    seconds: float,
+    stopped: str,
+    warnings: Sequence[str] = (),
+) -> Correction:
+    """Correction that is fitted on ``checks``, with warnings where it is not to be relied on.
+
+    ``halves`` is the largest relative difference between the figures of the first and the second
+    half of a check network's runs; see ``Correction`` for the others.
+    """
+    sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
+    scale, offset = fit_correction(sums, times)
+    error = leave_one_out_error(sums, times)
+    warnings = list(warnings)
+    if stopped != "converged":
+        warnings.append(
+            f"the measurement ended at its limit of {stopped} before the figures stood still: "
+            f"halves of a check network differ by up to {halves:.0%}."
+        )
+    if error > _EXPECTED_ERROR_LIMIT:
+        warnings.append(
+            f"predictions are off by {error:.0%} on average on check networks; measure again on "
+            "an idle device."
+        )
+    return Correction(
+        space=space,
+        scale=scale,
+        offset_ms=offset,
+        expected_error=error,
+        checks=tuple(checks),
+        rounds=rounds,
+        seconds=seconds,
+        stopped=stopped,
+        warnings=tuple(warnings),
+    )
 
 
 def _left_out(x: Values, y: Values, fit: Callable[[Values, Values], tuple[float, float]]) -> float:

@@ -97,6 +97,14 @@ class Conditions:
         """Plain JSON-able form; ``from_dict`` inverts it."""
         return asdict(self)
 
+    def differences(self, other: Conditions) -> list[str]:
+        """Which of runtime, precision and batch size differ.
+
+        Latencies of two devices can be compared where none does.
+        """
+        names = ("runtime", "precision", "batch_size")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
     @classmethod
     def from_dict(cls, data: object) -> Conditions:
         """Raises CorruptFileError where keys are missing, unknown or of the wrong type."""

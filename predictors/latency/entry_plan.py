@@ -8,27 +8,27 @@ copies.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from predictors.additive import Entry
-from predictors.latency.compile_ahead import compile_ahead
+from predictors.counts import meta_module
 from predictors.latency.devices import Conditions
 from predictors.latency.measure import DTYPES, Subject, WeightPool, entry_subject, statistic
 from predictors.latency.runtimes import find_runtime
 from predictors.latency.table import spec_to_json
+from predictors.memory import peak_elements
 from search_space import ModuleSpec
 from supernet.modules import build_module
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
-# a worker holds a pool of weights; with few cores the compiler's own helpers use them all
-_MOST_WORKERS = 16
-_LEAST_JOBS = 8  # per worker: starting one takes as long as a few compilations
+# of entries that are loaded together, where the runtime keeps memory for each
+_MOST_BYTES = 4e9
+_BYTES_BESIDES = 2e6  # of a prepared entry: graph, constants, output
 
 
 class Copies(nn.Module):
@@ -99,20 +99,6 @@ class EntryPlan:
             result.append(empty_subject(self.conditions, pool))
         return result
 
-    def compile_ahead(self, progress: Callable[[int, int, float], None] | None = None) -> None:
-        """Fill the compiler's cache by parallel processes, where the runtime's has one.
-
-        ``progress(done, total, eta_s)`` is told graphs, and the seconds that the rest takes.
-        """
-        workers = min((os.cpu_count() or 1) // 2, _MOST_WORKERS, len(self) // _LEAST_JOBS)
-        if not self.runtime.compiles_to_disk or workers < 2:
-            return
-        jobs = [(entry, 0) for entry in self.entries]
-        if self.method == "slope":
-            pairs = list(zip(self.entries, self.copies, strict=True))
-            jobs = [(entry, factor * n) for entry, n in pairs for factor in (1, 2)]
-        compile_ahead(jobs, self.conditions, workers, progress)
-
     def latencies(self, samples: Sequence[Sequence[float]]) -> list[list[float]]:
         """Per entry, milliseconds of each run without the cost of a call.
 
@@ -130,6 +116,20 @@ class EntryPlan:
                     for once, twice, n in zip(own, added, self.copies, strict=True)
                 ]
         return [list(values) for values in own]
+
+
+def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
+    """As many of ``entries``, from the first on, as may be loaded at once under ``conditions``."""
+    if not find_runtime(conditions.runtime).keeps_memory:
+        return list(entries)
+    used, result = 0.0, list[Entry]()
+    for spec, in_size in entries:
+        elements = meta_module(spec)[1] + conditions.batch_size * peak_elements(spec, in_size)
+        used += elements * DTYPES[conditions.precision].itemsize + _BYTES_BESIDES
+        if result and used > _MOST_BYTES:
+            break
+        result.append((spec, in_size))
+    return result
 
 
 def without_cost(samples: Sequence[float], cost: float) -> list[float]:

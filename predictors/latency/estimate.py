@@ -81,9 +81,10 @@ def estimate(
     Raises UnknownNameError where ``conditions`` are of a device without a datasheet.
     """
     sheet = target_sheet(conditions)
-    source = None if measured is None else datasheet_of(measured.conditions.device)
-    if measured is not None and source is not None and _comparable(measured, conditions):
-        return transfer(measured, source, conditions, space, num_classes)
+    if measured is not None and not measured.conditions.differences(conditions):
+        source = datasheet_of(measured.conditions.device)
+        if source is not None:
+            return transfer(measured, source, conditions, space, num_classes)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
     names = {block.mixer.name for stage in space.stages for block in stage.blocks}
     expected = max(
@@ -118,13 +119,6 @@ def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
     mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
     spread = 1 + expected_error(sheet, conditions.runtime, number_format, mixer).error
     return EntryLatency(value, value / spread, value * spread, 0, "estimated")
-
-
-def _comparable(measured: LatencyTable, conditions: Conditions) -> bool:
-    return all(
-        getattr(measured.conditions, name) == getattr(conditions, name)
-        for name in ("runtime", "precision", "batch_size")
-    )
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from scipy.optimize import nnls
 
 from predictors.additive import Entry, entries
 from predictors.counts import count_entry
-from predictors.latency.correction import Correction
 from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
 from search_space import ModuleSpec, SearchSpace
 
@@ -34,7 +33,8 @@ def interpolated(table: LatencyTable, space: SearchSpace, num_classes: int = 100
 
     Where the space has no correction of its own, it gets the median one of the table's other
     spaces. ``expected_error`` grows by the interpolated entries' share of a mean network.
-    Raises MissingLatencyError where a family has fewer than four measured shapes.
+    Raises MissingLatencyError where a family has fewer than four measured shapes, or the table
+    no correction at all.
     """
     missing = table.missing(space, num_classes)
     known = space.digest in table.corrections
@@ -56,7 +56,9 @@ def interpolated(table: LatencyTable, space: SearchSpace, num_classes: int = 100
             )
         filled[entry], errors[entry] = _interpolate(table, entry, measured)
     extended = table.with_session(filled)
-    correction = table.corrections.get(space.digest) or _typical(table, space)
+    if not table.corrections:
+        table.correction(space)  # says what is missing
+    correction = table.typical_correction(space)
     share = _weighted_error(extended, errors, entries(space, num_classes))
     total = math.hypot(correction.expected_error, share)
     warning = (
@@ -108,25 +110,6 @@ def _fit(features: Values, times: Values) -> Values:
     """Non-negative coefficients with the least squared relative error."""
     solution, _ = nnls(features / times[:, None], np.ones(len(times)))
     return np.asarray(solution, dtype=np.float64)
-
-
-def _typical(table: LatencyTable, space: SearchSpace) -> Correction:
-    known = list(table.corrections.values())
-    if not known:
-        raise MissingLatencyError(
-            f"the table of {table.conditions.device} has no end-to-end correction of any space; "
-            f"measure one with: nas profile --space {space.name}"
-        )
-    return Correction(
-        space=space.name,
-        scale=float(np.median([c.scale for c in known])),
-        offset_ms=float(np.median([c.offset_ms for c in known])),
-        expected_error=max(c.expected_error for c in known),
-        checks=(),
-        rounds=0,
-        seconds=0.0,
-        stopped="interpolated",
-    )
 
 
 def _weighted_error(

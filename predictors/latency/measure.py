@@ -24,6 +24,7 @@ from predictors.latency.devices import Conditions, torch_device
 from predictors.latency.load import ClockMeter
 from predictors.latency.runtimes import Run, find_runtime
 from search_space import Architecture, ModuleSpec
+from search_space.components import input_shape
 from supernet import build
 from supernet.modules import build_module
 
@@ -97,12 +98,7 @@ def entry_subject(
     """One component with a contiguous input, as it gets it in a network."""
     with torch.device("meta"):
         module = build_module(spec)
-    options, batch = spec.as_dict(), conditions.batch_size
-    shape = (
-        (batch, 3, in_size, in_size)
-        if spec.kind == "stem"
-        else (batch, in_size, in_size, options["dim"])
-    )
+    shape = input_shape(spec, in_size, conditions.batch_size)
     return Subject(pool.fill(module), pool.take(shape))
 
 

@@ -25,12 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
+from predictors.latency.measure import DTYPES
 from search_space import ModuleSpec
+from search_space.components import input_shape
 from supernet.mixers import build_mixer, mixer_class
 from supernet.modules import build_module
 
 KINDS = ("matrix", "vector", "memory")
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _aten = torch.ops.aten
 
 
@@ -62,14 +63,10 @@ def operators(
     for all blocks that share them, which makes a space's thousands of blocks a matter of
     seconds. That is exact since a mixer gets and returns contiguous maps.
     """
-    options = spec.as_dict()
     if spec.kind != "block":
-        shape = (
-            (batch_size, 3, in_size, in_size)
-            if spec.kind == "stem"
-            else (batch_size, in_size, in_size, options["dim"])
-        )
+        shape = input_shape(spec, in_size, batch_size)
         return _trace(lambda: build_module(spec), shape, precision)
+    options = spec.as_dict()
     mixer = options["mixer"], options["dim"], options["params"]
     inside = _inside_mlp(options["mixer"])
     around = tuple(
@@ -120,8 +117,7 @@ def _around_mixer(
             module.mixer = _Nothing()
             return module
 
-        dim = dict(options)["dim"]
-        _around[key] = _trace(block, (batch_size, size, size, dim), precision)
+        _around[key] = _trace(block, input_shape(spec, size, batch_size), precision)
     return _around[key]
 
 
@@ -135,7 +131,7 @@ class _Nothing(nn.Module):
 def _trace(
     build: Callable[[], nn.Module], shape: Sequence[int], precision: str
 ) -> tuple[Operator, ...]:
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     with torch.device("meta"):
         module = build().eval().to(dtype)
         x = torch.empty(*shape, dtype=dtype)

@@ -17,15 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from predictors.additive import Entry
-from predictors.latency.correction import (
-    CheckNetwork,
-    Correction,
-    fit_correction,
-    leave_one_out_error,
-)
+from predictors.latency.correction import CheckNetwork, Correction, correction_of
 from predictors.latency.devices import Conditions, local_conditions
-from predictors.latency.entry_plan import EntryPlan
+from predictors.latency.entry_plan import EntryPlan, first_portion
 from predictors.latency.load import ClockMeter, LoadMeter
 from predictors.latency.measure import (
     Bench,
@@ -53,7 +47,6 @@ NUM_CHECKS = 12
 SAVE_SECONDS = 10.0
 _CHECKS_AGREE = 0.02
 _SUM_STANDS = 0.01
-_EXPECTED_ERROR_LIMIT = 0.1
 _PARTIAL_KEY = b"nas.latency_samples"
 _PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
 
@@ -116,8 +109,10 @@ def profile(
     order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
     be, and how many seconds these take at most; 0 rounds are done while the runtime still
     compiles or loads, and the seconds are what is left of that. After ``time_budget_s`` the
-    measurement ends with what it has, and the correction says so. ``fresh`` measures everything
-    that the space asks for anew and forgets the rest; what is on disk stays until that is done.
+    measurement ends with what it has, and the correction says so. Where the runtime keeps memory
+    for each entry there are portions that fit, one after the other; rounds, seconds and the
+    budget are those of one. ``fresh`` measures everything that the space asks for anew and
+    forgets the rest; what is on disk stays until that is done.
 
     Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
     the table on disk cannot be used, UsageError where the runtime cannot be used here.
@@ -135,12 +130,17 @@ def profile(
     session = _Session(table, space, num_classes, path, limits)
     if fresh:
         session.partial.unlink(missing_ok=True)
-    session.run(seed, progress)
-    # another process may have written meanwhile: what is on disk stays
-    table = session.extend(table if fresh else cached_table(conditions, cache_dir))
-    table.save(path)
-    session.partial.unlink(missing_ok=True)
-    return table
+    while True:
+        session.run(seed, progress)
+        # another process may have written meanwhile: what is on disk stays
+        table = session.extend(table if fresh else cached_table(conditions, cache_dir))
+        complete = table.complete(space, num_classes)
+        if complete or not fresh:
+            table.save(path)
+        session.partial.unlink(missing_ok=True)
+        if complete:
+            return table
+        session.go_on(table)
 
 
 @dataclass
@@ -163,13 +163,19 @@ class _Session:
         limits: Limits,
     ) -> None:
         self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
-        self.missing: list[Entry] = table.missing(space, num_classes)
-        self.plan = EntryPlan(self.missing, table.conditions)
         self.checks = check_architectures(space)
         self.partial = path.with_suffix(f".{space.digest}-{num_classes}.partial.parquet")
+        self.level: dict[str, float] = {}  # milliseconds of the check networks, by digest
         self.seconds = 0.0
-        self.stopped = ""
+        self.stopped = "converged"
         self.warnings: list[str] = []
+        self.go_on(table)
+
+    def go_on(self, table: LatencyTable) -> None:
+        """Turn to what ``table`` lacks, or as much of it as may be loaded at once."""
+        missing = table.missing(self.space, self.num_classes)
+        self.table, self.missing = table, first_portion(missing, table.conditions)
+        self.plan = EntryPlan(self.missing, table.conditions)
 
     def run(self, seed: int, progress: Progress | None) -> None:
         conditions = self.table.conditions
@@ -205,20 +211,18 @@ class _Session:
             if progress is not None:
                 progress(done, total, eta_s)
 
-        self.plan.compile_ahead(preparing)
         with steady(conditions):
             bench.warm_up(preparing)
             load, clock = LoadMeter(), ClockMeter(conditions)
             begin = saved = time.monotonic()  # preparing is no measuring
             try:
-                self.stopped = run_rounds(
-                    bench, self.limits, self._stable, after_round, before, clock
-                )
+                stopped = run_rounds(bench, self.limits, self._stable, after_round, before, clock)
             except KeyboardInterrupt:
                 if bench.rounds:
                     save()
                 raise
-        self.seconds = before + time.monotonic() - begin
+        self.seconds += before + time.monotonic() - begin
+        self.stopped = stopped if self.stopped == "converged" else self.stopped
         self.warnings += [*load.warnings(), *clock.warnings()]
 
     def _stable(self, bench: Bench) -> bool:
@@ -240,26 +244,25 @@ class _Session:
         return samples[: len(self.plan)], samples[len(self.plan) :]
 
     def extend(self, table: LatencyTable) -> LatencyTable:
-        """``table`` with this session's entries and, where it has none yet, a correction.
+        """``table`` with this session's entries and, once it has all, a correction if it has none.
 
-        Entries are brought to the level of the session that the correction was fitted in, by
-        the ratio of what the check networks took then and now.
+        Entries are brought to the level of the session that the correction was fitted in, or of
+        the first portion, by the ratio of what the check networks took then and now.
         """
         entries_part, checks_part = self._split(self.bench.samples)
         checked = {a.digest: statistic(s) for a, s in zip(self.checks, checks_part, strict=True)}
-        drift = 1.0
         known = table.corrections.get(self.space.digest)
         if known is not None:
-            drift = float(
-                np.median([check.measured_ms / checked[check.digest] for check in known.checks])
-            )
+            self.level = {check.digest: check.measured_ms for check in known.checks}
+        self.level = self.level or checked
+        drift = float(np.median([then / checked[digest] for digest, then in self.level.items()]))
         measured = {}
         latencies = self.plan.latencies(entries_part)
         for entry, samples in zip(self.missing, latencies, strict=True):
             scaled = [drift * sample for sample in samples]
             measured[entry] = EntryLatency.of(scaled, statistic(scaled))
         table = table.with_session(measured)
-        if known is not None:
+        if known is not None or table.missing(self.space, self.num_classes):
             return table
         return table.with_session({}, {self.space.digest: self._correct(table, checks_part)})
 
@@ -268,34 +271,16 @@ class _Session:
         for architecture, samples in zip(self.checks, checks_part, strict=True):
             chain = components(architecture, self.num_classes)
             total = sum(table.entries[part.spec, part.in_size].latency_ms for part in chain)
-            checks.append(
-                CheckNetwork(architecture.digest, total, statistic(samples), len(samples))
-            )
-        sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
-        scale, offset = fit_correction(sums, times)
-        error = leave_one_out_error(sums, times)
-        warnings = list(self.warnings)
-        worst = max(split_half_disagreement(samples) for samples in checks_part)
-        if self.stopped != "converged":
-            warnings.append(
-                f"the measurement ended at its limit of {self.stopped} before the figures stood "
-                f"still: halves of a check network differ by up to {worst:.0%}."
-            )
-        if error > _EXPECTED_ERROR_LIMIT:
-            warnings.append(
-                f"predictions are off by {error:.0%} on average on check networks; measure again "
-                "on an idle machine."
-            )
-        return Correction(
-            space=self.space.name,
-            scale=scale,
-            offset_ms=offset,
-            expected_error=error,
-            checks=tuple(checks),
+            digest = architecture.digest
+            checks.append(CheckNetwork(digest, total, self.level[digest], len(samples)))
+        return correction_of(
+            self.space.name,
+            checks,
+            halves=max(map(split_half_disagreement, checks_part)),
             rounds=self.bench.rounds,
             seconds=self.seconds,
             stopped=self.stopped,
-            warnings=tuple(warnings),
+            warnings=self.warnings,
         )
 
 

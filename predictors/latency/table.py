@@ -110,6 +110,26 @@ class LatencyTable:
             )
         return self.corrections[space.digest]
 
+    def typical_correction(self, space: SearchSpace | None = None) -> Correction:
+        """The correction of ``space``; without one, what those of other spaces have in common.
+
+        That is their median, expected to err like the worst of them; where there are none, the
+        plain sum.
+        """
+        if space is not None and space.digest in self.corrections:
+            return self.corrections[space.digest]
+        known = list(self.corrections.values())
+        return Correction(
+            space="" if space is None else space.name,
+            scale=float(np.median([c.scale for c in known])) if known else 1.0,
+            offset_ms=float(np.median([c.offset_ms for c in known])) if known else 0.0,
+            expected_error=max((c.expected_error for c in known), default=0.0),
+            checks=(),
+            rounds=0,
+            seconds=0.0,
+            stopped="interpolated",
+        )
+
     def expected_error(self, space: SearchSpace) -> float:
         """Mean relative error to expect of whole networks of ``space``; MissingLatencyError."""
         before = self.correction(space).expected_error

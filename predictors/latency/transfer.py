@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -66,16 +66,14 @@ def transfer(
     Raises UsageError where runtime, precision or batch differ, MissingLatencyError where a kind
     of component was not measured at all, UnknownNameError without a datasheet of the target.
     """
-    for name in ("runtime", "precision", "batch_size"):
-        ours, theirs = getattr(target, name), getattr(measured.conditions, name)
-        if ours != theirs:
-            raise UsageError(
-                f"{name}={theirs} of the table measured on {measured.conditions.device.model} "
-                f"cannot stand for {ours}: transfer works within one runtime, precision and batch "
-                "size only."
-            )
+    for name in target.differences(measured.conditions):
+        raise UsageError(
+            f"{name}={getattr(measured.conditions, name)} of the table measured on "
+            f"{measured.conditions.device.model} cannot stand for {getattr(target, name)}: "
+            "transfer works within one runtime, precision and batch size only."
+        )
     sheet, wanted = target_sheet(target), entries(space, num_classes)
-    base = typical_correction(measured, space)
+    base = measured.typical_correction(space)
     there = _Rooflines(measured, source, wanted)
     here = _Scaled(there, sheet, target, base)
     scalar = 1.0 if sheet == source else here.scalar()
@@ -102,27 +100,6 @@ def transfer(
         ),
     )
     return LatencyTable(target, new, {space.digest: correction}, name=sheet.name)
-
-
-def typical_correction(table: LatencyTable, space: SearchSpace | None = None) -> Correction:
-    """The correction of ``space``; else the median of all; else none at all (scale 1)."""
-    if space is not None and space.digest in table.corrections:
-        return table.corrections[space.digest]
-    known = list(table.corrections.values())
-
-    def median(pick: Callable[[Correction], float], default: float) -> float:
-        return float(np.median([pick(c) for c in known])) if known else default
-
-    return Correction(
-        space="" if space is None else space.name,
-        scale=median(lambda c: c.scale, 1.0),
-        offset_ms=median(lambda c: c.offset_ms, 0.0),
-        expected_error=median(lambda c: c.expected_error, 0.0),
-        checks=(),
-        rounds=0,
-        seconds=0.0,
-        stopped="estimated",
-    )
 
 
 class _Rooflines:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -95,7 +95,7 @@ class Network:
             return timm.create_model(base, pretrained=False, num_classes=num_classes)
 
         with torch.device("meta"):
-            config = make().pretrained_cfg
+            config: Any = make().pretrained_cfg
         return cls(name, int(config["input_size"][-1]), make)
 
     def build(self, seed: int, device: str = "cpu") -> nn.Module:

@@ -31,6 +31,12 @@ REFERENCE = {
 }
 LARGEST_EFFECTIVENESS = 1.31608
 
+RANK_QUALITY = (
+    "It orders the published ImageNet accuracies of 55 four-stage networks with a Kendall τ of "
+    "0.83 (0.82 with families held out), those of 3 to 6 G MACs among them with 0.68 (0.62) and "
+    "those of 6 to 12 G with 0.69 (0.58)."
+)
+
 
 def combined_score(macs: Values, activations: Values, effectiveness: Values) -> Values:
     """Mean of the three standardised logarithms; arrays of one shape, counts for one image."""

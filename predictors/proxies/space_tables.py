@@ -7,7 +7,7 @@ tables' sums up to each stage, and so as fast as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,10 +17,19 @@ import numpy.typing as npt
 import torch
 
 from predictors.additive import AdditiveTable, Slice
-from predictors.proxies.deepmad import LAST_WEIGHT, StageEnd
+from predictors.counts import count_architecture
+from predictors.counts import counts as count_tables
+from predictors.proxies.combined import combined_score
+from predictors.proxies.deepmad import (
+    LAST_WEIGHT,
+    StageEnd,
+    effectiveness_of_ends,
+    score_of_ends,
+)
 from predictors.proxies.structure import Path, trace
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
 from search_space.architecture import NUM_STAGES, feature_sizes
+from search_space.errors import UnknownNameError
 from supernet.mixers import build_mixer
 from supernet.modules import Mlp, build_module
 
@@ -125,3 +134,52 @@ class PathTables:
         layers = self.layers.stage_sums(genes).cumsum(axis=1)
         result: Values = (layers * np.exp(-2 * entropy / layers)).max(axis=1)
         return result
+
+
+CLOSED_FORMS = ("combined", "deepmad", "effectiveness")
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceScores:
+    """Closed-form proxies of whole populations, each by its name in ``CLOSED_FORMS``."""
+
+    paths: PathTables
+    counts: Mapping[str, AdditiveTable]
+
+    @classmethod
+    def build(
+        cls, space: SearchSpace, counts: Mapping[str, AdditiveTable] | None = None
+    ) -> SpaceScores:
+        """Tables of ``space``; ``counts`` has those of MACs and activations where known."""
+        return cls(PathTables.build(space), count_tables(space) if counts is None else counts)
+
+    def predict(self, name: str, genes: Genes) -> Values:
+        """Scores of rows, shape (n, genes) to (n,); raises UnknownNameError."""
+        match name:
+            case "deepmad":
+                return self.paths.score(genes)
+            case "effectiveness":
+                return self.paths.effectiveness(genes)
+            case "combined":
+                return combined_score(
+                    self.counts["macs"].predict(genes),
+                    self.counts["activations"].predict(genes),
+                    self.paths.effectiveness(genes),
+                )
+        raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
+
+
+def score_architecture(name: str, architecture: Architecture, num_classes: int = 1000) -> float:
+    """The same for one architecture of any space; raises UnknownNameError."""
+    ends = architecture_ends(architecture)
+    match name:
+        case "deepmad":
+            return score_of_ends(ends)
+        case "effectiveness":
+            return effectiveness_of_ends(ends)
+        case "combined":
+            counts = count_architecture(architecture, num_classes)
+            macs, activations = float(counts["macs"]), float(counts["activations"])
+            rho = effectiveness_of_ends(ends)
+            return float(combined_score(np.array(macs), np.array(activations), np.array(rho)))
+    raise UnknownNameError("closed-form score", name, CLOSED_FORMS)

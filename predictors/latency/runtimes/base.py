@@ -38,8 +38,8 @@ class Runtime(ABC):
     settle: ClassVar[int] = 1
     """Runs of a whole network that go before each timed one: 1 for a network that runs again and
     again, 0 for one that other work runs between."""
-    compiles_to_disk: ClassVar[bool] = False
-    """Whether what one process compiled is there for all, so that many can compile ahead."""
+    keeps_memory: ClassVar[bool] = False
+    """Whether what is prepared holds weights and activations of its own for as long as it lives."""
     library: ClassVar[str] = "torch"
     """Import name of what runs the network."""
     install: ClassVar[str] = "pip install nas"

@@ -1,11 +1,9 @@
 """``torch.compile`` with its default backend: C++ on CPUs, Triton on GPUs.
 
-Compilation costs seconds per graph, so profiles on machines with many cores compile in parallel
-processes first (``predictors.latency.compile_ahead``): these fill inductor's cache on disk.
-A compiled call has a fixed cost, guards and wrapper, that a network pays once: it is taken out
-as that of an empty network. Slopes over copies take it out too, but need three times the
-compilation, and being differences of two figures they predicted networks worse (space
-``digits`` on a CPU: 11 % mean error against 6 %).
+Compilation costs seconds per graph. A compiled call has a fixed cost, guards and wrapper, that a
+network pays once: it is taken out as that of an empty network. Slopes over copies take it out
+too, but need three times the compilation, and being differences of two figures they predicted
+networks worse (space ``digits`` on a CPU: 11 % mean error against 6 %).
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ from search_space.errors import UsageError
 class Inductor(Runtime):
     name = "inductor"
     method: ClassVar[Method] = "constant"
-    compiles_to_disk = True
 
     def version(self) -> str:
         compiler = _compiler_version(_compiler())

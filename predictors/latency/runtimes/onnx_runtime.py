@@ -12,8 +12,9 @@ larger networks both are the same).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from predictors.latency.devices import Conditions
 from predictors.latency.runtimes.base import Method, Run, Runtime, register
 from search_space.errors import UsageError
 
+if TYPE_CHECKING:
+    import onnx
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -31,6 +35,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     method: ClassVar[Method] = "constant"
     settle = 0
+    keeps_memory = True
     library = "onnxruntime"
     install = "pip install onnxruntime"
 
@@ -59,7 +64,9 @@ class OnnxRuntime(Runtime):
         with torch.inference_mode(False), torch.no_grad():
             output = torch.empty_like(module(images), memory_format=torch.contiguous_format)
         images = images.contiguous()
-        session = _session(to_onnx(module, images).SerializeToString(), images, conditions)
+        model = to_onnx(module, images)
+        weights = _take_weights(model, module) if images.device.type == "cpu" else {}
+        session = _session(model.SerializeToString(), weights, images, conditions)
         binding = session.io_binding()
         for bind, name, tensor in (
             (binding.bind_input, INPUT, images),
@@ -69,22 +76,43 @@ class OnnxRuntime(Runtime):
             dtype = np.float16 if tensor.dtype == torch.float16 else np.float32
             bind(name, device, index, dtype, list(tensor.shape), tensor.data_ptr())
 
-        return partial(_run, session, binding, images, output)
+        return partial(_run, session, binding, (images, weights), output)
 
 
-def _run(session: Any, binding: Any, images: Tensor, output: Tensor) -> Tensor:
-    """``images`` is bound by address, so the call has to keep it alive."""
+def _run(session: Any, binding: Any, inputs: object, output: Tensor) -> Tensor:
+    """``inputs`` are bound by address, so the call has to keep them alive."""
     session.run_with_iobinding(binding)
     return output
 
 
-def _session(model: bytes, images: Tensor, conditions: Conditions) -> Any:
+def _take_weights(model: onnx.ModelProto, module: nn.Module) -> dict[str, np.ndarray]:
+    """Weights by name, which ``model`` then holds no longer.
+
+    A session that is given them where they lie keeps what it packs for its kernels only; with a
+    model of its own it takes twice the memory, and a table's sessions are all loaded at once.
+    """
+    parameters, weights = dict(module.named_parameters()), {}
+    for tensor in model.graph.initializer:
+        if tensor.name in parameters:
+            weights[tensor.name] = parameters[tensor.name].detach().numpy()
+            tensor.ClearField("raw_data")
+            tensor.data_location = tensor.EXTERNAL
+            tensor.external_data.add(key="location", value="weights")  # there is no such file
+    return weights
+
+
+def _session(
+    model: bytes, weights: Mapping[str, np.ndarray], images: Tensor, conditions: Conditions
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = conditions.threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if weights:
+        values = map(onnxruntime.OrtValue.ortvalue_from_numpy, weights.values())
+        options.add_external_initializers(list(weights), list(values))
     provider: Any = _PROVIDERS[images.device.type]
     if images.device.type == "cuda":
         stream = torch.cuda.current_stream(images.device).cuda_stream  # so that events time it

@@ -1,0 +1,86 @@
+"""Scores of the gradient of one batch: its norm, and the saliency of SNIP.
+
+Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, 2021, and Lee et al., SNIP, 2019. The
+loss is the cross entropy of random labels, since weights that know nothing are as far from any
+labels; W are the weights of linear layers and convolutions:
+
+    grad_norm = Σ_W ‖∂L/∂W‖₂        snip = Σ_W Σ |W · ∂L/∂W|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from predictors.proxies.base import SampledProxy, UndefinedProxyError, register_proxy
+from predictors.proxies.preparation import BatchStatistics, finite, layer_weights, unit_scales
+
+
+def loss_gradients(
+    module: nn.Module, images: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Gradients of the mean cross entropy in the weights of linear layers and convolutions.
+
+    ``images`` are ``(batch, 3, side, side)``; their labels are drawn from ``generator``. Weights
+    that the loss does not depend on are left out. Raises UndefinedProxyError where the network is
+    no classifier or has no such weight.
+    """
+    with BatchStatistics():
+        logits = module(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UndefinedProxyError("the network is no classifier: it gives no (batch, classes)")
+    labels = torch.randint(logits.shape[1], (len(images),), generator=generator)
+    loss = F.cross_entropy(logits, labels.to(logits.device))
+    weights = layer_weights(module)
+    if not loss.requires_grad or not weights:
+        raise UndefinedProxyError("the network has no linear layer or convolution")
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {
+        name: gradient
+        for name, gradient in zip(weights, gradients, strict=True)
+        if gradient is not None
+    }
+
+
+_APPLIES = (
+    "norms, attention and gates stay as they are, batch norms with the batch's statistics; layer "
+    "scales and weights that start at zero are one"
+)
+
+
+class _GradientProxy(SampledProxy):
+    def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
+        unit_scales(module, generator)
+        gradients = loss_gradients(module, images, generator)
+        weights = {name: weight.detach() for name, weight in layer_weights(module).items()}
+        return finite(self.of_gradients(weights, gradients), "the sum over weights")
+
+    def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        raise NotImplementedError
+
+
+@register_proxy
+class GradNorm(_GradientProxy):
+    """Sum of the Euclidean norms of gradients."""
+
+    name = "grad_norm"
+    summary = "sum of the norms of the loss's gradients (Abdelfattah et al. 2021)"
+    applies = _APPLIES
+
+    def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        return sum(float(gradient.norm()) for gradient in gradients.values())
+
+
+@register_proxy
+class Snip(_GradientProxy):
+    """Sum of absolute products of weights and gradients."""
+
+    name = "snip"
+    summary = "sum of |weight × gradient| (Lee et al. 2019)"
+    applies = _APPLIES
+
+    def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        return sum(float((weights[name] * g).abs().sum()) for name, g in gradients.items())

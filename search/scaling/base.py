@@ -1,0 +1,319 @@
+"""What every scaling method takes and gives: a task goes in, a family comes out.
+
+A method walks from a seed along a path of architectures, step by step, and the members of the
+family are the steps that come closest to their budgets from below. All of this is plain data;
+nothing here prints, draws or writes.
+
+A method is one file of this package with a class under ``@register_method``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar, Self
+
+from predictors.proxies import ScoreSettings
+from search.scaling.quantities import budget_name, format_cost, metric_words
+from search_space import Architecture
+from search_space.errors import InfeasibleError, UnknownNameError, UsageError
+
+Costs = Mapping[str, float]
+CostFunction = Callable[[Architecture], Costs]
+Progress = Callable[[float, float, str], None]
+"""Told how much of the way is done, how much there is, and what is being tried."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One architecture on the way.
+
+    Args:
+        architecture: where the way stands.
+        costs: by metric: ``num_params``, ``macs``, ``activations``, ``latency_ms@DEVICE``.
+        change: what led here from the step before, for people; empty for the seed.
+        scores: by name of the proxy, where the method chose this step by any.
+    """
+
+    architecture: Architecture
+    costs: Costs
+    change: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, strictly JSON-able form; scores that are not finite are left out."""
+        return {
+            "digest": self.architecture.digest,
+            "change": self.change,
+            "costs": dict(self.costs),
+            "scores": {k: v for k, v in self.scores.items() if math.isfinite(v)},
+            "architecture": self.architecture.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Member:
+    """A step that is the largest within a budget.
+
+    Args:
+        name: the budget as people write it: ``25M``, ``2ms``.
+        budget: upper limit of the family's metric.
+        index: of the step in the path.
+        step: the step itself.
+    """
+
+    name: str
+    budget: float
+    index: int
+    step: Step
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.step.architecture
+
+    @property
+    def costs(self) -> Costs:
+        return self.step.costs
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "budget": self.budget,
+            "index": self.index,
+            **self.step.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of different sizes made from one seed.
+
+    Args:
+        method: name of the method that made it.
+        rule: what the method did, in a sentence.
+        by: metric that the budgets limit.
+        limits: upper limits of further metrics.
+        members: by ascending budget.
+        path: every step in order; the first is the seed.
+        notes: what a reader must know to judge the result.
+    """
+
+    method: str
+    rule: str
+    by: str
+    limits: Mapping[str, float]
+    members: tuple[Member, ...]
+    path: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> Architecture:
+        return self.path[0].architecture
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "rule": self.rule,
+            "by": self.by,
+            "limits": dict(self.limits),
+            "members": [member.to_dict() for member in self.members],
+            "path": [step.to_dict() for step in self.path],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingTask:
+    """What is asked for.
+
+    Args:
+        seed: where the way begins.
+        by: metric that the budgets limit.
+        budgets: at least one, in any order; kept in ascending order.
+        costs: gives all metrics of any architecture.
+        limits: upper limits that every member keeps, by metric.
+        progress: is told how far the way is.
+
+    Raises UsageError for budgets that are none, not positive, or there twice.
+    """
+
+    seed: Architecture
+    by: str
+    budgets: tuple[float, ...]
+    costs: CostFunction
+    limits: Mapping[str, float] = field(default_factory=dict)
+    progress: Progress = lambda done, total, text: None
+
+    def __post_init__(self) -> None:
+        budgets = tuple(sorted(self.budgets))
+        if not budgets:
+            raise UsageError("there is no budget; give at least one, as in --to 5M,10M.")
+        for before, budget in itertools.pairwise((0.0, *budgets)):
+            if not budget > 0 or not math.isfinite(budget):
+                raise UsageError(f"budget {budget!r} must be a positive, finite number.")
+            if budget == before:
+                raise UsageError(
+                    f"budget {budget_name(self.by, budget)} is there twice; give each once."
+                )
+        object.__setattr__(self, "budgets", budgets)
+
+    def allows(self, costs: Costs, budget: float | None = None) -> bool:
+        """Whether costs are within a budget (the largest by default) and all limits."""
+        limit = self.budgets[-1] if budget is None else budget
+        return costs[self.by] <= limit and all(
+            costs[metric] <= maximum for metric, maximum in self.limits.items()
+        )
+
+    def growing_from(self) -> Step:
+        """The seed as the first step of a growth.
+
+        Raises UsageError where the smallest budget is below the seed's own size, InfeasibleError
+        where the seed breaks a limit: a method that only adds cannot mend either.
+        """
+        costs = self.costs(self.seed)
+        own, smallest = costs[self.by], self.budgets[0]
+        if smallest < own:
+            raise UsageError(
+                f"budget {budget_name(self.by, smallest)} is below the seed's own "
+                f"{format_cost(self.by, own)} ({metric_words(self.by)}), and this method only "
+                "adds. Give larger budgets, a smaller --seed, or take --method contract."
+            )
+        for metric, maximum in self.limits.items():
+            if costs[metric] > maximum:
+                raise InfeasibleError(
+                    f"the seed's own {metric_words(metric)} is "
+                    f"{format_cost(metric, costs[metric])}, above the limit of "
+                    f"{format_cost(metric, maximum)}, and this method only adds. Raise the "
+                    "limit, give a smaller --seed, or take --method contract."
+                )
+        return Step(self.seed, costs)
+
+    def contracting_from(self) -> Step:
+        """The seed as the first step of a contraction.
+
+        Raises UsageError where the largest budget is above the seed's own size: a method that
+        only removes cannot reach it.
+        """
+        costs = self.costs(self.seed)
+        own, largest = costs[self.by], self.budgets[-1]
+        if largest > own:
+            raise UsageError(
+                f"budget {budget_name(self.by, largest)} is above the seed's own "
+                f"{format_cost(self.by, own)} ({metric_words(self.by)}), and this method only "
+                "removes. Give smaller budgets, a larger --seed, or take a method that grows, "
+                "such as compound."
+            )
+        return Step(self.seed, costs)
+
+    def family_of(
+        self, method: str, rule: str, path: Sequence[Step], notes: Sequence[str] = ()
+    ) -> Family:
+        """The family whose members are the largest steps within each budget and all limits.
+
+        The largest is the one with the largest value of the metric ``by``; of equal ones the
+        later. So members of larger budgets never cost less. There must be one for each budget.
+        """
+        members = []
+        for budget in self.budgets:
+            fitting = [i for i, step in enumerate(path) if self.allows(step.costs, budget)]
+            best = max(fitting, key=lambda i: (path[i].costs[self.by], i))
+            members.append(Member(budget_name(self.by, budget), budget, best, path[best]))
+        return Family(
+            method=method,
+            rule=rule,
+            by=self.by,
+            limits=dict(self.limits),
+            members=tuple(members),
+            path=tuple(path),
+            notes=(*notes, *_same_members(members)),
+        )
+
+
+def _same_members(members: Sequence[Member]) -> list[str]:
+    return [
+        f"The members {first.name} and {second.name} are the same network: between their budgets "
+        "nothing was found that keeps all limits."
+        for first, second in itertools.pairwise(members)
+        if first.architecture == second.architecture
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingOptions:
+    """What a user may say about methods; each takes what concerns it.
+
+    Args:
+        score: how proxies that run networks do it, and the seed of all randomness.
+        epochs: planned epochs of training.
+        known_scores: by digest of the scored architecture, values by name of the proxy, from an
+            earlier run with the same ``score``.
+        record: is given every new score: architecture, values, seconds.
+    """
+
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    epochs: int = 300
+    known_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    record: Callable[[Architecture, Mapping[str, float], float], None] = lambda *scored: None
+
+
+class ScalingMethod(ABC):
+    """A way from a seed to a family.
+
+    Class attributes:
+        name: on the command line.
+        summary: what it is, with its source.
+        scores_networks: whether it runs networks to choose, which takes long.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    scores_networks: ClassVar[bool] = False
+
+    @classmethod
+    def from_options(cls, options: ScalingOptions) -> Self:
+        """The method as the user wants it."""
+        return cls()
+
+    @abstractmethod
+    def scale(self, task: ScalingTask) -> Family:
+        """The family that is asked for.
+
+        Raises UsageError or InfeasibleError where the budgets cannot be met from this seed.
+        """
+
+
+_METHODS: dict[str, type[ScalingMethod]] = {}
+
+
+def register_method(cls: type[ScalingMethod]) -> type[ScalingMethod]:
+    """Make a method known under its name, which must be new."""
+    if cls.name in _METHODS:
+        raise ValueError(f"a scaling method named {cls.name!r} is registered already")
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def _methods() -> Mapping[str, type[ScalingMethod]]:
+    """All methods: every file of this package is read, so that a new one needs no list."""
+    package = import_module("search.scaling")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"search.scaling.{module.name}")
+    return _METHODS
+
+
+def method_names() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted(_methods())
+
+
+def scaling_method(name: str) -> type[ScalingMethod]:
+    """The method ``name``; raises UnknownNameError naming the nearest."""
+    methods = _methods()
+    if name not in methods:
+        raise UnknownNameError("scaling method", name, methods)
+    return methods[name]

@@ -1,0 +1,233 @@
+"""Progressive contraction of a large design (Wu et al., TinyViT, 2022).
+
+Each step tries every reduction by one notch: a stage's width, depth, MLP ratio, window or
+kernel, and the resolution. A few of the best are kept, by score per cost, until the budget and
+all limits are met; of those that meet them the one with the best score is the member, and the
+next smaller budget goes on from it. So each member is contained in the next larger one. A
+candidate that scores no better than one that meets the limits already is dropped: taking more
+away is not expected to raise a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from predictors.proxies import Network, Proxy, ScoreSettings
+from predictors.proxies.deepmad import score_of_ends
+from predictors.proxies.space_tables import architecture_ends
+from search.scaling.base import (
+    Costs,
+    Family,
+    ScalingMethod,
+    ScalingTask,
+    Step,
+    register_method,
+)
+from search.scaling.quantities import budget_name, format_cost, metric_words
+from search.scaling.shapes import nearest, total_stride, width_multiple
+from search_space import Architecture, Block, Mixer, Stage
+from search_space.errors import InfeasibleError
+
+BEAM = 4
+WIDTH_NOTCHES = 16  # a notch is about the seed's width over this
+MLP_NOTCH, MIN_MLP_RATIO = 0.5, 1.0
+KERNEL_NOTCH, MIN_KERNEL = 2, 3
+_SIZES = ("kernel", "window")
+
+Score = Callable[[Architecture], float]
+"""Larger is better; −∞ where there is none."""
+
+
+def entropy_score(architecture: Architecture) -> float:
+    """DeepMAD's score of the longest path, in closed form and without building the network."""
+    return score_of_ends(architecture_ends(architecture))
+
+
+def proxy_score(proxy: Proxy, settings: ScoreSettings | None = None) -> Score:
+    """A proxy as a score: turned so that larger is better, −∞ where it is not defined."""
+
+    def score(architecture: Architecture) -> float:
+        value = proxy.score(Network.of_architecture(architecture), settings).value
+        if value is None:
+            return -math.inf
+        return value if proxy.larger_is_better else -value
+
+    return score
+
+
+def reductions(
+    architecture: Architecture, notches: tuple[int, ...]
+) -> Iterator[tuple[str, Architecture]]:
+    """Every architecture that is one notch smaller, with what was done.
+
+    ``notches`` are the stages' notches of width. Widths do not fall below that of the stage
+    before, depths below 1, MLP ratios below 1, kernels and windows below 3, nor the resolution
+    below the total stride.
+    """
+    for i, stage in enumerate(architecture.stages):
+        floor = architecture.widths[i - 1] if i > 0 else notches[0]
+        width = stage.width - notches[i]
+        if width >= floor:
+            changed = replace(stage, width=width)
+            text = f"stage {i + 1}: width {stage.width} → {width}"
+            yield text, _with_stage(architecture, i, changed)
+        if stage.depth > 1:
+            changed = replace(stage, blocks=stage.blocks[:-1])
+            text = f"stage {i + 1}: {stage.depth} → {stage.depth - 1} blocks"
+            yield text, _with_stage(architecture, i, changed)
+        for what, narrow in (("MLP ratio", _narrower_mlp), ("kernel", _smaller_mixer)):
+            blocks = tuple(map(narrow, stage.blocks))
+            if blocks != stage.blocks:
+                changed = replace(stage, blocks=blocks)
+                text = f"stage {i + 1}: smaller {what}"
+                yield text, _with_stage(architecture, i, changed)
+    side = architecture.resolution - total_stride(architecture)
+    if side >= total_stride(architecture):
+        yield f"{architecture.resolution} → {side} px", replace(architecture, resolution=side)
+
+
+def width_notches(seed: Architecture) -> tuple[int, ...]:
+    """Per stage the allowed multiple of widths nearest to a sixteenth of the seed's."""
+    return tuple(nearest(s.width / WIDTH_NOTCHES, width_multiple(s)) for s in seed.stages)
+
+
+def _with_stage(architecture: Architecture, index: int, stage: Stage) -> Architecture:
+    stages = tuple(stage if i == index else s for i, s in enumerate(architecture.stages))
+    return replace(architecture, stages=stages)
+
+
+def _narrower_mlp(block: Block) -> Block:
+    ratio = block.mlp_ratio - MLP_NOTCH
+    return replace(block, mlp_ratio=ratio) if ratio >= MIN_MLP_RATIO else block
+
+
+def _smaller_mixer(block: Block) -> Block:
+    params = dict(block.mixer.params)
+    for key in _SIZES:
+        if key in params and int(params[key]) - KERNEL_NOTCH >= MIN_KERNEL:
+            params[key] = int(params[key]) - KERNEL_NOTCH
+    return replace(block, mixer=Mixer.of(block.mixer.name, **params))
+
+
+@dataclass(frozen=True)
+class _State:
+    """A step, the state that it was made from, its score, and how far it is above its limits."""
+
+    step: Step
+    origin: _State | None
+    score: float
+    excess: float
+
+    @property
+    def order(self) -> float:
+        """Score per cost; a negative score times cost, so that cheaper is better there too."""
+        return self.score / self.excess if self.score > 0 else self.score * self.excess
+
+    def way(self) -> list[Step]:
+        """Steps from the first state to this one, without the first."""
+        steps, state = [], self
+        while state.origin is not None:
+            steps.append(state.step)
+            state = state.origin
+        return steps[::-1]
+
+
+@register_method
+class Contract(ScalingMethod):
+    """Progressive contraction.
+
+    Args:
+        score: what to keep as much of as possible; DeepMAD's entropy by default.
+        name_of_score: under which the path holds it.
+        beam: how many candidates a step keeps.
+    """
+
+    name = "contract"
+    summary = "takes away from a large design, notch by notch (TinyViT)"
+
+    def __init__(
+        self, score: Score = entropy_score, name_of_score: str = "deepmad", beam: int = BEAM
+    ) -> None:
+        self.score, self.name_of_score, self.beam = score, name_of_score, beam
+
+    def scale(self, task: ScalingTask) -> Family:
+        first = task.contracting_from()
+        score = self.score(task.seed)
+        first = replace(first, scores={self.name_of_score: score})
+        notches = width_notches(task.seed)
+        path = [first]
+        for budget in reversed(task.budgets):
+            start = _State(path[-1], None, path[-1].scores[self.name_of_score], 1.0)
+            path += self._meet(task, budget, start, notches).way()
+        rule = (
+            f"Every reduction by one notch (a width by about {1 / WIDTH_NOTCHES:.0%} of the "
+            f"seed's, a block, MLP ratio by {MLP_NOTCH}, kernel or window by {KERNEL_NOTCH}, "
+            f"resolution by the total stride); the {self.beam} best by {self.name_of_score} per "
+            "cost go on."
+        )
+        return task.family_of(self.name, rule, path)
+
+    def _meet(
+        self, task: ScalingTask, budget: float, start: _State, notches: tuple[int, ...]
+    ) -> _State:
+        """The best state that meets the budget; raises InfeasibleError where none is found."""
+        limits = {**task.limits, task.by: budget}
+        if task.allows(start.step.costs, budget):
+            return start
+        beam, met = [start], {}
+        while beam:
+            seen: dict[Architecture, _State] = {}
+            for state in beam:
+                for change, architecture in reductions(state.step.architecture, notches):
+                    if architecture not in seen and architecture not in met:
+                        found = self._reduced(task, state, architecture, change, limits)
+                        if found is not None:
+                            seen[architecture] = found
+            closest = min(beam, key=lambda state: state.excess)
+            unmet = []
+            for state in sorted(seen.values(), key=lambda state: -state.order):
+                if task.allows(state.step.costs, budget):
+                    met[state.step.architecture] = state
+                else:
+                    unmet.append(state)
+            reached = max((state.score for state in met.values()), default=-math.inf)
+            beam = [state for state in unmet if not met or state.score > reached][: self.beam]
+            if not beam and not met:
+                raise InfeasibleError(_closest(task, budget, closest.step))
+            total = math.log(task.costs(task.seed)[task.by] / task.budgets[0]) or 1.0
+            done = math.log(task.costs(task.seed)[task.by] / closest.step.costs[task.by])
+            text = f"to {budget_name(task.by, budget)}: {closest.step.architecture}"
+            task.progress(done, total, text)
+        return max(met.values(), key=lambda state: state.score)
+
+    def _reduced(
+        self,
+        task: ScalingTask,
+        state: _State,
+        architecture: Architecture,
+        change: str,
+        limits: Costs,
+    ) -> _State | None:
+        """The reduced state, or None where it brings no limit closer that is not met."""
+        costs, before = task.costs(architecture), state.step.costs
+        unmet = [metric for metric, limit in limits.items() if before[metric] > limit]
+        if not any(costs[metric] < before[metric] for metric in unmet):
+            return None
+        score = self.score(architecture)
+        excess = max(costs[metric] / limit for metric, limit in limits.items())
+        step = Step(architecture, costs, change, {self.name_of_score: score})
+        return _State(step, state, score, excess)
+
+
+def _closest(task: ScalingTask, budget: float, step: Step) -> str:
+    reached = ", ".join(
+        f"{metric_words(metric)} {format_cost(metric, step.costs[metric])}"
+        for metric in (task.by, *task.limits)
+    )
+    return (
+        f"no contraction of the seed meets {budget_name(task.by, budget)} and all limits; the "
+        f"closest is {step.architecture} with {reached}. Raise the budget or the limits, or give a "
+        "smaller --seed."
+    )

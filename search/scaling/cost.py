@@ -1,0 +1,142 @@
+"""What any architecture costs: counts, and latencies on devices, component by component.
+
+A growth asks for hundreds of architectures that share almost all of their components, so every
+distinct component is costed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from predictors.additive import Entry
+from predictors.counts import COUNT_METRICS, Counts, count_entry
+from predictors.latency.anchors import expected_error
+from predictors.latency.catalog import Target, provenance
+from predictors.latency.datasheets import datasheet_of
+from predictors.latency.estimate import estimate_entry, is_estimated
+from predictors.latency.interpolate import interpolated
+from predictors.latency.table import LatencyTable, MissingLatencyError
+from search.scaling.quantities import latency_metric
+from search_space import Architecture, Component, SearchSpace, StageSpace, components
+
+
+class NetworkCosts:
+    """Costs of architectures, cached: ``costs(architecture)`` gives every metric.
+
+    Args:
+        targets: devices whose latencies are wanted.
+        num_classes: of the head.
+        interpolate: fill a measured table's gaps from its measured shapes.
+
+    Raises MissingLatencyError for a device that has no latency table, and on a call where its
+    table lacks a component.
+    """
+
+    def __init__(
+        self, targets: Sequence[Target] = (), num_classes: int = 1000, *, interpolate: bool = False
+    ) -> None:
+        self.num_classes = num_classes
+        self.latencies = {t.name: NetworkLatency(t, num_classes, interpolate) for t in targets}
+        self._counts: dict[Entry, Counts] = {}
+        self._known: dict[Architecture, dict[str, float]] = {}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*COUNT_METRICS, *map(latency_metric, self.latencies))
+
+    def __call__(self, architecture: Architecture) -> dict[str, float]:
+        """``num_params``, ``macs``, ``activations``, and ``latency_ms@DEVICE`` of each device."""
+        if architecture not in self._known:
+            self._known[architecture] = self._cost(architecture)
+        return dict(self._known[architecture])
+
+    def _cost(self, architecture: Architecture) -> dict[str, float]:
+        parts = components(architecture, self.num_classes)
+        counts = [self._count((part.spec, part.in_size)) for part in parts]
+        result = {name: float(sum(getattr(c, name) for c in counts)) for name in COUNT_METRICS}
+        for name, latency in self.latencies.items():
+            result[latency_metric(name)] = latency.predict(architecture, parts)
+        return result
+
+    def _count(self, entry: Entry) -> Counts:
+        if entry not in self._counts:
+            self._counts[entry] = count_entry(*entry)
+        return self._counts[entry]
+
+
+class NetworkLatency:
+    """Milliseconds of networks on one device, from its table or its datasheet."""
+
+    def __init__(self, target: Target, num_classes: int, interpolate: bool) -> None:
+        self.target = target
+        self._num_classes, self._interpolate = num_classes, interpolate
+        if target.path.exists():
+            self._table = LatencyTable.load(target.path)
+        elif target.kind == "datasheet":
+            self._table = LatencyTable(target.conditions, {}, {}, name=target.name)
+        else:
+            raise MissingLatencyError(
+                f"device {target.name!r} has no latency table under these conditions yet "
+                f"({target.conditions}); measure a space that contains the family with: "
+                f"nas profile --space SPACE --device {target.name}"
+            )
+        self._correction = self._table.calibration or self._table.typical_correction()
+        self._values: dict[Entry, float] = {}
+
+    def predict(self, architecture: Architecture, parts: Sequence[Component]) -> float:
+        """Milliseconds of a network of these components; raises MissingLatencyError."""
+        total = sum(self._value(architecture, part) for part in parts)
+        return self._correction.offset_ms + self._correction.scale * total
+
+    def provenance(self) -> str:
+        """How the latencies came about and under which conditions, for people."""
+        return f"{provenance(self._table)}; {self._table.conditions}"
+
+    def expected_error(self, architectures: Sequence[Architecture]) -> float:
+        """Mean relative error to expect: of the worst mixer's estimates, or of the table."""
+        sheet = datasheet_of(self._table.conditions.device)
+        if is_estimated(self._table.conditions) and sheet is not None:
+            conditions = self._table.conditions
+            number_format = sheet.number_format(conditions.precision, conditions.runtime)
+            names = {b.mixer.name for a in architectures for s in a.stages for b in s.blocks}
+            before = max(
+                expected_error(sheet, conditions.runtime, number_format, name).error
+                for name in names
+            )
+        else:
+            before = self._table.typical_correction().expected_error
+        calibration = self._table.calibration
+        return before if calibration is None else calibration.expected_error(before)
+
+    def _value(self, architecture: Architecture, part: Component) -> float:
+        entry = (part.spec, part.in_size)
+        if entry not in self._values:
+            self._values[entry] = self._find(architecture, part, entry)
+        return self._values[entry]
+
+    def _find(self, architecture: Architecture, part: Component, entry: Entry) -> float:
+        found = self._table.entries.get(entry)
+        if found is None and is_estimated(self._table.conditions):
+            found = estimate_entry(self._table.conditions, entry)
+        if found is None and self._interpolate:
+            filled = interpolated(self._table, _space_of(architecture), self._num_classes)
+            self._table = replace(self._table, entries=filled.entries)
+            found = self._table.entries[entry]
+        if found is None:
+            raise MissingLatencyError(
+                f"the latency table of {self.target.name!r} lacks {part.path} of network "
+                f"{architecture}: {part.spec} on a {part.in_size}-pixel input. Fill its gaps "
+                "from measured shapes with --interpolate, or measure a space that contains the "
+                f"family with: nas profile --space SPACE --device {self.target.name}"
+            )
+        return found.latency_ms
+
+
+def _space_of(architecture: Architecture) -> SearchSpace:
+    """A space that contains ``architecture`` and little else."""
+    stages = tuple(
+        StageSpace((s.width,), (s.depth,), tuple(dict.fromkeys(s.blocks)))
+        for s in architecture.stages
+    )
+    return SearchSpace("SPACE", architecture.macro, (architecture.resolution,), stages)

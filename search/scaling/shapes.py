@@ -1,0 +1,81 @@
+"""Sizes of architectures: widths that their mixers allow, depths, resolutions.
+
+A width is a multiple of 8, which accelerators like, and of what every mixer of the stage needs.
+A seed may break the first rule; its own widths are always valid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from search_space import Architecture, Stage
+from search_space.architecture import NUM_STAGES
+
+WIDTH_UNIT = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What scaling changes of an architecture: per stage depth and width, and the resolution."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    resolution: int
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Shape:
+        return cls(architecture.depths, architecture.widths, architecture.resolution)
+
+    def apply(self, seed: Architecture) -> Architecture:
+        """``seed`` in this shape: stages repeat their last block, or end earlier."""
+        stages = tuple(
+            Stage(width, (stage.blocks + stage.blocks[-1:] * depth)[:depth])
+            for stage, depth, width in zip(seed.stages, self.depths, self.widths, strict=True)
+        )
+        return Architecture(seed.macro, self.resolution, stages)
+
+
+def width_multiple(stage: Stage) -> int:
+    """Least common multiple of 8 and what every mixer of the stage needs."""
+    return math.lcm(WIDTH_UNIT, *(block.mixer.width_multiple for block in stage.blocks))
+
+
+def grown_widths(seed: Architecture, factor: float) -> tuple[int, ...]:
+    """Widths ``factor ≥ 1`` times those of ``seed``, each to the nearest it may have.
+
+    Halves are rounded up; no width is below the seed's own.
+    """
+    return tuple(
+        max(stage.width, nearest(factor * stage.width, width_multiple(stage)))
+        for stage in seed.stages
+    )
+
+
+def nearest(value: float, multiple: int) -> int:
+    """The positive multiple that is nearest to ``value``, halves rounded up."""
+    return max(1, math.floor(value / multiple + 0.5)) * multiple
+
+
+def total_stride(architecture: Architecture) -> int:
+    """Pixels of the image to a position of the last feature map, along a side."""
+    return architecture.macro.stem_stride * 2 ** (NUM_STAGES - 1)
+
+
+def describe_change(before: Shape, after: Shape) -> str:
+    """What differs, for people: ``stage 3: 6 → 7 blocks; widths 96 192 → 104 208``."""
+    parts = [
+        f"stage {i}: {a} → {b} blocks"
+        for i, (a, b) in enumerate(zip(before.depths, after.depths, strict=True), 1)
+        if a != b
+    ]
+    if before.widths != after.widths:
+        parts.append(f"widths {_row(before.widths)} → {_row(after.widths)}")
+    if before.resolution != after.resolution:
+        parts.append(f"{before.resolution} → {after.resolution} px")
+    return "; ".join(parts)
+
+
+def _row(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))

@@ -1,0 +1,372 @@
+"""The search for a seed that scaling can start from, without training (Chen et al., As-ViT, 2022).
+
+Topologies have one block in each stage and a width of 32 that doubles from stage to stage. What
+is chosen: the kernels of stem and downsampling, and for each stage the mixer with its parameters
+and the MLP ratio. Good ones have a small κ (condition number of the neural tangent kernel) and a
+large L^E (expected length distortion), see ``search.scaling.two_criteria``.
+
+The published search is REINFORCE on independent categoricals; regularised evolution on the rank
+sum of all that was seen (Real et al. 2019) is ours. As published, attention is described by the
+number of windows along a side of the feature map: 8, 4 or 2 in the first stage, 4, 2 or 1 in the
+second, 2 or 1 in the third, 1 in the fourth. Two things differ from the published space: one
+downsampling kernel serves all stages, as ``Macro`` has it, and heads have 16 or 32 channels, the
+64 of the publication being more than the first stage's width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from search.scaling.two_criteria import TwoScores, best, rank_sums
+from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
+from search_space.architecture import NUM_STAGES, feature_sizes
+from search_space.errors import InvalidArchitectureError, UnknownNameError, UsageError
+
+Topology = tuple[int, ...]
+"""Index of the choice of each gene: stem kernel, downsampling kernel, then block and MLP ratio
+of each stage."""
+Evaluate = Callable[[Architecture], TwoScores]
+Progress = Callable[[int, int, str], None]
+Values = npt.NDArray[np.float64]
+
+WIDTH = 32
+STEM_KERNELS = (4, 5, 6, 7, 8)
+DOWNSAMPLE_KERNELS = (2, 3, 4)
+MLP_RATIOS = (2, 3, 4, 5, 6)
+WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
+HEAD_DIMS = (16, 32)
+STEPS = 500
+
+
+# The space ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeedSpace:
+    """Topologies for square images of side ``image_size``, of the given mixers.
+
+    Raises UnknownNameError for a mixer that there is none of, UsageError for a side that is too
+    small for four stages.
+    """
+
+    image_size: int = 224
+    mixers: tuple[str, ...] = ("window_attention",)
+
+    def __post_init__(self) -> None:
+        for name in self.mixers:
+            if name not in mixer_names():
+                raise UnknownNameError("mixer", name, mixer_names())
+        if not self.mixers or len(set(self.mixers)) != len(self.mixers):
+            raise UsageError(
+                f"mixers {', '.join(self.mixers) or '(none)'} must be distinct and at least one."
+            )
+        try:
+            self.architecture((0,) * len(self.choices))
+        except InvalidArchitectureError:
+            raise UsageError(
+                f"images of {self.image_size} px are too small for four stages; take at least "
+                f"{STEM_KERNELS[0] * 2 ** (NUM_STAGES - 1)}."
+            ) from None
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """Number of choices of each gene."""
+        per_stage = ((len(blocks), len(MLP_RATIOS)) for blocks in self._mixers)
+        return (len(STEM_KERNELS), len(DOWNSAMPLE_KERNELS), *itertools.chain(*per_stage))
+
+    @property
+    def size(self) -> int:
+        """Number of topologies."""
+        return math.prod(self.choices)
+
+    @cached_property
+    def _mixers(self) -> tuple[tuple[Mixer, ...], ...]:
+        """Per stage the mixers to choose from."""
+        sides = feature_sizes(_macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0]), self.image_size)
+        return tuple(
+            tuple(itertools.chain(*(_mixers_of(name, i, sides[i]) for name in self.mixers)))
+            for i in range(NUM_STAGES)
+        )
+
+    def architecture(self, topology: Topology) -> Architecture:
+        """The network of a topology."""
+        stages = []
+        for i, mixers in enumerate(self._mixers):
+            mixer, ratio = topology[2 + 2 * i], topology[3 + 2 * i]
+            block = Block(mixers[mixer], MLP_RATIOS[ratio])
+            stages.append(Stage(WIDTH * 2**i, (block,)))
+        macro = _macro(STEM_KERNELS[topology[0]], DOWNSAMPLE_KERNELS[topology[1]])
+        return Architecture(macro, self.image_size, tuple(stages))
+
+    def sample(self, rng: np.random.Generator) -> Topology:
+        """A topology, each gene uniform over its choices."""
+        return tuple(int(gene) for gene in rng.integers(0, self.choices))
+
+    def mutate(self, topology: Topology, rng: np.random.Generator) -> Topology:
+        """``topology`` with another value of one gene."""
+        mutable = [i for i, count in enumerate(self.choices) if count > 1]
+        gene = int(rng.choice(mutable))
+        value = (topology[gene] + int(rng.integers(1, self.choices[gene]))) % self.choices[gene]
+        return (*topology[:gene], value, *topology[gene + 1 :])
+
+
+def _macro(stem_kernel: int, downsample_kernel: int) -> Macro:
+    return Macro(
+        stem_kernel=stem_kernel,
+        stem_stride=4,
+        downsample="conv_norm",
+        downsample_kernel=downsample_kernel,
+        head_norm="before_pool",
+    )
+
+
+def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
+    """What a mixer may be in a stage whose feature map has this side; an unknown one has defaults.
+
+    Convolutions keep to what fits the map.
+    """
+    kernels = [kernel for kernel in (3, 5, 7) if kernel == 3 or kernel <= side]
+    match name:
+        case "window_attention":
+            windows = dict.fromkeys(-(-side // count) for count in WINDOWS_PER_SIDE[stage])
+            return [Mixer.of(name, window=w, head_dim=h) for w in windows for h in HEAD_DIMS]
+        case "focal_modulation":
+            return [Mixer.of(name, levels=n, window=w) for n in (2, 3) for w in (3, 5)]
+        case "gnconv":
+            return [Mixer.of(name, order=n, kernel=k) for n in (2, 3, 4, 5) for k in kernels]
+        case "depthwise_conv" | "pooling":
+            return [Mixer.of(name, kernel=k) for k in kernels]
+    return [Mixer.of(name)]
+
+
+# Samplers ----------------------------------------------------------------------------------------
+
+
+class SeedSampler(ABC):
+    """Proposes topologies and learns from their scores, one at a time.
+
+    The same seed and the same answers give the same topologies.
+    """
+
+    @abstractmethod
+    def ask(self) -> Topology:
+        """The next topology to score."""
+
+    @abstractmethod
+    def tell(self, topology: Topology, scores: TwoScores) -> None:
+        """The scores of the topology that was asked for last."""
+
+    def last(self) -> Topology | None:
+        """A topology that the sampler would end with, to be scored once more at the end."""
+        return None
+
+
+class Reinforce(SeedSampler):
+    """REINFORCE on independent categoricals, Adam 0.08, moving-average baseline 0.9.
+
+    The reward is ``−Δκ / range₂₀(κ) + ΔL^E / range₂₀(L^E)``: differences to the sample before over
+    the range of the last twenty. A score that is not finite is a whole range worse than the one
+    before, and is left out of the ranges.
+    """
+
+    WINDOW = 20
+
+    def __init__(
+        self, space: SeedSpace, seed: int = 0, learning_rate: float = 0.08, decay: float = 0.9
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._rate, self._decay, self._baseline = learning_rate, decay, 0.0
+        self._logits = [np.zeros(count) for count in space.choices]
+        self._adam = [Adam(count, learning_rate) for count in space.choices]
+        self._kappa: deque[float] = deque(maxlen=self.WINDOW)
+        self._length: deque[float] = deque(maxlen=self.WINDOW)
+        self._told = 0
+
+    def probabilities(self) -> list[Values]:
+        """Of each gene's choices."""
+        return [_softmax(logits) for logits in self._logits]
+
+    def ask(self) -> Topology:
+        return tuple(int(self._rng.choice(len(p), p=p)) for p in self.probabilities())
+
+    def tell(self, topology: Topology, scores: TwoScores) -> None:
+        reward = -_change(self._kappa, scores.kappa, 1.0) + _change(
+            self._length, scores.length, -1.0
+        )
+        self._told += 1
+        if self._told == 1:  # nothing to compare with
+            return
+        self._baseline = self._decay * self._baseline + (1 - self._decay) * reward
+        advantage = reward - self._baseline
+        for gene, choice in enumerate(topology):
+            logits = self._logits[gene]
+            gradient = _softmax(logits)  # of −log p: p − 1 at what was chosen, p elsewhere
+            gradient[choice] -= 1.0
+            logits -= self._adam[gene].step(advantage * gradient)
+
+    def last(self) -> Topology:
+        """The most probable topology."""
+        return tuple(int(logits.argmax()) for logits in self._logits)
+
+
+class Adam:
+    """Kingma and Ba's optimiser for one vector of ``count`` numbers."""
+
+    def __init__(self, count: int, rate: float) -> None:
+        self._rate, self._steps = rate, 0
+        self._mean, self._square = np.zeros(count), np.zeros(count)
+
+    def step(self, gradient: Values) -> Values:
+        """What to subtract, shape (count,)."""
+        self._steps += 1
+        self._mean = 0.9 * self._mean + 0.1 * gradient
+        self._square = 0.999 * self._square + 0.001 * gradient**2
+        mean = self._mean / (1 - 0.9**self._steps)
+        square = self._square / (1 - 0.999**self._steps)
+        return np.asarray(self._rate * mean / (np.sqrt(square) + 1e-8), dtype=np.float64)
+
+
+def _softmax(logits: Values) -> Values:
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum(), dtype=np.float64)
+
+
+def _change(recent: deque[float], value: float, worst: float) -> float:
+    """Difference to the latest value over the range of the latest, with ``value`` among them.
+
+    ``worst`` where the value is not finite, 0 where there is nothing to compare with.
+    """
+    if not math.isfinite(value):
+        return worst
+    before = recent[-1] if recent else value
+    recent.append(value)
+    span = max(recent) - min(recent)
+    return (value - before) / span if span > 0 else 0.0
+
+
+class Evolution(SeedSampler):
+    """Regularised evolution: the best of a few is mutated, the oldest dies.
+
+    Fitness is the sum of the ranks of κ and L^E among everything seen, so it needs neither units
+    nor weights. What was seen is not proposed again while mutations find something new.
+    """
+
+    TRIES = 100
+
+    def __init__(
+        self, space: SeedSpace, seed: int = 0, population: int = 32, tournament: int = 8
+    ) -> None:
+        self._space, self._rng = space, np.random.default_rng(seed)
+        self._population: deque[Topology] = deque(maxlen=population)
+        self._tournament = tournament
+        self._seen: dict[Topology, TwoScores] = {}
+
+    def ask(self) -> Topology:
+        parent = self._parent() if len(self._population) == self._population.maxlen else None
+        for _ in range(self.TRIES):
+            if parent is None:
+                topology = self._space.sample(self._rng)
+            else:
+                topology = self._space.mutate(parent, self._rng)
+            if topology not in self._seen:
+                return topology
+        return self._space.sample(self._rng)
+
+    def _parent(self) -> Topology:
+        """The fittest of a few random members of the population, of equal ones the older."""
+        sums = rank_sums(list(self._seen.values()))
+        fitness = dict(zip(self._seen, sums.tolist(), strict=True))
+        count = min(self._tournament, len(self._population))
+        drawn = self._rng.choice(len(self._population), size=count, replace=False)
+        return min((self._population[i] for i in sorted(drawn)), key=lambda t: fitness[t])
+
+    def tell(self, topology: Topology, scores: TwoScores) -> None:
+        self._seen[topology] = scores
+        self._population.append(topology)
+
+
+# The search --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredSeed:
+    """A topology, its network and its scores."""
+
+    topology: Topology
+    architecture: Architecture
+    scores: TwoScores
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What a search for seeds found.
+
+    Args:
+        method: name of the sampler.
+        best: smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
+        seen: every distinct topology, in order.
+        steps: topologies proposed, repetitions counted.
+    """
+
+    method: str
+    best: ScoredSeed
+    seen: tuple[ScoredSeed, ...] = field(repr=False)
+    steps: int
+
+
+SAMPLERS: dict[str, Callable[[SeedSpace, int], SeedSampler]] = {
+    "reinforce": Reinforce,
+    "evolution": Evolution,
+}
+
+
+def seed_sampler(name: str, space: SeedSpace, seed: int = 0) -> SeedSampler:
+    """The sampler ``name``; raises UnknownNameError naming the nearest."""
+    if name not in SAMPLERS:
+        raise UnknownNameError("seed search", name, SAMPLERS)
+    return SAMPLERS[name](space, seed)
+
+
+def search_seed(
+    space: SeedSpace,
+    evaluate: Evaluate,
+    *,
+    method: str = "reinforce",
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress = lambda done, total, text: None,
+) -> SeedResult:
+    """The best topology that ``steps`` proposals of a sampler find; deterministic for a ``seed``.
+
+    ``evaluate`` is called once for each distinct network. With REINFORCE the most probable
+    topology at the end is scored too. Raises UnknownNameError for an unknown method.
+    """
+    sampler = seed_sampler(method, space, seed)
+    seen: dict[str, ScoredSeed] = {}
+
+    def score(topology: Topology) -> TwoScores:
+        architecture = space.architecture(topology)
+        if architecture.digest not in seen:
+            found = ScoredSeed(topology, architecture, evaluate(architecture))
+            seen[architecture.digest] = found
+        return seen[architecture.digest].scores
+
+    for done in range(steps):
+        progress(done, steps, f"{len(seen)} distinct topologies")
+        topology = sampler.ask()
+        sampler.tell(topology, score(topology))
+    last = sampler.last()
+    if last is not None:
+        score(last)
+    every: Sequence[ScoredSeed] = tuple(seen.values())
+    found = every[best([item.scores for item in every])]
+    return SeedResult(method, found, tuple(every), steps)

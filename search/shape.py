@@ -1,0 +1,64 @@
+"""The shape that published hierarchical backbones share, as a rule for searches without training.
+
+Closed-form scores were checked on four-stage networks whose stages never get narrower and whose
+third stage has the most blocks. A search that leaves this shape is scored by nothing that was ever
+tested, and would spend its blocks where maps are largest; so it is kept inside.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from search_space.space import Genes, SearchSpace
+
+Values = npt.NDArray[np.float64]
+SHAPE = "shape"
+DEEPEST = 2
+
+
+class ShapeRule:
+    """Channels by which stages get narrower, and blocks by which others exceed the third stage.
+
+    0 where the rule is kept. A cheap metric like any table (``search.problem.Table``).
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._widths = [np.array(stage.widths, dtype=np.float64) for stage in space.stages]
+        self._depths = [np.array(stage.depths, dtype=np.float64) for stage in space.stages]
+
+    def predict(self, genes: Genes) -> Values:
+        """Excess of rows, shape (n, genes) to (n,)."""
+        columns = self.space.width_columns
+        widths = [w[genes[:, c]] for w, c in zip(self._widths, columns, strict=True)]
+        depths = [d[genes[:, c + 1]] for d, c in zip(self._depths, columns, strict=True)]
+        total = np.zeros(len(genes))
+        for before, after in itertools.pairwise(widths):
+            total += np.maximum(before - after, 0)
+        for depth in depths:
+            total += np.maximum(depth - depths[DEEPEST], 0)
+        return total
+
+    def argmin(self) -> Genes:
+        """Row with the least excess of the whole space, shape (genes,)."""
+        return self._extreme(np.argmin)
+
+    def argmax(self) -> Genes:
+        """Row with the most excess of the whole space, shape (genes,)."""
+        return self._extreme(np.argmax)
+
+    def _extreme(self, which: Callable[[Values], np.intp]) -> Genes:
+        """Over all widths and depths; which blocks there are does not matter."""
+        combinations = itertools.product(
+            *(range(len(v)) for pair in zip(self._widths, self._depths, strict=True) for v in pair)
+        )
+        indices = np.array(list(combinations))
+        rows = np.zeros((len(indices), self.space.num_genes), dtype=np.int64)
+        columns = np.stack([self.space.width_columns, self.space.width_columns + 1], axis=1)
+        rows[:, columns.reshape(-1)] = indices
+        row: Genes = rows[which(self.predict(rows))]
+        return np.where(self.space.active(row[None])[0], row, -1)

@@ -1,0 +1,30 @@
+"""A training that is tiny: few images, a small network, settings for a few steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from supernet import Supernet
+from supernet.data import ImageData, open_data
+from supernet.training import TrainConfig
+
+
+def few_images() -> ImageData:
+    """What is tested is the loop, not what it learns."""
+    return open_data("digits", 16, test_fraction=0.9, validation_fraction=0.7)
+
+
+def config(**changes) -> TrainConfig:
+    values = {"epochs": 4, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "num_random": 1}
+    return TrainConfig(**(values | {"snapshot_steps": 1} | changes))
+
+
+def fresh(space) -> Supernet:
+    torch.manual_seed(0)
+    return Supernet(space, 10)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.GELU(), nn.Linear(16, 10))
