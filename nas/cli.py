@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli_devices import calibrate, devices, profile
+from nas.cli_proxies import proxies
 from nas.cli_scale import scale, seed
 from nas.options import (
     conditions_given,
@@ -329,7 +330,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
 
 
-for command in (profile, devices, calibrate, scale, seed):
+for command in (profile, devices, calibrate, scale, seed, proxies):
     cli.add_command(command)
 
 

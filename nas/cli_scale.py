@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,13 @@ score_options = options(
     show_default=True,
     help="Planned epochs of training (resnet-rs).",
 )
+@click.option(
+    "--score",
+    default="deepmad",
+    show_default=True,
+    metavar="PROXY",
+    help="What contract keeps as much of as it can.",
+)
 @score_options
 @option("--score-size", type=click.IntRange(1), help="Side of the scored images (the seed's).")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder (default: in runs).")
@@ -115,13 +123,14 @@ def scale(**given: Any) -> None:
         budgets=budgets,
         limits=limits,
         method=given["method"],
-        folder=given["out"] or Path("runs") / _plain_name(name, given["method"], given["by"]),
+        folder=given["out"] or Path("runs") / _folder_name(name, given),
         device=given["device"],
         conditions=conditions_given(given),
         num_classes=given["num_classes"],
         interpolate=given["interpolate"],
         measure=not given["no_measure"],
         epochs=given["epochs"],
+        proxy=given["score"],
         score=ScoreSettings(
             seed=given["random_seed"],
             repeats=given["repeats"],
@@ -202,8 +211,7 @@ def seed(**given: Any) -> None:
                 "steps": result.steps,
                 "scored": len(result.seen),
                 "digest": best.architecture.digest,
-                "ntk_condition": best.scores.kappa,
-                "length_distortion": best.scores.length,
+                **{k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()},
                 "architecture": best.architecture.to_dict(),
                 "file": str(given["out"]),
             }
@@ -224,7 +232,9 @@ def _listed(name: str, text: str) -> list[str]:
     return items
 
 
-def _plain_name(*parts: str) -> str:
+def _folder_name(seed_name: str, given: dict[str, Any]) -> str:
+    """From all that most commands differ in."""
+    parts = [seed_name, given["method"], given["by"], given["to"], *given["max_latency"]]
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
 
 

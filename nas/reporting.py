@@ -55,8 +55,12 @@ def assemble(
     num_classes: int,
     limits: Mapping[str, float],
     found: Findings,
+    **quality: Any,
 ) -> ReportData:
-    """The data of a run's report, also written to its ``result.json``."""
+    """The data of a run's report, also written to its ``result.json``.
+
+    ``quality``: fields of ReportData that say what networks are judged by, if not by accuracy.
+    """
     evaluated = [e for e in found.evaluations if e.status == "ok"]
     architecture = Architecture.from_dict(found.chosen.architecture)
     latency = table.compile(space, num_classes)
@@ -98,7 +102,9 @@ def assemble(
             for name, e in found.baselines.items()
         ),
         latency=latency_check(found.front, found.measured, table, space),
-        ranking=rank_rows([e.metrics for e in evaluated], CHEAP),
+        ranking=rank_rows(
+            [e.metrics for e in evaluated], CHEAP, against=quality.get("quality", "accuracy")
+        ),
         training=curves(directory.path),
         phases=phases(manifest),
         config=config.to_dict(),
@@ -107,6 +113,7 @@ def assemble(
         seed=config.seed,
         command=manifest["command"],
         notes=found.notes,
+        **quality,
     )
     directory.write_json(RESULT, data.to_dict())
     return data

@@ -11,12 +11,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import yaml
 
@@ -26,12 +26,12 @@ from predictors.latency.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
 from results.family_report import FamilyReport, write_family_report
 from results.files import atomic_write
-from results.journal import Evaluation, Journal
+from results.journal import Evaluation, Journal, read_journal
 from search.scaling.base import Family, Member, ScalingOptions, ScalingTask, scaling_method
 from search.scaling.cost import NetworkCosts
 from search.scaling.quantities import budget_name, device_of, metric_words
 from search.scaling.two_criteria import TwoScorer
-from search.seeds import SeedResult, SeedSpace, search_seed
+from search.seeds import SeedResult, SeedSpace, search_seed, seed_sampler
 from search_space import Architecture, dump_architecture
 from search_space.errors import RunError, UsageError
 from search_space.files import read_mapping
@@ -55,6 +55,7 @@ class ScaleRequest:
         interpolate: fill the gaps of measured tables.
         measure: measure the members on devices that are at hand.
         epochs: planned epochs of training.
+        proxy: what a contraction keeps as much of as it can.
         score: how networks are scored, where a method does that.
     """
 
@@ -71,6 +72,7 @@ class ScaleRequest:
     interpolate: bool = False
     measure: bool = True
     epochs: int = 300
+    proxy: str = "deepmad"
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def decisive(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class ScaleRequest:
             "num_classes": self.num_classes,
             "interpolate": self.interpolate,
             "epochs": self.epochs,
+            "proxy": self.proxy,
             "score": asdict(self.score),
         }
 
@@ -139,7 +142,7 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
     costs = NetworkCosts(predicted, request.num_classes, interpolate=request.interpolate)
     _check_folder(request)
     with ExitStack() as stack:
-        options = ScalingOptions(score=request.score, epochs=request.epochs)
+        options = ScalingOptions(score=request.score, epochs=request.epochs, proxy=request.proxy)
         if method.scores_networks:
             request.folder.mkdir(parents=True, exist_ok=True)
             stored = _stored_scores(request.folder / "scores", request.score, console)
@@ -151,7 +154,7 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
                 budgets=request.budgets,
                 costs=costs,
                 limits=request.limits,
-                progress=progress,
+                progress=lambda done, total, text: progress(100 * done / total, 100, text),
             )
             family = method.from_options(options).scale(task)
     measured = {}
@@ -265,29 +268,49 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=dict))
 
 
-@contextmanager
-def _stored_scores(
-    base: Path, settings: ScoreSettings, console: Console
-) -> Iterator[dict[str, Any]]:
-    """What ``TwoScorer`` and ``ScalingOptions`` need to keep scores in a file beside ``base``.
+class ScoreFile:
+    """Scores of networks in a file beside ``base``, each on the disk as soon as it is found.
 
-    Its name carries the settings, so that scores of others are never taken for these.
+    The file's name carries the settings, so that scores of others are never taken for these; it
+    is made with the first score.
+
+    Args:
+        base: folder and beginning of the name.
+        settings: of the scores.
+        console: is told what is known already.
     """
-    text = json.dumps(asdict(settings), sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:8]
-    with Journal(base.with_name(f"{base.name}-{key}.jsonl")) as journal:
-        for warning in journal.warnings:
-            console.warn(warning)
-        known = {entry.digest: entry.metrics for entry in journal}
-        if known:
-            console.say(f"  {len(known)} scores are known already, from {journal.path}")
 
-        def record(architecture: Architecture, values: Mapping[str, float], seconds: float) -> None:
-            digest, plain = architecture.digest, architecture.to_dict()
-            index = len(journal)
-            journal.append(Evaluation(digest, plain, values, index, seconds=seconds))
+    def __init__(self, base: Path, settings: ScoreSettings, console: Console) -> None:
+        text = json.dumps(asdict(settings), sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.path = base.with_name(f"{base.name}-{key}.jsonl")
+        self._journal: Journal | None = None
+        stored = read_journal(self.path) if self.path.exists() else ()
+        self.known = {entry.digest: entry.metrics for entry in stored}
+        if self.known:
+            console.say(f"  {len(self.known)} scores are known already, from {self.path}")
 
-        yield {"known_scores": known, "record": record}
+    def record(
+        self, architecture: Architecture, values: Mapping[str, float], seconds: float
+    ) -> None:
+        """Keep a new score."""
+        if self._journal is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.path)
+        plain, index = architecture.to_dict(), len(self._journal)
+        self._journal.append(Evaluation(architecture.digest, plain, values, index, seconds=seconds))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._journal is not None:
+            self._journal.close()
 
 
 # Seeds -------------------------------------------------------------------------------------------
@@ -308,10 +331,11 @@ def find_seed(
     """
     if output.exists():
         raise UsageError(f"{output} exists; choose another --out, or delete it.")
+    seed_sampler(method, space)
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with (
-        _stored_scores(output.with_suffix(".scores"), settings, console) as stored,
+        ScoreFile(output.with_suffix(".scores"), settings, console) as stored,
         console.phase(f"{method} over {space.size:.2e} topologies") as progress,
     ):
         scorer = TwoScorer(settings=settings, known=stored["known_scores"], record=stored["record"])

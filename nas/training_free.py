@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from scipy.stats import rankdata
@@ -79,11 +78,11 @@ class TrainingFreeSearch(Run):
             self.num_classes,
             self.limits,
             Findings(self.shown, found, baselines, measured, chosen, tuple(self.notes)),
+            quality="score",
+            quality_note=_NOTES[self.config.search.score],
+            num_seen=self.num_seen,
         )
-        note = _NOTES[self.config.search.score]
-        return self.finish(
-            replace(data, quality="score", quality_note=note, num_seen=self.num_seen)
-        )
+        return self.finish(data)
 
     def rules(self) -> dict[str, Table]:
         return {SHAPE: ShapeRule(self.space)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -257,7 +257,7 @@ class AdditiveTable:
 
 def entries(space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
     """Distinct (spec, input side) of all components of all architectures of ``space``."""
-    return _index(space, num_classes).entries
+    return list(_index(space, num_classes).entries)
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,9 @@ class _Index:
     head: Genes
 
 
+@lru_cache(maxsize=4)
 def _index(space: SearchSpace, num_classes: int) -> _Index:
+    """Made once for all tables of a space; its arrays are only read."""
     macro, shapes = space.macro, _shapes(space)
     sizes = [feature_sizes(macro, resolution) for resolution in space.resolutions]
     known: dict[Entry, int] = {}

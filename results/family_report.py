@@ -120,6 +120,10 @@ def format_value(metric: str, value: float) -> str:
     return format_metric(metric.partition("@")[0], value)
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _metrics(data: FamilyReport) -> list[str]:
     return list(data.path[0]["costs"])
 
@@ -130,7 +134,7 @@ def _tiles(data: FamilyReport) -> list[dict[str, str]]:
     tiles = [
         {"name": "Members", "value": str(len(data.members)), "note": f"on {len(data.path)} steps"},
         {
-            "name": metric_name(data.by).capitalize(),
+            "name": _sentence(metric_name(data.by)),
             "value": f"{format_value(data.by, first['costs'][data.by])} to "
             f"{format_value(data.by, last['costs'][data.by])}",
             "note": f"the seed has {format_value(data.by, seed[data.by])}",
@@ -140,7 +144,7 @@ def _tiles(data: FamilyReport) -> list[dict[str, str]]:
         largest = max(member["costs"][metric] for member in data.members)
         tiles.append(
             {
-                "name": f"{metric_name(metric).capitalize()}, at most",
+                "name": f"{_sentence(metric_name(metric))}, at most",
                 "value": format_value(metric, largest),
                 "note": f"limit {format_value(metric, limit)}",
             }
@@ -173,6 +177,7 @@ def _rows(data: FamilyReport) -> list[dict[str, Any]]:
             {
                 "name": member["name"],
                 "digest": member["digest"],
+                "order": f"{member['budget']:030.6f}",  # the first column is sorted as text
                 "cells": [
                     (share, f"{100 * share:.1f}\u00a0%"),
                     *((costs[m], format_value(m, costs[m])) for m in _metrics(data)),
@@ -231,7 +236,7 @@ def path_chart(data: FamilyReport) -> dict[str, Any]:
         views.append(
             {
                 "metric": axis,
-                "button": "Step" if axis == STEP else metric_name(axis).capitalize(),
+                "button": _sentence(axis if axis == STEP else metric_name(axis)),
                 "title": _axis_title(axis, scale),
                 "ticks": _ticks(scale, axis),
                 "line": path(at),
@@ -299,7 +304,7 @@ def growth_curves(data: FamilyReport) -> list[dict[str, Any]]:
     names = dict.fromkeys(itertools.chain(*(step["scores"] for step in data.path)))
     for name in names:
         values = [step["scores"].get(name, math.nan) for step in data.path]
-        found.append((SCORE_TITLES.get(name, name).capitalize(), {"": values}))
+        found.append((_sentence(SCORE_TITLES.get(name, name)), {"": values}))
     return [
         _curve(data, title, lines)
         for title, lines in found
@@ -324,7 +329,7 @@ def _curve(data: FamilyReport, title: str, lines: Mapping[str, Sequence[float]])
         "title": title,
         "box": CURVE_BOX,
         "x_ticks": _ticks(x, STEP),
-        "y_ticks": y.ticks("value", 5),
+        "y_ticks": y.ticks("macs" if max(map(abs, every)) >= 1e4 else "value", 5),
         "lines": drawn,
         "members": sorted({x(member["index"]) for member in data.members}),
     }

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latency_cases import phone_table
-from tiny_job import every_architecture, fresh_job, known_table, latency_ms, nas
+from tiny_job import FAILED, every_architecture, known_table, latency_ms, nas
 
 from predictors.latency.calibrate import (
     MeasurementError,
@@ -266,9 +266,7 @@ def test_a_calibrated_estimate_meets_the_measurements() -> None:
 
 
 @pytest.fixture
-def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchSpace:
-    """In an empty working folder, with a cache of its own."""
-    fresh_job(tmp_path, monkeypatch)
+def space(job: Path) -> SearchSpace:
     return load_space("pebble.yaml")
 
 
@@ -331,5 +329,5 @@ def test_calibration_from_a_handful_of_networks(space: SearchSpace) -> None:
 def test_calibration_needs_a_table(space: SearchSpace) -> None:
     write_networks({space.smallest: 5.0})
     ran = nas(*calibration("cpu"))
-    assert ran.code == 1
+    assert ran.code == FAILED
     assert "measure one first with: nas profile --device cpu" in ran.err

@@ -11,13 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from latency_cases import PHONE, phone_table
-from tiny_job import (
-    cache_known_table,
-    fresh_job,
-    known_table,
-    nas,
-    tree,
-)
+from tiny_job import FAILED, USAGE, cache_known_table, known_table, nas, tree
 
 from predictors.latency.catalog import check_name, find_device, latency_table
 from predictors.latency.correction import Calibration
@@ -29,16 +23,11 @@ from predictors.latency.table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace, load_space
 from search_space.errors import UnknownNameError, UsageError
 
-FAILED, USAGE = 1, 2
-
-
-@pytest.fixture(autouse=True)
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return fresh_job(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("job")
 
 
 @pytest.fixture
-def space() -> SearchSpace:
+def space(job: Path) -> SearchSpace:
     return load_space("pebble.yaml")
 
 

@@ -302,7 +302,7 @@ def test_entries_that_do_not_fit_into_memory_are_measured_in_portions(
     monkeypatch.setattr(entry_plan, "_MOST_BYTES", 4.5 * entry_plan._BYTES_BESIDES)
     assert first_portion(asked, settings()) == asked  # eager entries share all memory
     assert first_portion(asked, conditions) == asked[:4]
-    assert len(first_portion(asked, replace(conditions, batch_size=512))) == 1
+    assert len(first_portion(asked, replace(conditions, batch_size=4096))) == 1
     portions: list[int] = []
     monkeypatch.setattr(
         profiling, "EntryPlan", lambda e, c: portions.append(len(e)) or EntryPlan(e, c)

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from predictors.additive import Entry
-from predictors.counts import meta_module
+from predictors.counts import count_entry
 from predictors.latency.devices import Conditions
 from predictors.latency.measure import DTYPES, Subject, WeightPool, entry_subject, statistic
 from predictors.latency.runtimes import find_runtime
 from predictors.latency.table import spec_to_json
-from predictors.memory import peak_elements
 from search_space import ModuleSpec
 from supernet.modules import build_module
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
-# of entries that are loaded together, where the runtime keeps memory for each
+# of entries that are loaded together, roughly, where the runtime keeps memory for each
 _MOST_BYTES = 4e9
 _BYTES_BESIDES = 2e6  # of a prepared entry: graph, constants, output
 
@@ -124,7 +123,8 @@ def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entr
         return list(entries)
     used, result = 0.0, list[Entry]()
     for spec, in_size in entries:
-        elements = meta_module(spec)[1] + conditions.batch_size * peak_elements(spec, in_size)
+        cost = count_entry(spec, in_size)
+        elements = cost.num_params + conditions.batch_size * cost.activations
         used += elements * DTYPES[conditions.precision].itemsize + _BYTES_BESIDES
         if result and used > _MOST_BYTES:
             break

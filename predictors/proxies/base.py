@@ -85,18 +85,25 @@ class Network:
         )
 
     @classmethod
-    def of_timm(cls, name: str, num_classes: int = 1000) -> Network:
-        """A model that timm knows, without its weights; raises UnknownNameError."""
+    def of_timm(cls, name: str, num_classes: int = 1000, image_size: int | None = None) -> Network:
+        """A model that timm knows, without its weights; raises UnknownNameError.
+
+        ``image_size`` None means the model's own.
+        """
         base = name.partition(".")[0]
         if not timm.is_model(base):
             raise UnknownNameError("timm model", name, timm.list_models())
+        options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes}
 
         def make() -> nn.Module:
-            return timm.create_model(base, pretrained=False, num_classes=num_classes)
+            return timm.create_model(base, **options)
 
         with torch.device("meta"):
             config: Any = make().pretrained_cfg
-        return cls(name, int(config["input_size"][-1]), make)
+        own_size = int(config["input_size"][-1])
+        if image_size is not None and image_size != own_size and config.get("fixed_input_size"):
+            options["img_size"] = image_size  # such models are built for one size
+        return cls(name, image_size or own_size, make)
 
     def build(self, seed: int, device: str = "cpu") -> nn.Module:
         """The module with the weights of ``seed``, in eval mode; global random state stays."""

@@ -34,7 +34,7 @@ def roles(module: nn.Module) -> dict[str, str]:
     has ``attn``, ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it.
     """
     modules = dict(module.named_modules())
-    result = {}
+    result: dict[str, str] = {}
     for name in layer_weights(module):
         path = name.split(".")[:-1]
         while path and name not in result:

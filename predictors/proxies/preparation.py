@@ -29,6 +29,7 @@ NORMS: frozenset[Callable[..., Any]] = frozenset(
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 _SCALES = re.compile(r"weight|gamma|scale|gain")
 _NOT_SCALES = re.compile(r"bias|beta|token|embed")
+SMALL = 0.2  # layer scales start at 0.1 or below, learned slopes of activations at 0.25
 WEIGHT_STD = 0.02
 
 
@@ -49,7 +50,7 @@ def unit_scales(module: nn.Module, generator: torch.Generator) -> None:
         if not _SCALES.search(leaf) or _NOT_SCALES.search(leaf):
             continue
         first = parameter.flatten()[0]
-        if not first.abs() < 1 or not bool((parameter == first).all()):
+        if not first.abs() < SMALL or not bool((parameter == first).all()):
             continue
         if parameter.numel() == max(parameter.shape, default=1):
             parameter.fill_(1.0)
@@ -66,7 +67,8 @@ def as_vit_weights(module: nn.Module, generator: torch.Generator) -> None:
     """
     for layer in module.modules():
         pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-        if (pointwise and layer.groups == 1) or isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) or (pointwise and layer.groups == 1):
+            assert isinstance(layer, (nn.Linear, nn.Conv2d))
             _draw(layer.weight, generator)
             if layer.bias is not None:
                 layer.bias.zero_()

@@ -102,9 +102,11 @@ class PathTables:
     log_maps: tuple[Values, ...]
 
     @classmethod
-    def build(cls, space: SearchSpace) -> PathTables:
+    def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
+        """Tables of ``space``; the number of classes changes nothing."""
+
         def table(value: Callable[[Path], float]) -> AdditiveTable:
-            return AdditiveTable.build(space, 0, lambda spec, size: value(component_path(spec)))
+            return AdditiveTable.build(space, num_classes, lambda spec, size: value(component_path(spec)))
 
         sizes = np.array([feature_sizes(space.macro, side) for side in space.resolutions])
         maps = tuple(

@@ -119,7 +119,7 @@ def log_synaptic_flow(module: nn.Module, shape: Sequence[int]) -> float:
             tangent = forward_ad.unpack_dual(output.sum()).tangent
     except NotImplementedError as error:
         raise UndefinedProxyError(f"no forward derivative: {str(error).splitlines()[0]}") from None
-    flow = 0.0 if tangent is None else float(tangent)
+    flow = 0.0 if tangent is None else float(tangent.detach())
     if not math.isfinite(flow):
         raise UndefinedProxyError("the flow is beyond double precision")
     if flow <= 0:

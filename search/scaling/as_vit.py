@@ -12,6 +12,7 @@ factors add up instead of vanishing in the rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -24,7 +25,7 @@ from search.scaling.base import (
     register_method,
 )
 from search.scaling.shapes import Shape, describe_change, grown_widths, nearest
-from search.scaling.two_criteria import TwoScorer, best
+from search.scaling.two_criteria import TwoScorer, TwoScores, best
 from search_space import Architecture, Mixer, Stage
 
 WIDTH_FACTORS = (1.05, 1.10, 1.15, 1.20)
@@ -108,7 +109,7 @@ class AsViT(ScalingMethod):
     summary = "one block and 5 to 20 % width a step, by NTK condition and length distortion"
     scores_networks = True
 
-    def __init__(self, scorer: TwoScorer | None = None) -> None:
+    def __init__(self, scorer: Callable[[Architecture], TwoScores] | None = None) -> None:
         self.scorer = scorer or TwoScorer()
 
     @classmethod
@@ -119,7 +120,7 @@ class AsViT(ScalingMethod):
 
     def scale(self, task: ScalingTask) -> Family:
         path, growth = [task.growing_from()], Growth.of(task.seed)
-        total = math.log(task.budgets[-1] / path[0].costs[task.by])
+        total = math.log(task.budgets[-1] / path[0].costs[task.by]) or 1.0
         while True:
             fitting = [g for g in growth.candidates() if task.allows(task.costs(g.architecture))]
             if not fitting:

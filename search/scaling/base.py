@@ -26,7 +26,7 @@ from search_space.errors import InfeasibleError, UnknownNameError, UsageError
 Costs = Mapping[str, float]
 CostFunction = Callable[[Architecture], Costs]
 Progress = Callable[[float, float, str], None]
-"""Told how much of the way is done, how much there is, and what is being tried."""
+"""Told how much of the way is done, how much there is (more than nothing), and what is tried."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,7 @@ class ScalingOptions:
     Args:
         score: how proxies that run networks do it, and the seed of all randomness.
         epochs: planned epochs of training.
+        proxy: what a contraction keeps as much of as it can.
         known_scores: by digest of the scored architecture, values by name of the proxy, from an
             earlier run with the same ``score``.
         record: is given every new score: architecture, values, seconds.
@@ -257,6 +258,7 @@ class ScalingOptions:
 
     score: ScoreSettings = field(default_factory=ScoreSettings)
     epochs: int = 300
+    proxy: str = "deepmad"
     known_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     record: Callable[[Architecture, Mapping[str, float], float], None] = lambda *scored: None
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
-from predictors.proxies import Network, Proxy, ScoreSettings
+from predictors.proxies import Network, Proxy, ScoreSettings, proxy
 from predictors.proxies.deepmad import score_of_ends
 from predictors.proxies.space_tables import architecture_ends
 from search.scaling.base import (
     Costs,
     Family,
     ScalingMethod,
+    ScalingOptions,
     ScalingTask,
     Step,
     register_method,
@@ -31,6 +33,7 @@ from search_space import Architecture, Block, Mixer, Stage
 from search_space.errors import InfeasibleError
 
 BEAM = 4
+ENTROPY = "deepmad"
 WIDTH_NOTCHES = 16  # a notch is about the seed's width over this
 MLP_NOTCH, MIN_MLP_RATIO = 0.5, 1.0
 KERNEL_NOTCH, MIN_KERNEL = 2, 3
@@ -45,14 +48,14 @@ def entropy_score(architecture: Architecture) -> float:
     return score_of_ends(architecture_ends(architecture))
 
 
-def proxy_score(proxy: Proxy, settings: ScoreSettings | None = None) -> Score:
+def proxy_score(chosen: Proxy, settings: ScoreSettings | None = None) -> Score:
     """A proxy as a score: turned so that larger is better, −∞ where it is not defined."""
 
     def score(architecture: Architecture) -> float:
-        value = proxy.score(Network.of_architecture(architecture), settings).value
+        value = chosen.score(Network.of_architecture(architecture), settings).value
         if value is None:
             return -math.inf
-        return value if proxy.larger_is_better else -value
+        return value if chosen.larger_is_better else -value
 
     return score
 
@@ -148,9 +151,15 @@ class Contract(ScalingMethod):
     summary = "takes away from a large design, notch by notch (TinyViT)"
 
     def __init__(
-        self, score: Score = entropy_score, name_of_score: str = "deepmad", beam: int = BEAM
+        self, score: Score = entropy_score, name_of_score: str = ENTROPY, beam: int = BEAM
     ) -> None:
         self.score, self.name_of_score, self.beam = score, name_of_score, beam
+
+    @classmethod
+    def from_options(cls, options: ScalingOptions) -> Self:
+        if options.proxy == ENTROPY:
+            return cls()
+        return cls(proxy_score(proxy(options.proxy), options.score), options.proxy)
 
     def scale(self, task: ScalingTask) -> Family:
         first = task.contracting_from()
@@ -196,8 +205,9 @@ class Contract(ScalingMethod):
             beam = [state for state in unmet if not met or state.score > reached][: self.beam]
             if not beam and not met:
                 raise InfeasibleError(_closest(task, budget, closest.step))
-            total = math.log(task.costs(task.seed)[task.by] / task.budgets[0]) or 1.0
-            done = math.log(task.costs(task.seed)[task.by] / closest.step.costs[task.by])
+            own = task.costs(task.seed)[task.by]
+            total = math.log(own / task.budgets[0]) or 1.0
+            done = min(total, math.log(own / closest.step.costs[task.by]))
             text = f"to {budget_name(task.by, budget)}: {closest.step.architecture}"
             task.progress(done, total, text)
         return max(met.values(), key=lambda state: state.score)

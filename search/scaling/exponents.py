@@ -71,7 +71,7 @@ class ExponentialMethod(ScalingMethod):
 
     def scale(self, task: ScalingTask) -> Family:
         rates, path = self.rates(), [task.growing_from()]
-        total = math.log(task.budgets[-1] / path[0].costs[task.by])
+        total = math.log(task.budgets[-1] / path[0].costs[task.by]) or 1.0
         before, phi = Shape.of(task.seed), 0.0
         while task.allows(path[-1].costs):
             for at, shape in rates.shapes(task.seed, phi, phi + 1)[1:]:

@@ -86,15 +86,22 @@ def rank_sums(scores: Sequence[TwoScores]) -> npt.NDArray[np.int64]:
 def best(scores: Sequence[TwoScores]) -> int:
     """Index of the smallest rank sum.
 
-    Ties go to the better value of the criterion with the larger relative range, (max − min) over
-    the mean magnitude of the finite values of all ``scores``; what is still equal, to the first.
+    Ties go to those that have both values, and of them to the better value of the criterion with
+    the larger relative range: (max − min) over the mean magnitude of the finite values of all
+    ``scores``. What is still equal goes to the first.
     """
     sums = rank_sums(scores)
     tied = np.flatnonzero(sums == sums.min()).tolist()
     by_kappa = _relative_range([s.kappa for s in scores]) >= _relative_range(
         [s.length for s in scores]
     )
-    return min(tied, key=lambda i: scores[i].kappa if by_kappa else -scores[i].length)
+
+    def order(index: int) -> tuple[bool, float]:
+        kappa, length = scores[index].kappa, scores[index].length
+        undefined = not (math.isfinite(kappa) and math.isfinite(length))
+        return undefined, kappa if by_kappa else -length
+
+    return min(tied, key=order)
 
 
 def _relative_range(values: Sequence[float]) -> float:

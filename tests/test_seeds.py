@@ -1,0 +1,233 @@
+"""The search for seeds: its space, REINFORCE and evolution on objectives with known answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_job import USAGE, nas
+
+from search.scaling.two_criteria import TwoScores
+from search.seeds import (
+    SAMPLERS,
+    Adam,
+    Evolution,
+    Reinforce,
+    SeedSpace,
+    _change,
+    search_seed,
+)
+from search_space import Architecture, load_architecture, mixer_names
+from search_space.errors import UnknownNameError, UsageError
+
+SPACE = SeedSpace(64)
+BEST = tuple(count // 2 for count in SPACE.choices)  # in the middle, so that nothing is favoured
+TARGET = SPACE.architecture(BEST)
+
+
+def traits(architecture: Architecture) -> list[object]:
+    """What the genes decide."""
+    blocks = [stage.blocks[0] for stage in architecture.stages]
+    return [
+        architecture.macro.stem_kernel,
+        architecture.macro.downsample_kernel,
+        *(block.mixer for block in blocks),
+        *(block.mlp_ratio for block in blocks),
+    ]
+
+
+def known_best(architecture: Architecture) -> TwoScores:
+    """κ and L^E that are best at ``TARGET`` and say how many genes are wrong."""
+    pairs = zip(traits(architecture), traits(TARGET), strict=True)
+    wrong = sum(a != b for a, b in pairs)
+    return TwoScores(1.0 + wrong, 5.0 - 0.5 * wrong)
+
+
+# The space -------------------------------------------------------------------------------
+
+
+def test_the_space_is_the_published_one_but_for_two_genes() -> None:
+    """4.56 M topologies with a kernel for each downsampling and three sizes of heads."""
+    space = SeedSpace(224)
+    # heads are chosen per stage; the published space has one choice for all
+    assert space.size == 5 * 3 * (3 * 3 * 2 * 1) * 2**4 * 5**4
+    published = 5 * 3**3 * (3 * 3 * 2 * 1) * 3 * 5**4
+    assert space.size / 2**4 == published / 3**2 / 3
+    sides = (56, 28, 14, 7)
+    for i, splits in enumerate([(8, 4, 2), (4, 2, 1), (2, 1), (1,)]):
+        windows = {mixer["window"] for mixer in space._mixers[i]}
+        assert windows == {sides[i] // split for split in splits}
+
+
+@pytest.mark.parametrize("mixers", [*((name,) for name in mixer_names()), tuple(mixer_names())])
+def test_every_topology_is_a_network_of_one_block_a_stage(mixers: tuple[str, ...]) -> None:
+    space, rng = SeedSpace(32, mixers), np.random.default_rng(0)
+    extremes = [tuple(0 for _ in space.choices), tuple(count - 1 for count in space.choices)]
+    for topology in [*extremes, *(space.sample(rng) for _ in range(30))]:
+        architecture = space.architecture(topology)
+        assert architecture.widths == (32, 64, 128, 256)
+        assert architecture.depths == (1, 1, 1, 1)
+        assert {s.blocks[0].mixer.name for s in architecture.stages} <= set(mixers)
+        child = space.mutate(topology, rng)
+        assert sum(a != b for a, b in zip(topology, child, strict=True)) == 1
+        assert all(0 <= gene < count for gene, count in zip(child, space.choices, strict=True))
+
+
+def test_a_wrong_space_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'pooling'"):
+        SeedSpace(224, ("poling",))
+    with pytest.raises(UsageError, match="16 px are too small for four stages; take at least 32"):
+        SeedSpace(16)
+    with pytest.raises(UsageError, match="must be distinct"):
+        SeedSpace(224, ("pooling", "pooling"))
+
+
+# Samplers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_a_known_best_topology_is_found(method: str, seed: int) -> None:
+    asked: list[str] = []
+
+    def evaluate(architecture: Architecture) -> TwoScores:
+        asked.append(architecture.digest)
+        return known_best(architecture)
+
+    steps = 2500 if method == "reinforce" else 500
+    result = search_seed(SPACE, evaluate, method=method, steps=steps, seed=seed)
+    assert result.best.architecture == TARGET
+    assert len(asked) == len(set(asked)) == len(result.seen)
+    assert [item.architecture.digest for item in result.seen] == asked
+    # what blind sampling would need: one of tens of thousands
+    assert result.steps < SPACE.size / 10
+
+
+def test_reinforce_ends_sure_of_the_best() -> None:
+    sampler = Reinforce(SPACE, seed=1)
+    for _ in range(2500):
+        topology = sampler.ask()
+        sampler.tell(topology, known_best(SPACE.architecture(topology)))
+    assert sampler.last() == BEST
+    sure = [p[best] for p, best in zip(sampler.probabilities(), BEST, strict=True)]
+    assert min(sure) > 0.5
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_the_same_seed_finds_the_same(method: str) -> None:
+    def seen(seed: int) -> list[str]:
+        result = search_seed(SPACE, known_best, method=method, steps=80, seed=seed)
+        return [item.architecture.digest for item in result.seen]
+
+    assert seen(5) == seen(5) != seen(6)
+
+
+def test_the_change_is_over_the_range_of_the_last_twenty() -> None:
+    recent: deque[float] = deque(maxlen=3)
+    assert _change(recent, 10.0, 1.0) == 0  # nothing before
+    assert _change(recent, 12.0, 1.0) == 1.0  # 2 over a range of 2
+    assert _change(recent, 11.0, 1.0) == -0.5
+    assert _change(recent, math.inf, 1.0) == 1.0  # worst, and forgotten
+    assert _change(recent, 11.5, 1.0) == 0.5  # the first value is out: the range is 1
+    assert Reinforce.WINDOW == 20
+
+
+def test_reinforce_climbs_the_logarithm_of_the_probability() -> None:
+    """The first update that counts, against autograd and torch's Adam."""
+    sampler = Reinforce(SPACE, seed=0)
+    first, second = sampler.ask(), sampler.ask()
+    sampler.tell(first, TwoScores(2.0, 1.0))
+    assert all(np.allclose(p, 1 / len(p)) for p in sampler.probabilities())
+    sampler.tell(
+        second, TwoScores(1.0, 3.0)
+    )  # reward 1 + 1, baseline 0.2 of it … 0.9 · 0 + 0.1 · 2
+    for gene, count in enumerate(SPACE.choices):
+        logits = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.Adam([logits], lr=0.08)
+        (-(2.0 - 0.2) * torch.log_softmax(logits, 0)[second[gene]]).backward()
+        optimiser.step()
+        expected = torch.softmax(logits, 0).detach().numpy()
+        assert sampler.probabilities()[gene] == pytest.approx(expected)
+
+
+def test_adam_is_that_of_torch() -> None:
+    rng, values = np.random.default_rng(0), torch.zeros(4, dtype=torch.float64)
+    mine, theirs, own = Adam(4, 0.08), torch.optim.Adam([values], lr=0.08), np.zeros(4)
+    for _ in range(20):
+        gradient = rng.normal(size=4)
+        values.grad = torch.from_numpy(gradient.copy())
+        theirs.step()
+        own -= mine.step(gradient)
+    assert own == pytest.approx(values.numpy())
+
+
+def test_evolution_forgets_the_oldest_and_repeats_nothing() -> None:
+    sampler, asked = Evolution(SPACE, seed=2, population=4, tournament=4), []
+    for _ in range(60):
+        topology = sampler.ask()
+        asked.append(topology)
+        sampler.tell(topology, known_best(SPACE.architecture(topology)))
+    assert len(set(asked)) == len(asked)
+    for i, child in enumerate(asked[4:], 4):  # with everyone in the tournament, of the fittest
+        population = asked[i - 4 : i]
+        scored = [known_best(SPACE.architecture(topology)).kappa for topology in population]
+        parent = population[scored.index(min(scored))]
+        assert sum(a != b for a, b in zip(parent, child, strict=True)) == 1
+
+
+def test_undefined_scores_are_survived() -> None:
+    def evaluate(architecture: Architecture) -> TwoScores:
+        found = known_best(architecture)
+        undefined = architecture.macro.stem_kernel != TARGET.macro.stem_kernel
+        return TwoScores(math.inf, -math.inf) if undefined else found
+
+    for method in SAMPLERS:
+        best = search_seed(SPACE, evaluate, method=method, steps=150).best
+        assert math.isfinite(best.scores.kappa)
+    nothing = search_seed(SPACE, lambda a: TwoScores(math.inf, -math.inf), steps=5)
+    assert nothing.best.architecture == nothing.seen[0].architecture
+
+
+# The command -------------------------------------------------------------------------------
+
+
+def test_a_seed_is_searched_written_and_taken_up_again(job: Path) -> None:
+    options = ("--image-size", 32, "--repeats", 1, "--score-images", 2, "--mixers", "pooling")
+    command = ("seed", *options, "--method", "evolution", "--json")
+    ran = nas(*command, "--steps", 3)
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert load_architecture("seed.yaml").digest == found["digest"]
+    assert (found["steps"], found["scored"]) == (3, 3)
+    assert found["ntk_condition"] >= 1
+    assert found["length_distortion"] > 0
+    assert Path("seed.yaml").read_text().startswith("# Seed found by evolution: 3 steps, 3 topol")
+    again = nas(*command, "--steps", 4)
+    assert again.code == USAGE
+    assert "seed.yaml exists; choose another --out" in again.err
+    Path("seed.yaml").unlink()
+    longer = nas(*command, "--steps", 4)
+    assert "3 scores are known already" in longer.err
+    assert json.loads(longer.out)["scored"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--method", "reinforced"], ["seed search 'reinforced'", "Did you mean 'reinforce'"]),
+        (["--mixers", "convolution"], ["unknown mixer 'convolution'"]),
+        (["--mixers", "pooling,"], ["--mixers 'pooling,' has an empty entry"]),
+        (["--image-size", "8"], ["8 px are too small", "at least 32"]),
+        (["--steps", "0"], ["--steps", "x>=1"]),
+    ],
+)
+def test_wrong_options_are_answered(job: Path, options: list[str], expected: list[str]) -> None:
+    ran = nas("seed", *options)
+    assert ran.code == USAGE
+    assert all(text in ran.err for text in expected), ran.err
+    assert sorted(path.name for path in job.iterdir()) == ["pebble.yaml"]

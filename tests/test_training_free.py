@@ -1,0 +1,169 @@
+"""Searches without images, and training what they found, through the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from tiny_job import INFEASIBLE, USAGE, Ran, every_architecture, fresh_job, nas
+
+from predictors.latency.table import LatencyTable
+from predictors.proxies.space_tables import score_architecture
+from results.journal import read_journal
+from search_space import Architecture, SearchSpace, load_space
+
+
+def scored(*more: object, budget: str = "1s", name: str = "scored") -> Ran:
+    return nas(
+        *("search", "--space", "pebble.yaml", "--target-latency", budget, "--device", "a100"),
+        *("--num-classes", 10, "--name", name, *more),
+    )
+
+
+def allowed(space: SearchSpace) -> list[Architecture]:
+    """Architectures whose stages never get narrower."""
+    return [a for a in every_architecture(space) if list(a.widths) == sorted(a.widths)]
+
+
+@pytest.fixture
+def space(job: Path) -> SearchSpace:
+    return load_space(str(job / "pebble.yaml"))
+
+
+@pytest.fixture(scope="module")
+def found_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished search in a folder of its own, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        work = fresh_job(tmp_path_factory.mktemp("scored"), patch)
+        ran = scored("--json")
+        assert ran.code == 0, ran.err
+    return work, json.loads(ran.out)
+
+
+@pytest.fixture
+def found(found_once: tuple[Path, dict[str, Any]], job: Path) -> dict[str, Any]:
+    """What the search printed; its run lies in the working folder."""
+    shutil.copytree(found_once[0] / "runs", job / "runs")
+    return found_once[1]
+
+
+@pytest.mark.parametrize("score", ["combined", "deepmad"])
+def test_the_best_score_within_the_budget_is_found_and_exported(
+    space: SearchSpace, job: Path, score: str
+) -> None:
+    ran = scored("--score", score, "--json", "--max", "params=20k")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert result["status"] == "complete"
+    best = result["best"]
+    values = {
+        a.digest: score_architecture(score, a, 10)
+        for a in allowed(space)
+        if sum(p.numel() for p in _network(a).parameters()) <= 20_000
+        and (score == "combined" or score_architecture("effectiveness", a) <= 0.5)
+    }
+    assert best["predicted"]["score"] == pytest.approx(max(values.values()), rel=1e-3)
+    assert values[best["digest"]] == pytest.approx(best["predicted"]["score"])
+    assert best["test_accuracy"] is None
+    assert best["measured"] == {}
+    assert {member["digest"] for member in result["front"]} <= set(values)
+    if score == "deepmad":
+        assert "is proven to be within" in ran.err
+
+    run = Path(result["run"])
+    folder = run / "export" / best["digest"]
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert loaded(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+    card = (folder / "README.md").read_text()
+    assert "nothing: the weights are random" in card
+    assert "score (not an accuracy)" in card
+    journal = read_journal(run / "evaluations.jsonl")
+    assert best["digest"] in {e.digest for e in journal}
+    assert all("accuracy" not in e.metrics for e in journal)
+
+
+def _network(architecture: Architecture) -> torch.nn.Module:
+    from supernet import build
+
+    return build(architecture, 10)
+
+
+def test_the_report_never_calls_a_score_an_accuracy(found: dict[str, Any]) -> None:
+    html = Path("runs/scored/report.html").read_text()
+    text = re.sub(r"<(style|script|pre)\b.*?</\1>", "", html, flags=re.DOTALL)
+    text = text.replace("published ImageNet accuracies", "").replace("(not an accuracy)", "")
+    assert "score" in text
+    assert "accurac" not in text.replace("objective: loss", "")
+    assert "estimated" in text
+    assert "nas train --architecture runs/scored/export/" in text
+
+
+def test_a_run_is_continued_as_it_was_and_others_are_exported(found: dict[str, Any]) -> None:
+    table = LatencyTable.load(Path("runs/scored/latency.parquet"))
+    assert table.conditions.to_dict()["runtime_version"] == "datasheet"
+    Path("runs/scored/manifest.json").write_text(
+        Path("runs/scored/manifest.json").read_text().replace('"complete"', '"running"')
+    )
+    again = scored("--resume", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == found
+    other = found["front"][0]["digest"]
+    ran = nas("export", "runs/scored", other, "--json")
+    assert ran.code == 0, ran.err
+    assert {item["format"] for item in json.loads(ran.out)} == {"timm", "onnx", "torch_export"}
+
+
+def test_what_needs_images_says_so(job: Path) -> None:
+    ran = nas("train", "--space", "pebble.yaml")
+    assert ran.code == USAGE
+    assert "'data' is missing; give --data" in ran.err
+    ran = scored("--supernet", "runs/other")
+    assert ran.code == USAGE
+    assert "--supernet runs/other needs the images" in ran.err
+
+
+def test_an_impossible_budget_names_the_fastest(job: Path) -> None:
+    ran = scored(budget="1us")
+    assert ran.code == INFEASIBLE
+    assert "fastest architecture" in ran.err
+    assert not Path("runs/scored").exists()
+    ran = scored("--score", "deepmad", "--max-effectiveness", "0.0001")
+    assert ran.code == INFEASIBLE
+    assert "proven by integer programming" in ran.err
+
+
+def test_the_best_are_ordered_by_the_proxies_that_run_them(job: Path) -> None:
+    ran = scored("--rerank", 2)
+    assert ran.code == 0, ran.err
+    assert "untrained" in ran.out
+    ran = scored("--rerank", 2, "--resume", "--json")
+    result = json.loads(ran.out)
+    by_score = sorted(result["front"], key=lambda m: -m["predicted"]["score"])
+    assert result["best"]["digest"] in {member["digest"] for member in by_score[:2]}
+    assert "best sum of ranks" in Path("runs/scored/report.html").read_text()
+
+
+def test_one_network_is_trained_and_exported(found: dict[str, Any]) -> None:
+    digest = found["best"]["digest"]
+    file = f"runs/scored/export/{digest}/config.json"
+    arguments = ("train", "--architecture", file, "--data", "digits", "--epochs", 2, "--json")
+    ran = nas(*arguments)
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert result["run"] == f"runs/digits-{digest}"
+    assert result["best"]["digest"] == digest
+    assert 0 <= result["best"]["test_accuracy"] <= 1
+    loaded = timm.create_model(f"local-dir:{result['run']}/export/{digest}", pretrained=True)
+    fresh = timm.create_model(f"local-dir:runs/scored/export/{digest}", pretrained=True)
+    weights = zip(loaded.parameters(), fresh.parameters(), strict=True)
+    assert any(not torch.equal(trained, drawn) for trained, drawn in weights)
+    report = Path(result["run"], "report.html").read_text()
+    assert "Training loss" in report
+    again = nas(*arguments, "--resume")
+    assert json.loads(again.out) == result
