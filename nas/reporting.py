@@ -177,6 +177,8 @@ def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
             loss_smallest=row.get("loss_smallest"),
             accuracy_largest=row.get("val_accuracy_largest"),
             accuracy_smallest=row.get("val_accuracy_smallest"),
+            loss=row.get("loss"),
+            accuracy=row.get("val_accuracy"),
         )
         for row in rows
     )

@@ -141,22 +141,26 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
     predicted = [t for name, t in targets.items() if name in guiding or not t.at_hand]
     costs = NetworkCosts(predicted, request.num_classes, interpolate=request.interpolate)
     _check_folder(request)
-    with ExitStack() as stack:
-        options = ScalingOptions(score=request.score, epochs=request.epochs, proxy=request.proxy)
-        if method.scores_networks:
-            request.folder.mkdir(parents=True, exist_ok=True)
-            stored = _stored_scores(request.folder / "scores", request.score, console)
-            options = replace(options, **stack.enter_context(stored))
-        with console.phase(f"{request.method} from {request.seed_name}") as progress:
-            task = ScalingTask(
-                seed=request.seed,
-                by=request.by,
-                budgets=request.budgets,
-                costs=costs,
-                limits=request.limits,
-                progress=lambda done, total, text: progress(100 * done / total, 100, text),
-            )
-            family = method.from_options(options).scale(task)
+    with (
+        ScoreFile(request.folder / "scores", request.score, console) as scores,
+        console.phase(f"{request.method} from {request.seed_name}") as progress,
+    ):
+        options = ScalingOptions(
+            score=request.score,
+            epochs=request.epochs,
+            proxy=request.proxy,
+            known_scores=scores.known,
+            record=scores.record,
+        )
+        task = ScalingTask(
+            seed=request.seed,
+            by=request.by,
+            budgets=request.budgets,
+            costs=costs,
+            limits=request.limits,
+            progress=lambda done, total, text: progress(100 * done / total, 100, text),
+        )
+        family = method.from_options(options).scale(task)
     measured = {}
     if request.measure:
         for name, target in targets.items():
@@ -338,7 +342,7 @@ def find_seed(
         ScoreFile(output.with_suffix(".scores"), settings, console) as stored,
         console.phase(f"{method} over {space.size:.2e} topologies") as progress,
     ):
-        scorer = TwoScorer(settings=settings, known=stored["known_scores"], record=stored["record"])
+        scorer = TwoScorer(settings=settings, known=stored.known, record=stored.record)
         result = search_seed(
             space,
             scorer,

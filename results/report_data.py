@@ -129,13 +129,18 @@ class RankRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Supernet training after one epoch; accuracies are on the validation split."""
+    """Training after one epoch; accuracies are on the validation split.
+
+    A supernet has those of its largest and smallest subnet, a single network its own.
+    """
 
     epoch: int
     loss_largest: float | None = None
     loss_smallest: float | None = None
     accuracy_largest: float | None = None
     accuracy_smallest: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -317,13 +317,14 @@ def training_charts(data: ReportData) -> list[dict[str, Any]]:
     left, top, right, bottom = CURVE_BOX
     charts = []
     for what, title in (("loss", "Training loss"), ("accuracy", "Validation accuracy")):
+        fields = {"network": what, "largest": f"{what}_largest", "smallest": f"{what}_smallest"}
         series = {
             size: [
                 (e.epoch, v)
                 for e in data.training
-                if (v := getattr(e, f"{what}_{size}")) is not None and math.isfinite(v)
+                if (v := getattr(e, field)) is not None and math.isfinite(v)
             ]
-            for size in ("largest", "smallest")
+            for size, field in fields.items()
         }
         series = {size: values for size, values in series.items() if values}
         if not series:
@@ -350,6 +351,7 @@ def training_charts(data: ReportData) -> list[dict[str, Any]]:
                 "lines": [
                     {
                         "name": size,
+                        "style": "largest" if size == "network" else size,
                         "path": path([(x(e), y(v)) for e, v in values]),
                         "end": (x(values[-1][0]), y(values[-1][1])),
                         "label_y": labels[size] + 4,

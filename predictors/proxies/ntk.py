@@ -71,7 +71,9 @@ def condition_number(kernel: Tensor) -> float:
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     # gradients are float32: smaller eigenvalues are rounding errors
     if smallest <= len(kernel) * torch.finfo(torch.float32).eps * largest:
-        raise UndefinedProxyError("the tangent kernel is singular: some images look the same")
+        raise UndefinedProxyError(
+            "the tangent kernel is singular in single precision: some images look the same"
+        )
     return largest / smallest
 
 
