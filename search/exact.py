@@ -89,14 +89,14 @@ class Programme:
         objective: to be maximised.
         limits: upper limits.
         effectiveness: bound on ρ at the end of every stage.
-        deepest: stage that no other may exceed in depth; None for no such rule.
+        depth_rules: (i, j, n) says that stage i has at most n blocks more than stage j.
     """
 
     depths: tuple[tuple[int, ...], ...]
     objective: Slice
     limits: tuple[Limit, ...] = ()
     effectiveness: Effectiveness | None = None
-    deepest: int | None = None
+    depth_rules: tuple[tuple[int, int, int], ...] = ()
 
     def bound(self) -> float | None:
         """Objective of the linear relaxation, no smaller than any solution's; None: infeasible."""
@@ -184,12 +184,11 @@ class Programme:
             row = system.zeros()
             row[columns] = 1.0
             system.equal(row, 1.0)
-        if self.deepest is not None:
-            blocks = [system.zeros() for _ in self.depths]
-            for row, columns, depths in zip(blocks, system.depth_columns, self.depths, strict=True):
-                row[columns] = depths
-            for row in blocks:
-                system.at_most(row - blocks[self.deepest], 0.0)
+        for i, j, most in self.depth_rules:
+            row = system.zeros()
+            row[system.depth_columns[i]] += self.depths[i]
+            row[system.depth_columns[j]] -= self.depths[j]
+            system.at_most(row, float(most))
         for limit in self._sums:
             row = system.coefficients(limit.quantity)
             system.at_most(row, limit.maximum - float(limit.quantity.constants.sum()))
@@ -463,7 +462,7 @@ def optimise(
             objective.at(resolution, widths).scaled(sign),
             tuple(limits),
             bound,
-            DEEPEST if shape_rule else None,
+            tuple((i, DEEPEST, 0) for i in range(len(depths))) if shape_rule else (),
         )
 
     best = best_of((programme(*case) for case in cases), gap, progress)

@@ -27,7 +27,8 @@ _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies a
 _EMPTY_FEATURES = 8
 # of entries that are loaded together, roughly, where the runtime keeps memory for each
 _MOST_BYTES = 4e9
-_BYTES_BESIDES = 2e6  # of a prepared entry: graph, constants, output
+_BYTES_BESIDES = 1e6  # of a prepared entry: session and graph
+_PER_ACTIVATION = 3  # elements kept: memory grows by doubling, and masks are as large as maps
 
 
 class Copies(nn.Module):
@@ -124,7 +125,7 @@ def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entr
     used, result = 0.0, list[Entry]()
     for spec, in_size in entries:
         cost = count_entry(spec, in_size)
-        elements = cost.num_params + conditions.batch_size * cost.activations
+        elements = cost.num_params + _PER_ACTIVATION * conditions.batch_size * cost.activations
         used += elements * DTYPES[conditions.precision].itemsize + _BYTES_BESIDES
         if result and used > _MOST_BYTES:
             break

@@ -221,7 +221,7 @@ class ScalingTask:
         members = []
         for budget in self.budgets:
             fitting = [i for i, step in enumerate(path) if self.allows(step.costs, budget)]
-            best = fitting[0]
+            best = max(fitting, key=lambda i: (path[i].costs[self.by], i))
             members.append(Member(budget_name(self.by, budget), budget, best, path[best]))
         return Family(
             method=method,
