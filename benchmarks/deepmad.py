@@ -115,15 +115,11 @@ def solve_both(number: int, seconds: float) -> dict[str, Any]:
 
 # The plain bottleneck space -----------------------------------------------------------------------
 
-WIDTHS = (
-    (16, 24, 32, 48, 64),
-    (32, 48, 64, 96, 128, 192, 256),
-    *[(64, 96, 128, 192, 256, 384, 512)] * 2,
-)
-LAST_WIDTHS = (256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+WIDTHS = ((16, 32, 64), (64, 128, 256), (128, 192, 256, 384), (256, 384, 512, 640))
+LAST_WIDTHS = (512, 1024, 1536, 2048)
 INNER = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 KERNELS = (3, 5)
-DEPTHS = tuple(range(1, 13))
+DEPTHS = tuple(range(1, 19))
 SIZES = (112, 56, 28, 14, 7)
 R18 = {"macs": 1.82e9, "num_params": 11.69e6, "effectiveness": 0.3}
 CHOICES = tuple(itertools.product(KERNELS, INNER))

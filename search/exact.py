@@ -34,7 +34,7 @@ from search_space.errors import InfeasibleError, RunError
 
 Values = npt.NDArray[np.float64]
 GAP = 1e-4
-TOLERANCE = 1e-6  # of a limit, by which a solver's rounding may exceed it
+CHORDS = 12
 
 
 class Sliceable(Protocol):
@@ -193,7 +193,8 @@ class Programme:
             row = system.coefficients(limit.quantity)
             system.at_most(row, limit.maximum - float(limit.quantity.constants.sum()))
         if self.effectiveness is not None:
-            self._bound_effectiveness(system, self.effectiveness)
+            # fewer chords bound less tightly, which is all that a relaxation is for
+            self._bound_effectiveness(system, self.effectiveness, None if integral else CHORDS)
         objective = system.coefficients(self.objective)
         constant = float(self.objective.constants.sum())
         if at_least > -math.inf:
@@ -212,8 +213,10 @@ class Programme:
         bound = -result.fun if result.mip_dual_bound is None else -result.mip_dual_bound
         return result.x, constant + float(bound)
 
-    def _bound_effectiveness(self, system: _System, effectiveness: Effectiveness) -> None:
-        """Chords of the convex L · log(L / ρ) between the integers that L can take."""
+    def _bound_effectiveness(
+        self, system: _System, effectiveness: Effectiveness, most_chords: int | None
+    ) -> None:
+        """Chords of the convex L · log(L / ρ) between the integers that L can take, or some."""
         log_width = effectiveness.entropy.scaled(2.0)
         entropy_row, layer_row = system.zeros(), system.zeros()
         entropy_sum = layer_sum = least = most = 0.0
@@ -231,7 +234,10 @@ class Programme:
                 least += self.depths[stage][0] * min(float(block.min()) for block in per_block)
                 most += self.depths[stage][-1] * max(float(block.max()) for block in per_block)
             low, high = layer_sum + least, layer_sum + most
-            for k in range(max(1, math.floor(low)), max(2, math.ceil(high))):
+            first = max(1, math.floor(low))
+            integers = range(first, max(first + 1, math.ceil(high)))
+            step = 1 if most_chords is None else -(-len(integers) // most_chords)
+            for k in integers[::step]:
                 here = k * math.log(k / effectiveness.maximum)
                 slope = (k + 1) * math.log((k + 1) / effectiveness.maximum) - here
                 # here + slope · (L − k) ≤ Σ log w

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from proxy_cases import (
     MACROS,
     distortion_by_coordinates,
@@ -24,6 +25,7 @@ from predictors.proxies import Network, ScoreSettings, UndefinedProxyError, prox
 from predictors.proxies.length_distortion import length_distortion
 from predictors.proxies.ntk import condition_number, tangent_kernel
 from predictors.proxies.preparation import (
+    WithoutNorms,
     absolute_weights,
     as_vit_weights,
     final_norm,
@@ -299,7 +301,18 @@ def test_no_branch_starts_switched_off() -> None:
         assert (untouched == 0).all()
     assert (layers.relative_position_bias_table == 0).all()
     assert layers.slope.weight.item() == 0.25
-    assert 0 < float(layers.head.weight.std()) < 0.1
+    assert 0 < layers.head.weight.std().item() < 0.1
+
+
+def test_what_follows_a_norm_in_place_leaves_its_input_alone() -> None:
+    x = torch.tensor([[-1.0, 2.0]])
+    with WithoutNorms():
+        assert torch.relu_(torch.layer_norm(x, (2,))).tolist() == [[0.0, 2.0]]
+    assert x.tolist() == [[-1.0, 2.0]]
+    with WithoutNorms(2):
+        first, second = (F.layer_norm(x, (2,)) for _ in range(2))
+    torch.testing.assert_close(first, torch.tensor([[-1.0, 1.0]]), atol=1e-4, rtol=0)
+    assert torch.equal(second, x)
 
 
 def test_linear_layers_and_pointwise_convolutions_are_drawn_alike() -> None:
@@ -309,7 +322,7 @@ def test_linear_layers_and_pointwise_convolutions_are_drawn_alike() -> None:
     before = layers[2].weight.clone()
     as_vit_weights(layers, generator())
     for drawn in layers[:2]:
-        assert float(drawn.weight.std()) == pytest.approx(0.02, rel=0.05)
+        assert drawn.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert not drawn.bias.any()
     assert torch.equal(layers[2].weight, before)
 

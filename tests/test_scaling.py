@@ -123,6 +123,7 @@ def test_growing_methods_fill_ascending_budgets(
     family = grown(make(), seed, 2, 6, 1.2)
     assert [m.budget / params(seed) for m in family.members] == pytest.approx([1.2, 2, 6])
     assert family.path[0].architecture == seed
+    assert all(step.costs["num_params"] <= family.members[-1].budget for step in family.path)
     sizes = [params(m.architecture) for m in family.members]
     assert sizes == sorted(sizes)
     for member in family.members:
@@ -472,6 +473,25 @@ def test_contraction_goes_by_score_per_cost() -> None:
             size(a) / params(a) for a in above if params(a) < before.costs["num_params"]
         )
         assert after.scores == {"size": size(after.architecture)}
+
+
+def test_a_reduction_keeps_widths_in_order_and_everything_above_its_least() -> None:
+    least = network(widths=(8, 8, 8, 16), depths=(1, 1, 1, 1), mixer=Mixer.of("pooling"))
+    least = replace(
+        least,
+        resolution=16,
+        stages=tuple(Stage(s.width, (Block(s.blocks[0].mixer, 1.25),)) for s in least.stages),
+    )
+    found = list(reductions(least, width_notches(least)))
+    assert [text for text, _ in found] == ["stage 4: width 16 → 8"]
+    assert not list(reductions(found[0][1], width_notches(least)))
+    wide = replace(least, resolution=40, stages=tuple(replace(s, width=16) for s in least.stages))
+    assert [text for text, _ in reductions(wide, width_notches(least))] == [
+        "stage 1: width 16 → 8",
+        "40 → 24 px",
+    ]
+    assert width_notches(known("convnext_b")) == (8, 16, 32, 64)
+    assert width_notches(known("swin_b")) == (32, 32, 32, 64)
 
 
 def test_contraction_keeps_entropy_by_default() -> None:

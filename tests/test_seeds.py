@@ -137,22 +137,31 @@ def test_the_change_is_over_the_range_of_the_last_twenty() -> None:
     assert Reinforce.WINDOW == 20
 
 
-def test_reinforce_climbs_the_logarithm_of_the_probability() -> None:
-    """The first update that counts, against autograd and torch's Adam."""
-    sampler = Reinforce(SPACE, seed=0)
-    first, second = sampler.ask(), sampler.ask()
-    sampler.tell(first, TwoScores(2.0, 1.0))
-    assert all(np.allclose(p, 1 / len(p)) for p in sampler.probabilities())
-    sampler.tell(
-        second, TwoScores(1.0, 3.0)
-    )  # reward 1 + 1, baseline 0.2 of it … 0.9 · 0 + 0.1 · 2
-    for gene, count in enumerate(SPACE.choices):
-        logits = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.Adam([logits], lr=0.08)
-        (-(2.0 - 0.2) * torch.log_softmax(logits, 0)[second[gene]]).backward()
+def test_reinforce_is_the_gradient_that_autograd_gives() -> None:
+    """A few updates against the published loss, −(reward − baseline) · log p, and torch's Adam."""
+    sampler, rng = Reinforce(SPACE, seed=0), np.random.default_rng(1)
+    logits = [torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in SPACE.choices]
+    optimiser = torch.optim.Adam(logits, lr=0.08)
+    kappas, lengths, baseline = [2.0], [1.0], 0.0
+    sampler.tell(sampler.ask(), TwoScores(kappas[0], lengths[0]))
+    for _ in range(6):
+        topology = sampler.ask()
+        kappas.append(float(rng.normal()))
+        lengths.append(float(rng.normal()))
+        sampler.tell(topology, TwoScores(kappas[-1], lengths[-1]))
+        reward = (lengths[-1] - lengths[-2]) / np.ptp(lengths) - (kappas[-1] - kappas[-2]) / np.ptp(
+            kappas
+        )
+        baseline = 0.9 * baseline + 0.1 * reward
+        optimiser.zero_grad()
+        log_p = sum(
+            torch.log_softmax(gene, 0)[choice]
+            for gene, choice in zip(logits, topology, strict=True)
+        )
+        (-(reward - baseline) * log_p).backward()
         optimiser.step()
-        expected = torch.softmax(logits, 0).detach().numpy()
-        assert sampler.probabilities()[gene] == pytest.approx(expected)
+    for mine, theirs in zip(sampler.probabilities(), logits, strict=True):
+        assert mine == pytest.approx(torch.softmax(theirs, 0).detach().numpy())
 
 
 def test_adam_is_that_of_torch() -> None:

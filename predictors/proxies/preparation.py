@@ -216,7 +216,7 @@ def plain_attention() -> AbstractContextManager[Any]:
 
 
 def finite(value: float, what: str) -> float:
-    """``value``; raises UndefinedProxyError saying that ``what`` is not a finite number."""
+    """``value``; raises UndefinedProxyError saying that ``what`` is not finite."""
     if not math.isfinite(value):
-        raise UndefinedProxyError(f"{what} is {value}")
+        raise UndefinedProxyError(f"{what} is not finite")
     return value

@@ -131,7 +131,7 @@ class AsViT(ScalingMethod):
                 text = f"step {len(path)}, candidate {number} of {len(fitting)}"
                 task.progress(done, total, text)
                 scores.append(self.scorer(scored_form(candidate.architecture)))
-            chosen = 0
+            chosen = best(scores)
             before, growth = growth, fitting[chosen]
             architecture = growth.architecture
             path.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from predictors.additive import Entry
+from predictors.additive import AdditiveTable, Entry
 from predictors.counts import COUNT_METRICS, Counts, count_entry
 from predictors.latency.anchors import expected_error
 from predictors.latency.catalog import Target, provenance
@@ -18,7 +18,7 @@ from predictors.latency.estimate import estimate_entry, is_estimated
 from predictors.latency.interpolate import interpolated
 from predictors.latency.table import LatencyTable, MissingLatencyError
 from search.scaling.quantities import latency_metric
-from search_space import Architecture, Component, SearchSpace, StageSpace, components
+from search_space import Architecture, Component, ModuleSpec, SearchSpace, StageSpace, components
 
 
 class NetworkCosts:
@@ -50,6 +50,17 @@ class NetworkCosts:
         if architecture not in self._known:
             self._known[architecture] = self._cost(architecture)
         return dict(self._known[architecture])
+
+    def table(self, metric: str, space: SearchSpace) -> AdditiveTable:
+        """One metric of a whole space; raises MissingLatencyError."""
+        for name, latency in self.latencies.items():
+            if metric == latency_metric(name):
+                return latency.table(space)
+        return AdditiveTable.build(
+            space,
+            self.num_classes,
+            lambda spec, size: float(getattr(self._count((spec, size)), metric)),
+        )
 
     def _cost(self, architecture: Architecture) -> dict[str, float]:
         parts = components(architecture, self.num_classes)
@@ -88,6 +99,23 @@ class NetworkLatency:
         """Milliseconds of a network of these components; raises MissingLatencyError."""
         total = sum(self._value(architecture, part) for part in parts)
         return self._correction.offset_ms + self._correction.scale * total
+
+    def table(self, space: SearchSpace) -> AdditiveTable:
+        """Milliseconds of every network of ``space``; raises MissingLatencyError."""
+        if self._interpolate:
+            filled = interpolated(self._table, space, self._num_classes)
+            self._table = replace(self._table, entries=filled.entries)
+
+        def cost(spec: ModuleSpec, size: int) -> float:
+            return self._value(space.largest, Component("a component", spec, size))
+
+        return AdditiveTable.build(
+            space,
+            self._num_classes,
+            cost,
+            scale=self._correction.scale,
+            offset=self._correction.offset_ms,
+        )
 
     def provenance(self) -> str:
         """How the latencies came about and under which conditions, for people."""

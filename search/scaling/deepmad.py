@@ -1,0 +1,110 @@
+"""Growth as a mathematical programme: DeepMAD's score maximised for each budget (Shen et al. 2023).
+
+The programme of ``search.exact`` is solved over a space around the seed: per stage some widths
+from the seed's up, any depth up to what the largest budget could pay for, and the seed's own
+blocks. A member may not be narrower, shallower or smaller in any stage than the one before, so
+the family grows; each is proven to have the largest score that allows. ρ stays below the paper's
+0.5, or below the seed's own where that is larger already.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from predictors.proxies.deepmad import effectiveness_of_ends
+from predictors.proxies.space_tables import PathTables, architecture_ends
+from search.exact import optimise
+from search.problem import Constraint
+from search.scaling.base import Family, ScalingMethod, ScalingTask, Step, register_method
+from search.scaling.cost import NetworkCosts
+from search.scaling.shapes import Shape, describe_change, nearest, width_multiple
+from search.shape import ShapeRule
+from search_space import Architecture, SearchSpace, StageSpace
+from search_space.errors import InfeasibleError, UsageError
+
+MAX_EFFECTIVENESS = 0.5
+WIDTHS = 5  # per stage: their number to the power of four programmes are solved for a member
+ROOM = 1.3  # how much wider or deeper a stage may become than even growth would have it
+
+
+@register_method
+class DeepMADGrowth(ScalingMethod):
+    """The largest score for each budget, each member at least as large as the one before."""
+
+    name: ClassVar[str] = "deepmad"
+    summary: ClassVar[str] = "DeepMAD's score maximised exactly, with monotone growth"
+
+    def scale(self, task: ScalingTask) -> Family:
+        """The family; raises UsageError where ``task.costs`` has no tables to optimise with."""
+        start = task.growing_from()
+        if not isinstance(task.costs, NetworkCosts):
+            raise UsageError("method deepmad needs costs by component; give NetworkCosts.")
+        space = space_around(task.seed, task.budgets[-1] / start.costs[task.by])
+        metrics = [task.by, *(metric for metric in task.limits if metric != task.by)]
+        tables = {metric: task.costs.table(metric, space) for metric in metrics}
+        paths = PathTables.build(space, task.costs.num_classes)
+        own = effectiveness_of_ends(architecture_ends(task.seed))
+        bound = max(MAX_EFFECTIVENESS, own * (1 + 1e-9))
+        row, path, notes = space.encode([task.seed])[0], [start], []
+        shaped = ShapeRule(space).predict(row[None])[0] == 0
+        for i, budget in enumerate(task.budgets):
+            limits = {**task.limits, task.by: min(budget, task.limits.get(task.by, math.inf))}
+
+            def progress(done: int, total: int, i: int = i) -> None:
+                text = f"{done} of {total} combinations of widths"
+                task.progress(i + done / total, len(task.budgets), text)
+
+            try:
+                optimum = optimise(
+                    space,
+                    paths,
+                    [Constraint(metric, maximum=limit) for metric, limit in limits.items()],
+                    tables,
+                    paths=paths,
+                    effectiveness=bound,
+                    shape_rule=bool(shaped),
+                    at_least=row,
+                    progress=progress,
+                )
+            except InfeasibleError as error:
+                raise InfeasibleError(
+                    f"nothing that contains the member before meets the budget {budget:g} of "
+                    f"{task.by} and all limits: {error}"
+                ) from None
+            row = optimum.genes
+            architecture = space.decode(row[None])[0]
+            change = describe_change(Shape.of(path[-1].architecture), Shape.of(architecture))
+            path.append(
+                Step(architecture, task.costs(architecture), change, {"deepmad": optimum.value})
+            )
+            notes.append(
+                f"The score of {optimum.value:,.0f} at budget {i + 1} is within "
+                f"{optimum.proof.gap:.2%} of the largest possible ({optimum.proof.programmes} "
+                f"programmes, {optimum.proof.seconds:.0f} s)."
+            )
+        rule = (
+            f"For each budget the largest DeepMAD score with ρ ≤ {bound:.3g} over "
+            f"{space.size:.2g} architectures around the seed that contain the member before"
+            f"{', the third stage deepest' if shaped else ''}."
+        )
+        return task.family_of(self.name, rule, path, notes)
+
+
+def space_around(seed: Architecture, growth: float) -> SearchSpace:
+    """What a family may grow into: ``growth`` is the largest budget over the seed's own cost."""
+    widest, deepest = ROOM * math.sqrt(growth), ROOM * growth
+    stages = []
+    for stage in seed.stages:
+        multiple = width_multiple(stage)
+        factors = [widest ** (i / (WIDTHS - 1)) for i in range(WIDTHS)]
+        widths = {stage.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
+        depths = range(stage.depth, math.ceil(deepest * stage.depth) + 1)
+        stages.append(
+            StageSpace(
+                tuple(sorted(w for w in widths if w >= stage.width)),
+                tuple(depths),
+                tuple(dict.fromkeys(stage.blocks)),
+            )
+        )
+    return SearchSpace("around the seed", seed.macro, (seed.resolution,), tuple(stages))
