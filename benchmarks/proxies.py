@@ -1,11 +1,14 @@
 """How fast are training-free proxies, against the plain way of computing them in the same run?
 
-    python benchmarks/proxies.py [--parts length_distortion,ntk] [--repeats 3]
+    python benchmarks/proxies.py [--parts length_distortion,ntk,populations] [--repeats 3]
         [--designs swin_t,convnext_t,poolformer_s12] [--threads 1]
 
 ``length_distortion`` and ``ntk`` score known designs at seed size (one block in each stage, widths
 32 to 256, 224 px): one forward-mode pass against one backward pass per feature, and one backward
 pass per image against one through the whole batch for each. Both ways must give the same number.
+
+``populations`` scores a million architectures of ``tiny`` with each closed form from tables,
+against one architecture after another.
 
 Figures go to ``benchmarks/results/proxies.json``; parts that are not repeated stay.
 """
@@ -24,13 +27,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from predictors.proxies.length_distortion import length_distortion
 from predictors.proxies.ntk import condition_number, tangent_kernel
 from predictors.proxies.preparation import as_vit_weights, unit_scales
-from search_space import Architecture, Stage, known
+from predictors.proxies.space_tables import CLOSED_FORMS, SpaceScores, score_architecture
+from search_space import Architecture, Stage, known, load_space
 from supernet import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +43,7 @@ sys.path.append(str(ROOT / "tests"))  # the slow definitions are the tests'
 
 WIDTHS = (32, 64, 128, 256)
 IMAGES = 16
+POPULATION, ONE_BY_ONE = 1_000_000, 200
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,45 @@ def ntk_part(settings: Settings) -> list[dict[str, Any]]:
     return compared(settings, make)
 
 
-PARTS: dict[str, Part] = {"length_distortion": distortion_part, "ntk": ntk_part}
+def populations_part(settings: Settings) -> list[dict[str, Any]]:
+    """Closed forms of many architectures at once and of one after another."""
+    space = load_space("tiny")
+    begin = time.perf_counter()
+    scores = SpaceScores.build(space)
+    tables = time.perf_counter() - begin
+    genes = space.sample(np.random.default_rng(0), POPULATION)
+    single = space.decode(genes[:ONE_BY_ONE])
+    rows = []
+    for name in CLOSED_FORMS:
+        together, alone = [], []
+        for _ in range(settings.repeats):
+            begin = time.perf_counter()
+            values = scores.predict(name, genes)
+            together.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            expected = [score_architecture(name, architecture) for architecture in single]
+            alone.append(time.perf_counter() - begin)
+            np.testing.assert_allclose(values[:ONE_BY_ONE], expected, rtol=1e-9)
+        seconds, one = statistics.median(together), statistics.median(alone) / ONE_BY_ONE
+        rows.append(
+            {
+                "score": name,
+                "architectures": POPULATION,
+                "seconds": seconds,
+                "seconds_of_tables": tables,
+                "seconds_one_by_one": one * POPULATION,
+                "ratio": one * POPULATION / seconds,
+            }
+        )
+        print(f"  {name}: {POPULATION:,} in {seconds:.2f} s, {rows[-1]['ratio']:.0f} times as fast")
+    return rows
+
+
+PARTS: dict[str, Part] = {
+    "length_distortion": distortion_part,
+    "ntk": ntk_part,
+    "populations": populations_part,
+}
 
 
 def store(path: Path, part: str, rows: list[dict[str, Any]]) -> None:

@@ -42,6 +42,9 @@ score_options = options(
         show_default=True,
         help="Images of each repeat.",
     ),
+    option(
+        "--score-size", type=click.IntRange(1), help="Side of these images (the network's own)."
+    ),
     option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
 )
 
@@ -89,7 +92,6 @@ score_options = options(
     help="What contract keeps as much of as it can.",
 )
 @score_options
-@option("--score-size", type=click.IntRange(1), help="Side of the scored images (the seed's).")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder (default: in runs).")
 @json_option
 @quiet_option
@@ -193,6 +195,7 @@ def seed(**given: Any) -> None:
         repeats=given["repeats"],
         batch_size=given["score_images"],
         device=given["score_device"],
+        image_size=given["score_size"],
     )
     with console(given) as screen:
         result = find_seed(
@@ -266,4 +269,4 @@ def _print_family(result: ScaledFamily) -> None:
         click.echo(f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items()))
     for note in family.notes:
         click.echo(f"\nnote: {note}")
-    click.echo(f"\n{len(family.path)} steps; report: {result.folder / 'report.html'}")
+    click.echo(f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}")

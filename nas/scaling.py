@@ -35,6 +35,7 @@ from search.seeds import SeedResult, SeedSpace, search_seed, seed_sampler
 from search_space import Architecture, dump_architecture
 from search_space.errors import RunError, UsageError
 from search_space.files import read_mapping
+from search_space.units import format_count
 
 TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.html"
 
@@ -120,7 +121,7 @@ class ScaledFamily:
         return {
             **family,
             "members": self.members(),
-            "steps": len(self.family.path),
+            "steps": len(self.family.path) - 1,
             "latencies": {name: dict(facts) for name, facts in self.latencies.items()},
             "folder": str(self.folder),
             "report": str(self.folder / REPORT),
@@ -244,7 +245,7 @@ def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
             "budgets": f"{', '.join(m.name for m in family.members)} {metric_words(family.by)}",
             "image size": f"{family.seed.resolution} px for the seed",
             "classes": request.num_classes,
-            "seed MACs": f"{seed_costs['macs'] / 1e9:.2f} G",
+            "seed MACs": format_count(seed_costs["macs"]),
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=family.notes,

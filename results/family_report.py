@@ -132,7 +132,11 @@ def _tiles(data: FamilyReport) -> list[dict[str, str]]:
     first, last = data.members[0], data.members[-1]
     seed = data.path[0]["costs"]
     tiles = [
-        {"name": "Members", "value": str(len(data.members)), "note": f"on {len(data.path)} steps"},
+        {
+            "name": "Members",
+            "value": str(len(data.members)),
+            "note": f"on {len(data.path) - 1} steps from the seed",
+        },
         {
             "name": _sentence(metric_name(data.by)),
             "value": f"{format_value(data.by, first['costs'][data.by])} to "
@@ -317,6 +321,8 @@ def _curve(data: FamilyReport, title: str, lines: Mapping[str, Sequence[float]])
     x = _step_scale(len(data.path), left, right)
     every = [v for v in itertools.chain(*lines.values()) if math.isfinite(v)]
     y = fit_scale(every, bottom, top, floor=0.0 if min(every) >= 0 else None)
+    unit = "macs" if max(map(abs, every)) >= 1e4 else "value"
+    whole = all(v.is_integer() for v in every)
     drawn: list[dict[str, Any]] = []
     for number, (name, values) in enumerate(lines.items()):
         at = [(x(i), y(v)) for i, v in enumerate(values) if math.isfinite(v)]
@@ -329,7 +335,7 @@ def _curve(data: FamilyReport, title: str, lines: Mapping[str, Sequence[float]])
         "title": title,
         "box": CURVE_BOX,
         "x_ticks": _ticks(x, STEP),
-        "y_ticks": y.ticks("macs" if max(map(abs, every)) >= 1e4 else "value", 5),
+        "y_ticks": [t for t in y.ticks(unit, 5) if not (whole and "." in t.label)],
         "lines": drawn,
         "members": sorted({x(member["index"]) for member in data.members}),
     }

@@ -55,7 +55,7 @@ def test_a_family_is_written_and_each_member_shown(seed: Architecture) -> None:
     assert set(result["latencies"]) == {"a100", "h100"}
     assert "estimated" in result["latencies"]["h100"]["predicted"]
     stored = json.loads(Path("family/family.json").read_text())
-    assert len(stored["path"]) == result["steps"]
+    assert len(stored["path"]) == result["steps"] + 1
     assert stored["path"][0]["digest"] == seed.digest
     assert stored["members"] == result["members"]
 

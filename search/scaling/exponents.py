@@ -16,6 +16,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from search.scaling.base import Family, ScalingMethod, ScalingTask, Step
+from search.scaling.quantities import budget_name
 from search.scaling.shapes import Shape, describe_change, grown_widths, nearest, total_stride
 from search_space import Architecture
 from search_space.errors import UsageError
@@ -99,6 +100,6 @@ _ROUNDING = (
 def _check_depth(task: ScalingTask, shape: Shape) -> None:
     if max(shape.depths) > MAX_DEPTH:
         raise UsageError(
-            f"budget {task.budgets[-1]:g} would need a stage of more than {MAX_DEPTH} blocks; give "
+            f"budget {budget_name(task.by, task.budgets[-1])} would need a stage of more than {MAX_DEPTH} blocks; give "
             "smaller budgets or a larger --seed."
         )
