@@ -100,6 +100,6 @@ _ROUNDING = (
 def _check_depth(task: ScalingTask, shape: Shape) -> None:
     if max(shape.depths) > MAX_DEPTH:
         raise UsageError(
-            f"budget {budget_name(task.by, task.budgets[-1])} would need a stage of more than {MAX_DEPTH} blocks; give "
-            "smaller budgets or a larger --seed."
+            f"budget {budget_name(task.by, task.budgets[-1])} would need a stage of more than "
+            f"{MAX_DEPTH} blocks; give smaller budgets or a larger --seed."
         )
