@@ -88,10 +88,12 @@ def export_network(
         images = _test_images(preprocessing.resolution)
         with torch.inference_mode():
             expected = (reference or network)(images[:3]).float().cpu()
+        if {"onnx", "torch_export"} & set(formats):
+            program = _program(network, images)
         if "onnx" in formats:
-            _write_onnx(network, images, staging / FILES["onnx"])
+            _write_onnx(program, staging / FILES["onnx"])
         if "torch_export" in formats:
-            _write_program(network, images, staging / FILES["torch_export"])
+            torch.export.save(program, staging / FILES["torch_export"])
         exported = [_verify(name, staging, directory, images[:3], expected) for name in formats]
         (staging / "README.md").write_text(_model_card(network, exported, preprocessing, card))
         _seal(staging, exported)
@@ -174,27 +176,25 @@ def _write_timm(
     (folder / FILES["timm"]).chmod(0o644)  # safetensors writes files that only the owner reads
 
 
-def _write_onnx(network: Backbone, images: Tensor, path: Path) -> None:
+def _program(network: Backbone, images: Tensor) -> torch.export.ExportedProgram:
+    """The network's graph for any batch size; ``onnx`` and ``torch_export`` share it."""
     batch = torch.export.Dim("batch", min=1)
     with _quiet():
+        return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    with _quiet():
         torch.onnx.export(
-            network,
-            (images,),
+            program,
+            (),
             path,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: batch},),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
-
-
-def _write_program(network: Backbone, images: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
-    with _quiet():
-        program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, path)
 
 
 @contextmanager

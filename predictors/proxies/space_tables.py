@@ -68,6 +68,7 @@ def _mlp_path(dim: int, hidden: int) -> Path:
     return trace(module, (1, _SIDE, _SIDE, dim)).path
 
 
+@lru_cache(maxsize=8192)
 def _path(spec: ModuleSpec, shape: tuple[int, ...]) -> Path:
     with torch.device("meta"):
         module = build_module(spec).eval()
