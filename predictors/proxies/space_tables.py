@@ -107,7 +107,9 @@ class PathTables:
         """Tables of ``space``; the number of classes changes nothing."""
 
         def table(value: Callable[[Path], float]) -> AdditiveTable:
-            return AdditiveTable.build(space, num_classes, lambda spec, size: value(component_path(spec)))
+            return AdditiveTable.build(
+                space, num_classes, lambda spec, size: value(component_path(spec))
+            )
 
         sizes = np.array([feature_sizes(space.macro, side) for side in space.resolutions])
         maps = tuple(
