@@ -63,7 +63,7 @@ def cli() -> None:
     "maxima",
     multiple=True,
     metavar="METRIC=LIMIT",
-    help="Upper limit of params, macs, activations or memory, as in params=5M.",
+    help="Upper limit of params, macs, activations, memory or latency@DEVICE, as in params=5M.",
 )
 @option(
     "--margin",

@@ -29,6 +29,8 @@ MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
     "memory": ("memory_bytes", parse_memory),
 }
 
+LATENCY_AT = "latency@"  # and the name of a further device
+
 _QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
 
 # What may change when a run is continued: nothing that decides its result.
@@ -115,8 +117,11 @@ class RunConfig(_Model):
             of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
             limits["latency_ms"] = min(of_batch, limits.get("latency_ms", math.inf))
         for name, text in self.max.items():
+            if name.startswith(LATENCY_AT) and name != LATENCY_AT:
+                limits[f"latency_ms@{name.removeprefix(LATENCY_AT)}"] = parse_latency(text)
+                continue
             if name not in MAXIMA:
-                raise UnknownNameError("metric of a limit", name, MAXIMA)
+                raise UnknownNameError("metric of a limit", name, (*MAXIMA, "latency@DEVICE"))
             metric, parse = MAXIMA[name]
             limits[metric] = parse(text)
         return limits
@@ -185,7 +190,8 @@ def resolve(
     for group in (data, limits if isinstance(limits, dict) else {}):
         for key, value in group.items():
             # YAML reads 5 as a number; whether it needs a unit is for later
-            if key in _QUANTITIES and isinstance(value, (int, float)):
+            known = key in _QUANTITIES or str(key).startswith(LATENCY_AT)
+            if known and isinstance(value, (int, float)):
                 group[key] = str(value)
     try:
         config = RunConfig.model_validate(data)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,15 +95,9 @@ class Run(ABC):
 
     @cached_property
     def target(self) -> Target:
-        """The device that latencies are for; a continued run goes on under its table's conditions.
-
-        Tables that have come or gone since do not matter to it.
-        """
-        latency, file = self.config.latency, self.path / LATENCY_TABLE
-        if file.exists():
-            with suppress(CorruptFileError):  # reported, and measured again, where it is needed
-                return stored_target(self.config.device, LatencyTable.load(file))
-        return find_device(
+        """The device that is searched for."""
+        latency = self.config.latency
+        return self._target(
             self.config.device,
             runtime=latency.runtime,
             precision=latency.precision,
@@ -109,30 +105,46 @@ class Run(ABC):
             threads=latency.threads,
         )
 
+    def _target(self, device: str, **conditions: Any) -> Target:
+        """A device; a continued run goes on under the conditions of its own table.
+
+        Tables that have come or gone since do not matter to it.
+        """
+        file = self._table_file(device)
+        if file.exists():
+            with suppress(CorruptFileError):  # reported, and measured again, where it is needed
+                return stored_target(device, LatencyTable.load(file))
+        return find_device(device, **conditions)
+
+    def _table_file(self, device: str) -> Path:
+        name = LATENCY_TABLE if device == self.config.device else f"latency-{device}.parquet"
+        return self.path / name
+
     @cached_property
     def limits(self) -> dict[str, float]:
         """Upper limits by metric name, as asked; the margin is not taken off."""
         return self.config.limits(self.target.conditions.batch_size)
 
-    def margin(self, table: LatencyTable) -> float:
-        """Share of the latency budget that the search leaves free."""
+    def margin(self, target: Target, table: LatencyTable) -> float:
+        """Share of a latency budget that the search leaves free."""
         if self.config.latency.margin is not None:
             return self.config.latency.margin
-        if self.target.at_hand or self.config.device in local_device_names():
+        if target.at_hand or target.name in local_device_names():
             return 0.0
         return min(0.9, table.expected_error(self.space))
 
-    def latency_table(self) -> LatencyTable:
-        """The run's own table: a continued run predicts what it predicted before."""
-        file = self.path / LATENCY_TABLE
+    def latency_table(self, target: Target | None = None) -> LatencyTable:
+        """The run's own table of a device: a continued run predicts what it predicted before."""
+        target = target or self.target
+        file = self._table_file(target.name)
         if file.exists():
             try:
                 return LatencyTable.load(file)
             except CorruptFileError as error:
                 self.console.warn(f"{error} The table is measured again.")
-        with self.phase(f"latency table of {self.config.device}") as progress:
+        with self.phase(f"latency table of {target.name}") as progress:
             table = latency_table(
-                self.target,
+                target,
                 self.space,
                 self.num_classes,
                 interpolate=self.config.latency.interpolate,
@@ -164,17 +176,25 @@ class Run(ABC):
                 batch_size=conditions.batch_size,
                 precision=conditions.precision,
             )
-        limits, margin = dict(self.limits), self.margin(table)
-        if margin and "latency_ms" in limits:
-            limits["latency_ms"] *= 1 - margin
-            note = (
-                f"Latencies of {self.config.device} are {provenance(table)}, with an expected "
-                f"error of {table.expected_error(self.space):.0%}. The search kept "
-                f"{margin:.0%} below the budget of {format_latency(self.limits['latency_ms'])}, at "
-                f"{format_latency(limits['latency_ms'])}."
-            )
-            self.console.say(f"  {note}")
-            self.notes.append(note)
+        limits, margins = dict(self.limits), {}
+        for metric in [name for name in limits if name.partition("@")[0] == "latency_ms"]:
+            device = metric.partition("@")[2]
+            target = self.target
+            if device:
+                target = self._target(device, batch_size=self.config.latency.batch_size)
+                table = self.latency_table(target)
+                tables[metric] = table.compile(self.space, self.num_classes)
+            if margin := self.margin(target, table):
+                margins[target.name] = margin
+                limits[metric] *= 1 - margin
+                note = (
+                    f"Latencies of {target.name} are {provenance(table)}, with an expected error "
+                    f"of {table.expected_error(self.space):.0%}. The search kept {margin:.0%} "
+                    f"below the budget of {format_latency(self.limits[metric])}, at "
+                    f"{format_latency(limits[metric])}."
+                )
+                self.console.say(f"  {note}")
+                self.notes.append(note)
         problem = Problem(
             self.space,
             (self.quality, Objective("latency_ms", "minimize")),
@@ -194,10 +214,11 @@ class Run(ABC):
         try:
             check_feasible(problem)
         except InfeasibleError as error:
-            if not margin:
+            if not margins:
                 raise
+            lowered = ", ".join(f"{margin:.0%} for {name}" for name, margin in margins.items())
             raise InfeasibleError(
-                f"{error} The latency budget was lowered by a margin of {margin:.0%}, since "
+                f"{error} The latency budget was lowered by a margin ({lowered}), since "
                 "predictions cannot be checked here; --margin sets another."
             ) from None
         return problem

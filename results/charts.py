@@ -25,7 +25,9 @@ METRIC_TITLES = {
 
 def metric_title(name: str) -> str:
     """How a metric is called on an axis or in a table."""
-    return METRIC_TITLES.get(name, name.replace("_", " "))
+    metric, _, device = name.partition("@")
+    title = METRIC_TITLES.get(metric, metric.replace("_", " "))
+    return f"{title} on {device}" if device else title
 
 
 def capitalised(text: str) -> str:
@@ -37,6 +39,7 @@ def format_metric(name: str, value: float | None) -> str:
     """A metric's value with its unit, after the unit in its name; a dash where unknown."""
     if value is None or not math.isfinite(value):
         return "–"
+    name = name.partition("@")[0]
     if name.endswith("_ms"):
         # Milliseconds throughout, three digits: one unit a column reads better than µs among ms.
         return f"{_three_digits(value)}\u00a0ms"

@@ -138,6 +138,27 @@ def test_an_impossible_budget_names_the_fastest(job: Path) -> None:
     assert "proven by integer programming" in ran.err
 
 
+def test_several_devices_are_kept_within_their_limits(job: Path) -> None:
+    free = json.loads(scored("--json", "--margin", 0, "--max", "latency@t4=1s").out)
+    latencies = [m["predicted"]["latency_ms@t4"] for m in free["front"]]
+    limit = (min(latencies) + max(latencies)) / 2
+    more = ("--margin", 0, "--max", f"latency@t4={limit}ms", "--json")
+    ran = scored(*more, name="both")
+    assert ran.code == 0, ran.err
+    found = [m["predicted"]["latency_ms@t4"] for m in json.loads(ran.out)["front"]]
+    assert len(found) > 0
+    assert max(found) <= limit
+    assert Path("runs/both/latency-t4.parquet").exists()
+    assert scored(*more, "--resume", name="both").out == ran.out
+
+    ran = scored("--max", "latency@t44=1s", name="other")
+    assert ran.code == USAGE
+    assert "'t44'" in ran.err
+    ran = scored("--max", "latency=1s", name="other")
+    assert ran.code == USAGE
+    assert "latency@DEVICE" in ran.err
+
+
 def test_the_best_are_ordered_by_the_proxies_that_run_them(job: Path) -> None:
     ran = scored("--rerank", 2)
     assert ran.code == 0, ran.err
