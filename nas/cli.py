@@ -269,7 +269,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             f"latency.{key}": options.get(key)
             for key in ("batch_size", "precision", "runtime", "threads", "margin", "interpolate")
         },
-        **{f"max.{metric}": limit for metric, limit in maxima.items()},
+        "max": maxima or None,
     }
     name = options["name"]
     if name is not None and (Path(name).name != name or name in ("", "..")):
@@ -313,6 +313,9 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     from predictors.latency.catalog import find_device
 
     find_device(config.device, **config.latency.model_dump(exclude={"interpolate", "margin"}))
+    for metric in config.limits():
+        if metric.startswith("latency_ms@"):
+            find_device(metric.partition("@")[2])
     space = config.search_space()
     plan = {
         "run": str(path),

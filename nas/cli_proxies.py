@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.options import console, json_option, option, print_json, quiet_option
+from nas.options import check_compute_device, console, json_option, option, print_json, quiet_option
 from search_space.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def score(
 
     chosen = [proxy(name) for name in dict.fromkeys(names)]
     chosen = chosen or [item for item in map(proxy, proxy_names()) if item.closed_form]
-    _check_device(device)
+    check_compute_device("--device", device)
     found = [_network(name, image_size) for name in networks]
     settings = ScoreSettings(seed, repeats, batch_size, device)
     rows: list[tuple[Network, dict[str, Score]]] = []
@@ -146,16 +146,6 @@ def _unknown(name: str, all_names: list[str], designs: list[str]) -> str:
         f"unknown network {name!r}.{hint} Give a known design ({', '.join(designs)}), a YAML or "
         "JSON file, or the name of a timm model."
     )
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {device!r} cannot be used: {reason}") from None
 
 
 def _described(item: Proxy) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.options import (
+    check_compute_device,
     conditions_given,
     console,
     json_option,
@@ -78,7 +79,8 @@ score_options = options(
 @click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
 @click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
 @option(
-    "--epochs",
+    "--planned-epochs",
+    "epochs",
     type=click.IntRange(1),
     default=300,
     show_default=True,
@@ -118,6 +120,8 @@ def scale(**given: Any) -> None:
     from predictors.proxies import ScoreSettings
 
     name = Path(given["seed_name"]).stem
+    if name == "config":  # an export's, as all of them are called
+        name = seed.digest
     request = ScaleRequest(
         seed_name=name,
         seed=seed,
@@ -137,7 +141,7 @@ def scale(**given: Any) -> None:
             seed=given["random_seed"],
             repeats=given["repeats"],
             batch_size=given["score_images"],
-            device=given["score_device"],
+            device=_score_device(given),
             image_size=given["score_size"],
         ),
     )
@@ -194,7 +198,7 @@ def seed(**given: Any) -> None:
         seed=given["random_seed"],
         repeats=given["repeats"],
         batch_size=given["score_images"],
-        device=given["score_device"],
+        device=_score_device(given),
         image_size=given["score_size"],
     )
     with console(given) as screen:
@@ -233,6 +237,11 @@ def _listed(name: str, text: str) -> list[str]:
     if not all(items):
         raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
     return items
+
+
+def _score_device(given: dict[str, Any]) -> str:
+    check_compute_device("--score-device", given["score_device"])
+    return str(given["score_device"])
 
 
 def _folder_name(seed_name: str, given: dict[str, Any]) -> str:

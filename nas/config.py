@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from search_space.architecture import Architecture
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space, read_mapping
 from search_space.space import SearchSpace
@@ -74,7 +75,7 @@ class SearchConfig(_Model):
     finalists: int = Field(default=3, ge=1)
     objective: Literal["loss", "accuracy"] = "loss"
     score: Literal["combined", "deepmad"] = "combined"
-    max_effectiveness: float = Field(default=0.5, gt=0)
+    max_effectiveness: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     rerank: int = Field(default=0, ge=0)
 
 
@@ -159,7 +160,8 @@ def resolve(
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
-        target[leaf] = value
+        target[leaf] = {**target.get(leaf, {}), **value} if leaf == "max" else value
+    _check_mode(given, data)
     if not with_budget:
         data["target_latency"] = data["target_throughput"] = None
     elif data.get("target_throughput") is not None:
@@ -178,7 +180,7 @@ def resolve(
     seed = data.get("seed", 0)
     for part in ("train", "finetune"):
         defaults = RunConfig.model_fields[part].default.to_dict()
-        if data.get("space") != "digits":
+        if _is_wide(data):
             defaults |= _WIDER[part]
         if isinstance(data.get(part), dict):
             defaults |= data[part]
@@ -203,13 +205,64 @@ def resolve(
     return config
 
 
+def _is_wide(data: Mapping[str, Any]) -> bool:
+    """Whether networks are wider than those of the ``digits`` space."""
+    if data.get("architecture") is None:
+        return data.get("space") != "digits"
+    widest = load_space("digits").stages[-1].widths[-1]
+    return max(Architecture.from_dict(data["architecture"]).widths) > widest
+
+
+# What means nothing without images, and what means nothing with them, by the names of the flags.
+_WITH_DATA = {
+    "train.epochs": "--epochs",
+    "train.batch_size": "--train-batch-size",
+    "train.lr": "--lr",
+    "search.evaluations": "--evaluations",
+    "search.population": "--population",
+    "search.finalists": "--finalists",
+    "finetune.epochs": "--finetune-epochs",
+    "workers": "--workers",
+    "image_column": "--image-column",
+    "label_column": "--label-column",
+    "supernet": "--supernet",
+}
+_WITHOUT_DATA = {
+    "search.score": "--score",
+    "search.max_effectiveness": "--max-effectiveness",
+    "search.rerank": "--rerank",
+    "num_classes": "--num-classes",
+}
+
+
+def _check_mode(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raises UsageError for options that the kind of run would ignore."""
+    images = data.get("data") is not None
+    for key, flag in (_WITHOUT_DATA if images else _WITH_DATA).items():
+        if given.get(key) is not None:
+            raise UsageError(
+                f"{flag} {given[key]} does nothing {'with' if images else 'without'} --data; "
+                f"{'leave one of them out' if images else 'give --data, or leave it out'}."
+            )
+    score = data.get("search", {}).get("score") if isinstance(data.get("search"), dict) else None
+    if given.get("search.max_effectiveness") is not None and score != "deepmad":
+        raise UsageError(
+            f"--max-effectiveness {given['search.max_effectiveness']} does nothing without --score "
+            "deepmad; give that, or leave it out."
+        )
+    if given.get("space") is not None and data.get("architecture") is not None:
+        raise UsageError(
+            f"--space {given['space']} does nothing with --architecture; leave one of them out."
+        )
+
+
 def _check_without_data(data: Mapping[str, Any], with_budget: bool) -> None:
     """Raises UsageError for what needs images."""
     if not with_budget:
         raise UsageError("'data' is missing; give --data, or set it in a --config file.")
     if data.get("supernet") is not None:
         raise UsageError(
-            f"--supernet {data['supernet']} needs the images that judge its subnets; give --data."
+            f"supernet {data['supernet']} needs the images that judge its subnets; give --data."
         )
 
 

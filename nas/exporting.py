@@ -7,6 +7,7 @@ from pathlib import Path
 from nas.config import RunConfig
 from nas.console import Console
 from nas.finishing import export_untrained, preprocessing
+from nas.network_training import NETWORK
 from nas.trained_search import CHECKPOINTS, FINETUNE
 from results.export import VERIFIED, ModelCard, export_network
 from results.files import read_json
@@ -37,6 +38,10 @@ def export_from_run(
         _check_replaceable(output)
     if not is_run(run):
         raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
+    if (run / NETWORK).exists():
+        raise RunError(
+            f"{run} trained one network, and its export is in {run / EXPORT}; there is no other."
+        )
     evaluation = _find(run, digest)
     config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
     if config.data is None:
@@ -93,7 +98,9 @@ def _export_untrained(
 ) -> list[Export]:
     """Export a network of a search without images, with random weights."""
     architecture = Architecture.from_dict(evaluation.architecture)
-    directory = run / EXPORT / architecture.digest if output is None else output.resolve()
+    # beside the export of the chosen network, whose card has what was measured of it
+    name = f"{architecture.digest}-untrained"
+    directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
         return export_untrained(evaluation, directory, config.num_classes, config.seed)
 

@@ -94,3 +94,14 @@ def options_after(context: click.Context) -> None:
             f"{given[0]} stands before {context.invoked_subcommand!r} and would do nothing there; "
             "write options after it."
         )
+
+
+def check_compute_device(flag: str, device: str) -> None:
+    """Raises UsageError for a device that torch cannot compute on here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{flag} {device!r} cannot be used: {reason}") from None

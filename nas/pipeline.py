@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from nas.config import MAY_DIFFER, RunConfig
 from nas.console import Console
-from nas.network_training import NetworkTraining
+from nas.network_training import NETWORK, NetworkTraining
 from nas.run import Run
 from nas.trained_search import CHECKPOINTS, TrainedSearch
 from nas.training_free import TrainingFreeSearch
 from results.report_data import ReportData
 from results.store import JOURNAL, MANIFEST, SUPERNET, RunDirectory, is_run
-from search_space.errors import CorruptFileError, NasError
+from search_space.errors import CorruptFileError, NasError, UsageError
 
 R = TypeVar("R", bound=Run)
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
@@ -47,6 +47,11 @@ def run_search(
     removed again.
     """
     console = console or Console()
+    if config.architecture is not None:
+        raise UsageError(
+            "this configuration names one architecture to train, and a search would ignore it; use "
+            "nas train, or take 'architecture' out."
+        )
     kind: type[Run] = TrainingFreeSearch if config.data is None else TrainedSearch
     return _start(config, path, resume, command, console, kind, lambda run: run.all_phases())
 
@@ -110,7 +115,8 @@ def _start(
 
 def _can_be_continued(path: Path) -> bool:
     """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
-    return (path / JOURNAL).exists() or (path / SUPERNET / CHECKPOINTS).exists()
+    trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK))
+    return (path / JOURNAL).exists() or any(each.exists() for each in trained)
 
 
 def _manifest(config: RunConfig, command: str) -> dict[str, Any]:

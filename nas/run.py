@@ -60,6 +60,7 @@ class Run(ABC):
         self.space: SearchSpace = config.search_space()
         self.compute = "cuda" if torch.cuda.is_available() else "cpu"
         self.notes: list[str] = []
+        self.missed = False  # whether no member of the front met the budget when measured
 
     @property
     @abstractmethod
@@ -104,6 +105,16 @@ class Run(ABC):
             batch_size=latency.batch_size,
             threads=latency.threads,
         )
+
+    @cached_property
+    def others(self) -> dict[str, Target]:
+        """Further devices whose latency is limited, by metric."""
+        batch_size = self.target.conditions.batch_size
+        return {
+            metric: self._target(metric.partition("@")[2], batch_size=batch_size)
+            for metric in self.limits
+            if metric.startswith("latency_ms@")
+        }
 
     def _target(self, device: str, **conditions: Any) -> Target:
         """A device; a continued run goes on under the conditions of its own table.
@@ -159,14 +170,15 @@ class Run(ABC):
         table.save(file)
         return table
 
+    @cached_property
     def rules(self) -> dict[str, Table]:
-        """Further cheap metrics that must be 0, by name."""
+        """Further cheap metrics that must be 0, and can be, by name."""
         return {}
 
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; raises InfeasibleError before anything is trained."""
         cheap = counts(self.space, self.num_classes)
-        latency, rules = table.compile(self.space, self.num_classes), self.rules()
+        latency, rules = table.compile(self.space, self.num_classes), self.rules
         tables: dict[str, Table] = {"latency_ms": latency, **cheap, **rules}
         if "memory_bytes" in self.limits:
             conditions = self.target.conditions
@@ -177,11 +189,8 @@ class Run(ABC):
                 precision=conditions.precision,
             )
         limits, margins = dict(self.limits), {}
-        for metric in [name for name in limits if name.partition("@")[0] == "latency_ms"]:
-            device = metric.partition("@")[2]
-            target = self.target
-            if device:
-                target = self._target(device, batch_size=self.config.latency.batch_size)
+        for metric, target in {"latency_ms": self.target, **self.others}.items():
+            if metric in self.others:
                 table = self.latency_table(target)
                 tables[metric] = table.compile(self.space, self.num_classes)
             if margin := self.margin(target, table):
@@ -276,6 +285,7 @@ class Run(ABC):
             "`nas profile --fresh` and search again, or ask for less."
         )
         self.notes.append(message)
+        self.missed = True
         return [fastest]
 
     @contextmanager

@@ -179,7 +179,8 @@ def _provenance(costs: NetworkCosts, target: Target, family: Family) -> dict[str
         return {"predicted": "no", "measured": f"whole members; {target.conditions}"}
     latency = costs.latencies[target.name]
     error = latency.expected_error([member.architecture for member in family.members])
-    return {"predicted": latency.provenance(), "expected error": f"±{error:.0%}"}
+    shown = "unknown" if error is None else f"±{error:.0%}"
+    return {"predicted": latency.provenance(), "expected error": shown}
 
 
 def _measured_ms(

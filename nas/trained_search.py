@@ -53,7 +53,7 @@ class TrainedSearch(Run):
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
             return done
-        _ = self.target  # a device that is not there is an error before images are read
+        _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
         table = self.latency_table()
         problem = self.problem(table)

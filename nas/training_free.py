@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nas.finishing import export_untrained
 from nas.measuring import Measured
@@ -21,7 +21,7 @@ from predictors.counts import count_architecture
 from predictors.latency.calibrate import predict_network
 from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
-from predictors.proxies import Network, ScoreSettings, proxy
+from predictors.proxies import ScoreSettings
 from predictors.proxies.combined import RANK_QUALITY
 from predictors.proxies.space_tables import SpaceScores, score_architecture
 from results.journal import Evaluation
@@ -30,14 +30,14 @@ from results.store import EXPORT, SNAPSHOT
 from search import Objective, Problem
 from search.closed_form import scored_front
 from search.exact import optimise
-from search.problem import Table, Values
+from search.problem import ROUNDING, Table, Values
+from search.scaling.two_criteria import COMPLEXITY, TRAINABILITY, TwoScorer, rank_sums
 from search.shape import SHAPE, ShapeRule
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import NasError
 from search_space.units import format_latency
 
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
-DEAR = ("ntk_condition", "length_distortion")
 _NOTES = {
     "combined": f"The score is the mean of three standardised logarithms: MACs, activations, and "
     f"depth over width on the longest path. {RANK_QUALITY} It says nothing about the images that "
@@ -59,13 +59,14 @@ class TrainingFreeSearch(Run):
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
             return done
+        _ = self.target, self.others  # what is not there is an error before anything is made
         table = self.latency_table()
         problem = self.problem(table)
         found = self.searched(problem)
         baselines = self.baselines(found, table)
         measured = self.measured([*found.values(), *baselines.values()])
-        best = self.best(self.finalists(found, measured))
-        chosen = self.exported(best, measured.get(best.digest), table)
+        best, reason = self.best(self.finalists(found, measured))
+        chosen = self.exported(best, measured.get(best.digest), table, reason)
         self.notes.append(
             f"The exported network is untrained. Train it with: nas train --architecture "
             f"{shlex.quote(str(self.path / EXPORT / chosen.digest / 'config.json'))} --data FOLDER"
@@ -84,8 +85,19 @@ class TrainingFreeSearch(Run):
         )
         return self.finish(data)
 
+    @cached_property
     def rules(self) -> dict[str, Table]:
-        return {SHAPE: ShapeRule(self.space)}
+        rule = ShapeRule(self.space)
+        if rule.predict(rule.argmin()[None])[0] == 0:
+            return {SHAPE: rule}
+        note = (
+            "No architecture of this space has the shape of the networks that the score was "
+            "checked on (stages that never get narrower, the third the deepest), so its shape was "
+            "left free."
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return {}
 
     def searched(self, problem: Problem) -> dict[str, Evaluation]:
         """The front by digest, fastest first, thinned evenly; a sample of what was seen."""
@@ -104,7 +116,8 @@ class TrainingFreeSearch(Run):
                 if name != "deepmad":
                     return values
                 rho = scores.predict("effectiveness", genes)
-                return np.where(rho <= self.config.search.max_effectiveness, values, np.nan)
+                most = self.config.search.max_effectiveness * (1 + ROUNDING)
+                return np.where(rho <= most, values, np.nan)
 
             result = scored_front(
                 problem,
@@ -141,7 +154,7 @@ class TrainingFreeSearch(Run):
             tables,
             paths=scores.paths,
             effectiveness=self.config.search.max_effectiveness,
-            shape_rule=True,
+            shape_rule=SHAPE in self.rules,
         )
         note = (
             f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
@@ -156,7 +169,7 @@ class TrainingFreeSearch(Run):
         self, genes: Genes, problem: Problem, score: Callable[[Genes], Values]
     ) -> list[Evaluation]:
         metrics = {**problem.cheap_metrics(genes), "score": score(genes)}
-        del metrics[SHAPE]
+        metrics.pop(SHAPE, None)
         return [
             Evaluation(
                 architecture.digest,
@@ -189,37 +202,33 @@ class TrainingFreeSearch(Run):
             result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
         return result
 
-    def best(self, finalists: Sequence[Evaluation]) -> Evaluation:
-        """The best by score, or, where asked, by ranks of the score and of the dear proxies."""
-        wanted = self.config.search.rerank
-        if wanted < 2 or len(finalists) < 2:
-            return finalists[0]
-        scores: dict[str, list[float]] = {name: [] for name in DEAR}
-        with self.phase(f"ordering {len(finalists)} networks by {' and '.join(DEAR)}") as progress:
-            settings = ScoreSettings(seed=self.config.seed, repeats=3, device=self.compute)
-            for i, evaluation in enumerate(finalists):
-                architecture = Architecture.from_dict(evaluation.architecture)
-                network = Network.of_architecture(architecture, self.num_classes)
-                for name in DEAR:
-                    sign = -1 if proxy(name).larger_is_better else 1
-                    value = proxy(name).score(network, settings).value
-                    scores[name].append(np.inf if value is None else sign * value)
-                progress(i + 1, len(finalists), evaluation.digest)
-        ranks = sum(rankdata(values) for values in scores.values())
-        ranks = ranks + np.arange(1, len(finalists) + 1)  # finalists are sorted by score
-        winner = finalists[int(np.argmin(ranks))]
-        self.notes.append(
-            f"{winner.digest} has the best sum of ranks by score, {' and '.join(DEAR)} among the "
-            f"{len(finalists)} best by score."
+    def best(self, finalists: Sequence[Evaluation]) -> tuple[Evaluation, str]:
+        """The best finalist and why: by score, or by ranks of the score and of the dear proxies."""
+        if self.config.search.rerank < 2 or len(finalists) < 2:
+            return finalists[0], (
+                "the fastest of the front" if self.missed else "the best score within the budget"
+            )
+        names = f"{TRAINABILITY} and {COMPLEXITY}"
+        scorer = TwoScorer(
+            settings=ScoreSettings(seed=self.config.seed, repeats=3, device=self.compute)
         )
-        return winner
+        found = []
+        with self.phase(f"ordering {len(finalists)} networks by {names}") as progress:
+            for i, evaluation in enumerate(finalists):
+                found.append(scorer(Architecture.from_dict(evaluation.architecture)))
+                progress(i + 1, len(finalists), evaluation.digest)
+        ranks = rank_sums(found) + np.arange(len(finalists))  # finalists are sorted by score
+        return (
+            finalists[int(np.argmin(ranks))],
+            f"the smallest sum of ranks by score, {names} of the {len(finalists)} best by score",
+        )
 
     @property
     def num_finalists(self) -> int:
         return max(1, self.config.search.rerank)
 
     def exported(
-        self, evaluation: Evaluation, measured: Measured | None, table: LatencyTable
+        self, evaluation: Evaluation, measured: Measured | None, table: LatencyTable, reason: str
     ) -> Chosen:
         """The chosen network with random weights, in every format."""
         latency = f"{format_latency(evaluation.metrics['latency_ms'])}, {provenance(table)}"
@@ -233,9 +242,6 @@ class TrainingFreeSearch(Run):
                 self.config.seed,
                 f"{latency}; {table.conditions}",
             )
-        reason = "the best score within the budget"
-        if self.config.search.rerank > 1:
-            reason = "the best sum of ranks by score and proxies within the budget"
         return Chosen(
             digest=evaluation.digest,
             architecture=evaluation.architecture,

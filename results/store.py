@@ -39,8 +39,8 @@ _LOCK = ".lock"
 
 _HEADER = """\
 # Configuration of this run, everything resolved: all that decides its result is here.
-# The same run again, in a new folder:  nas search --config {path} --name NEW_NAME
-# Continue this one where it stopped:   nas search --config {path} --name {name} --resume
+# The same run again, in a new folder:  nas {verb} --config {path} --name NEW_NAME
+# Continue this one where it stopped:   nas {verb} --config {path} --name {name} --resume
 """
 
 
@@ -68,7 +68,9 @@ class RunDirectory:
             fresh.chmod(0o755)
             lock = FileLock(fresh / _LOCK, f"run {path.name!r}")
             plain = _plain(config)
-            text = _HEADER.format(path=path / CONFIG, name=path.name)
+            budgets = (config.get("target_latency"), config.get("target_throughput"))
+            verb = "train" if budgets == (None, None) else "search"
+            text = _HEADER.format(path=path / CONFIG, name=path.name, verb=verb)
             text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
             atomic_write(fresh / CONFIG, text)
             atomic_write(fresh / MANIFEST, _json({"phases": [], **manifest}))

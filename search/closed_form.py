@@ -55,7 +55,7 @@ def scored_front(
 
     Args:
         problem: with tables for all other metrics; has at least one feasible architecture.
-        score: rows of shape (n, genes) to (n,), never NaN.
+        score: rows of shape (n, genes) to (n,); NaN for what may not be chosen.
         metric: its name in the problem.
         seed: of everything random.
         population: survivors of a generation, which has as many children.
@@ -72,7 +72,6 @@ def scored_front(
         rows = unique_rows(np.concatenate([start, rows]))
     archive, archived = rows[:0], np.zeros((0, len(problem.objectives)))
     shown, seen = rows[:0], 0
-    objectives, violations = rows[:0].astype(np.float64), np.zeros(0)
 
     def judge(genes: Genes) -> tuple[Values, Values]:
         metrics = {**problem.cheap_metrics(genes), metric: score(genes)}
@@ -82,7 +81,8 @@ def scored_front(
     fresh = np.arange(len(rows))
     for generation in range(generations):
         seen += len(fresh)
-        feasible = fresh[violations[fresh] <= 0]
+        scored = ~np.isnan(objectives[fresh]).any(axis=1)
+        feasible = fresh[(violations[fresh] <= 0) & scored]
         archive = np.concatenate([archive, rows[feasible]])
         archived = np.concatenate([archived, objectives[feasible]])
         keep = non_dominated(archived)

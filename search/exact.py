@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -33,8 +36,11 @@ from search_space import Genes, SearchSpace
 from search_space.errors import InfeasibleError, RunError
 
 Values = npt.NDArray[np.float64]
-GAP = 1e-4
+Choices = Sequence[Sequence[int]]
+"""Index of the block choice by stage and position."""
+GAP = 1e-3
 CHORDS = 12
+TIGHTER = (0.0, 2e-6, 2e-5, 2e-4)  # of a scaled limit, until rounding breaks none
 
 
 class Sliceable(Protocol):
@@ -105,19 +111,33 @@ class Programme:
 
     def solve(self, at_least: float = -math.inf, gap: float = GAP) -> Solution | None:
         """The optimum within a relative ``gap``; None where none reaches ``at_least``."""
-        found = self._milp(integral=True, at_least=at_least, gap=gap)
-        if found is None:
-            return None
-        counts, bound = found
-        choices = self._placed(counts)
-        return Solution(choices, self.value(choices), bound)
+        proven = None
+        for tighter in TIGHTER:
+            found = self._milp(integral=True, at_least=at_least, gap=gap, tighter=tighter)
+            if found is None:
+                return None
+            counts, bound = found
+            proven = bound if proven is None else proven  # tighter limits bound nothing else
+            choices = self._placed(counts)
+            if self.meets(choices):
+                return Solution(choices, self.value(choices), proven)
+        raise RunError("the integer programme's solution breaks its limits by rounding.")
 
-    def value(self, choices: Sequence[Sequence[int]]) -> float:
+    def value(self, choices: Choices) -> float:
         """Objective of block choices by stage and position."""
-        total = float(self.objective.constants.sum())
-        for block, row in zip(self.objective.blocks, choices, strict=True):
-            total += sum(float(block[p, c]) for p, c in enumerate(row))
-        return total
+        return float(_stage_values(self.objective, choices).sum())
+
+    def meets(self, choices: Choices) -> bool:
+        """Whether all limits hold exactly; the solver itself allows for a millionth."""
+        for limit in self._sums:
+            if _stage_values(limit.quantity, choices).sum() > limit.maximum:
+                return False
+        if self.effectiveness is None:
+            return True
+        entropy = _stage_values(self.effectiveness.entropy, choices).cumsum()
+        layers = _stage_values(self.effectiveness.layers, choices).cumsum()
+        rho = layers * np.exp(-2 * entropy / layers)
+        return bool(rho.max() <= self.effectiveness.maximum)
 
     # Cells ------------------------------------------------------------------------------------
 
@@ -160,7 +180,12 @@ class Programme:
     # The integer programme ----------------------------------------------------------------------
 
     def _milp(
-        self, *, integral: bool, at_least: float = -math.inf, gap: float = GAP
+        self,
+        *,
+        integral: bool,
+        at_least: float = -math.inf,
+        gap: float = GAP,
+        tighter: float = 0.0,
     ) -> tuple[Values, float] | None:
         """Counts of the cells' choices and the bound, or None where proven infeasible.
 
@@ -199,13 +224,14 @@ class Programme:
         constant = float(self.objective.constants.sum())
         if at_least > -math.inf:
             system.at_most(-objective, constant - at_least)
-        result = milp(
-            -objective,
-            integrality=np.full(system.size, int(integral)),
-            bounds=Bounds(0.0, system.upper),
-            constraints=system.constraints(),
-            options={"mip_rel_gap": gap},
-        )
+        with _quiet_solver():
+            result = milp(
+                -objective,
+                integrality=np.full(system.size, int(integral)),
+                bounds=Bounds(0.0, system.upper),
+                constraints=system.constraints(tighter),
+                options={"mip_rel_gap": gap},
+            )
         if result.status == 2:
             return None
         if result.status != 0:
@@ -300,11 +326,35 @@ class _System:
         scale = max(abs(value), float(np.abs(row).max()), 1e-300)
         self._at_most.append((row / scale, value / scale))
 
-    def constraints(self) -> list[LinearConstraint]:
+    def constraints(self, tighter: float) -> list[LinearConstraint]:
+        """All rows; ``tighter`` is taken off the scaled upper limits."""
         rows = [row for row, _ in (*self._equal, *self._at_most)]
-        upper = [value for _, value in (*self._equal, *self._at_most)]
+        upper = [value for _, value in self._equal]
+        upper += [value - tighter for _, value in self._at_most]
         lower = [value for _, value in self._equal] + [-np.inf] * len(self._at_most)
         return [LinearConstraint(np.stack(rows), lower, upper)]
+
+
+def _stage_values(quantity: Slice, choices: Choices) -> Values:
+    """What each stage adds to a sum, shape (stages,)."""
+    own = [
+        sum(float(block[p, c]) for p, c in enumerate(row))
+        for block, row in zip(quantity.blocks, choices, strict=True)
+    ]
+    return quantity.constants + np.array(own)
+
+
+@contextmanager
+def _quiet_solver() -> Iterator[None]:
+    """HiGHS now and then writes on standard output, where data belongs."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _undominated(merit: Values) -> npt.NDArray[np.int64]:

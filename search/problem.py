@@ -21,6 +21,7 @@ from search_space.space import Genes, SearchSpace
 from search_space.units import format_count, format_latency, format_memory
 
 Values = npt.NDArray[np.float64]
+ROUNDING = 1e-12
 REFERENCE_MARGIN = 0.1  # of the range between ideal and worst, so that front ends count
 
 
@@ -82,12 +83,16 @@ class Constraint:
             )
 
     def violation(self, values: Values) -> Values:
-        """Excess relative to the bound, 0 where met, infinite for NaN; (n,) to (n,)."""
+        """Excess relative to the bound, 0 where met, infinite for NaN; (n,) to (n,).
+
+        Sums of the same numbers in another order may differ by their rounding, which is no excess.
+        """
         excess = np.zeros(len(values))
         if self.maximum is not None:
             excess = np.maximum(excess, (values - self.maximum) / _scale(self.maximum))
         if self.minimum is not None:
             excess = np.maximum(excess, (self.minimum - values) / _scale(self.minimum))
+        excess = np.where(excess <= ROUNDING, 0.0, excess)
         return np.where(np.isnan(values), np.inf, excess)
 
     def __str__(self) -> str:

@@ -85,15 +85,18 @@ def test_wrong_options_are_answered(job: Path, options: list[str], expected: lis
 
 def test_what_must_be_given_is_asked_for(job: Path) -> None:
     before = tree(job)
-    ran = nas("search")
+    ran = nas("search", "--data", "images")
     assert ran.code == USAGE
-    for flag in ("--data", "--space", "--target-latency"):
+    for flag in ("--space", "--target-latency"):
         assert f"is missing; give {flag}" in ran.err
+    assert "'target_latency' is missing; give --target-latency" in nas("search").err
     ran = nas("search", "--data", "digits")
     assert ran.code == USAGE
     assert "'target_latency' is missing; give --target-latency" in ran.err
     assert "--data" not in ran.err
-    assert nas("train").code == USAGE
+    ran = nas("train")
+    assert ran.code == USAGE
+    assert "'data' is missing; give --data" in ran.err
     assert tree(job) == before
 
 

@@ -64,7 +64,10 @@ def assert_counts_agree(architecture: Architecture, num_classes: int) -> None:
     assert ours["activations"] == theirs["activations"]
 
 
-@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "base" else ()) for n in space_names()],
+)
 def test_random_architectures_agree_with_fvcore(name: str) -> None:
     space = load_space(name)
     n = 2 if space.resolutions[-1] > 100 else 6

@@ -84,6 +84,17 @@ def test_components_and_the_traced_network_give_the_same(name: str) -> None:
     np.testing.assert_allclose([e.entropy for e in traced], [e.entropy for e in by_parts])
 
 
+@pytest.mark.parametrize("preset", ["digits", "cifar", "tiny"])
+def test_they_do_so_on_small_maps_too(preset: str) -> None:
+    space = load_space(preset)
+    drawn = space.decode(space.sample(np.random.default_rng(2), 3))
+    for architecture in (space.smallest, space.largest, *drawn):
+        network = Network.of_architecture(architecture)
+        for name in CLOSED_FORMS:
+            expected = score_architecture(name, architecture)
+            assert proxy(name).score(network).value == pytest.approx(expected, rel=5e-3)
+
+
 @pytest.mark.parametrize(("ours", "timm"), [("swin_t", "swin_tiny_patch4_window7_224")])
 def test_our_network_and_timm_s_have_the_same_structure(ours: str, timm: str) -> None:
     mine, theirs = Network.of_architecture(known(ours)).structure, Network.of_timm(timm).structure

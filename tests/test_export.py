@@ -34,7 +34,9 @@ def one_of_each_mixer(shifted_map: int = 24) -> Architecture:
     return Architecture(macro, shifted_map, stages)
 
 
-@pytest.mark.parametrize("side", [16, 24, 30])
+@pytest.mark.parametrize(
+    "side", [16, *(pytest.param(side, marks=pytest.mark.slow) for side in (24, 30))]
+)
 def test_all_mixers_in_all_formats(tmp_path: Path, side: int) -> None:
     architecture = one_of_each_mixer(side)
     network = build(architecture, 5)

@@ -69,6 +69,7 @@ def test_measurements_of_another_form_are_not_used(finished: Job, tmp_path: Path
     assert read_measured(tmp_path / "absent.json") == {}
 
 
+@pytest.mark.slow
 def test_damaged_journal_and_checkpoints_are_reported_and_recovered_from(finished: Job) -> None:
     run = finished.copy("journal")
     journal = run / "evaluations.jsonl"
@@ -95,6 +96,7 @@ def test_damaged_journal_and_checkpoints_are_reported_and_recovered_from(finishe
             assert torch.equal(weights[0].weights[name], tensor)
 
 
+@pytest.mark.slow
 def test_a_complete_run_whose_result_or_export_is_damaged_is_mended(finished: Job) -> None:
     run = finished.copy("complete", status="complete")
     digest = json.loads(finished.said.out)["best"]["digest"]

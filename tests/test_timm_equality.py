@@ -36,7 +36,10 @@ def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize(("name", "timm_name"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [pytest.param(*p, marks=pytest.mark.slow if p[0] == "swin_s" else ()) for p in PAIRS],
+)
 @pytest.mark.parametrize("size", [224, 448])
 def test_logits_equal_timm(name: str, timm_name: str, size: int) -> None:
     options = {"img_size": size} if "swin" in name else {}

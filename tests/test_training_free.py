@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tiny_job import INFEASIBLE, USAGE, Ran, every_architecture, fresh_job, nas
+from tiny_job import FAILED, INFEASIBLE, USAGE, Ran, every_architecture, fresh_job, nas, search
 
 from predictors.latency.table import LatencyTable
 from predictors.proxies.space_tables import score_architecture
+from results.export import export_network
 from results.journal import read_journal
-from search_space import Architecture, SearchSpace, load_space
+from search.scaling.two_criteria import TwoScores
+from search_space import Architecture, SearchSpace, dump_architecture, load_space
+from search_space.errors import ExportError
 
 
 def scored(*more: object, budget: str = "1s", name: str = "scored") -> Ran:
@@ -29,6 +33,13 @@ def scored(*more: object, budget: str = "1s", name: str = "scored") -> Ran:
 def allowed(space: SearchSpace) -> list[Architecture]:
     """Architectures whose stages never get narrower."""
     return [a for a in every_architecture(space) if list(a.widths) == sorted(a.widths)]
+
+
+@pytest.fixture
+def light_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the fastest format is written."""
+    light = functools.partial(export_network, formats=("timm",))
+    monkeypatch.setattr("nas.finishing.export_network", light)
 
 
 @pytest.fixture
@@ -53,6 +64,7 @@ def found(found_once: tuple[Path, dict[str, Any]], job: Path) -> dict[str, Any]:
     return found_once[1]
 
 
+@pytest.mark.usefixtures("light_exports")
 @pytest.mark.parametrize("score", ["combined", "deepmad"])
 def test_the_best_score_within_the_budget_is_found_and_exported(
     space: SearchSpace, job: Path, score: str
@@ -119,15 +131,30 @@ def test_a_run_is_continued_as_it_was_and_others_are_exported(found: dict[str, A
     assert {item["format"] for item in json.loads(ran.out)} == {"timm", "onnx", "torch_export"}
 
 
-def test_what_needs_images_says_so(job: Path) -> None:
+def test_options_that_would_do_nothing_are_refused(job: Path) -> None:
     ran = nas("train", "--space", "pebble.yaml")
     assert ran.code == USAGE
     assert "'data' is missing; give --data" in ran.err
     ran = scored("--supernet", "runs/other")
     assert ran.code == USAGE
-    assert "--supernet runs/other needs the images" in ran.err
+    assert "--supernet runs/other does nothing without --data" in ran.err
+    for flag, value in (("--evaluations", 9), ("--epochs", 3), ("--image-column", "x")):
+        ran = scored(flag, value)
+        assert ran.code == USAGE
+        assert f"{flag} {value} does nothing without --data; give --data" in ran.err
+    ran = scored("--max-effectiveness", 0.4)
+    assert ran.code == USAGE
+    assert "does nothing without --score deepmad" in ran.err
+    ran = scored("--score", "deepmad", "--max-effectiveness", "inf")
+    assert ran.code == USAGE
+    for flag, value in (("--score", "deepmad"), ("--num-classes", 7), ("--rerank", 2)):
+        ran = search(flag, value)
+        assert ran.code == USAGE
+        assert f"{flag} {value} does nothing with --data" in ran.err
+    assert not Path("runs").exists()
 
 
+@pytest.mark.usefixtures("light_exports")
 def test_an_impossible_budget_names_the_fastest(job: Path) -> None:
     ran = scored(budget="1us")
     assert ran.code == INFEASIBLE
@@ -138,6 +165,7 @@ def test_an_impossible_budget_names_the_fastest(job: Path) -> None:
     assert "proven by integer programming" in ran.err
 
 
+@pytest.mark.usefixtures("light_exports")
 def test_several_devices_are_kept_within_their_limits(job: Path) -> None:
     free = json.loads(scored("--json", "--margin", 0, "--max", "latency@t4=1s").out)
     latencies = [m["predicted"]["latency_ms@t4"] for m in free["front"]]
@@ -159,15 +187,26 @@ def test_several_devices_are_kept_within_their_limits(job: Path) -> None:
     assert "latency@DEVICE" in ran.err
 
 
-def test_the_best_are_ordered_by_the_proxies_that_run_them(job: Path) -> None:
-    ran = scored("--rerank", 2)
+@pytest.mark.usefixtures("light_exports")
+def test_the_best_are_ordered_by_the_proxies_that_run_them(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = scored("--rerank", 3, "--json")
     assert ran.code == 0, ran.err
-    assert "untrained" in ran.out
-    ran = scored("--rerank", 2, "--resume", "--json")
-    result = json.loads(ran.out)
-    by_score = sorted(result["front"], key=lambda m: -m["predicted"]["score"])
-    assert result["best"]["digest"] in {member["digest"] for member in by_score[:2]}
-    assert "best sum of ranks" in Path("runs/scored/report.html").read_text()
+    by_score = sorted(json.loads(ran.out)["front"], key=lambda m: -m["predicted"]["score"])
+    digests = [member["digest"] for member in by_score[:3]]
+    assert json.loads(ran.out)["best"]["digest"] in digests
+    # ranks by κ, by L^E and by score: 2 + 2 + 0, 0 + 0 + 1, 1 + 1 + 2
+    made_up = dict(zip(digests, [(9.0, 1.0), (1.0, 9.0), (5.0, 5.0)], strict=True))
+    monkeypatch.setattr(
+        "nas.training_free.TwoScorer",
+        lambda settings: lambda architecture: TwoScores(*made_up[architecture.digest]),
+    )
+    ran = scored("--rerank", 3, name="stubbed")
+    assert ran.code == 0, ran.err
+    assert f"{digests[1]}" in ran.out.split("chosen ")[1].split(":")[0]
+    html = Path("runs/stubbed/report.html").read_text()
+    assert "the smallest sum of ranks by score, ntk_condition and length_distortion" in html
 
 
 def test_one_network_is_trained_and_exported(found: dict[str, Any]) -> None:
@@ -188,3 +227,43 @@ def test_one_network_is_trained_and_exported(found: dict[str, Any]) -> None:
     assert "Training loss" in report
     again = nas(*arguments, "--resume")
     assert json.loads(again.out) == result
+    header = Path(result["run"], "config.yaml").read_text()
+    assert "nas train --config" in header
+    ran = nas("export", result["run"])
+    assert "trained one network, and its export is in" in ran.err
+    ran = nas(
+        *("search", "--config", f"{result['run']}/config.yaml", "--target-latency", "1s"),
+        *("--name", "other"),
+    )
+    assert ran.code == USAGE
+    assert "a search would ignore it" in ran.err
+
+
+def test_a_network_whose_export_fails_keeps_its_training(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ExportError("the disk said no")
+
+    monkeypatch.setattr("nas.network_training.export_network", fail)
+    file = job / "small.yaml"
+    file.write_text(dump_architecture(load_space(str(job / "pebble.yaml")).smallest))
+    arguments = ("train", "--architecture", file, "--data", "digits", "--epochs", 1)
+    ran = nas(*arguments, "--name", "net")
+    assert ran.code == FAILED
+    assert "the disk said no" in ran.err
+    assert any(Path("runs/net/network/checkpoints").iterdir())
+    monkeypatch.undo()
+
+
+def test_wide_networks_are_not_trained_at_the_rate_of_narrow_ones(job: Path) -> None:
+    def rate(name: object) -> float:
+        ran = nas("train", "--architecture", name, "--data", "digits", "--dry-run", "--json")
+        return float(json.loads(ran.out)["config"]["train"]["lr"])
+
+    file = job / "small.yaml"
+    file.write_text(dump_architecture(load_space(str(job / "pebble.yaml")).smallest))
+    assert rate("swin_t") < rate(file)
+    ran = nas("train", "--architecture", file, "--data", "digits", "--space", "digits")
+    assert ran.code == USAGE
+    assert "--space digits does nothing with --architecture" in ran.err

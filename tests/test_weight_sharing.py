@@ -30,7 +30,13 @@ from supernet.supernet import template
 SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64}
 
 
-@pytest.fixture(scope="module", params=space_names())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name == "base" else ())
+        for name in space_names()
+    ],
+)
 def supernet(request: pytest.FixtureRequest) -> Supernet:
     torch.manual_seed(0)
     return Supernet(load_space(request.param), num_classes=5)

@@ -26,7 +26,7 @@ NORMS: frozenset[Callable[..., Any]] = frozenset(
     for namespace in (F, torch)
     for name in ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
 )
-_BATCH_NORMS = (F.batch_norm, torch.batch_norm)
+_BATCH_NORMS = (F.batch_norm,)
 _SCALES = re.compile(r"weight|gamma|scale|gain")
 _NOT_SCALES = re.compile(r"bias|beta|token|embed")
 SMALL = 0.2  # layer scales start at 0.1 or below, learned slopes of activations at 0.25

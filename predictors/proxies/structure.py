@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,17 @@ _LAYERS = {_aten.linear, _aten.conv1d, _aten.conv2d, _aten.convolution}
 _PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm}
 _ATTENTION = _aten.scaled_dot_product_attention
 _NORMS = {_aten.native_layer_norm, _aten.native_group_norm}
+_POOLS = {
+    *(
+        _aten.mean,
+        _aten.sum,
+        _aten.amax,
+        _aten.max,
+        _aten.avg_pool2d,
+        _aten.max_pool2d_with_indices,
+    ),
+    *(_aten._adaptive_avg_pool2d, _aten.adaptive_max_pool2d),
+}
 _NORM_MACS = 5  # per element, as fvcore has it
 
 
@@ -71,21 +82,35 @@ class Structure:
 def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
     """Structure of ``module``, which lies on the meta device, for one input of ``shape``.
 
-    Layers that see a single position of a larger map, as squeeze-and-excitation and a
-    classifier do, are left out, as in DeepMAD.
+    Layers that see a whole map pooled to one position, as squeeze-and-excitation and most
+    classifiers do, are left out, as in DeepMAD; so is a last layer of one position.
     """
     x = torch.empty(*shape, device="meta")
     recorder = _Recorder(x)
     with torch.inference_mode(), recorder:
         result = module(x)
+    path = recorder.longest([result])
+    layers = recorder.layers
+    if layers and layers[-1].positions == 1 and layers[-1].path == path and result.dim() == 2:
+        *layers, last = layers  # a classifier behind maps of one position
+        path = Path(path.entropy - 0.5 * math.log(last.width), path.layers - 1)
     num_params = sum(parameter.numel() for parameter in module.parameters())
     return Structure(
-        tuple(recorder.layers),
-        recorder.longest([result]),
+        tuple(layers),
+        path,
         num_params,
         recorder.macs,
         recorder.activations,
     )
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a tensor remembers: its path, the positions of its map, and whether they were pooled."""
+
+    path: Path = Path()
+    positions: int = 0
+    pooled: bool = False
 
 
 class _Recorder(TorchDispatchMode):
@@ -94,12 +119,17 @@ class _Recorder(TorchDispatchMode):
         self.layers: list[Layer] = []
         self.macs = self.activations = 0
         self._kept = [x]  # alive, so that no storage is used again
-        self._paths = {_storage(x): Path()}
+        self._states = {_storage(x): _State(positions=x.numel() // x.shape[1])}
 
     def longest(self, tree: Any) -> Path:
         """Longest of the paths to the tensors of ``tree``; empty where the input leads to none."""
-        paths = [self._paths[_storage(x)] for x in _tensors(tree) if _storage(x) in self._paths]
-        return max(paths, key=lambda path: path.entropy, default=Path())
+        return self._joined(_tensors(tree)).path
+
+    def _joined(self, tensors: Sequence[Tensor]) -> _State:
+        """The longest path to any of ``tensors``; pooled where all that vary are."""
+        states = [self._states[_storage(x)] for x in tensors if _storage(x) in self._states]
+        best = max(states, key=lambda state: state.path.entropy, default=_State())
+        return replace(best, pooled=bool(states) and all(state.pooled for state in states))
 
     def __torch_dispatch__(
         self,
@@ -117,13 +147,17 @@ class _Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         read = _tensors((args, kwargs))
-        varying = any(_storage(x) in self._paths for x in read)
-        path = self.longest(read)
+        varying = any(_storage(x) in self._states for x in read)
+        state = self._joined(read)
         result = func(*args, **kwargs)
         if not varying:
             return result
-        if packet in _LAYERS and _storage(args[1]) not in self._paths:
-            path = self._extended(path, args[1], result)
+        if packet in _LAYERS and _storage(args[1]) not in self._states:
+            state = self._extended(state, args[1], result)
+        elif packet in _POOLS:
+            ratio = args[0].numel() // max(1, _tensors(result)[0].numel())
+            if ratio >= state.positions > 1:
+                state = replace(state, pooled=True)
         elif packet in _PRODUCTS:
             self._count(result.numel(), args[-2].shape[-1])
         elif packet in _NORMS:
@@ -135,19 +169,20 @@ class _Recorder(TorchDispatchMode):
         written = _tensors(result)
         self._kept += written
         for x in written:
-            known = self._paths.get(_storage(x), Path())
-            self._paths[_storage(x)] = max(known, path, key=lambda each: each.entropy)
+            known = self._states.get(_storage(x))
+            if known is None or state.path.entropy >= known.path.entropy:
+                self._states[_storage(x)] = state
         return result
 
-    def _extended(self, path: Path, weight: Tensor, result: Tensor) -> Path:
+    def _extended(self, state: _State, weight: Tensor, result: Tensor) -> _State:
         width, channels = math.prod(weight.shape[1:]), weight.shape[0]
         self._count(result.numel(), width)
         positions = result.numel() // channels
-        if positions == 1 and self._kept[0].numel() > self._kept[0].shape[1]:
-            return path
-        path = Path(path.entropy + 0.5 * math.log(width), path.layers + 1)
+        if state.pooled and positions == 1:
+            return state
+        path = Path(state.path.entropy + 0.5 * math.log(width), state.path.layers + 1)
         self.layers.append(Layer(width, channels, positions, path))
-        return path
+        return _State(path, positions)
 
     def _count(self, outputs: int, products: int) -> None:
         """``outputs`` numbers, each a sum of ``products`` products."""

@@ -104,7 +104,7 @@ class NetworkLatency:
         """Milliseconds of every network of ``space``; raises MissingLatencyError."""
         if self._interpolate:
             filled = interpolated(self._table, space, self._num_classes)
-            self._table = replace(self._table, entries=filled.entries)
+            self._table = _filled(self._table, filled)
 
         def cost(spec: ModuleSpec, size: int) -> float:
             return self._value(space.largest, Component("a component", spec, size))
@@ -121,8 +121,11 @@ class NetworkLatency:
         """How the latencies came about and under which conditions, for people."""
         return f"{provenance(self._table)}; {self._table.conditions}"
 
-    def expected_error(self, architectures: Sequence[Architecture]) -> float:
-        """Mean relative error to expect: of the worst mixer's estimates, or of the table."""
+    def expected_error(self, architectures: Sequence[Architecture]) -> float | None:
+        """Mean relative error to expect: of the worst mixer's estimates, or of the table.
+
+        None where the table was never compared with whole networks.
+        """
         sheet = datasheet_of(self._table.conditions.device)
         if is_estimated(self._table.conditions) and sheet is not None:
             conditions = self._table.conditions
@@ -132,8 +135,10 @@ class NetworkLatency:
                 expected_error(sheet, conditions.runtime, number_format, name).error
                 for name in names
             )
-        else:
+        elif self._table.corrections:
             before = self._table.typical_correction().expected_error
+        else:
+            return None
         calibration = self._table.calibration
         return before if calibration is None else calibration.expected_error(before)
 
@@ -149,7 +154,7 @@ class NetworkLatency:
             found = estimate_entry(self._table.conditions, entry)
         if found is None and self._interpolate:
             filled = interpolated(self._table, _space_of(architecture), self._num_classes)
-            self._table = replace(self._table, entries=filled.entries)
+            self._table = _filled(self._table, filled)
             found = self._table.entries[entry]
         if found is None:
             raise MissingLatencyError(
@@ -159,6 +164,12 @@ class NetworkLatency:
                 f"family with: nas profile --space SPACE --device {self.target.name}"
             )
         return found.latency_ms
+
+
+def _filled(table: LatencyTable, filled: LatencyTable) -> LatencyTable:
+    """``table`` with the entries that ``filled`` has, and its error."""
+    corrections = {**table.corrections, **filled.corrections}
+    return replace(table, entries=filled.entries, corrections=corrections)
 
 
 def _space_of(architecture: Architecture) -> SearchSpace:

@@ -69,8 +69,8 @@ class DeepMADGrowth(ScalingMethod):
                 )
             except InfeasibleError as error:
                 raise InfeasibleError(
-                    f"nothing that contains the member before meets the budget {budget:g} of "
-                    f"{task.by} and all limits: {error}"
+                    f"nothing that is in no stage narrower or shallower than the member before "
+                    f"meets the budget {budget:g} of {task.by} and all limits: {error}"
                 ) from None
             row = optimum.genes
             architecture = space.decode(row[None])[0]
@@ -85,7 +85,8 @@ class DeepMADGrowth(ScalingMethod):
             )
         rule = (
             f"For each budget the largest DeepMAD score with ρ ≤ {bound:.3g} over "
-            f"{space.size:.2g} architectures around the seed that contain the member before"
+            f"{space.size:.2g} architectures around the seed, no stage narrower or shallower than "
+            "in the member before"
             f"{', the third stage deepest' if shaped else ''}."
         )
         return task.family_of(self.name, rule, path, notes)
