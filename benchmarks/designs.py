@@ -145,15 +145,317 @@ REFERENCES = (
 # Judgements, each with the digest of the design that it was written about ------------------------
 
 JUDGED_ON = "2026-11-21"
-FINDINGS: tuple[tuple[str, str], ...] = ()
-NOTES: tuple[str, ...] = ()
+FINDINGS = (
+    (
+        "By counts the default score designs deeper FocalNets.",
+        "At Swin-T’s 4.5 G MACs it puts three-level focal modulation into every block, with wide "
+        "MLPs and every depth at the ceiling of the space; at ConvNeXt-T’s, 25 blocks of mixed "
+        "kinds at 256 px. On the A100 that is estimated at 1.7 to 2.0 times Swin-T’s latency and "
+        "3.3 to 3.8 times ConvNeXt-T’s.",
+    ),
+    (
+        "It chooses mixers by how many narrow layers they chain.",
+        "In Swin-T’s shape the score runs from −1.28 (pooling) over −0.41 (windows) to 0.40 (focal "
+        "modulation), and a 3×3 depthwise kernel is worth more than a 7×7 one, because a depthwise "
+        "layer is k² wide and ρ is depth over width. Between published networks of this size such "
+        "a difference means little: ConvNeXt-T and FocalNet-T (LRF) are 0.66 apart by score and "
+        "0.1 points by accuracy.",
+    ),
+    (
+        "Its figures leave what they were checked on.",
+        "The best design at ConvNeXt-T’s counts scores 0.99, between FocalNet-S (SRF) at 0.92 and "
+        "FocalNet-S (LRF) at 1.09 (83.4 and 83.5 % top-1), with half of their MACs and a quarter "
+        "of their parameters. Parameters are in no part of the score, so the dear last stage "
+        "shrinks: 13 to 24 M of 28 M are used.",
+    ),
+    (
+        "Within a latency the score has a loophole.",
+        "ρ is the largest of those after each stage. A first stage of 32 channels with three "
+        "gnConv blocks reaches 0.77, and the network ends at 0.37. In none of the 20 known designs "
+        "is the largest ρ before the third stage, and it is never more than 1.4 % above the last. "
+        "Taken after the last stage instead, the same search goes back to a first stage of 96.",
+    ),
+    (
+        "DeepMAD’s optimum is sensible once and extreme otherwise.",
+        "At Swin-T’s counts it is Swin-T’s widths with 3-3-6-3 blocks of gnConv, in effect a small "
+        "HorNet, at 1.28 times the latency: the design of this page most worth training. In base "
+        "it gives up pixels (192 px) for 18 blocks. Within a latency it saves on all that the "
+        "score does not count: MLPs of ×2, a third to a half fewer MACs, and at ConvNeXt-T’s "
+        "latency one stage of 18 blocks between stages of one.",
+    ),
+    (
+        "Scaling to a number of parameters is not scaling to a size.",
+        "Compound scaling takes 3.4 to 3.5 times the MACs of the reference (416 px), deepmad 1.7 "
+        "to 2.6 times, with deep early stages where parameters are cheap. Held to the MACs too, "
+        "compound ends with 11 to 12 M parameters; deepmad and contract use up both budgets at "
+        "Swin-T’s counts, contract nearly so at ConvNeXt-T’s.",
+    ),
+    (
+        "A latency on an A100 at batch 1 is a budget of kernels.",
+        "By the estimate, launches are 78 % of Swin-T’s latency there and 26 % on orin. So fast "
+        "scaling may take 27 G MACs and 135 M parameters within ConvNeXt-T’s latency, and contract "
+        "ends at 1.4 G. On orin these two differ by a factor of 3.8.",
+    ),
+    (
+        "H200, H100 and A100 agree on the order; small devices do not.",
+        "At Swin-T’s counts the three order the nine designs alike, while the order on L4 and orin "
+        "has a Kendall τ of 0.61 with theirs. All of it comes from compute and bandwidth, since "
+        "the estimates charge every device the same for a launch.",
+    ),
+    (
+        "The default evolution stops early.",
+        "Three times the generations without the second objective gain 0.06 to 0.13 of the score "
+        "over nas search’s own run in three of four cases; in base single runs end between 0.89 "
+        "and 0.99, with up to 15 kinds of block in one stage. Such mixtures are where a search "
+        "happened to stand, not design.",
+    ),
+    (
+        "The ceilings of the presets shape more than the rules do.",
+        "The rule on shapes changed one design of eight (a last stage of 320 behind one of 384) "
+        "and cannot be broken in base at all. The bound on ρ decided both of DeepMAD’s designs by "
+        "counts and neither of those by latency. Where counts were the budget, depth stopped at "
+        "what the preset offers.",
+    ),
+)
+NOTES = (
+    "Nothing here was trained. The sentences judge shapes by what is known to work; which design "
+    "is the most accurate, nobody knows.",
+    "Every latency is an estimate from datasheets with an expected error of 60 %: fp16, batch 1, "
+    "CUDA graphs, PyTorch’s kernels counted one by one, 4.9 µs a launch on every device. Ratios of "
+    "designs of different mixers below about 1.6 prove nothing. nas search would stay below a "
+    "budget by that error; here it does not, since the budget is an estimate of the same kind.",
+    "as-vit is left out: it runs networks to score them and takes many minutes.",
+    "Families are grown from seeds that were made by hand; other seeds give other families. Where "
+    "a stage has one block of windows, they are never shifted, and growth cannot mend that "
+    "before the stage has two.",
+    "An exact optimum says how many blocks of each kind a stage has, not their order: lighter ones "
+    "are put first.",
+)
 JUDGEMENTS: dict[str, dict[str, tuple[str, str]]] = {
-    "swin_t-counts": {},
-    "swin_t-latency": {},
-    "convnext_t-counts": {},
-    "convnext_t-latency": {},
+    "swin_t-counts": {
+        "combined": (
+            "35ffa51a65e5",
+            "A FocalNet-T with a third block in the first two stages; doubling widths and wide "
+            "MLPs are sensible. Odd is the last stage, two 3×3 depthwise blocks of only 512 "
+            "channels: it leaves 13 M of the parameters unused, which the score does not see.",
+        ),
+        "combined_long": (
+            "be029d3261ab",
+            "All three runs end at this score, so this is what the score wants: three-level focal "
+            "modulation everywhere and all depths at the ceiling, six of 15 blocks before the "
+            "third stage. One mixer throughout is at least a network that people know how to "
+            "train. 402 kernels against Swin-T’s 184 make it twice as slow.",
+        ),
+        "deepmad": (
+            "5393e0bae700",
+            "The one to train: Swin-T’s widths, a block more in three stages, gnConv throughout, "
+            "and the MACs for it taken from the MLPs. That these get narrower with depth, ×4 to "
+            "×2, is odd, and front-loaded. ρ stands at its bound of 0.50; without the bound this "
+            "would be focal modulation everywhere too.",
+        ),
+        "scale_compound": (
+            "6143fa65d359",
+            "Swin-T’s very shape at 416 px, with 3.5 times its MACs: a good network for another "
+            "budget. Widths in steps of 32, as heads need, leave no finer way; the windows of 7 "
+            "fit none of its maps (104, 52, 26 and 13 positions) without padding.",
+        ),
+        "scale_fast": (
+            "028515d58b98",
+            "Wide and shallow as its rule says: seven blocks, fewer than any known design has. "
+            "Few kernels make it the fastest on the large GPUs, and no faster than Swin-T from the "
+            "T4 down. With one block of windows in three stages nothing is shifted there, which a "
+            "Swin cannot do without.",
+        ),
+        "scale_resnet-rs": (
+            "6e852814082e",
+            "The seed’s narrow widths and more than twice Swin-T’s blocks, 4-4-13-4: usual "
+            "proportions, slim and long. Sensible for long training, which the rule is made for; "
+            "439 kernels make it one of the slowest here.",
+        ),
+        "scale_deepmad": (
+            "6caa49306634",
+            "Front-loaded: six blocks of 160 channels on the largest maps, and widths that hardly "
+            "grow (160-192-256). Parameters are cheap there and nothing else was counted, so it "
+            "takes 2.6 times the MACs and 3.3 times the activations. With MACs held it is "
+            "64-128-256-512 × 1-6-16-4.",
+        ),
+        "scale_contract": (
+            "bf8f3a0c018c",
+            "Swin-S’s 24 blocks, with the third stage narrowed to 256 and the MLPs of the last to "
+            "×2.5. The step from 256 to 768 looks odd and comes from the weight of 8 that the "
+            "score gives the last stage; the rest is a plausible slim Swin-S, 12 % above the MACs.",
+        ),
+    },
+    "swin_t-latency": {
+        "combined": (
+            "ca104a1f469b",
+            "Plausible: Swin-T’s widths, gnConv in front, depthwise blocks with wide MLPs behind, "
+            "within 4 % of Swin-T on every device. Odd are the 3×3 kernels, chosen because a "
+            "smaller kernel counts as a narrower layer, and the two stray blocks of other kinds.",
+        ),
+        "combined_long": (
+            "b1c017b460b7",
+            "The loophole: three gnConv blocks of 32 channels reach ρ 0.77, which stands for the "
+            "whole network, though it ends at 0.37. The rest is fine, windows of 14 with MLP ×4, "
+            "but a step from 32 to 192 channels starves it of detail. Not to be trained.",
+        ),
+        "deepmad": (
+            "daf4182e39d4",
+            "Plausible in shape: 3-3-6-3, depthwise in front and gnConv behind. But nearly all "
+            "MLPs are ×2 and only 3.0 G MACs are left, since a launch costs the same whatever it "
+            "computes and the score counts layers. Neither rule touched it.",
+        ),
+        "scale_compound": (
+            "3e14b03748f6",
+            "A quarter of the budget is unused: the next step would add a block to every stage "
+            "at once. What is left is the seed, wider, at 320 px, with unshifted windows in "
+            "three stages: too shallow for its pixels.",
+        ),
+        "scale_fast": (
+            "0aed7fc6463b",
+            "Seven blocks of up to 1472 channels: 62 M parameters and 13 G MACs at Swin-T’s "
+            "latency on an A100, and 1.5 to 1.7 times its latency from the T4 down. The rule at "
+            "its purest; the flaw of unshifted windows remains.",
+        ),
+        "scale_resnet-rs": (
+            "85b36023c9e3",
+            "Swin-T at two thirds of its widths with a block less: nothing odd, nothing gained. "
+            "16 % of the budget is unused. Narrow layers launch as many kernels as wide ones, so "
+            "on this device the slimness is for nothing.",
+        ),
+        "scale_deepmad": (
+            "e8d5d5fb8f35",
+            "Odd: 64-192-288-960 × 1-1-9-2, widths in steps of 3, 1.5 and 3.3. The weight of 8 on "
+            "the last stage buys its 960 channels; two stages of one block of windows are what "
+            "pays for the nine in the third.",
+        ),
+        "scale_contract": (
+            "1a1cf2f22967",
+            "It took away nearly all that is no layer: MLPs of ×1 and ×1.5, 32 and 64 channels "
+            "and one block each in front. Narrower layers save almost nothing on an A100, so it "
+            "had to go on until 2.0 of 8.8 G MACs were left. Not to be trained.",
+        ),
+    },
+    "convnext_t-counts": {
+        "combined": (
+            "9ed836730fc5",
+            "As many pixels and blocks as the space has, on slim widths; the last stage is one "
+            "block of 512. The third stage has 15 kinds of block in 18, in no order: the score "
+            "hardly tells them apart and the search had not ended. Half of the parameters are "
+            "unused.",
+        ),
+        "combined_long": (
+            "598dfdc7161e",
+            "The same, tidied: focal modulation and windows of 14 with MLP ×2, ρ at the cap of "
+            "1.32, then activations, 2.8 times ConvNeXt-T’s, from 256 px. A last stage of one "
+            "3×3 depthwise block is no stage. 589 kernels: the slowest of the page against "
+            "its reference. Its score is not credible at 12.6 M parameters.",
+        ),
+        "deepmad": (
+            "4c9732256199",
+            "Trades pixels for depth: 192 px and 18 blocks, all parameters used. The front is wide "
+            "(128, 256) and its first block is pooling because both lower ρ, which stands at its "
+            "bound. MLPs of ×2 nearly everywhere and gnConv mixed with windows look like "
+            "bookkeeping; 487 kernels make it 3 times as slow.",
+        ),
+        "scale_compound": (
+            "2499c3989c9b",
+            "A regular ConvNeXt, 112 to 896 channels and 2-2-7-2 blocks, at 416 px: sensible, at "
+            "3.4 times the MACs. Only 13 % slower on an A100, almost twice as slow on orin.",
+        ),
+        "scale_fast": (
+            "e0566c44aa92",
+            "Seven blocks where ConvNeXt-T has 18: half the latency on the large GPUs for 1.3 "
+            "times the MACs. Sensible by its rule, too shallow by every other standard; both "
+            "scores put it last here.",
+        ),
+        "scale_resnet-rs": (
+            "05c781d923f1",
+            "ConvNeXt-T’s proportions, slimmer and nearly twice as deep, at 288 px: the most "
+            "regular of the families. 1.6 times the MACs.",
+        ),
+        "scale_deepmad": (
+            "09f6a34e6c81",
+            "A plausible deep ConvNeXt but for its front: six blocks of 120 and six of 240 "
+            "channels, then hardly a step to 288. 1.7 times the MACs come from there. With MACs "
+            "held the front keeps its blocks and narrows to 72 and 144.",
+        ),
+        "scale_contract": (
+            "5da7d396ec60",
+            "ConvNeXt-S with all widths and blocks, and MLPs of ×1.5 in its 27-block stage: close "
+            "to both budgets (MACs 6 % above) and to what has been trained, though so thin an "
+            "inverted bottleneck is untried. The most sensible design of this case, 1.7 times as "
+            "slow.",
+        ),
+    },
+    "convnext_t-latency": {
+        "combined": (
+            "d68f4a8d8292",
+            "Front-loaded: six blocks before the third stage, which has the four that the space "
+            "demands, and one behind. A first stage of 64 channels in fourth-order gnConv holds "
+            "the largest ρ, the loophole again, and the next is four times as wide. Plain "
+            "depthwise blocks with MLP ×4 behind are sensible.",
+        ),
+        "combined_long": (
+            "f034e053c52d",
+            "The same with half of its ten blocks in front; ρ falls from 0.62 after the first "
+            "stage to 0.40. The score pays for early activations at 256 px, and the last stage is "
+            "one block with MLP ×2. Not to be trained.",
+        ),
+        "deepmad": (
+            "f5f2b62a0236",
+            "Extreme: 18 blocks in one stage and one in each of the others, MLP ×2, half of "
+            "ConvNeXt-T’s MACs. Each launch buys a layer at the best price of width, and no rule "
+            "asks for more than one block elsewhere. Both scores’ weakness rather than a design; "
+            "a third faster on orin.",
+        ),
+        "scale_compound": (
+            "d255c277fedb",
+            "A regular, shallow ConvNeXt at 384 px: sensible on the large GPUs, with 2.4 times the "
+            "MACs and hence 1.5 times the latency on orin.",
+        ),
+        "scale_fast": (
+            "1e6109c57e76",
+            "135 M parameters and 27 G MACs in seven blocks of up to 2616 channels. It follows "
+            "from the budget, but at the far end of a model that was never checked there; twice "
+            "as slow from the T4 down.",
+        ),
+        "scale_resnet-rs": (
+            "c91041e04cc1",
+            "ConvNeXt-T’s own depths at three quarters of its widths and 256 px: the most sensible "
+            "design of this case, with 57 % of the parameters, and faster on every device.",
+        ),
+        "scale_deepmad": (
+            "39068b977eb4",
+            "Three good stages, 72-144-288 × 3-4-11, and an odd last one: a single block of 1248 "
+            "channels, bought by the weight of 8 on that stage.",
+        ),
+        "scale_contract": (
+            "53ec69169d96",
+            "The exact optimum’s shape from the other side: 19 blocks in one stage, one in each of "
+            "the others, 192 px, a third of the MACs. The least combined score of the page. Not to "
+            "be trained, though the fastest on orin.",
+        ),
+    },
 }
-ASIDE_NOTES = dict.fromkeys(JUDGEMENTS, "")
+ASIDE_NOTES = {
+    "swin_t-counts": "In tiny the rule on shapes prevented one thing, a last stage of 320 channels "
+    "behind one of 384; DeepMAD’s optimum is the same without it. The bound on ρ prevented focal "
+    "modulation throughout, at twice Swin-T’s latency. Every one of these has all depths that the "
+    "preset offers: in base they take 18 blocks and slim stages. With the MACs held as well, "
+    "compound and fast remain the seed, wider, while the others use the budget.",
+    "swin_t-latency": "Neither rule touched DeepMAD’s optimum, nor the rule on shapes the combined "
+    "one. What changes it is where ρ is taken: after the last stage, the first has 96 channels "
+    "instead of 32. In base both have more depth or pixels to take.",
+    "convnext_t-counts": "base cannot break the rule on shapes: no width of a stage is above those "
+    "of the next, and its third stage has at least four blocks. The bound on ρ prevented 256 px "
+    "and gnConv throughout with ρ 1.75, beyond any known design (HorNet-T has 1.41). Pixels are "
+    "worth 0.07 of the combined score; where ρ is taken does not matter here, as it is largest in "
+    "the third or last stage.",
+    "convnext_t-latency": "The bound on ρ is idle at 0.31. With ρ taken after the last stage the "
+    "first has 128 channels instead of 64, but the third still has the fewest blocks that the "
+    "preset allows: within a latency the combined score prefers early activations to depth.",
+}
 
 
 # Costs and scores ---------------------------------------------------------------------------------
@@ -712,20 +1014,36 @@ def _mixer_table(stored: dict[str, Any]) -> TextTable:
 
 
 def _agreement_table(stored: dict[str, Any], titles: dict[str, str]) -> TextTable:
+    """Only by counts: where a latency is the budget, many designs are equally fast there."""
     names = {
-        case["key"]: f"{titles[case['reference']]}, by {case['variant']}"
+        case["key"]: titles[case["reference"]]
         for case in stored["cases"]
+        if case["variant"] == "counts"
     }
     return TextTable(
-        caption=f"Do the devices order the nine designs of a case alike? Kendall’s τ with the "
-        f"order on {BUDGET_DEVICE}; where latency is the budget, several designs are equally fast "
-        "there by construction.",
-        columns=["case", *DEVICES],
+        caption="Do the devices order the nine designs by counts alike? Kendall’s τ with the "
+        f"order on {BUDGET_DEVICE}.",
+        columns=["counts of", *DEVICES],
         rows=[
-            [names[key], *(f"{row[device]:.2f}" for device in DEVICES)]
-            for key, row in stored["device_agreement"].items()
+            [name, *(f"{stored['device_agreement'][key][device]:.2f}" for device in DEVICES)]
+            for key, name in names.items()
         ],
     )
+
+
+def _dump(stored: dict[str, Any]) -> str:
+    """JSON with a line for each item of the lists on top."""
+
+    def dumped(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+    parts = []
+    for key, value in stored.items():
+        text = dumped(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(map(dumped, value)) + "\n]"
+        parts.append(f"{dumped(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
@@ -736,9 +1054,7 @@ def main() -> None:
     else:
         stored = measured()
         OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(
-            json.dumps(stored, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8"
-        )
+        OUT.write_text(_dump(stored), "utf-8")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     write_designs_page(PAGE, page(stored))
     print(f"written to {OUT} and {PAGE}; {stored['seconds']} s")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from nas.options import (
     check_compute_device,
@@ -44,7 +45,7 @@ score_options = options(
         help="Images of each repeat.",
     ),
     option(
-        "--score-size", type=click.IntRange(1), help="Side of these images (the network's own)."
+        "--score-size", type=click.IntRange(32), help="Side of these images (the network's own)."
     ),
     option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
 )
@@ -106,6 +107,7 @@ def scale(**given: Any) -> None:
     from search.scaling.quantities import parse_budget, parse_limit, parse_metric
     from search_space import load_architecture
 
+    _check_used(given["method"])
     by = parse_metric(given["by"])
     budgets = tuple(parse_budget(by, text) for text in _listed("--to", given["to"]))
     limits: dict[str, float] = {}
@@ -237,6 +239,30 @@ def _listed(name: str, text: str) -> list[str]:
     if not all(items):
         raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
     return items
+
+
+# Methods that an option concerns; all others would ignore it.
+_CONCERNS = {
+    "epochs": ("resnet-rs",),
+    "score": ("contract",),
+    **dict.fromkeys(
+        ("random_seed", "repeats", "score_images", "score_size", "score_device"),
+        ("as-vit", "contract"),
+    ),
+}
+
+
+def _check_used(method: str) -> None:
+    """Raises UsageError for an option on the command line that ``method`` would ignore."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        methods = _CONCERNS.get(parameter.name or "")
+        source = context.get_parameter_source(parameter.name or "")
+        if methods and method not in methods and source is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{parameter.opts[0]} does nothing with --method {method}, only with "
+                f"{' and '.join(methods)}; leave it out."
+            )
 
 
 def _score_device(given: dict[str, Any]) -> str:

@@ -284,3 +284,11 @@ def test_a_family_without_steps_is_drawn_too() -> None:
     page = render_family_report(sample(path=data.path[:1], members=[alone], limits={}, notes=()))
     assert not Page(page).open
     assert "What changed on the way" not in page
+
+
+def test_options_that_a_method_would_ignore_are_refused(job: Path) -> None:
+    for option, value in (("--planned-epochs", 5), ("--score", "zico"), ("--repeats", 9)):
+        ran = nas("scale", "--seed", "swin_t", "--to", "50M", option, value)
+        assert ran.code == USAGE
+        assert f"{option} does nothing with --method compound" in ran.err
+    assert not Path("runs").exists()
