@@ -40,7 +40,7 @@ from predictors.latency.operators import operators
 from predictors.proxies.combined import combined_score
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import SpaceScores, architecture_ends, score_architecture
-from results.charts import format_metric, metric_title
+from results.charts import format_metric, metric_title, thousands
 from results.designs_page import (
     Aside,
     Case,
@@ -86,8 +86,17 @@ SCALED = (
     ("deepmad", "scaled, deepmad"),
     ("contract", "contract"),
 )
-LONG = {"seeds": 3, "generations": 450}  # of the long evolution; the other has nas search's own
-ASIDE = {"seeds": 1, "generations": 300}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Runs of an evolution, and the generations of each."""
+
+    seeds: int = 1
+    generations: int = 150
+
+
+NAS_SEARCH, LONG, SHORT = Effort(), Effort(3, 450), Effort(1, 300)
 
 
 @dataclass(frozen=True)
@@ -148,8 +157,8 @@ JUDGED_ON = "2026-11-21"
 FINDINGS = (
     (
         "By counts the default score designs deeper FocalNets.",
-        "At Swin-T’s 4.5 G MACs it puts three-level focal modulation into every block, with wide "
-        "MLPs and every depth at the ceiling of the space; at ConvNeXt-T’s, 25 blocks of mixed "
+        "At Swin-T’s 4.5 G MACs it puts focal modulation into nearly every block, with wide MLPs "
+        "and depths at the ceiling of the space; at ConvNeXt-T’s, 25 blocks of mixed "
         "kinds at 256 px. On the A100 that is estimated at 1.7 to 2.0 times Swin-T’s latency and "
         "3.3 to 3.8 times ConvNeXt-T’s.",
     ),
@@ -187,7 +196,7 @@ FINDINGS = (
         "Scaling to a number of parameters is not scaling to a size.",
         "Compound scaling takes 3.4 to 3.5 times the MACs of the reference (416 px), deepmad 1.7 "
         "to 2.6 times, with deep early stages where parameters are cheap. Held to the MACs too, "
-        "compound ends with 11 to 12 M parameters; deepmad and contract use up both budgets at "
+        "compound ends with 10 to 12 M parameters; deepmad and contract use up both budgets at "
         "Swin-T’s counts, contract nearly so at ConvNeXt-T’s.",
     ),
     (
@@ -197,24 +206,24 @@ FINDINGS = (
         "ends at 1.4 G. On orin these two differ by a factor of 3.8.",
     ),
     (
-        "H200, H100 and A100 agree on the order; small devices do not.",
-        "At Swin-T’s counts the three order the nine designs alike, while the order on L4 and orin "
-        "has a Kendall τ of 0.61 with theirs. All of it comes from compute and bandwidth, since "
-        "the estimates charge every device the same for a launch.",
+        "The large GPUs agree on the order; small devices do not.",
+        "At Swin-T’s counts H200, H100 and A100 order the nine designs alike, while the order on "
+        "L4 and orin has a Kendall τ of 0.61 with theirs. All of it comes from compute and "
+        "bandwidth, since the estimates charge every device the same for a launch.",
     ),
     (
         "The default evolution stops early.",
-        "Three times the generations without the second objective gain 0.06 to 0.13 of the score "
-        "over nas search’s own run in three of four cases; in base single runs end between 0.89 "
-        "and 0.99, with up to 15 kinds of block in one stage. Such mixtures are where a search "
+        "Nine times its effort, without the second objective, gains 0.06 to 0.13 of the score over "
+        "nas search’s own run in three of four cases; in base even such long runs end anywhere "
+        "from 0.89 to 0.99. The default’s has 15 kinds of block in one stage: where a search "
         "happened to stand, not design.",
     ),
     (
         "The ceilings of the presets shape more than the rules do.",
         "The rule on shapes changed one design of eight (a last stage of 320 behind one of 384) "
         "and cannot be broken in base at all. The bound on ρ decided both of DeepMAD’s designs by "
-        "counts and neither of those by latency. Where counts were the budget, depth stopped at "
-        "what the preset offers.",
+        "counts and neither of those by latency. Where counts were the budget, all stages but the "
+        "last have as many blocks as the preset offers.",
     ),
 )
 NOTES = (
@@ -392,8 +401,8 @@ JUDGEMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "combined": (
             "d68f4a8d8292",
             "Front-loaded: six blocks before the third stage, which has the four that the space "
-            "demands, and one behind. A first stage of 64 channels in fourth-order gnConv holds "
-            "the largest ρ, the loophole again, and the next is four times as wide. Plain "
+            "demands, and one behind. Fourth-order gnConv in a first stage of 64 channels "
+            "makes ρ largest in front, the loophole again; the next is four times as wide. Plain "
             "depthwise blocks with MLP ×4 behind are sensible.",
         ),
         "combined_long": (
@@ -433,25 +442,25 @@ JUDGEMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "scale_contract": (
             "53ec69169d96",
             "The exact optimum’s shape from the other side: 19 blocks in one stage, one in each of "
-            "the others, 192 px, a third of the MACs. The least combined score of the page. Not to "
-            "be trained, though the fastest on orin.",
+            "the others, 192 px, a third of the MACs. The lowest combined score of all designs. "
+            "Not to be trained, though the fastest on orin.",
         ),
     },
 }
 ASIDE_NOTES = {
     "swin_t-counts": "In tiny the rule on shapes prevented one thing, a last stage of 320 channels "
     "behind one of 384; DeepMAD’s optimum is the same without it. The bound on ρ prevented focal "
-    "modulation throughout, at twice Swin-T’s latency. Every one of these has all depths that the "
-    "preset offers: in base they take 18 blocks and slim stages. With the MACs held as well, "
-    "compound and fast remain the seed, wider, while the others use the budget.",
+    "modulation throughout, at twice Swin-T’s latency. Nearly every stage has all blocks that the "
+    "preset offers; in base they take 18 in the third, on fewer channels. With the MACs held as well, "
+    "compound (3.7 G) and fast remain the seed, wider; the others spend the MACs on depth.",
     "swin_t-latency": "Neither rule touched DeepMAD’s optimum, nor the rule on shapes the combined "
     "one. What changes it is where ρ is taken: after the last stage, the first has 96 channels "
     "instead of 32. In base both have more depth or pixels to take.",
     "convnext_t-counts": "base cannot break the rule on shapes: no width of a stage is above those "
     "of the next, and its third stage has at least four blocks. The bound on ρ prevented 256 px "
-    "and gnConv throughout with ρ 1.75, beyond any known design (HorNet-T has 1.41). Pixels are "
-    "worth 0.07 of the combined score; where ρ is taken does not matter here, as it is largest in "
-    "the third or last stage.",
+    "and gnConv nearly throughout with ρ 1.75, beyond any known design (HorNet-T has 1.41). "
+    "Pixels are worth about 0.07 of the combined score; where ρ is taken does not matter here, as "
+    "it is largest in the third or last stage.",
     "convnext_t-latency": "The bound on ρ is idle at 0.31. With ρ taken after the last stage the "
     "first has 128 channels instead of 64, but the third still has the fewest blocks that the "
     "preset allows: within a latency the combined score prefers early activations to depth.",
@@ -533,9 +542,8 @@ class Preset:
     def evolved(
         self,
         limits: dict[str, float],
+        effort: Effort,
         *,
-        seeds: int = 1,
-        generations: int = 150,
         shape_rule: bool = True,
         latency: bool = False,
         at_end: bool = False,
@@ -568,8 +576,10 @@ class Preset:
             return self.scores.predict("combined", genes)
 
         found: list[tuple[float, Genes]] = []
-        for seed in range(seeds):
-            front = scored_front(problem, score, seed=seed, generations=generations, sample=0)
+        for seed in range(effort.seeds):
+            front = scored_front(
+                problem, score, seed=seed, generations=effort.generations, sample=0
+            )
             best = int(front.objectives[:, 0].argmin())
             found.append((-float(front.objectives[best, 0]), front.genes[best]))
         row = max(found, key=lambda pair: pair[0])[1]
@@ -627,7 +637,7 @@ def designs(
         architecture, extra = make()
         return architecture, extra, time.monotonic() - begin
 
-    found, runs, seconds = timed(lambda: preset.evolved(limits, latency=True))
+    found, runs, seconds = timed(lambda: preset.evolved(limits, NAS_SEARCH, latency=True))
     yield Made(
         "combined",
         "combined score",
@@ -636,12 +646,12 @@ def designs(
         seconds,
         {"best_of_runs": runs},
     )
-    found, runs, seconds = timed(lambda: preset.evolved(limits, **LONG))
+    found, runs, seconds = timed(lambda: preset.evolved(limits, LONG))
     yield Made(
         "combined_long",
         "combined score, searched longer",
-        f"The same for the score alone, the best of {LONG['seeds']} runs of 512 × "
-        f"{LONG['generations']}; they reached {', '.join(f'{run:.3f}' for run in runs)}.",
+        f"The same for the score alone, the best of {LONG.seeds} runs of 512 × "
+        f"{LONG.generations}; they reached {', '.join(f'{run:.3f}' for run in runs)}.",
         found,
         seconds,
         {"best_of_runs": runs},
@@ -659,10 +669,11 @@ def designs(
         family = scaled(reference, method, {by: limits[by]}, by, yardstick)
         what = f"Down from {reference.larger}" if method == "contract" else "Up from the seed"
         steps = family.members[0].index
+        rule = family.rule.partition(" Depths are rounded")[0]
         yield Made(
             f"scale_{method}",
             title,
-            f"{what} in {steps} step{'s' if steps != 1 else ''}. {family.rule}",
+            f"{what} in {steps} step{'s' if steps != 1 else ''}. {rule}",
             family.members[0].architecture,
             time.monotonic() - begin,
         )
@@ -696,14 +707,14 @@ def asides(
     """What the space and the rules decided: method, what was changed, the design."""
     preset, other = presets[reference.space], presets[reference.other]
     own, combined, deepmad = preset.space.name, "combined", "DeepMAD"
-    yield combined, f"space {other.space.name}", other.evolved(limits, **ASIDE)[0]
+    yield combined, f"space {other.space.name}", other.evolved(limits, SHORT)[0]
     if max(preset.space.resolutions) > 224:
         at_224 = Preset(replace(preset.space, resolutions=(224,)), yardstick)
-        yield combined, f"{own} at 224 px only", at_224.evolved(limits, **ASIDE)[0]
+        yield combined, f"{own} at 224 px only", at_224.evolved(limits, SHORT)[0]
     if preset.can_break_rule:
-        found, _ = preset.evolved(limits, shape_rule=False, **ASIDE)
+        found, _ = preset.evolved(limits, SHORT, shape_rule=False)
         yield combined, f"{own} without the rule on shapes", found
-    found, _ = preset.evolved(limits, at_end=True, **ASIDE)
+    found, _ = preset.evolved(limits, SHORT, at_end=True)
     yield combined, f"{own}, with ρ taken after the last stage", found
     yield deepmad, f"space {other.space.name}", other.optimal(limits)[0]
     if preset.can_break_rule:
@@ -946,7 +957,7 @@ def _case(stored: dict[str, Any], case: dict[str, Any], title: str) -> Case:
 def _score_cells(figures: dict[str, Any]) -> list[str]:
     return [
         format_metric("score", figures["combined"]),
-        format_metric("score", figures["deepmad"]),
+        thousands(round(figures["deepmad"])),
         " ".join(f"{rho:.2f}" for rho in figures["effectiveness_by_stage"]),
         format_metric("latency_ms", figures["latency_ms"][BUDGET_DEVICE]),
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.charts import Scale, format_metric, path
+from results.charts import Scale, format_metric, path, thousands
 from results.files import atomic_write
 from results.report_data import Chosen, ReportData
 from results.report_views import block_picture, mixer_style, moment, summarise
@@ -21,9 +21,10 @@ from search_space import Architecture
 
 LATENCY_BOX = (52.0, 14.0, 560.0, 300.0)  # left, top, right, bottom of a 760×336 picture
 _LABEL_GAP = 15.0
-_BLOCK, _GAP, _STAGE_GAP = 12.0, 2.0, 10.0  # of the strips, in pixels
-_TALL = 52.0  # of a strip's tallest block
-_CAP = 2.4  # pixels of an MLP ratio of 1
+_TIE = 0.01  # latencies that are closer than this share a place
+_BLOCK, _GAP, _STAGE_GAP = 13.0, 2.0, 9.0  # of the strips, in pixels
+_TALL = 64.0  # of a strip's tallest block
+_CAP = 3.0  # pixels of an MLP ratio of 1
 _LABEL_ROOM = 32.0  # for the number below a single block
 _RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -179,7 +180,7 @@ def _legend(data: DesignsPage) -> list[tuple[str, int]]:
 
 def _case(data: DesignsPage, case: Case) -> dict[str, Any]:
     reference = case.designs[0]
-    widest = max(max(design.figures["widths"]) for every in data.cases for design in every.designs)
+    widest = max(max(design.figures["widths"]) for design in case.designs)
     designs = [_design(data, case, design, reference, widest) for design in case.designs]
     return {
         "case": case,
@@ -246,7 +247,7 @@ def _cells(figures: Mapping[str, Any]) -> list[tuple[float, str]]:
         ),
         (figures["launches"], str(figures["launches"])),
         (figures["combined"], format_metric("score", figures["combined"])),
-        (figures["deepmad"], format_metric("score", figures["deepmad"])),
+        (figures["deepmad"], thousands(round(figures["deepmad"]))),
         (figures["effectiveness"], f"{figures['effectiveness']:.2f}"),
     ]
 
@@ -287,9 +288,9 @@ def _aside(data: DesignsPage, aside: Aside) -> dict[str, Any]:
 
 
 def ranks(case: Case, device: str) -> list[int]:
-    """Place of each design by latency on a device, the fastest first; equal ones share a place."""
+    """Place of each design by latency on a device, from 1: one more than are faster by 1 %."""
     values = [design.figures["latency_ms"][device] for design in case.designs]
-    return [1 + sum(other < value * (1 - 1e-9) for other in values) for value in values]
+    return [1 + sum(other < value * (1 - _TIE) for other in values) for value in values]
 
 
 def _latency_rows(data: DesignsPage, case: Case) -> list[dict[str, Any]]:
