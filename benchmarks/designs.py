@@ -415,7 +415,7 @@ JUDGEMENTS: dict[str, dict[str, tuple[str, str]]] = {
             "f5f2b62a0236",
             "Extreme: 18 blocks in one stage and one in each of the others, MLP ×2, half of "
             "ConvNeXt-T’s MACs. Each launch buys a layer at the best price of width, and no rule "
-            "asks for more than one block elsewhere. Both scores’ weakness rather than a design; "
+            "asks for more than one block elsewhere. The score’s weakness rather than a design; "
             "a third faster on orin.",
         ),
         "scale_compound": (
@@ -451,8 +451,8 @@ ASIDE_NOTES = {
     "swin_t-counts": "In tiny the rule on shapes prevented one thing, a last stage of 320 channels "
     "behind one of 384; DeepMAD’s optimum is the same without it. The bound on ρ prevented focal "
     "modulation throughout, at twice Swin-T’s latency. Nearly every stage has all blocks that the "
-    "preset offers; in base they take 18 in the third, on fewer channels. With the MACs held as well, "
-    "compound (3.7 G) and fast remain the seed, wider; the others spend the MACs on depth.",
+    "preset offers; in base they take 18 in the third, on fewer channels. With the MACs held as "
+    "well, compound (3.7 G) and fast remain the seed, wider; the others spend the MACs on depth.",
     "swin_t-latency": "Neither rule touched DeepMAD’s optimum, nor the rule on shapes the combined "
     "one. What changes it is where ρ is taken: after the last stage, the first has 96 channels "
     "instead of 32. In base both have more depth or pixels to take.",
