@@ -175,7 +175,7 @@ def test_closed_forms_of_a_timm_model_and_of_nothing() -> None:
 
 def test_the_default_score_is_zero_for_the_mean_of_its_reference() -> None:
     means = {name: math.exp(mean) for name, (mean, _) in REFERENCE.items()}
-    args = [np.array([means[k]]) for k in ("macs", "activations", "effectiveness")]
+    args = [np.array([means[k]]) for k in REFERENCE]
     assert combined_score(*args)[0] == pytest.approx(0)
     more = [a * math.exp(REFERENCE[k][1]) for k, a in zip(REFERENCE, args, strict=True)]
     assert combined_score(*more)[0] == pytest.approx(1)

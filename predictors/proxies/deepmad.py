@@ -87,7 +87,16 @@ def score_of_ends(ends: Sequence[StageEnd]) -> float:
 
 def effectiveness_of_ends(ends: Sequence[StageEnd]) -> float:
     """Largest ρ_i; (Π w)^(1/L) is the exponential of the mean log width."""
-    return max(end.layers / math.exp(2 * end.entropy / end.layers) for end in ends if end.layers)
+    return max(_effectiveness(end) for end in ends if end.layers)
+
+
+def final_effectiveness(ends: Sequence[StageEnd]) -> float:
+    """ρ of the whole network, at the end of its last stage."""
+    return _effectiveness(ends[-1])
+
+
+def _effectiveness(end: StageEnd) -> float:
+    return end.layers / math.exp(2 * end.entropy / end.layers)
 
 
 def stage_ends(structure: Structure) -> list[StageEnd]:

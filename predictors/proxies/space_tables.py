@@ -24,6 +24,7 @@ from predictors.proxies.deepmad import (
     LAST_WEIGHT,
     StageEnd,
     effectiveness_of_ends,
+    final_effectiveness,
     score_of_ends,
 )
 from predictors.proxies.structure import Path, trace
@@ -134,10 +135,16 @@ class PathTables:
         return total
 
     def effectiveness(self, genes: Genes) -> Values:
-        """ρ of rows, shape (n, genes) to (n,)."""
+        """ρ of rows, the largest over their stages, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         layers = self.layers.stage_sums(genes).cumsum(axis=1)
         result: Values = (layers * np.exp(-2 * entropy / layers)).max(axis=1)
+        return result
+
+    def final_effectiveness(self, genes: Genes) -> Values:
+        """ρ of rows at the end of the last stage, shape (n, genes) to (n,)."""
+        entropy, layers = self.entropy.predict(genes), self.layers.predict(genes)
+        result: Values = layers * np.exp(-2 * entropy / layers)
         return result
 
 
@@ -169,7 +176,7 @@ class SpaceScores:
                 return combined_score(
                     self.counts["macs"].predict(genes),
                     self.counts["activations"].predict(genes),
-                    self.paths.effectiveness(genes),
+                    self.paths.final_effectiveness(genes),
                 )
         raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
 
@@ -185,6 +192,6 @@ def score_architecture(name: str, architecture: Architecture, num_classes: int =
         case "combined":
             counts = count_architecture(architecture, num_classes)
             macs, activations = float(counts["macs"]), float(counts["activations"])
-            rho = effectiveness_of_ends(ends)
+            rho = final_effectiveness(ends)
             return float(combined_score(np.array(macs), np.array(activations), np.array(rho)))
     raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
