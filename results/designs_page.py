@@ -15,6 +15,7 @@ from typing import Any
 
 from results.charts import Scale, format_metric, path, thousands
 from results.files import atomic_write
+from results.page import render_page
 from results.report_data import Chosen, ReportData
 from results.report_views import block_picture, mixer_style, moment, summarise
 from search_space import Architecture
@@ -140,27 +141,10 @@ def write_designs_page(target: Path, data: DesignsPage) -> None:
 
 def render_designs_page(data: DesignsPage) -> str:
     """The page as self-contained HTML."""
-    import jinja2
-    import markupsafe
-
-    # by path: a script in benchmarks/ finds its own folder "results" first
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def asset(name: str) -> markupsafe.Markup:
-        return markupsafe.Markup(loader.get_source(environment, name)[0])
-
-    return environment.get_template("designs.html.j2").render(
+    return render_page(
+        "designs.html.j2",
         data=data,
         created=moment(data.created),
-        style=asset("report.css"),
-        script=asset("report.js"),
         cases=[_case(data, case) for case in data.cases],
         legend=_legend(data),
     )

@@ -22,6 +22,7 @@ from results.charts import (
     place_labels,
 )
 from results.files import atomic_write
+from results.page import render_page
 from results.report_views import moment, summarise
 
 PATH_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of a 760×452 picture
@@ -80,26 +81,10 @@ def write_family_report(target: Path, data: FamilyReport) -> None:
 
 def render_family_report(data: FamilyReport) -> str:
     """The report as one self-contained HTML page."""
-    import jinja2
-    import markupsafe
-
-    loader = jinja2.PackageLoader("results", "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def asset(name: str) -> markupsafe.Markup:
-        return markupsafe.Markup(loader.get_source(environment, name)[0])
-
-    return environment.get_template("family.html.j2").render(
+    return render_page(
+        "family.html.j2",
         data=data,
         created=moment(data.created),
-        style=asset("report.css"),
-        script=asset("report.js"),
         tiles=_tiles(data),
         columns=_columns(data),
         rows=_rows(data),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from results.files import atomic_write
+from results.page import render_page
 from results.pareto import kendall_tau
 from results.report_data import (
     Baseline,
@@ -58,8 +59,6 @@ def write_report(run_dir: Path, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The report as one self-contained HTML page."""
-    import jinja2
-    import markupsafe
     import yaml
 
     from results import report_front as fronts
@@ -67,25 +66,10 @@ def render_report(data: ReportData) -> str:
     from results import report_views as views
     from results.report_quality import quality_of
 
-    loader = jinja2.PackageLoader("results", "templates")
-    # autoescape by hand: the default decides by file suffix, and every template here is HTML.
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def asset(name: str) -> markupsafe.Markup:
-        # A style sheet or script of this package, not a template: it may hold braces.
-        return markupsafe.Markup(loader.get_source(environment, name)[0])
-
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         data=data,
         created=views.moment(data.created),
-        style=asset("report.css"),
-        script=asset("report.js"),
         headline=views.headline(data),
         quality=quality_of(data),
         chart=fronts.front_chart(data),

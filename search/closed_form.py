@@ -91,6 +91,8 @@ def scored_front(
         shown = np.concatenate([shown, rows[feasible[:per_generation]]])
         if progress is not None and len(archived):
             progress(generation + 1, generations, archived.min(axis=0))
+        if generation + 1 == generations:
+            break
         ranks = constrained_ranks(objectives, violations)
         crowding = crowding_distance(objectives, ranks)
         best = np.lexsort((-crowding, ranks))[:population]

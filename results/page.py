@@ -1,0 +1,31 @@
+"""A self-contained HTML page from a template, with the style and script all reports share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The page; a name that the template uses and ``values`` lacks is an error."""
+    import jinja2
+    import markupsafe
+
+    # autoescape by hand: the default decides by file suffix, and every template here is HTML.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def asset(name: str) -> markupsafe.Markup:
+        # A style sheet or script of this package, not a template: it may hold braces.
+        return markupsafe.Markup((TEMPLATES / name).read_text("utf-8"))
+
+    return environment.get_template(template).render(
+        style=asset("report.css"), script=asset("report.js"), **values
+    )
