@@ -48,7 +48,7 @@ def one_seed(seed: int, target: str, n: int, folder: Path) -> dict[str, Any]:
     supernet = Supernet(space, data.num_classes).eval()
     checkpoint = load_latest(path / "supernet" / "checkpoints")
     assert checkpoint is not None
-    supernet.load_state_dict(checkpoint.weights)
+    supernet.load_state_dict(checkpoint.trained_weights())
 
     def tuned(architecture: Architecture) -> dict[str, Any]:
         network = supernet.extract(architecture)

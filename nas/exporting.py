@@ -60,7 +60,7 @@ def export_from_run(
     checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
     if checkpoint is None:
         raise RunError(f"{source} holds no trained supernet; finish it with --resume first.")
-    supernet.load_state_dict(checkpoint.weights)
+    supernet.load_state_dict(checkpoint.trained_weights())
     architecture = Architecture.from_dict(evaluation.architecture)
     network = supernet.extract(architecture)
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
@@ -68,7 +68,7 @@ def export_from_run(
         tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
         if tuned is None:
             raise RunError(f"{run} has no fine-tuned network; give a DIGEST, or finish the run.")
-        network.load_state_dict(tuned.weights)
+        network.load_state_dict(tuned.trained_weights())
         notes = []
     # beside the export of the chosen network, never in its place: that one is fine-tuned
     name = architecture.digest if digest is None else f"{architecture.digest}-inherited"

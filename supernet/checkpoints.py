@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METADATA = "metadata.json"
 FORMAT = 1
+AVERAGE = "average"  # of a parameter over steps, beside the optimiser's state
 
 
 class PickleRefusedError(CorruptFileError):
@@ -44,31 +45,61 @@ class Checkpoint:
     metadata: dict[str, Any]
 
 
-def save_checkpoint(
-    directory: Path,
-    step: int,
-    weights: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, Any],
-    *,
-    keep: int = 2,
-) -> Path:
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """The weights to use: their moving average where one was kept."""
+        averages = {
+            name.removesuffix(f"/{AVERAGE}"): tensor
+            for name, tensor in self.optimizer.items()
+            if name.endswith(f"/{AVERAGE}")
+        }
+        return self.weights | averages
+
+
+class CheckpointStore(Protocol):
+    """Where a training keeps its checkpoints."""
+
+    def load(self) -> Checkpoint | None:
+        """The newest good one."""
+        ...
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep it. Called on every worker at the same step."""
+        ...
+
+
+class LocalStore:
+    """A folder of checkpoints on this machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def load(self) -> Checkpoint | None:
+        return load_latest(self.directory)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(self.directory, checkpoint)
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     """Write ``directory/step-…`` whole or not at all and drop all but the ``keep`` newest."""
     directory.mkdir(parents=True, exist_ok=True)
     # A step can be saved again, after a roll-back; the later one sorts as the newer.
-    stem = f"step-{step:09d}-"
+    stem = f"step-{checkpoint.step:09d}-"
     taken = [int(path.name.removeprefix(stem)) for path in directory.glob(f"{stem}*")]
     final = directory / f"{stem}{max(taken, default=-1) + 1:04d}"
     temporary = directory / f".writing-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    write_tensors(temporary / WEIGHTS, weights)
-    write_tensors(temporary / OPTIMIZER, optimizer)
+    write_tensors(temporary / WEIGHTS, checkpoint.weights)
+    write_tensors(temporary / OPTIMIZER, checkpoint.optimizer)
     content = {
         "format": FORMAT,
-        "step": step,
+        "step": checkpoint.step,
         "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
-        "metadata": dict(metadata),
+        "metadata": dict(checkpoint.metadata),
     }
     text = json.dumps(content, sort_keys=True)
     envelope = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -213,26 +213,67 @@ def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-class _Augmented(Dataset[Any]):
-    """The training split of one epoch; worker processes fetch whole batches from it."""
+class Batch(NamedTuple):
+    """Training images, and how they came about.
 
-    def __init__(self, split: ImageSplit, config: AugmentConfig, seed: int, epoch: int) -> None:
-        self.split, self.seed, self.epoch = split, seed, epoch
+    images: (n, 3, side, side) float32, augmented and normalised.
+    targets: (n,) int64 labels, or with mixup or cutmix (n, classes) float32 shares, label
+        smoothing included.
+    indices: (n,) int64 positions in the training split.
+    variant: number of the augmentation's draw; with the position it decides what an image
+        looks like before it is mixed with another.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+    variant: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, without waiting for it."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+        )
+
+    def part(self, k: int, n: int) -> Batch:
+        """The k-th of n groups, equal but for a remainder: views."""
+        bounds = slice(k * len(self.images) // n, (k + 1) * len(self.images) // n)
+        return Batch(self.images[bounds], self.targets[bounds], self.indices[bounds], self.variant)
+
+
+class _Augmented(Dataset[Any]):
+    """One draw of the augmented training split; worker processes fetch whole batches from it."""
+
+    def __init__(self, split: ImageSplit, config: AugmentConfig, seed: int, variant: int) -> None:
+        self.split, self.seed, self.variant = split, seed, variant
         self.transform = build_transform(config, split.resolution, split.mean)
         self.erase = build_erasing(config)
 
-    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, indices: list[int]) -> Batch:
         with preserved_generators():
             pictures = []
             for index in indices:
-                seed_generators(mix_seed(self.seed, self.epoch, index))
+                seed_generators(mix_seed(self.seed, self.variant, index))
                 pictures.append(self.transform(self.split.picture(index)))
             images = normalise(torch.stack(pictures), self.split.mean, self.split.std)
             if self.erase is not None:
                 for image, index in zip(images, indices, strict=True):
-                    seed_generators(mix_seed(self.seed, self.epoch, index, 1))
+                    seed_generators(mix_seed(self.seed, self.variant, index, 1))
                     self.erase(image)
-        return images, torch.from_numpy(self.split.labels[indices])
+        labels = torch.from_numpy(self.split.labels[indices])
+        return Batch(images, labels, torch.tensor(indices), self.variant)
+
+    def loader(self, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+        """The batches of these positions, in this order."""
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=min(workers, len(batches)),
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
 
 
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
@@ -250,36 +291,59 @@ def train_loader(
     augment: AugmentConfig | None = None,
     label_smoothing: float = 0.0,
     start: int = 0,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    shard: tuple[int, int] = (0, 1),
+    variants: int | None = None,
+) -> Iterator[Batch]:
     """The augmented batches of one epoch, from step ``start`` on, in shuffled order.
 
-    Yields (images: (n, 3, side, side) float32 normalised, targets: (n,) int64 labels, or with
-    mixup or cutmix (n, classes) float32 shares, label smoothing included). What step k yields
-    depends on (seed, epoch, k) only.
+    What step k yields depends on (seed, epoch, k) only.
+
+    shard: (rank, size): yields this rank's images of each batch. All ranks' images together are
+        the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th image
+        from the front with the i-th from the back, and each rank gets whole pairs.
+    variants: draws of the augmentation before they repeat; None for a new one in each epoch.
     """
     config = augment or default_augment(data.kind, data.resolution)
     order = np.random.default_rng([seed, epoch]).permutation(len(data.train))
     mixup = build_mixup(config, data.num_classes, label_smoothing)
-    if mixup is not None and min(batch_size, len(order)) % 2:
-        batch_size -= 1
-        order = order[: len(order) // 2 * 2]
+    rank, size = shard
+    multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
     steps = steps_per_epoch(data, batch_size)
-    batches = [order[k * batch_size : (k + 1) * batch_size].tolist() for k in range(start, steps)]
-    dataset = _Augmented(data.train, config, seed, epoch)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw from the global one
-    )
-    for step, (images, labels) in enumerate(loader, start):
+    batch_size = min(batch_size, len(order)) // multiple * multiple
+    half = batch_size // size // 2
+    batches = []
+    for k in range(start, steps):
+        batch = order[k * batch_size : (k + 1) * batch_size].tolist()
+        if size > 1:
+            front = slice(rank * half, (rank + 1) * half)
+            back = slice(batch_size - front.stop, batch_size - front.start)
+            batch = batch[front] + batch[back]
+        batches.append(batch)
+    variant = epoch if variants is None else epoch % variants
+    dataset = _Augmented(data.train, config, seed, variant)
+    for step, batch in enumerate(dataset.loader(batches, workers), start):
         if mixup is not None:
             with preserved_generators():
                 seed_generators(mix_seed(seed, epoch, step, 2))
-                images, labels = mixup(images, labels)
-        yield images, labels
+                images, targets = mixup(batch.images, batch.targets)
+                batch = batch._replace(images=images, targets=targets)
+        yield batch
+
+
+def augmented_batches(
+    data: ImageData,
+    batch_size: int,
+    variant: int,
+    seed: int,
+    workers: int = 0,
+    *,
+    augment: AugmentConfig | None = None,
+) -> Iterator[Batch]:
+    """Every training image once, in order and unmixed, as ``train_loader`` shows it in a variant."""
+    config = augment or default_augment(data.kind, data.resolution)
+    positions = list(range(len(data.train)))
+    batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+    yield from _Augmented(data.train, config, seed, variant).loader(batches, workers)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -4,6 +4,10 @@ Everything random in a step depends on (seed, step), so a checkpoint needs no ge
 and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
 gradient is seen before the optimiser uses it; training then goes back to the last snapshot
 with half the step size. Optimiser and schedule come from timm's factories.
+
+Several workers run this same loop, each on its share of every batch. They meet once a step, when
+gradients are averaged; the figures that come along tell all of them the same, so all roll back,
+stop and save together.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +27,11 @@ from torch import nn
 
 from search_space.errors import RunError
 from supernet.augmentation import default_augment, mix_seed
-from supernet.checkpoints import load_latest, save_checkpoint
-from supernet.data import ImageData, eval_batches, steps_per_epoch, train_loader
+from supernet.checkpoints import AVERAGE, Checkpoint, CheckpointStore
+from supernet.data import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
+from supernet.moving_average import MovingAverage
 from supernet.objectives import Objective
+from supernet.parallel import Group
 from supernet.train_config import EpochMetrics, TrainConfig, TrainingDivergedError
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
@@ -46,6 +53,7 @@ class _State:
     seconds: float = 0.0
     images: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    objective: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> _State:
@@ -76,10 +84,15 @@ class TrainingLoop:
         workers: int,
         checkpoint_seconds: float,
         tensorboard: bool,
+        store: CheckpointStore | None,
+        variants: int | None = None,
+        group: Group | None = None,
     ) -> None:
         self.module, self.objective, self.data, self.config = module, objective, data, config
         self.directory, self.device, self.progress = directory, device, progress
-        self.workers = workers
+        self.store, self.variants, self.workers = store, variants, workers
+        self.group = group or Group()
+        self._check_batch_size()
         self.checkpoint_seconds = checkpoint_seconds
         self.augment = config.augment or default_augment(data.kind, data.resolution)
         self.identity: dict[str, Any] = {
@@ -91,6 +104,9 @@ class TrainingLoop:
         self.steps_per_epoch = steps_per_epoch(data, config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.parameters = dict(module.named_parameters())
+        self.average: MovingAverage | None = None
+        if config.ema_decay:
+            self.average = MovingAverage(self.parameters, config.ema_decay)
         self.optimizer, self.scheduler = self._optimizer_and_schedule()
         self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
         self.state = _State()
@@ -106,6 +122,8 @@ class TrainingLoop:
             while self.state.step < self.total_steps:
                 if not self._run_epoch():
                     self._roll_back()
+            if self.average is not None:
+                self.average.copy_to(self.parameters)
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -118,7 +136,7 @@ class TrainingLoop:
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
         self.module.train()
         started = time.perf_counter()
-        for images, targets in train_loader(
+        for batch in train_loader(
             self.data,
             self.config.batch_size,
             epoch,
@@ -127,20 +145,20 @@ class TrainingLoop:
             augment=self.augment,
             label_smoothing=self.config.label_smoothing,
             start=done,
+            shard=(self.group.rank, self.group.size),
+            variants=self.variants,
         ):
-            losses = self._step(
-                images.to(self.device, non_blocking=True),
-                targets.to(self.device, non_blocking=True),
-            )
-            if losses is None:
+            taken = self._step(batch.to(self.device))
+            if taken is None:
                 return False
+            losses, save_is_due = taken
             state = self.state
             for role, loss in losses:
                 sums = state.loss_sums.setdefault(role, [0.0, 0])
                 sums[0] += loss
                 sums[1] += 1
             state.step += 1
-            state.images += len(images)
+            state.images += len(batch.images) * self.group.size
             now = time.perf_counter()
             state.seconds += now - started
             started = now
@@ -150,34 +168,55 @@ class TrainingLoop:
                 if not self._all_finite():
                     return False
                 self.snapshot = self._take_snapshot()
-                if time.monotonic() - self._last_saved >= self.checkpoint_seconds:
+                if save_is_due:
                     self._save()
         if not self._all_finite():
             return False
         self._end_epoch(epoch)
         return True
 
-    def _step(self, images: torch.Tensor, targets: torch.Tensor) -> list[tuple[str, float]] | None:
-        """One optimiser step: (role, loss) pairs, or ``None`` and nothing changed."""
+    def _step(self, batch: Batch) -> tuple[list[tuple[str, float]], bool] | None:
+        """One optimiser step: (role, loss) of all workers' subnets, and whether a checkpoint is due.
+
+        ``None``, and nothing changed, where a loss or the gradient is not finite.
+        """
         step = self.state.step
+        self.objective.prepare(step, self._optimizer_states())
         self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
         roles: list[str] = []
-        values: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(mix_seed(self.config.seed, step, 3) & 0x7FFFFFFFFFFFFFFF)
-            for role, weight, loss in self.objective.losses(step, images, targets):
-                (loss * weight).backward()
-                roles.append(role)
-                values.append(loss.detach())
+            seed = mix_seed(self.config.seed, step, 3, *([self.group.rank] if self.group.rank else []))
+            torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+            for k in range(parts):
+                roles = []
+                values = []
+                for role, weight, loss, label_loss in self.objective.losses(
+                    step, batch.part(k, parts)
+                ):
+                    (loss * (weight / parts)).backward()
+                    roles.append(role)
+                    values += [loss.detach().float() / parts, label_loss.float() / parts]
+                sums = values if k == 0 else [a + b for a, b in zip(sums, values, strict=True)]
+        due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
+        own = torch.stack([*sums, sums[0].new_tensor(float(due))])
+        figures = self.group.reduce(list(self.parameters.values()), own)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm or math.inf)
         # One transfer from the device for everything that must be looked at.
-        figures = torch.stack([*values, norm.to(values[0])]).tolist()
-        if not all(math.isfinite(figure) for figure in figures):
+        *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
+        if not all(math.isfinite(figure) for figure in (*looked_at, norm_value)):
             return None
         self.optimizer.step()
-        return list(zip(roles, figures, strict=False))
+        if self.average is not None:
+            self.average.update(self.parameters, step)
+        width = figures.shape[1]
+        rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
+        self.objective.observe(step, [row[1:-1:2] for row in rows])
+        losses = [pair for row in rows for pair in zip(roles, row[:-1:2], strict=True)]
+        return losses, bool(rows[0][-1])
 
     def _set_lr(self, step: int) -> None:
         self.scheduler.step_update(step)
@@ -204,6 +243,23 @@ class TrainingLoop:
         # The next roll-back must find the smaller step size, also after a restart.
         self.snapshot = self._take_snapshot()
         self._save()
+
+    def _check_batch_size(self) -> None:
+        """Raises RunError where a batch cannot be cut into equal parts."""
+        size, parts = self.group.size, self.config.accumulate
+        multiple = parts * (2 * size if size > 1 else 1)
+        if self.config.batch_size % multiple:
+            raise RunError(
+                f"batch_size is {self.config.batch_size}; with {size} workers and accumulate "
+                f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
+                f"{-(-self.config.batch_size // multiple) * multiple} is the next"
+            )
+        if multiple > 1 and len(self.data.train) < self.config.batch_size:
+            raise RunError(
+                f"{len(self.data.train)} training images are fewer than one batch of "
+                f"{self.config.batch_size}, which {size} workers and accumulate {parts} cut into "
+                "parts; lower batch_size"
+            )
 
     # Optimiser ----------------------------------------------------------------------------
 
@@ -245,12 +301,23 @@ class TrainingLoop:
             raise RunError(f"timm has no schedule {config.schedule!r}; use 'cosine'")
         return optimizer, scheduler
 
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """The optimiser's state by parameter name: ``name/exp_avg`` and so on."""
+    def _optimizer_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The optimiser's state, and the moving average, by parameter: ``exp_avg`` and so on."""
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        return {
-            f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
+        states = {
+            names[id(parameter)]: {key: torch.as_tensor(value) for key, value in values.items()}
             for parameter, values in self.optimizer.state.items()
+        }
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                states.setdefault(name, {})[AVERAGE] = value
+        return states
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """As ``name/exp_avg``, for a checkpoint."""
+        return {
+            f"{name}/{key}": value
+            for name, values in self._optimizer_states().items()
             for key, value in values.items()
         }
 
@@ -259,7 +326,11 @@ class TrainingLoop:
         entries: dict[str, dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
             name, _, key = path.rpartition("/")
-            entries.setdefault(name, {})[key] = tensor.clone()
+            if key == AVERAGE:
+                assert self.average is not None  # the configuration is the same
+                self.average.values[name].copy_(tensor)
+            else:
+                entries.setdefault(name, {})[key] = tensor.clone()
         current = self.optimizer.state_dict()
         order = [
             names[id(parameter)]
@@ -278,38 +349,36 @@ class TrainingLoop:
         return _Snapshot(
             copied(self.module.state_dict()),
             copied(self._optimizer_tensors()),
-            asdict(self.state),
+            asdict(replace(self.state, objective=self.objective.state_dict())),
         )
 
     def _restore(self, snapshot: _Snapshot) -> None:
         self.module.load_state_dict(snapshot.weights)
         self._load_optimizer(snapshot.optimizer)
         self.state = _State.of(snapshot.state)
+        self.objective.load_state_dict(self.state.objective)
 
     def _save(self) -> None:
         """Write the last snapshot, so that a resumed run rolls back to where this one would."""
         self._last_saved = time.monotonic()
-        if self.directory is None:
-            return
-        save_checkpoint(
-            self.directory / "checkpoints",
-            self.snapshot.state["step"],
-            self.snapshot.weights,
-            self.snapshot.optimizer,
-            {"identity": self.identity, "state": self.snapshot.state},
-        )
+        if self.store is not None:
+            self.store.save(
+                Checkpoint(
+                    step=self.snapshot.state["step"],
+                    weights=self.snapshot.weights,
+                    optimizer=self.snapshot.optimizer,
+                    metadata={"identity": self.identity, "state": self.snapshot.state},
+                )
+            )
 
     def _resume(self) -> None:
-        if self.directory is None:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        found = load_latest(self.directory / "checkpoints")
+        found = None if self.store is None else self.store.load()
         if found is None:
             return
         difference = list(_differences(found.metadata["identity"], self.identity))
         if difference:
             raise RunError(
-                f"{self.directory} holds a training of another configuration: "
+                f"{self.store} holds a training of another configuration: "
                 f"{'; '.join(difference)}. Resume with the same settings, or train into another "
                 "directory"
             )
@@ -322,8 +391,10 @@ class TrainingLoop:
         state, config = self.state, self.config
         started = time.perf_counter()
         accuracy: dict[str, float] = {}
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            accuracy = self.objective.accuracies(self.validation)
+        due = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
+        if due and self.group.rank == 0:
+            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+                accuracy = self.objective.accuracies(self.validation)
         metrics = EpochMetrics(
             epoch=epoch,
             step=state.step,
@@ -365,6 +436,7 @@ class TrainingLoop:
         if self.directory is None:
             return
         lines = [json.dumps(EpochMetrics(**line).to_dict()) for line in self.state.history]
+        self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "metrics.jsonl"
         temporary = path.with_suffix(".writing")
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

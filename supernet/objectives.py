@@ -7,7 +7,7 @@ one subnet are held in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -15,11 +15,17 @@ import torch
 from torch import nn
 
 from search_space.architecture import Architecture
-from supernet.data import resize_images
-from supernet.distillation import distillation_loss, label_loss
-from supernet.sampling import StepSubnet, SubnetSampler
+from supernet.data import Batch, resize_images
+from supernet.distillation import alpha_divergence, distillation_loss, label_loss
+from supernet.sampling import Observation, StepSubnet, SubnetSampler, Target
+from supernet.sorting import sort_channels
+from supernet.tokenisation import TokenSchedule, coarsen
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Teacher = Callable[[Batch], torch.Tensor]
+"""Logits (n, classes) that a fixed teacher gives the images of a batch."""
+OptimizerState = Mapping[str, Mapping[str, torch.Tensor]]
+"""Tensors of the optimiser's state (and of the moving average) by parameter and name."""
 
 
 class Quality(NamedTuple):
@@ -33,22 +39,58 @@ class Quality(NamedTuple):
     loss: float
 
 
-class Objective(Protocol):
-    """``role`` is ``""`` for a static network, else which subnet a figure belongs to."""
+class Loss(NamedTuple):
+    """A subnet's loss in a step.
 
-    def losses(
-        self, step: int, images: torch.Tensor, targets: torch.Tensor
-    ) -> Iterator[tuple[str, float, torch.Tensor]]:
-        """(role, weight, loss): the weights of a step add up to 1."""
+    role: ``""`` for a static network, else which subnet it is. weight: of its gradient in the
+    step's. label_loss: mean cross entropy to the labels, without gradient.
+    """
+
+    role: str
+    weight: float
+    loss: torch.Tensor
+    label_loss: torch.Tensor
+
+
+class Objective(Protocol):
+    """What a training minimises."""
+
+    def prepare(self, step: int, states: OptimizerState) -> None:
+        """Called before each step; may re-order weights in place, and ``states`` alike."""
+        ...
+
+    def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
+        """As many in every part of a step's batch, on every worker."""
+        ...
+
+    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
+        """The step's mean label losses, by worker and subnet; the same call on every worker."""
         ...
 
     def accuracies(self, batches: Batches) -> dict[str, float]:
         """Top-1 accuracy by role, 0..1."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt beside weights, JSON-able."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the objective that gave ``state`` stood."""
+        ...
+
 
 class SupernetObjective:
-    """The subnets that ``sampler`` draws; the step's first one teaches those to be distilled."""
+    """The subnets that ``sampler`` draws, each learning its target.
+
+    Args:
+        supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
+        sampler: the training strategy.
+        teacher: for subnets that learn from a fixed one; they learn labels where it is None.
+        tokens: progressive tokenisation; None for full images throughout.
+        total_steps: of the training, which ``tokens`` counts in.
+        rank, size: which of how many workers this is.
+    """
 
     def __init__(
         self,
@@ -59,33 +101,65 @@ class SupernetObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        teacher: Teacher | None = None,
+        tokens: TokenSchedule | None = None,
+        total_steps: int = 1,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.supernet, self.sampler, self.amp = supernet, sampler, amp
         self.drop_path_rate = drop_path_rate
         self.label_smoothing = label_smoothing
         self.temperature = temperature
+        self.teacher, self.tokens, self.total_steps = teacher, tokens, total_steps
+        self.rank, self.size = rank, size
 
-    def losses(
-        self, step: int, images: torch.Tensor, targets: torch.Tensor
-    ) -> Iterator[tuple[str, float, torch.Tensor]]:
-        teacher: torch.Tensor | None = None
-        subnets = self.sampler(step)
+    def prepare(self, step: int, states: OptimizerState) -> None:
+        if self.sampler.sorts_channels(step):
+            sort_channels(self.supernet, states)
+
+    def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
+        subnets = self.sampler(step, self.rank)
+        guide: torch.Tensor | None = None
+        first: torch.Tensor | None = None
+        peers: list[torch.Tensor] = []
+        if self.teacher is not None and any(s.target is Target.TEACHER for s in subnets):
+            with torch.no_grad():
+                guide = self.teacher(batch)
+        factor = 1 if self.tokens is None else self.tokens.factor(step / self.total_steps)
         for subnet in subnets:
-            logits = self._logits(subnet, images)
-            if subnet.distilled and teacher is not None:
-                loss = distillation_loss(logits, teacher, self.temperature)
-            else:
-                loss = label_loss(logits, targets, self.label_smoothing)
-            if teacher is None:
-                teacher = logits.detach()
-            yield subnet.role, 1.0 / len(subnets), loss
+            part = batch.part(*subnet.part)
+            logits = self._logits(subnet, part.images, factor)
+            match subnet.target:
+                case Target.FIRST if first is not None:
+                    loss = distillation_loss(logits, first, self.temperature)
+                case Target.TEACHER if guide is not None:
+                    wanted = _rows(guide, subnet.part)
+                    loss = distillation_loss(logits, wanted, self.temperature)
+                case Target.PEERS if peers:
+                    loss = alpha_divergence(logits, torch.stack(peers).mean(0))
+                case _:
+                    loss = label_loss(logits, part.targets, self.label_smoothing)
+            known = logits.detach()
+            first = known if first is None else first
+            peers.append(known.float().softmax(-1))
+            weight = subnet.lr_factor / len(subnets)
+            yield Loss(subnet.role, weight, loss, label_loss(known, part.targets))
 
-    def _logits(self, subnet: StepSubnet, images: torch.Tensor) -> torch.Tensor:
-        resized = resize_images(images, subnet.architecture.resolution)
+    def _logits(self, subnet: StepSubnet, images: torch.Tensor, factor: int) -> torch.Tensor:
+        resized = coarsen(resize_images(images, subnet.architecture.resolution), factor)
         rate = self.drop_path_rate if subnet.regularised else 0.0
         with autocast(images.device, self.amp):
             logits: torch.Tensor = self.supernet(resized, subnet.architecture, drop_path_rate=rate)
         return logits
+
+    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
+        observations = [
+            Observation(subnet=subnet, relative_loss=loss - losses[0])
+            for rank, losses in enumerate(label_losses)
+            for subnet, loss in zip(self.sampler(step, rank), losses, strict=True)
+        ]
+        self.sampler.observe(step, observations)
 
     def accuracies(self, batches: Batches) -> dict[str, float]:
         space: Any = self.supernet.space
@@ -94,6 +168,12 @@ class SupernetObjective:
             role: evaluate(self.supernet, batches, architecture=architecture, amp=self.amp).accuracy
             for role, architecture in extremes.items()
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
 
 
 class NetworkObjective:
@@ -106,26 +186,42 @@ class NetworkObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
-        teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network, self.teacher, self.amp = network, teacher, amp
         self.label_smoothing = label_smoothing
         self.temperature = temperature
 
-    def losses(
-        self, step: int, images: torch.Tensor, targets: torch.Tensor
-    ) -> Iterator[tuple[str, float, torch.Tensor]]:
-        with autocast(images.device, self.amp):
-            logits = self.network(_at_own_resolution(self.network, images))
+    def prepare(self, step: int, states: OptimizerState) -> None:
+        pass
+
+    def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
+        with autocast(batch.images.device, self.amp):
+            logits = self.network(_at_own_resolution(self.network, batch.images))
         if self.teacher is None:
-            yield "", 1.0, label_loss(logits, targets, self.label_smoothing)
-            return
-        with torch.no_grad(), autocast(images.device, self.amp):
-            wanted = self.teacher(images)
-        yield "", 1.0, distillation_loss(logits, wanted, self.temperature)
+            loss = label_loss(logits, batch.targets, self.label_smoothing)
+        else:
+            with torch.no_grad(), autocast(batch.images.device, self.amp):
+                wanted = self.teacher(batch)
+            loss = distillation_loss(logits, wanted, self.temperature)
+        yield Loss("", 1.0, loss, label_loss(logits.detach(), batch.targets))
+
+    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
+        pass
 
     def accuracies(self, batches: Batches) -> dict[str, float]:
         return {"": evaluate(self.network, batches, amp=self.amp).accuracy}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
+    k, n = part
+    return logits[k * len(logits) // n : (k + 1) * len(logits) // n]
 
 
 def evaluate(

@@ -9,6 +9,14 @@ from search_space.errors import NasError, RunError
 from supernet.augmentation import AugmentConfig
 
 
+CHOICES = {
+    "amp": ("auto", "off"),
+    "strategy": ("sandwich", "uniform", "multi_architecture", "complexity", "performance"),
+    "shrinking": ("none", "delayed", "progressive"),
+    "bank_metric": ("macs", "latency_ms"),
+}
+
+
 class TrainingDivergedError(NasError):
     """The loss stayed non-finite although the step size was halved again and again."""
 
@@ -24,10 +32,25 @@ class TrainConfig:
     lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
     clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
     drop_path_rate: of the largest subnet only. amp: ``auto`` (bfloat16 on CUDA) or ``off``.
-    num_random: random subnets per step beside the largest and the smallest.
+    accumulate: parts that a batch is cut into, one after the other, to save memory.
+    ema_decay: of the moving average of weights that is validated and kept; 0 for none.
     max_bad_steps: roll-backs before giving up. snapshot_steps: steps between the states that
         a roll-back returns to; checkpoints are taken at these.
     augment: ``None`` for the default of the kind of data.
+
+    Of a supernet only (``supernet.sampling`` explains strategies and shrinking):
+
+    strategy: ``sandwich``, ``uniform``, ``multi_architecture``, ``complexity``, ``performance``.
+    num_random: random subnets per step beside those that the strategy always trains.
+    groups: of a batch, one for each subnet (``multi_architecture``).
+    banks: ranges of ``bank_metric`` (``macs``, or ``latency_ms`` on the target device) that
+        subnets of a step are drawn from (``complexity``, ``performance``).
+    shrinking: ``none``, ``delayed`` (only the largest for the first ``shrink_start`` of the training,
+        then a learning rate that grows from ``shrink_epsilon``) or ``progressive``.
+    tokens: (share of the training, factor) pairs: images are this much coarser until then.
+    teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
+        file. teacher_variants: draws of the augmentation whose logits are stored, so that later
+        epochs need no teacher; 0 to ask it in every step.
     """
 
     epochs: int = 32
@@ -38,7 +61,6 @@ class TrainConfig:
     clip_norm: float = 1.0
     drop_path_rate: float = 0.0
     label_smoothing: float = 0.1
-    num_random: int = 2
     temperature: float = 1.0
     seed: int = 0
     optimizer: str = "adamw"
@@ -47,27 +69,55 @@ class TrainConfig:
     max_bad_steps: int = 5
     snapshot_steps: int = 50
     eval_every: int = 1
+    accumulate: int = 1
+    ema_decay: float = 0.0
     augment: AugmentConfig | None = None
+    strategy: str = "sandwich"
+    num_random: int = 2
+    groups: int = 2
+    banks: int = 8
+    bank_metric: str = "macs"
+    shrinking: str = "none"
+    shrink_start: float = 0.5
+    shrink_epsilon: float = 0.1
+    tokens: tuple[tuple[float, int], ...] = ()
+    teacher: str | None = None
+    teacher_weights: str | None = None
+    teacher_variants: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "eval_every")
+        object.__setattr__(self, "tokens", tuple(tuple(pair) for pair in self.tokens))
+        positive = (
+            *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "eval_every"),
+            *("accumulate", "groups", "banks", "shrink_epsilon"),
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise RunError(f"{name} is {getattr(self, name)}; it must be above 0")
-        rest = ("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps", "seed")
+        rest = (
+            *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
+            *("seed", "teacher_variants"),
+        )
         for name in rest:
             if getattr(self, name) < 0:
                 raise RunError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("drop_path_rate", "label_smoothing"):
+        for name in ("drop_path_rate", "label_smoothing", "ema_decay", "shrink_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.amp not in ("auto", "off"):
-            raise RunError(f"amp is {self.amp!r}; it must be 'auto' or 'off'")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise RunError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        for name in ("teacher_weights", "teacher_variants"):
+            if getattr(self, name) and self.teacher is None:
+                raise RunError(f"{name} is {getattr(self, name)!r} without a teacher; set teacher")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-able."""
         values = asdict(self)
         values["augment"] = None if self.augment is None else self.augment.to_dict()
+        values["tokens"] = [list(pair) for pair in self.tokens]
         return values
 
 

@@ -13,6 +13,7 @@ from tiny_training import config, few_images, small_network
 
 from search_space.errors import CorruptFileError
 from supernet.checkpoints import (
+    Checkpoint,
     PickleRefusedError,
     load_checkpoint,
     load_latest,
@@ -27,7 +28,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def written(directory: Path, steps=(1, 2, 3)) -> None:
     for step in steps:
         tensors = {"w": torch.arange(4.0) * step, "table": torch.eye(3)}
-        save_checkpoint(directory, step, tensors, {"w/m": torch.ones(4)}, {"note": step})
+        optimizer = {"w/m": torch.ones(4)}
+        save_checkpoint(
+            directory,
+            Checkpoint(step=step, weights=tensors, optimizer=optimizer, metadata={"note": step}),
+        )
 
 
 def test_checkpoints_keep_two_and_round_trip(tmp_path):

@@ -24,7 +24,7 @@ from results.journal import Evaluation, Journal
 from results.store import RunDirectory
 from search_space import dump_architecture, known, load_space
 from search_space.errors import CorruptFileError
-from supernet.checkpoints import PickleRefusedError, save_checkpoint
+from supernet.checkpoints import Checkpoint, PickleRefusedError, save_checkpoint
 from supernet.timm_weights import load_timm_checkpoint
 
 
@@ -177,7 +177,8 @@ def test_a_pickle_disguised_as_a_supernet_is_not_executed(job: Path) -> None:
     with Journal(directory.path / "evaluations.jsonl") as journal:
         journal.append(Evaluation(architecture.digest, architecture.to_dict(), {}, 0))
     checkpoints = directory.path / "supernet" / "checkpoints"
-    folder = save_checkpoint(checkpoints, 1, {"w": torch.ones(1)}, {}, {})
+    kept = Checkpoint(step=1, weights={"w": torch.ones(1)}, optimizer={}, metadata={})
+    folder = save_checkpoint(checkpoints, kept)
     content = pickle.dumps(Bomb(), 2)
     assert explodes(content)
     (folder / "model.safetensors").write_bytes(content)

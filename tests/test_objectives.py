@@ -11,10 +11,10 @@ from torch import nn
 from search_space import load_space
 from supernet.augmentation import AugmentConfig
 from supernet.data import eval_batches, open_data, train_loader
-from supernet.distillation import distillation_loss, label_loss
+from supernet.distillation import alpha_divergence, distillation_loss, label_loss
 from supernet.loop import NO_WEIGHT_DECAY
 from supernet.objectives import NetworkObjective, SupernetObjective
-from supernet.sampling import SandwichSampler
+from supernet.sampling import Observation, SandwichSampler, StepSubnet, SubnetSampler, Target
 from supernet.training import TrainConfig, evaluate, finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,13 +25,14 @@ def test_sandwich_gradient_is_the_mean_of_its_subnets():
     space = load_space("digits")
     data = few_images()
     supernet = fresh(space)
-    images, labels = next(train_loader(data, 16, 0, 0))
+    batch = next(train_loader(data, 16, 0, 0))
+    images, labels = batch.images, batch.targets
     sampler = SandwichSampler(space, num_random=2, seed=4)
     objective = SupernetObjective(
         supernet, sampler, drop_path_rate=0.0, label_smoothing=0.1, temperature=2.0, amp="off"
     )
     roles = []
-    for role, weight, loss in objective.losses(9, images, labels):
+    for role, weight, loss, _ in objective.losses(9, batch):
         (weight * loss).backward()
         roles.append(role)
     assert roles == ["largest", "smallest", "random", "random"]
@@ -72,8 +73,8 @@ def test_sandwich_sampler_is_deterministic_by_step():
     assert sampler(5) != sampler(6)
     assert sampler(5) != SandwichSampler(space, num_random=3, seed=2)(5)
     largest, smallest, *others = sampler(5)
-    assert (largest.architecture, largest.distilled) == (space.largest, False)
-    assert smallest.distilled
+    assert (largest.architecture, largest.target) == (space.largest, Target.LABELS)
+    assert smallest.target is Target.FIRST
     for stage, choices in zip(smallest.architecture.stages, space.stages, strict=True):
         assert (stage.width, stage.depth) == (choices.widths[0], choices.depths[0])
         for block in stage.blocks:  # the lightest choice of its mixer
@@ -84,7 +85,11 @@ def test_sandwich_sampler_is_deterministic_by_step():
     }
     assert drawn == {b.mixer.name for b in space.stages[2].blocks}
     assert [subnet.regularised for subnet in sampler(5)] == [True, False, False, False, False]
-    assert all(space.contains(subnet.architecture) and subnet.distilled for subnet in others)
+    assert all(space.contains(subnet.architecture) for subnet in others)
+    assert {subnet.target for subnet in others} == {Target.FIRST}
+    ranks = [sampler(5, rank) for rank in range(3)]  # common extremes, random ones of their own
+    assert len({subnets[:2] for subnets in ranks}) == 1
+    assert len({subnets[2:] for subnets in ranks}) == 3
 
 
 def test_losses_against_their_formulas():
@@ -106,6 +111,95 @@ def test_losses_against_their_formulas():
         loss = distillation_loss(torch.tensor(student), teacher_logits, temperature)
         assert loss.item() == pytest.approx(wanted, rel=1e-5)
         assert not loss.requires_grad
+
+
+def test_alpha_divergence_and_its_gradient():
+    """Values by the sums; the gradient of the unclipped formula by autograd, and the clipping."""
+    rng = np.random.default_rng(1)
+    logits = torch.tensor(rng.normal(size=(6, 4)), dtype=torch.float32, requires_grad=True)
+    p = torch.tensor(rng.dirichlet(np.ones(4) * 3, size=6), dtype=torch.float32)
+    q = logits.softmax(-1)
+    include = (p * (p / q).log()).sum(-1)
+    exclude = ((q * q / p).sum(-1) - 1) / 2
+    wanted = torch.maximum(include, exclude).mean()
+    found = alpha_divergence(logits, p, ratio_limit=1e6)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    (left,) = torch.autograd.grad(found, logits)
+    (right,) = torch.autograd.grad(wanted, logits, retain_graph=True)
+    assert torch.allclose(left, right, atol=1e-6)
+    assert {bool(a > b) for a, b in zip(include, exclude, strict=True)} == {True, False}
+
+    # a student that leaves out the teacher's class: −∇ = min(p/q, 5) q = 5 q there
+    lonely = torch.tensor([[-9.0, 0.0]], requires_grad=True)
+    shares = torch.tensor([[0.3, 0.7]])
+    (gradient,) = torch.autograd.grad(alpha_divergence(lonely, shares), lonely)
+    q = lonely.detach().softmax(-1)
+    weights = torch.tensor([5 * q[0, 0], 0.7])
+    assert torch.allclose(gradient[0], -(weights - q[0] * weights.sum()), atol=1e-7)
+    assert alpha_divergence(p.log(), p).item() == pytest.approx(0, abs=1e-6)
+
+
+class Scripted(SubnetSampler):
+    """The same subnets in each step."""
+
+    def __init__(self, *subnets: StepSubnet) -> None:
+        self.subnets, self.seen = subnets, []
+
+    def __call__(self, step, rank=0):
+        return self.subnets
+
+    def observe(self, step, observations):
+        self.seen.append(observations)
+
+    def to_dict(self):
+        return {"name": "scripted"}
+
+
+def test_targets_parts_and_rates_of_subnets():
+    """Each subnet's loss against its own formula, on its own part of the images."""
+    space = load_space("digits")
+    batch = next(train_loader(few_images(), 12, 0, 0))
+    supernet = fresh(space)
+    a, b = space.smallest, space.largest
+    script = Scripted(
+        StepSubnet(role="first", architecture=b, part=(1, 3)),
+        StepSubnet(role="taught", architecture=a, target=Target.TEACHER, part=(1, 3)),
+        StepSubnet(
+            role="peer", architecture=a, target=Target.PEERS, part=(1, 3), lr_factor=0.25
+        ),
+    )
+    guide = torch.randn(12, 10)
+    objective = SupernetObjective(
+        supernet,
+        script,
+        drop_path_rate=0.0,
+        label_smoothing=0.0,
+        temperature=1.0,
+        amp="off",
+        teacher=lambda given: guide[: len(given.images)],
+    )
+    first, taught, peer = objective.losses(0, batch)
+    images, labels = batch.images[4:8], batch.targets[4:8]
+
+    def logits(architecture):
+        size = (architecture.resolution,) * 2
+        resized = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return supernet(resized, architecture)
+
+    large, small = logits(b), logits(a)
+    assert first.loss.item() == pytest.approx(label_loss(large, labels).item(), rel=1e-5)
+    wanted = distillation_loss(small, guide[4:8])
+    assert taught.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    peers = (large.softmax(-1) + small.softmax(-1)) / 2
+    assert peer.loss.item() == pytest.approx(alpha_divergence(small, peers).item(), rel=1e-4)
+    assert [first.weight, taught.weight, peer.weight] == pytest.approx([1 / 3, 1 / 3, 1 / 12])
+    assert taught.label_loss.item() == pytest.approx(label_loss(small, labels).item(), rel=1e-5)
+
+    objective.observe(7, [[2.0, 2.5, 1.0], [1.0, 1.0, 3.0]])
+    (seen,) = script.seen
+    assert [o.relative_loss for o in seen] == [0, 0.5, -1.0, 0, 0, 2.0]
+    assert isinstance(seen[0], Observation)
+    assert [o.subnet.role for o in seen] == ["first", "taught", "peer"] * 2
 
 
 def test_weight_decay_leaves_out_biases_norms_and_position_tables():
@@ -139,12 +233,18 @@ def test_finetuning_learns_from_labels_and_from_a_teacher():
     finetune(student, more, settings, teacher=teacher)
     assert evaluate(student, eval_batches(more.validation)).accuracy > 0.9
     objective = NetworkObjective(
-        student, label_smoothing=0, temperature=1, amp="off", teacher=teacher
+        student,
+        label_smoothing=0,
+        temperature=1,
+        amp="off",
+        teacher=lambda batch: teacher(batch.images),
     )
-    images, labels = next(iter(eval_batches(more.train)))
-    ((_, weight, loss),) = objective.losses(0, images, labels)
+    batch = next(train_loader(more, 64, 0, 0))
+    ((_, weight, loss, own),) = objective.losses(0, batch)
     assert weight == 1
-    assert loss.item() == pytest.approx(distillation_loss(student(images), teacher(images)).item())
+    logits = student(batch.images)
+    assert loss.item() == pytest.approx(distillation_loss(logits, teacher(batch.images)).item())
+    assert own.item() == pytest.approx(label_loss(logits, batch.targets).item())
 
 
 def test_evaluate_is_accuracy_and_loss_and_restores_modes():

@@ -14,9 +14,16 @@ from torch import nn
 
 from search_space import load_space
 from search_space.errors import RunError
+from supernet.augmentation import AugmentConfig
 from supernet.checkpoints import load_latest
-from supernet.data import open_data
-from supernet.training import TrainConfig, TrainingDivergedError, finetune, train_supernet
+from supernet.data import eval_batches, open_data
+from supernet.training import (
+    TrainConfig,
+    TrainingDivergedError,
+    evaluate,
+    finetune,
+    train_supernet,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,6 +228,60 @@ def test_giving_up_counts_roll_backs_across_restarts(data, tmp_path):
     assert found is not None
     assert found.metadata["state"]["rollbacks"] == 3
     assert found.metadata["state"]["lr_scale"] == 1 / 8
+
+
+# Moving average, parts of a batch -----------------------------------------------------------------
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(data):
+    space = load_space("digits")
+    whole, parts = fresh(space), fresh(space)
+    settings = {"epochs": 1, "optimizer": "sgd", "lr": 1e-2, "augment": AugmentConfig(mixup=0.5)}
+    first = train_supernet(whole, data, config(**settings), None)
+    second = train_supernet(parts, data, config(accumulate=4, **settings), None)
+    for (name, a), b in zip(
+        whole.state_dict().items(), parts.state_dict().values(), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5), name
+    assert first[0].losses == pytest.approx(second[0].losses, rel=1e-4)
+    with pytest.raises(RunError, match="batch_size is 16.*must be a multiple of 3"):
+        train_supernet(whole, data, config(accumulate=3), None)
+
+
+def test_moving_average_is_kept_validated_and_resumed(data, tmp_path):
+    """By a network of one weight whose way is known: the average of that way."""
+    network = small_network()
+    seen = []
+
+    def note(done, total, info):
+        if "val_accuracy" not in info:
+            seen.append(weights(network))
+
+    settings = config(epochs=2, ema_decay=0.5)
+    finetune(network, data, settings, tmp_path / "whole", progress=note, checkpoint_seconds=0)
+    average = weights(small_network())
+    for step, current in enumerate(seen):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = {
+            name: decay * value + (1 - decay) * current[name] for name, value in average.items()
+        }
+    for name, value in network.state_dict().items():
+        assert torch.allclose(value, average[name], atol=1e-6), name
+        assert not torch.equal(value, seen[-1][name])
+    kept = load_latest(tmp_path / "whole" / "checkpoints")
+    assert kept is not None
+    for name, value in kept.trained_weights().items():
+        assert torch.equal(value, network.state_dict()[name])
+        assert torch.equal(kept.weights[name], seen[-1][name])
+
+    resumed = small_network()
+    with pytest.raises(StoppedError):
+        finetune(resumed, data, settings, tmp_path / "parts", progress=stop_at(5))
+    resumed = small_network()
+    metrics = finetune(resumed, data, settings, tmp_path / "parts")
+    assert_equal(network, resumed)
+    found = evaluate(network, eval_batches(data.validation, 64)).accuracy
+    assert metrics[-1].val_accuracy[""] == found
 
 
 # Settings ------------------------------------------------------------------------------------

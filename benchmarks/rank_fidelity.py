@@ -1,0 +1,259 @@
+"""Does inherited accuracy rank networks as training them alone does, and with which strategy?
+
+Subnets spread evenly over the logarithm of the space's MACs are trained alone from scratch with one
+recipe; then a supernet is trained with each strategy, all for the same budget of images × MACs, and
+the subnets are evaluated with its weights. Reported on the test split, which decides nothing else here: Kendall's τ and
+Spearman's ρ of inherited and stand-alone accuracy, over all subnets and inside three bands of MACs,
+the inherited accuracy of the smallest, median and largest of them, how far that is from training
+alone, and wall time.
+
+    python benchmarks/rank_fidelity.py --data FOLDER_OR_NAME [--strategies "sandwich;complexity"]
+        [--space cifar] [--subnets 24] [--images 49000] [--alone-epochs 60] [--budget-epochs 60]
+        [--device cuda]
+
+The reduced form, for a CPU, is the default: the extents of ``digits`` at 24 px, half of the images
+and few epochs. ``--budget-epochs`` is what the sandwich rule trains; the others get as many epochs
+as cost the same. Figures go to ``benchmarks/results/rank_fidelity.json`` after each part, and parts
+that are there already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+
+from predictors.counts import counts
+from search_space import Architecture, SearchSpace, load_space
+from supernet import Supernet, build
+from supernet.data import ImageData, eval_batches, open_data, steps_per_epoch
+from supernet.sampling import make_sampler
+from supernet.tokenisation import TokenSchedule
+from supernet.training import TrainConfig, evaluate, finetune, train_supernet
+
+RESULTS = Path(__file__).parent / "results" / "rank_fidelity.json"
+BANDS = 3
+TOKENS = ((0.27, 4), (0.44, 2))  # As-ViT's 300 epochs
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "sandwich": {},
+    "uniform": {"strategy": "uniform"},
+    "multi_architecture": {"strategy": "multi_architecture"},
+    "complexity": {"strategy": "complexity"},
+    "performance": {"strategy": "performance"},
+    "sandwich, delayed": {"shrinking": "delayed"},
+    "complexity, delayed": {"strategy": "complexity", "shrinking": "delayed"},
+    "sandwich, progressive": {"shrinking": "progressive"},
+    "sandwich, tokens": {"tokens": TOKENS},
+    "sandwich, average": {"ema_decay": 0.998},
+}
+
+
+def reduced_space() -> SearchSpace:
+    """The extents of ``digits`` at 24 px: networks that a CPU trains in a minute."""
+    return SearchSpace.from_dict(
+        {**load_space("digits").to_dict(), "name": "digits-24", "resolution": [24]}
+    )
+
+
+def spread_subnets(space: SearchSpace, macs: Any, n: int) -> list[Architecture]:
+    """The extremes and, between them, random ones at equal steps of log MACs, smallest first."""
+    rng = np.random.default_rng(1)
+    rows = space.sample(rng, 20000)
+    # uniform choices rarely meet the ends: pull a part of the rows towards either
+    for extreme in (space.smallest, space.largest):
+        pulled = space.sample(rng, 20000)
+        ends = np.repeat(space.encode([extreme]), len(pulled), axis=0)
+        rows = np.concatenate([rows, space.crossover(ends, pulled, rng)])
+    cost = np.log(macs.predict(rows))
+    low, high = np.log(macs.predict(space.encode([space.smallest, space.largest])))
+    picks = [int(np.argmin(np.abs(cost - c))) for c in np.linspace(low, high, n)[1:-1]]
+    return [space.smallest, *space.decode(rows[picks]), space.largest]
+
+
+def cost_of_epoch(
+    space: SearchSpace, config: TrainConfig, macs: Any, steps: int, batch_size: int, epochs: int
+) -> float:
+    """Images × MACs of an epoch, mean over ``epochs``; forward passes, of which training is three."""
+    total_steps = steps * epochs
+    sampler = make_sampler(
+        space,
+        strategy=config.strategy,
+        shrinking=config.shrinking,
+        seed=config.seed,
+        total_steps=total_steps,
+        num_random=config.num_random,
+        groups=config.groups,
+        banks=config.banks,
+        cost=macs.predict,
+        teacher=False,
+        shrink_start=config.shrink_start,
+        shrink_epsilon=config.shrink_epsilon,
+    )
+    tokens = TokenSchedule(config.tokens) if config.tokens else None
+    sampled = np.linspace(0, total_steps - 1, min(400, total_steps)).astype(int)
+    total = 0.0
+    for step in sampled:
+        subnets = sampler(int(step))
+        cost = macs.predict(space.encode([subnet.architecture for subnet in subnets]))
+        share = np.array([1 / subnet.part[1] for subnet in subnets])
+        factor = 1 if tokens is None else tokens.factor(step / total_steps)
+        total += float((cost * share).sum()) / factor**2
+    return total / len(sampled) * steps * batch_size
+
+
+def equal_epochs(
+    space: SearchSpace, config: TrainConfig, macs: Any, steps: int, budget: float
+) -> int:
+    """Epochs whose cost comes closest to ``budget``; what an epoch costs may depend on them."""
+    best, error = 1, np.inf
+    for epochs in range(1, 400):
+        cost = epochs * cost_of_epoch(space, config, macs, steps, config.batch_size, epochs)
+        if abs(cost - budget) < error:
+            best, error = epochs, abs(cost - budget)
+        elif cost > 1.5 * budget:
+            break
+    return best
+
+
+def ranks(inherited: list[float], alone: list[float], cost: np.ndarray) -> dict[str, Any]:
+    order = np.argsort(cost)
+    bands = [
+        float(kendalltau(np.take(inherited, part), np.take(alone, part)).statistic)
+        for part in np.array_split(order, BANDS)
+    ]
+    gaps = np.array(inherited) - np.array(alone)
+    return {
+        "kendall_tau": float(kendalltau(inherited, alone).statistic),
+        "spearman_rho": float(spearmanr(inherited, alone).statistic),
+        "kendall_tau_in_bands": bands,
+        "inherited_smallest": inherited[int(order[0])],
+        "inherited_median": float(np.median(inherited)),
+        "inherited_largest": inherited[int(order[-1])],
+        "mean_gap_to_alone": float(gaps.mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--space", help="default: the reduced one")
+    parser.add_argument("--strategies", default=";".join(STRATEGIES))
+    parser.add_argument("--subnets", type=int, default=24)
+    parser.add_argument("--images", type=int, default=25000)
+    parser.add_argument("--alone-epochs", type=int, default=5)
+    parser.add_argument("--budget-epochs", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    space = load_space(options.space) if options.space else reduced_space()
+    data = open_images(options.data, space, options.images)
+    test = eval_batches(data.test, 500)
+    macs = counts(space, data.num_classes)["macs"]
+    subnets = spread_subnets(space, macs, options.subnets)
+    cost = macs.predict(space.encode(subnets))
+    shared = {
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "weight_decay": 0.05,
+        "warmup_epochs": 0.5,
+        "label_smoothing": 0.1,
+        "seed": options.seed,
+        "eval_every": 1000,
+    }
+    settings = {
+        "space": space.digest,
+        "data": data.fingerprint,
+        "images": len(data.train),
+        "test_images": len(data.test),
+        "alone_epochs": options.alone_epochs,
+        "budget_epochs": options.budget_epochs,
+        "device": options.device,
+        **shared,
+    }
+    content: dict[str, Any] = {"settings": settings, "alone": [], "strategies": {}}
+    if options.results.exists():
+        stored = json.loads(options.results.read_text())
+        if stored["settings"] == settings:
+            content = stored
+
+    def save() -> None:
+        content["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+        content["versions"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        options.results.write_text(json.dumps(content, indent=1) + "\n")
+
+    known = {item["digest"] for item in content["alone"]}
+    for architecture, network_macs in zip(subnets, cost, strict=True):
+        if architecture.digest in known:
+            continue
+        torch.manual_seed(options.seed)
+        network = build(architecture, data.num_classes)
+        started = time.perf_counter()
+        finetune(
+            network, data, TrainConfig(epochs=options.alone_epochs, **shared), device=options.device
+        )
+        seconds = time.perf_counter() - started
+        accuracy = evaluate(network, test).accuracy
+        content["alone"].append(
+            {
+                "digest": architecture.digest,
+                "macs": float(network_macs),
+                "accuracy": accuracy,
+                "seconds": round(seconds, 1),
+            }
+        )
+        print(f"alone {network_macs / 1e6:6.2f}M  {accuracy:.2%}  {seconds:.0f} s", flush=True)
+        save()
+    alone = {item["digest"]: item["accuracy"] for item in content["alone"]}
+    accuracies = [alone[architecture.digest] for architecture in subnets]
+    steps = steps_per_epoch(data, options.batch_size)
+    plain = TrainConfig(epochs=options.budget_epochs, **shared)
+    budget = options.budget_epochs * cost_of_epoch(
+        space, plain, macs, steps, options.batch_size, options.budget_epochs
+    )
+    for name in options.strategies.split(";"):
+        if name in content["strategies"]:
+            continue
+        changes = STRATEGIES[name]
+        epochs = equal_epochs(space, TrainConfig(**shared, **changes), macs, steps, budget)
+        config = TrainConfig(epochs=epochs, **shared, **changes)
+        torch.manual_seed(options.seed)
+        supernet = Supernet(space, data.num_classes)
+        started = time.perf_counter()
+        train_supernet(supernet, data, config, None, cost=macs.predict, device=options.device)
+        seconds = time.perf_counter() - started
+        supernet.eval()
+        inherited = [evaluate(supernet, test, architecture=a).accuracy for a in subnets]
+        spent = epochs * cost_of_epoch(space, config, macs, steps, options.batch_size, epochs)
+        content["strategies"][name] = {
+            "epochs": epochs,
+            "spent": spent / budget,
+            "seconds": round(seconds, 1),
+            **ranks(inherited, accuracies, cost),
+            "inherited": inherited,
+        }
+        print(name, {k: v for k, v in content["strategies"][name].items() if k != "inherited"})
+        save()
+    print(options.results)
+
+
+def open_images(source: str, space: SearchSpace, images: int) -> ImageData:
+    """The data with about ``images`` for training; the rest of its training split is not used."""
+    everything = open_data(source, space.resolutions[-1], validation_fraction=0.02)
+    total = len(everything.train) + len(everything.validation)
+    if images >= len(everything.train):
+        return everything
+    return open_data(source, space.resolutions[-1], validation_fraction=1 - images / total)
+
+
+if __name__ == "__main__":
+    main()

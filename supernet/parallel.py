@@ -1,0 +1,70 @@
+"""What the workers of one training tell each other: gradients and figures, once a step.
+
+Every worker holds all weights and takes the same optimiser step, so nothing else needs to be
+told. Gradients of all subnets of a step are summed on each worker first and go over the network
+once, as one flat vector, with the step's figures behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Group:
+    """The workers of a training; this one alone unless a process group is there."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @classmethod
+    def current(cls) -> Group:
+        """The group of ``torch.distributed``'s default process group, if there is one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
+        """Replace gradients by their mean over workers; all workers' figures, shape (size, n).
+
+        figures: shape (n,), as many on each worker. A parameter that no worker has a gradient of
+        keeps none, so that the optimiser leaves it alone.
+        """
+        if self.size == 1:
+            return figures[None]
+        table = figures.new_zeros(self.size, len(figures), dtype=torch.float32)
+        table[self.rank] = figures
+        # float32 on the network whatever gradients are, and whether there is one travels along
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in parameters
+        ]
+        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        parts = [*gradients, present.to(table.device), table]
+        flat = torch.cat([part.detach().reshape(-1).float() for part in parts])
+        dist.all_reduce(flat)
+        sums = flat.split([part.numel() for part in parts])
+        known = sums[-2].tolist()
+        # into the gradients, not in their place: optimisers want the memory format of the weights
+        for parameter, gradient, total, count in zip(
+            parameters, gradients, sums, known, strict=False
+        ):
+            if count:
+                parameter.grad = gradient.copy_(total.div_(self.size).view_as(gradient))
+        return sums[-1].view_as(table)
+
+    def gather(self, text: str) -> list[str]:
+        """What each worker says, by rank."""
+        if self.size == 1:
+            return [text]
+        said: list[str | None] = [None] * self.size
+        dist.all_gather_object(said, text)
+        return [str(each) for each in said]
+
+    def barrier(self) -> None:
+        """Wait until all workers are here."""
+        if self.size > 1:
+            dist.barrier()

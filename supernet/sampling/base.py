@@ -1,0 +1,93 @@
+"""What a training strategy decides: the subnets of a step, their images, targets and weights.
+
+A strategy depends on (seed, step, rank) and on what it was told with ``observe``, never on a
+generator that runs along. So a resumed run draws what the undisturbed one would have drawn, and
+each of several workers can tell what every other one draws.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from search_space.architecture import Architecture
+
+
+class Target(Enum):
+    """What a subnet learns.
+
+    LABELS: the labels. FIRST: the soft logits of the step's first subnet (in-place distillation).
+    TEACHER: those of a fixed network. PEERS: the mean prediction of the step's subnets that
+    were trained before it, by the α-divergence.
+    """
+
+    LABELS = "labels"
+    FIRST = "first"
+    TEACHER = "teacher"
+    PEERS = "peers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSubnet:
+    """One subnet of a step.
+
+    role: name in the metrics (``largest``, ``smallest``, ``random``).
+    regularised: drop-path is on.
+    lr_factor: factor of its gradient, hence of the step that it makes.
+    part: (k, n): the k-th of n equal groups of the batch's images; all of them for (0, 1).
+    bank: the range of costs that it was drawn from, where the strategy has such.
+    """
+
+    role: str
+    architecture: Architecture
+    target: Target = Target.LABELS
+    regularised: bool = False
+    lr_factor: float = 1.0
+    part: tuple[int, int] = (0, 1)
+    bank: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """How well a subnet of a step did.
+
+    relative_loss: mean cross entropy to the labels on its images, less that of the step's first
+    subnet on the same images, in nats: which images a step has matters more than the subnet.
+    """
+
+    subnet: StepSubnet
+    relative_loss: float
+
+
+class SubnetSampler(ABC):
+    """A training strategy."""
+
+    @abstractmethod
+    def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
+        """The subnets of a step in the order of training; as many on every rank in a step.
+
+        Steps may differ in how many they have. What is common to all workers (the largest, the
+        smallest) depends on (seed, step), what is a worker's own on the rank too. Subnets that
+        others learn from come first.
+        """
+
+    def observe(self, step: int, observations: Sequence[Observation]) -> None:  # noqa: B027
+        """How the step went: subnets of all ranks, in their order; the same call on each rank."""
+
+    def sorts_channels(self, step: int) -> bool:
+        """Whether the supernet's channels are sorted by importance before this step."""
+        return False
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that identify the strategy, for the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt from observations, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue where the strategy that gave ``state`` stood."""

@@ -1,0 +1,151 @@
+"""Progressive tokenisation: coarser tokens early in training (As-ViT, Chen et al., ICLR 2022).
+
+A stem with stride s·c and dilation c makes c² times fewer tokens with the same weights. It needs
+no other stem: on every c-th pixel, the stem as it is computes the same. For one axis, image I of n
+pixels, kernel w, padding p, which dilated is p·c,
+
+    Σ_j w_j I[o·s·c + j·c − p·c] = Σ_j w_j J[o·s + j − p],  J[m] = I[c·m],
+
+with zeros outside both; J has ⌈n/c⌉ pixels, and as ⌊(n − 1)/c⌋ = ⌈n/c⌉ − 1, both have the same
+number of outputs. This is exact for every stem of ``Macro`` (one zero-padded convolution of any
+kernel, stride and padding, whatever norm follows), and would not be for a stem of several
+convolutions. As-ViT itself dilates by 5 for stride 16 = 4·4, so that a kernel of 4 spans the
+stride; the tokens are as many.
+
+Nothing is smoothed: pixels between are left out, as a dilated kernel leaves them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from search_space.architecture import Architecture, Macro, feature_sizes
+from search_space.errors import RunError
+
+
+def coarsen(images: torch.Tensor, factor: int, phase: int = 0) -> torch.Tensor:
+    """Every ``factor``-th pixel from ``phase`` on, contiguous.
+
+    images: (n, channels, height, width), at the network's resolution already: resizing undoes
+    the saving. Returns (n, channels, ⌈(height − phase)/factor⌉, ⌈(width − phase)/factor⌉), the
+    images themselves for factor 1. A phase p is the dilated stem on the image without its first p
+    rows and columns.
+    """
+    if factor == 1 and phase == 0:
+        return images
+    return images[..., phase::factor, phase::factor].contiguous()
+
+
+def coarse_side(side: int, factor: int) -> int:
+    """Side in pixels of a coarsened image."""
+    return -(-side // factor)
+
+
+def coarse(architecture: Architecture, factor: int) -> Architecture:
+    """The architecture that coarsened images see, at ⌈resolution/factor⌉.
+
+    Counts, latency and memory of a coarse step are this architecture's.
+    Raises RunError where no token would be left in the last stage.
+    """
+    check_factor(architecture.macro, architecture.resolution, factor)
+    return replace(architecture, resolution=coarse_side(architecture.resolution, factor))
+
+
+def token_counts(architecture: Architecture, factor: int) -> tuple[int, ...]:
+    """Tokens in each stage when images are coarsened by ``factor``."""
+    small = coarse(architecture, factor)
+    return tuple(side * side for side in feature_sizes(small.macro, small.resolution))
+
+
+def check_factor(macro: Macro, resolution: int, factor: int) -> None:
+    """Every stage must keep a token. Raises RunError.
+
+    Maps grow with the resolution, so a space's smallest resolution stands for all of it.
+    """
+    if _fits(macro, resolution, factor):
+        return
+    largest = max(f for f in range(1, factor) if _fits(macro, resolution, f))
+    fix = f"coarsen by at most {largest}" if largest > 1 else "leave tokens as they are"
+    sides = feature_sizes(macro, coarse_side(resolution, factor))
+    raise RunError(
+        f"tokens {factor} times coarser leave maps of sides {sides} at {resolution} px; each stage "
+        f"needs at least one token: {fix}, or take a larger resolution."
+    )
+
+
+def _fits(macro: Macro, resolution: int, factor: int) -> bool:
+    return min(feature_sizes(macro, coarse_side(resolution, factor))) >= 1
+
+
+@dataclass(frozen=True)
+class TokenSchedule:
+    """How much coarser tokens are as training goes on.
+
+    phases: (share, factor): until this share of training, images are coarsened by this factor;
+        after the last one they are not. Shares rise within (0, 1), factors are integers that fall
+        and stay above 1. Without phases nothing is ever coarsened.
+
+    Raises RunError.
+    """
+
+    phases: tuple[tuple[float, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            phases = tuple((float(share), factor) for share, factor in self.phases)
+        except (TypeError, ValueError):
+            raise RunError(
+                f"token schedule {self.phases!r} is not a list of pairs; write pairs of a share of "
+                "training and a factor, as in [[0.27, 4], [0.44, 2]]."
+            ) from None
+        object.__setattr__(self, "phases", phases)
+        before, larger = 0.0, None
+        for share, factor in phases:
+            if not before < share < 1:
+                raise RunError(
+                    f"token schedule: share {share} follows {before}; shares must rise and stay "
+                    "below 1, since training has to end with all tokens."
+                )
+            if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
+                raise RunError(
+                    f"token schedule: factor {factor!r} until {share}; a factor must be an "
+                    "integer of at least 2 (after the last pair it is 1)."
+                )
+            if larger is not None and factor >= larger:
+                raise RunError(
+                    f"token schedule: factor {factor} follows {larger}; tokens must get finer: "
+                    "list the factors from large to small."
+                )
+            before, larger = share, factor
+
+    def factor(self, progress: float) -> int:
+        """Factor at this share of training, in [0, 1]."""
+        return next((factor for share, factor in self.phases if progress < share), 1)
+
+    def check(self, macro: Macro, resolution: int) -> None:
+        """Every factor must leave a token in each stage. Raises RunError."""
+        for _, factor in self.phases:
+            check_factor(macro, resolution, factor)
+
+    def mean_cost(self, cost: Callable[[Architecture], float], architecture: Architecture) -> float:
+        """``cost`` of a forward pass, averaged over training.
+
+        Its ratio to ``cost(architecture)`` is the share of the work that is left.
+        """
+        shares = [0.0, *(share for share, _ in self.phases), 1.0]
+        factors = [*(factor for _, factor in self.phases), 1]
+        return sum(
+            (end - start) * cost(coarse(architecture, factor))
+            for start, end, factor in zip(shares, shares[1:], factors, strict=False)
+        )
+
+    def to_list(self) -> list[list[float | int]]:
+        """Plain values, as the constructor takes them."""
+        return [[share, factor] for share, factor in self.phases]
+
+
+AS_VIT_SCHEDULE = TokenSchedule(((80 / 300, 4), (133 / 300, 2)))
+"""As published: of 300 epochs, 80 with stride 16 and 53 with stride 8 before stride 4."""
