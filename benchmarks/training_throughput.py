@@ -9,8 +9,8 @@ takes to load, as a share of the supernet's step.
     python benchmarks/training_throughput.py [--space cifar] [--batch-size 64] [--rounds 12]
         [--device cuda] [--data FOLDER_OR_NAME]
 
-Run it on an idle machine. Figures go to ``benchmarks/results/training_throughput.json``, where those
-of other devices and spaces stay.
+Run it on an idle machine. Figures go to ``benchmarks/results/training_throughput.json``, where
+those of other devices and spaces stay.
 """
 
 from __future__ import annotations

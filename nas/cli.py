@@ -66,6 +66,19 @@ def cli() -> None:
     help="Upper limit of params, macs, activations, memory or latency@DEVICE, as in params=5M.",
 )
 @option(
+    "--min",
+    "minima",
+    multiple=True,
+    metavar="METRIC=LIMIT",
+    help="Lower limit of the same, or of latency, as in latency=3ms.",
+)
+@option(
+    "--minimize",
+    multiple=True,
+    metavar="METRIC",
+    help="What the front trades quality for (default latency); may be given several times.",
+)
+@option(
     "--margin",
     type=click.FloatRange(0, 1, max_open=True),
     help="Share of the latency budget to leave free (default: the expected error of a table "
@@ -73,7 +86,15 @@ def cli() -> None:
 )
 @option("--interpolate", is_flag=True, default=None, help="Fill a table's gaps from its shapes.")
 @option("--evaluations", type=click.IntRange(1), help="Architectures to evaluate.")
-@option("--population", type=click.IntRange(4), help="Population of the evolution.")
+@option("--sampler", metavar="NAME", help="Who proposes them: nsga2, optuna-TPE, random, …")
+@option("--population", type=click.IntRange(4), help="Candidates that the sampler begins with.")
+@option("--optuna-storage", metavar="URL|FILE", help="Database or journal of Optuna's study.")
+@option(
+    "--warm-start",
+    multiple=True,
+    metavar="RUN",
+    help="Evaluate the front of this run over the same space first; may be given several times.",
+)
 @option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
 @option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
 @option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
@@ -231,7 +252,8 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         parse_latency(options["target_latency"])
     if options.get("target_throughput") is not None:
         parse_throughput(options["target_throughput"])
-    maxima = _maxima(options.get("maxima") or ())
+    maxima = _limits("--max", options.get("maxima") or ())
+    minima = _limits("--min", options.get("minima") or ())
     from nas.config import resolve
 
     given = {
@@ -243,7 +265,11 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             "target_latency",
             "target_throughput",
             "seed",
+            "loader_workers",
             "workers",
+            "gpus_per_worker",
+            "address",
+            "storage",
             "image_column",
             "label_column",
             "supernet",
@@ -259,7 +285,14 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "train.batch_size": options.get("train_batch_size"),
         "train.lr": options.get("lr"),
         "search.evaluations": options.get("evaluations"),
+        "train.strategy": options.get("strategy"),
+        "train.shrinking": options.get("shrinking"),
+        "train.teacher": options.get("teacher"),
+        "train.teacher_weights": options.get("teacher_weights"),
+        "search.sampler": options.get("sampler"),
         "search.population": options.get("population"),
+        "search.optuna_storage": options.get("optuna_storage"),
+        "search.warm_start": options.get("warm_start") or None,
         "search.finalists": options.get("finalists"),
         "search.score": options.get("score"),
         "search.max_effectiveness": options.get("max_effectiveness"),
@@ -270,6 +303,8 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             for key in ("batch_size", "precision", "runtime", "threads", "margin", "interpolate")
         },
         "max": maxima or None,
+        "min": minima or None,
+        "minimize": options.get("minimize") or None,
     }
     name = options["name"]
     if name is not None and (Path(name).name != name or name in ("", "..")):
@@ -283,15 +318,15 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
     return resolve(given, file, with_budget=with_budget), folder / name
 
 
-def _maxima(texts: Sequence[str]) -> dict[str, str]:
-    """``--max`` options by metric; their values are checked with the configuration."""
+def _limits(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """``--max`` or ``--min`` by metric; their values are checked with the configuration."""
     result = {}
     for text in texts:
         metric, equals, limit = text.partition("=")
         if not equals or not metric or not limit:
-            raise UsageError(f"--max {text!r} must be METRIC=LIMIT, as in --max params=5M.")
+            raise UsageError(f"{flag} {text!r} must be METRIC=LIMIT, as in {flag} params=5M.")
         if metric in result:
-            raise UsageError(f"--max {metric} is given twice; give it once.")
+            raise UsageError(f"{flag} {metric} is given twice; give it once.")
         result[metric] = limit
     return result
 

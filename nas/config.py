@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from search import window_for
+from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search_space.architecture import Architecture
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space, read_mapping
@@ -22,20 +24,23 @@ from search_space.units import parse_count, parse_latency, parse_memory, parse_t
 from supernet.augmentation import AugmentConfig
 from supernet.train_config import TrainConfig
 
-# Upper limits that a user can set: metric and unit by the name on the command line.
+# What a user can limit and minimise: metric and unit by the name on the command line.
 MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
+    "latency": ("latency_ms", parse_latency),
     "params": ("num_params", parse_count),
     "macs": ("macs", parse_count),
     "activations": ("activations", parse_count),
     "memory": ("memory_bytes", parse_memory),
 }
 
+POPULATION = 24
 LATENCY_AT = "latency@"  # and the name of a further device
 
 _QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
 
-# What may change when a run is continued: nothing that decides its result.
-MAY_DIFFER = frozenset({"workers"})
+# What may change when a run is continued: nothing that decides its result, but for the draws of a
+# training that goes on with another number of workers, since each draws subnets of its own.
+MAY_DIFFER = frozenset({"loader_workers", "workers", "gpus_per_worker", "address", "storage"})
 
 
 class _Model(BaseModel):
@@ -61,9 +66,13 @@ class LatencyConfig(_Model):
 class SearchConfig(_Model):
     """How long the search is, and what it looks for beside the latency.
 
-    With images: evaluations: architectures evaluated in all. population: of the evolution.
-    finalists: front members that are fine-tuned. objective: validation ``loss``, or ``accuracy``,
-    which few images do not tell apart.
+    With images: evaluations: architectures evaluated in all. sampler: who proposes them, by the
+    names of ``search.samplers``; population: its first candidates. window: candidates that may be
+    proposed before the results of earlier ones are known (None for what keeps the workers busy);
+    with the seed it decides which are proposed, whatever the number of workers. optuna_storage:
+    database URL or journal file of an Optuna sampler's study. warm_start: runs whose fronts are
+    evaluated first. finalists: front members that are fine-tuned. objective: validation ``loss``,
+    or ``accuracy``, which few images do not tell apart.
 
     Without: score: the closed-form score to maximise. max_effectiveness: largest ρ where the score
     is DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
@@ -71,7 +80,11 @@ class SearchConfig(_Model):
     """
 
     evaluations: int = Field(default=400, ge=1)
-    population: int = Field(default=24, ge=4)
+    sampler: str = DEFAULT_SAMPLER
+    population: int = Field(default=POPULATION, ge=4)
+    window: int | None = Field(default=None, ge=1)
+    optuna_storage: str | None = None
+    warm_start: tuple[str, ...] = ()
     finalists: int = Field(default=3, ge=1)
     objective: Literal["loss", "accuracy"] = "loss"
     score: Literal["combined", "deepmad"] = "combined"
@@ -85,9 +98,13 @@ class RunConfig(_Model):
     Without ``data`` nothing is trained, and networks of ``num_classes`` are searched by a score.
     ``target_latency`` and ``target_throughput`` are text with a unit (one of them is there,
     except where just a supernet is trained), ``max`` has further upper limits by the names in
-    ``MAXIMA``. ``space`` is a preset's name or a whole space. ``supernet`` names another run
-    whose trained supernet is used instead of training one. ``architecture`` is the plain form of
-    the one network to train instead of searching.
+    ``MAXIMA``, ``min`` lower ones, and ``minimize`` says what the front is a trade-off of.
+    ``space`` is a preset's name or a whole space. ``supernet`` names another run whose trained
+    supernet is used instead of training one. ``architecture`` is the plain form of the one
+    network to train instead of searching.
+
+    ``workers``, each with ``gpus_per_worker`` and ``loader_workers`` data-loading processes, train
+    the supernet; more than one on the Ray cluster at ``address``, with checkpoints in ``storage``.
     """
 
     data: str | None = None
@@ -96,6 +113,8 @@ class RunConfig(_Model):
     target_latency: str | None
     target_throughput: str | None = None
     max: dict[str, str] = {}
+    min: dict[str, str] = {}
+    minimize: tuple[str, ...] = ("latency",)
     seed: int = Field(default=0, ge=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     image_column: str = "image"
@@ -103,7 +122,11 @@ class RunConfig(_Model):
     supernet: str | None = None
     architecture: dict[str, Any] | None = None
     num_classes: int = Field(default=1000, ge=1)
-    workers: int = Field(default=0, ge=0)
+    loader_workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=1)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    address: str | None = None
+    storage: str | None = None
     latency: LatencyConfig = LatencyConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
@@ -117,15 +140,17 @@ class RunConfig(_Model):
         if self.target_throughput is not None:
             of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
             limits["latency_ms"] = min(of_batch, limits.get("latency_ms", math.inf))
-        for name, text in self.max.items():
-            if name.startswith(LATENCY_AT) and name != LATENCY_AT:
-                limits[f"latency_ms@{name.removeprefix(LATENCY_AT)}"] = parse_latency(text)
-                continue
-            if name not in MAXIMA:
-                raise UnknownNameError("metric of a limit", name, (*MAXIMA, "latency@DEVICE"))
-            metric, parse = MAXIMA[name]
-            limits[metric] = parse(text)
+        for metric, limit in _bounds(self.max).items():
+            limits[metric] = min(limit, limits.get(metric, math.inf))
         return limits
+
+    def lower_limits(self) -> dict[str, float]:
+        """Lower limits by metric name, in the metric's unit."""
+        return _bounds(self.min)
+
+    def minimised(self) -> tuple[str, ...]:
+        """Metrics to minimise beside what tells networks apart, by metric name."""
+        return tuple(dict.fromkeys(_bounded(name)[0] for name in self.minimize))
 
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
@@ -138,6 +163,24 @@ class RunConfig(_Model):
         for part in ("train", "finetune"):
             data[part] = getattr(self, part).to_dict()
         return data
+
+
+def _bounds(texts: Mapping[str, str]) -> dict[str, float]:
+    """Limits by metric name; raises UnknownNameError and InvalidQuantityError."""
+    limits = {}
+    for name, text in texts.items():
+        metric, parse = _bounded(name)
+        limits[metric] = parse(text)
+    return limits
+
+
+def _bounded(name: str) -> tuple[str, Callable[[str], float]]:
+    """Metric and unit by its name on the command line; raises UnknownNameError."""
+    if name.startswith(LATENCY_AT) and name != LATENCY_AT:
+        return f"latency_ms@{name.removeprefix(LATENCY_AT)}", parse_latency
+    if name not in MAXIMA:
+        raise UnknownNameError("metric", name, (*MAXIMA, "latency@DEVICE"))
+    return MAXIMA[name]
 
 
 def resolve(
@@ -160,7 +203,8 @@ def resolve(
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
-        target[leaf] = {**target.get(leaf, {}), **value} if leaf == "max" else value
+        bound = leaf in ("max", "min")
+        target[leaf] = {**target.get(leaf, {}), **value} if bound else value
     _check_mode(given, data)
     if not with_budget:
         data["target_latency"] = data["target_throughput"] = None
@@ -173,6 +217,7 @@ def resolve(
         data.setdefault("space", "tiny")
     elif data["data"] == "digits" or data.get("architecture") is not None:
         data.setdefault("space", "digits")
+    _fix_window(data)
     if isinstance(data.get("space"), str):
         space = load_space(data["space"])
         if Path(data["space"]).suffix:
@@ -188,8 +233,8 @@ def resolve(
             where = f"{file}: " if file else ""
             raise UsageError(f"{where}{part}={data[part]!r} must be a mapping.")
         data[part] = defaults | {"seed": seed}
-    limits = data.get("max")
-    for group in (data, limits if isinstance(limits, dict) else {}):
+    limits = [data[key] for key in ("max", "min") if isinstance(data.get(key), dict)]
+    for group in (data, *limits):
         for key, value in group.items():
             # YAML reads 5 as a number; whether it needs a unit is for later
             known = key in _QUANTITIES or str(key).startswith(LATENCY_AT)
@@ -197,12 +242,23 @@ def resolve(
                 group[key] = str(value)
     try:
         config = RunConfig.model_validate(data)
-        config.limits()  # units are checked now, not after training
+        # units and names are checked now, not after training
+        config.limits(), config.lower_limits(), config.minimised()
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
     except NasError as error:  # a rule of a training, a quantity
         raise UsageError(str(error.located(file) if file else error)) from None
     return config
+
+
+def _fix_window(data: dict[str, Any]) -> None:
+    """Decide the window once: a run that goes on with other workers must propose the same."""
+    search = data.setdefault("search", {})
+    if data.get("data") is None or not isinstance(search, dict) or search.get("window"):
+        return
+    workers, population = data.get("workers", 1), search.get("population", POPULATION)
+    if isinstance(workers, int) and isinstance(population, int):  # else an error comes later
+        search["window"] = window_for(max(1, workers), max(2, population // 2))
 
 
 def _is_wide(data: Mapping[str, Any]) -> bool:
@@ -219,10 +275,21 @@ _WITH_DATA = {
     "train.batch_size": "--train-batch-size",
     "train.lr": "--lr",
     "search.evaluations": "--evaluations",
+    "search.sampler": "--sampler",
     "search.population": "--population",
+    "search.optuna_storage": "--optuna-storage",
+    "search.warm_start": "--warm-start",
+    "train.strategy": "--strategy",
+    "train.shrinking": "--shrinking",
+    "train.teacher": "--teacher",
+    "train.teacher_weights": "--teacher-weights",
     "search.finalists": "--finalists",
     "finetune.epochs": "--finetune-epochs",
+    "loader_workers": "--loader-workers",
     "workers": "--workers",
+    "gpus_per_worker": "--gpus-per-worker",
+    "address": "--address",
+    "storage": "--storage",
     "image_column": "--image-column",
     "label_column": "--label-column",
     "supernet": "--supernet",
@@ -250,10 +317,27 @@ def _check_mode(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
             f"--max-effectiveness {given['search.max_effectiveness']} does nothing without --score "
             "deepmad; give that, or leave it out."
         )
+    _check_workers(given, data)
     if given.get("space") is not None and data.get("architecture") is not None:
         raise UsageError(
             f"--space {given['space']} does nothing with --architecture; leave one of them out."
         )
+
+
+def _check_workers(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raises UsageError for options of workers that there are none of."""
+    several = data.get("workers") not in (None, 1)
+    if several and given.get("workers") is not None and data.get("architecture") is not None:
+        raise UsageError(
+            f"--workers {given['workers']} does nothing with --architecture, which one process "
+            "trains; leave one of them out."
+        )
+    for key in () if several else ("gpus_per_worker", "address", "storage"):
+        if given.get(key) is not None:
+            raise UsageError(
+                f"{_WITH_DATA[key]} {given[key]} does nothing with one worker; give --workers, or "
+                "leave it out."
+            )
 
 
 def _check_without_data(data: Mapping[str, Any], with_budget: bool) -> None:

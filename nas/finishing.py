@@ -53,7 +53,7 @@ def best_finetuned(
             folder / evaluation.digest,
             progress=show,
             device=device,
-            workers=config.workers,
+            workers=config.loader_workers,
         )
         tuned.append((evaluate(network, validation).loss, network, evaluation))
     _, network, evaluation = min(tuned, key=lambda item: item[0])

@@ -46,7 +46,7 @@ class NetworkTraining(TrainedSearch):
                 self.path / NETWORK,
                 progress=lambda done, total, info: progress(done, total, training_text(info)),
                 device=self.compute,
-                workers=self.config.workers,
+                workers=self.config.loader_workers,
             )
         accuracy = evaluate(network, eval_batches(self.data.test)).accuracy
         self.console.say(f"  test accuracy {accuracy:.2%}")

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nas.config import RunConfig
@@ -36,7 +37,14 @@ from results.journal import Evaluation
 from results.report import write_report
 from results.report_data import ReportData
 from results.store import EXPORT, RunDirectory
-from search import Constraint, Objective, Problem, check_feasible
+from search import (
+    Constraint,
+    Objective,
+    Problem,
+    check_feasible,
+    feasible_range,
+    format_metric,
+)
 from search.problem import Table
 from search_space import Architecture, SearchSpace
 from search_space.errors import CorruptFileError, InfeasibleError, RunError
@@ -112,7 +120,9 @@ class Run(ABC):
         batch_size = self.target.conditions.batch_size
         return {
             metric: self._target(metric.partition("@")[2], batch_size=batch_size)
-            for metric in self.limits
+            for metric in dict.fromkeys(
+                [*self.limits, *self.config.lower_limits(), *self.config.minimised()]
+            )
             if metric.startswith("latency_ms@")
         }
 
@@ -180,7 +190,8 @@ class Run(ABC):
         cheap = counts(self.space, self.num_classes)
         latency, rules = table.compile(self.space, self.num_classes), self.rules
         tables: dict[str, Table] = {"latency_ms": latency, **cheap, **rules}
-        if "memory_bytes" in self.limits:
+        lower, minimised = self.config.lower_limits(), self.config.minimised()
+        if "memory_bytes" in (*self.limits, *lower, *minimised):
             conditions = self.target.conditions
             tables["memory_bytes"] = peak_memory(
                 self.space,
@@ -188,12 +199,12 @@ class Run(ABC):
                 batch_size=conditions.batch_size,
                 precision=conditions.precision,
             )
-        limits, margins = dict(self.limits), {}
+        limits, margins = self.limits | dict.fromkeys(rules, 0.0), {}
         for metric, target in {"latency_ms": self.target, **self.others}.items():
             if metric in self.others:
                 table = self.latency_table(target)
                 tables[metric] = table.compile(self.space, self.num_classes)
-            if margin := self.margin(target, table):
+            if metric in limits and (margin := self.margin(target, table)):
                 margins[target.name] = margin
                 limits[metric] *= 1 - margin
                 note = (
@@ -206,10 +217,10 @@ class Run(ABC):
                 self.notes.append(note)
         problem = Problem(
             self.space,
-            (self.quality, Objective("latency_ms", "minimize")),
+            (self.quality, *(Objective(metric, "minimize") for metric in minimised)),
             tuple(
-                Constraint(metric, maximum=limit)
-                for metric, limit in (limits | dict.fromkeys(rules, 0.0)).items()
+                Constraint(metric, maximum=limits.get(metric), minimum=lower.get(metric))
+                for metric in dict.fromkeys([*limits, *lower])
             ),
             tables,
             evaluated=self.evaluated,
@@ -220,6 +231,14 @@ class Run(ABC):
             f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
             f"to {format_latency(high)} on {self.config.device}"
         )
+        for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
+            metric = found.constraint.metric
+            if metric not in rules:
+                self.console.say(
+                    f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
+                    f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
+                    "architectures meet it"
+                )
         try:
             check_feasible(problem)
         except InfeasibleError as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nas.config import RunConfig
@@ -15,21 +19,36 @@ from nas.finishing import best_finetuned, export_chosen, judged
 from nas.measuring import Measured
 from nas.reporting import Findings, assemble, curves
 from nas.run import Run
+from nas.search_events import SearchEvents
+from predictors.counts import counts
+from predictors.latency.profile import cache_folder
 from predictors.latency.table import LatencyTable
-from results.journal import Evaluation
+from results.journal import Evaluation, read_journal
+from results.pareto import non_dominated
 from results.report_data import Chosen, ReportData
-from results.store import EXPORT, SNAPSHOT, SUPERNET, RunDirectory
-from search import InProcessExecutor, Objective, Problem, search
-from search.evaluator import SupernetEvaluator
-from search.loop import Progress
-from search.samplers import NSGA2
-from search_space import known, known_names
-from search_space.errors import RunError
+from results.store import EXPORT, JOURNAL, SNAPSHOT, SUPERNET, RunDirectory
+from search import (
+    Executor,
+    InProcessExecutor,
+    Objective,
+    Problem,
+    Progress,
+    search,
+    window_for,
+)
+from search.evaluator import SupernetEvaluator, SupernetFactory
+from search.problem import Values
+from search.samplers import make_sampler
+from search_space import Architecture, Genes, known, known_names
+from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
-from supernet.data import ImageData, eval_batches, open_data
+from supernet.data import EvalBatches, ImageData, eval_batches, open_data
+from supernet.loop import ProgressCallback
+from supernet.sampling import COST_STRATEGIES
 from supernet.training import train_supernet
 
+EVENTS = "tensorboard"
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
 
@@ -86,14 +105,17 @@ class TrainedSearch(Run):
         config = self.config
         assert config.data is not None
         with self.phase("opening images"):
-            self.data: ImageData = open_data(
-                config.data,
+            self.open_images = partial(
+                open_data,
+                # workers are elsewhere
+                str(Path(config.data).resolve()) if Path(config.data).exists() else config.data,
                 resolution,
                 validation_fraction=config.validation_fraction,
                 seed=config.seed,
                 image_column=config.image_column,
                 label_column=config.label_column,
             )
+            self.data: ImageData = self.open_images()
         known_data = self.directory.manifest.get("data")
         if known_data not in (None, self.data.fingerprint):
             raise RunError(
@@ -114,21 +136,67 @@ class TrainedSearch(Run):
             self._load_supernet(supernet, Path(self.config.supernet))
             return supernet.eval()
         with self.phase("training the supernet") as progress:
-            train_supernet(
-                supernet,
-                self.data,
-                self.config.train,
-                self.path / SUPERNET,
-                progress=lambda done, total, info: progress(done, total, training_text(info)),
-                device=self.compute,
-                workers=self.config.workers,
-            )
+
+            def show(done: int, total: int, info: Mapping[str, Any]) -> None:
+                progress(done, total, training_text(info))
+
+            if self.config.workers == 1:
+                train_supernet(
+                    supernet,
+                    self.data,
+                    self.config.train,
+                    self.path / SUPERNET,
+                    progress=show,
+                    device=self.compute,
+                    cost=self._bank_cost(),
+                    logits=self._logits_folder(),
+                    workers=self.config.loader_workers,
+                )
+            else:
+                self._train_with_workers(supernet, show)
         for epoch in curves(self.path)[-1:]:
             self.console.say(
                 f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
                 f"smallest {_percent(epoch.accuracy_smallest)}"
             )
         return supernet.eval()
+
+    def _train_with_workers(self, supernet: Supernet, progress: ProgressCallback) -> None:
+        from supernet.distributed import Workers, train_distributed
+
+        config = self.config
+        train_distributed(
+            supernet,
+            self.data,
+            config.train,
+            self.path / SUPERNET,
+            Workers(
+                count=config.workers,
+                gpus=config.gpus_per_worker,
+                address=config.address,
+                storage=config.storage,
+                name=self.path.name,
+            ),
+            self.open_images,
+            progress=progress,
+            notice=self.console.warn,
+            device=self.compute,
+            cost=self._bank_cost(),
+            logits=self._logits_folder(),
+            loader_workers=config.loader_workers,
+        )
+
+    def _bank_cost(self) -> Callable[[Genes], Values] | None:
+        """What a training that draws subnets by cost draws them by."""
+        if self.config.train.strategy not in COST_STRATEGIES:
+            return None
+        if self.config.train.bank_metric == "macs":
+            return counts(self.space, self.num_classes)["macs"].predict
+        return self.latency_table().compile(self.space, self.num_classes).predict
+
+    def _logits_folder(self) -> Path:
+        """Stored predictions of teachers, shared by all runs on the same images."""
+        return cache_folder().parent / "teacher_logits"
 
     def _load_supernet(self, supernet: Supernet, run: Path) -> None:
         checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
@@ -152,34 +220,51 @@ class TrainedSearch(Run):
                 f"the supernet of {run} is trained for {done} of {epochs} epochs; finish it with "
                 "--resume first."
             )
-        supernet.load_state_dict(checkpoint.weights)
+        supernet.load_state_dict(checkpoint.trained_weights())
         self.notes.append(f"The supernet's weights come from {run}.")
 
     def searched(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
         """Search with inherited weights; the front by digest, fastest first."""
         config = self.config
         batches = eval_batches(self.data.validation)
-        evaluator = SupernetEvaluator(supernet, batches, self.compute)
-        sampler = NSGA2(problem, seed=config.seed, population=config.search.population)
+        executor = self._executor(supernet, batches)
+        sampler = make_sampler(
+            config.search.sampler,
+            problem,
+            seed=config.seed,
+            population=config.search.population,
+            budget=config.search.evaluations,
+            storage=config.search.optuna_storage,
+            study=self.path.name,
+        )
+        batch_size = max(2, config.search.population // 2)
+        window = config.search.window or window_for(config.workers, batch_size)
         journal = self.directory.journal()
         for warning in journal.warnings:
             self.console.warn(warning)
-        with self.phase("searching") as progress:
+        started, first = time.perf_counter(), len(journal)
+        events = SearchEvents(self.path / EVENTS)
+        with self.phase("searching") as progress, closing(events):
 
             def show(state: Progress) -> None:
+                events.add(state)
                 best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
-                text = f"best {best}, hypervolume {state.hypervolume:.4g}"
+                rate = (state.evaluations - first) / (time.perf_counter() - started)
+                text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
                 progress(state.evaluations, state.total, text)
 
             result = search(
                 problem,
                 sampler,
-                InProcessExecutor(evaluator),
+                executor,
                 journal,
                 num_evaluations=config.search.evaluations,
-                batch_size=max(2, config.search.population // 2),
+                batch_size=min(batch_size, window),
+                window=window,
+                warm_start=self._warm_start(),
                 on_progress=show,
             )
+        executor.close()
         journal.snapshot(self.path / SNAPSHOT)
         journal.close()
         self.evaluations = result.evaluations
@@ -188,6 +273,46 @@ class TrainedSearch(Run):
             f"{len(result.front)} on the front"
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
+
+    def _executor(self, supernet: Supernet, batches: EvalBatches) -> Executor:
+        config = self.config
+        if config.workers == 1:
+            return InProcessExecutor(SupernetEvaluator(supernet, batches, self.compute))
+        from search.executors.on_ray import RayExecutor
+
+        on_gpu = self.compute == "cuda"
+        gpus = config.gpus_per_worker
+        return RayExecutor(
+            SupernetFactory.of(supernet, batches, self.compute),
+            workers=config.workers,
+            address=config.address,
+            num_gpus=float(on_gpu) if gpus is None else gpus,
+        )
+
+    def _warm_start(self) -> list[Architecture]:
+        """Members of the fronts of earlier runs that lie in the space."""
+        result: dict[str, Architecture] = {}
+        for run in map(Path, self.config.search.warm_start):
+            if not (run / JOURNAL).exists():
+                raise UsageError(
+                    f"--warm-start {run} holds no evaluations; give the folder of a run that "
+                    "searched."
+                )
+            known_there = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+            quality = self.quality
+            known_there = [e for e in known_there if quality.metric in e.metrics]
+            values = np.array(
+                [
+                    (quality.sign * e.metrics[quality.metric], e.metrics["latency_ms"])
+                    for e in known_there
+                ]
+            ).reshape(-1, 2)
+            front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
+            found = [Architecture.from_dict(e.architecture) for e in front]
+            inside = {a.digest: a for a in found if self.space.contains(a)}
+            self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")
+            result |= inside
+        return list(result.values())
 
     def baselines(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
         """Extremes of the space and the known designs that it holds, under the same rules."""

@@ -44,7 +44,6 @@ class Checkpoint:
     optimizer: dict[str, torch.Tensor]
     metadata: dict[str, Any]
 
-
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """The weights to use: their moving average where one was kept."""
         averages = {

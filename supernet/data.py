@@ -339,7 +339,7 @@ def augmented_batches(
     *,
     augment: AugmentConfig | None = None,
 ) -> Iterator[Batch]:
-    """Every training image once, in order and unmixed, as ``train_loader`` shows it in a variant."""
+    """Every training image once, in order, unmixed, as ``train_loader`` shows it in a variant."""
     config = augment or default_augment(data.kind, data.resolution)
     positions = list(range(len(data.train)))
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]

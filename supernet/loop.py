@@ -176,12 +176,12 @@ class TrainingLoop:
         return True
 
     def _step(self, batch: Batch) -> tuple[list[tuple[str, float]], bool] | None:
-        """One optimiser step: (role, loss) of all workers' subnets, and whether a checkpoint is due.
+        """One optimiser step: (role, loss) of all subnets of all workers; whether to save.
 
         ``None``, and nothing changed, where a loss or the gradient is not finite.
         """
         step = self.state.step
-        self.objective.prepare(step, self._optimizer_states())
+        self.objective.prepare(step, self._optimizer_states)
         self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
@@ -189,7 +189,9 @@ class TrainingLoop:
         sums: list[torch.Tensor] = []
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            seed = mix_seed(self.config.seed, step, 3, *([self.group.rank] if self.group.rank else []))
+            seed = mix_seed(
+                self.config.seed, step, 3, *([self.group.rank] if self.group.rank else [])
+            )
             torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
             for k in range(parts):
                 roles = []

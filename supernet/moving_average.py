@@ -24,7 +24,7 @@ class MovingAverage:
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
         """Take in the weights after ``step`` (0 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [parameters[name] for name in self.values]
+        current: list[torch.Tensor] = [parameters[name] for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
 
     @torch.no_grad()

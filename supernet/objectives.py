@@ -24,8 +24,8 @@ from supernet.tokenisation import TokenSchedule, coarsen
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Teacher = Callable[[Batch], torch.Tensor]
 """Logits (n, classes) that a fixed teacher gives the images of a batch."""
-OptimizerState = Mapping[str, Mapping[str, torch.Tensor]]
-"""Tensors of the optimiser's state (and of the moving average) by parameter and name."""
+OptimizerState = Callable[[], Mapping[str, Mapping[str, torch.Tensor]]]
+"""Gives the tensors of the optimiser's state (and the moving average) by parameter and name."""
 
 
 class Quality(NamedTuple):
@@ -116,7 +116,7 @@ class SupernetObjective:
 
     def prepare(self, step: int, states: OptimizerState) -> None:
         if self.sampler.sorts_channels(step):
-            sort_channels(self.supernet, states)
+            sort_channels(self.supernet, states())
 
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
         subnets = self.sampler(step, self.rank)

@@ -35,7 +35,7 @@ from search_space.components import (
 )
 from search_space.space import SearchSpace
 from supernet.axes import Axis, Concat, Product, Sizes, extent, permute, shape
-from supernet.supernet import Supernet, _shared_name, template
+from supernet.supernet import Supernet, shared_name, template
 
 Key = tuple[str, str]
 """An axis of the supernet: where its name is known (a stage, a block, a mixer), and the name."""
@@ -96,7 +96,7 @@ class ChannelLayout:
             for name, key in uses.items():
                 if weight.ndim < 2 or key not in group.axes:
                     continue
-                axes, sizes = self.supernet._axes[shared], self.supernet._large[shared]
+                axes, sizes = self.supernet.axes[shared], self.supernet.sizes[shared]
                 for dim, axis in enumerate(axes):
                     entries = torch.tensor(_entries(axis, sizes, name))
                     inside = (entries >= group.start) & (entries < group.stop)
@@ -129,7 +129,7 @@ def sort_channels(
             assert len(order) == group.start
             order += moved
     for shared, parameter in supernet.named_parameters():
-        axes, sizes = supernet._axes[shared], supernet._large[shared]
+        axes, sizes = supernet.axes[shared], supernet.sizes[shared]
         for tensor in (parameter, *(states or {}).get(shared, {}).values()):
             if tensor.shape != parameter.shape:
                 continue
@@ -161,7 +161,7 @@ class _Module:
         """The shared parameters of the module and the names that their axes have."""
         for name, axes in template(self.spec).axes().items():
             local = set().union(*(_channel_names(axis) for axis in axes))
-            yield _shared_name(self.path, name, self.spec), local
+            yield shared_name(self.path, name, self.spec), local
 
     def keys(self) -> dict[str, Key]:
         """The axis that each name of the module stands for.

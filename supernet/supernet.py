@@ -74,7 +74,7 @@ class _Template:
             parameters[leaf] = weight
 
 
-def _shared_name(path: str, name: str, spec: ModuleSpec) -> str:
+def shared_name(path: str, name: str, spec: ModuleSpec) -> str:
     """Name of the shared weight that parameter ``name`` of a module is cut from."""
     if spec.kind == "block" and name.startswith("mixer."):
         name = f"mixer.{spec.as_dict()['mixer']}.{name.removeprefix('mixer.')}"
@@ -104,13 +104,17 @@ class Supernet(nn.Module):
         num_classes: outputs of the classifier.
 
     Shared weights start from truncated normal values; draw with a seeded global generator.
+
+    Attributes:
+        axes: of each shared weight by name.
+        sizes: of the names in its axes, as large as any configuration needs them.
     """
 
     def __init__(self, space: SearchSpace, num_classes: int) -> None:
         super().__init__()
         self.space, self.num_classes = space, num_classes
-        self._large: dict[str, dict[str, int]] = {}
-        self._axes: dict[str, Axes] = {}
+        self.axes: dict[str, Axes] = {}
+        self.sizes: dict[str, dict[str, int]] = {}
         self._templates: dict[ModuleSpec, _Template] = {}
         self._sources: dict[tuple[str, ModuleSpec], list[_Source]] = {}
         initial: dict[str, float] = {}
@@ -118,15 +122,15 @@ class Supernet(nn.Module):
             module = template(spec)
             sizes = module.sizes()
             for name, axes in module.axes().items():
-                shared = _shared_name(path, name, spec)
-                large = self._large.setdefault(shared, dict(sizes))
+                shared = shared_name(path, name, spec)
+                large = self.sizes.setdefault(shared, dict(sizes))
                 for key, size in sizes.items():
                     large[key] = max(size, large.get(key, 0))
-                self._axes.setdefault(shared, axes)
+                self.axes.setdefault(shared, axes)
                 if name.startswith("scale"):
                     initial[shared] = spec.as_dict()["layer_scale"]
-        for shared, axes in self._axes.items():
-            weight = torch.empty(shape(axes, self._large[shared]))
+        for shared, axes in self.axes.items():
+            weight = torch.empty(shape(axes, self.sizes[shared]))
             weight.fill_(initial.get(shared, 0.0))
             initialise_parameter(shared, weight)
             *holders, leaf = shared.split(".")
@@ -177,8 +181,8 @@ class Supernet(nn.Module):
         sizes = module.sizes()
         sources = []
         for name, axes in module.axes().items():
-            shared = _shared_name(component.path, name, component.spec)
-            large = self._large.get(shared)
+            shared = shared_name(component.path, name, component.spec)
+            large = self.sizes.get(shared)
             if large is None or any(sizes[key] > large.get(key, 0) for key in sizes):
                 raise InvalidArchitectureError(
                     f"{component.path} needs {component.spec}, which space {self.space.name!r} "

@@ -7,12 +7,12 @@ from typing import Any
 
 from search_space.errors import NasError, RunError
 from supernet.augmentation import AugmentConfig
-
+from supernet.sampling.factory import SHRINKINGS, STRATEGIES
 
 CHOICES = {
     "amp": ("auto", "off"),
-    "strategy": ("sandwich", "uniform", "multi_architecture", "complexity", "performance"),
-    "shrinking": ("none", "delayed", "progressive"),
+    "strategy": STRATEGIES,
+    "shrinking": SHRINKINGS,
     "bank_metric": ("macs", "latency_ms"),
 }
 
@@ -31,7 +31,8 @@ class TrainConfig:
 
     lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
     clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
-    drop_path_rate: of the largest subnet only. amp: ``auto`` (bfloat16 on CUDA) or ``off``.
+    drop_path_rate: of the largest subnet, or the only one of a step.
+    amp: ``auto`` (bfloat16 on CUDA) or ``off``.
     accumulate: parts that a batch is cut into, one after the other, to save memory.
     ema_decay: of the moving average of weights that is validated and kept; 0 for none.
     max_bad_steps: roll-backs before giving up. snapshot_steps: steps between the states that
@@ -40,13 +41,13 @@ class TrainConfig:
 
     Of a supernet only (``supernet.sampling`` explains strategies and shrinking):
 
-    strategy: ``sandwich``, ``uniform``, ``multi_architecture``, ``complexity``, ``performance``.
+    strategy: one of ``STRATEGIES``; shrinking: one of ``SHRINKINGS``.
     num_random: random subnets per step beside those that the strategy always trains.
     groups: of a batch, one for each subnet (``multi_architecture``).
     banks: ranges of ``bank_metric`` (``macs``, or ``latency_ms`` on the target device) that
         subnets of a step are drawn from (``complexity``, ``performance``).
-    shrinking: ``none``, ``delayed`` (only the largest for the first ``shrink_start`` of the training,
-        then a learning rate that grows from ``shrink_epsilon``) or ``progressive``.
+    shrink_start, shrink_epsilon: share of a delayed training that only the largest has, and the
+        factor of the learning rate that the others begin with.
     tokens: (share of the training, factor) pairs: images are this much coarser until then.
     teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
         file. teacher_variants: draws of the augmentation whose logits are stored, so that later

@@ -152,7 +152,9 @@ def finetune(
     only by a network that starts from the same weights. ``teacher(images)`` comes before the one
     that ``config`` names.
     """
-    opened = open_teacher(config, data, device, logits, workers=workers) if teacher is None else None
+    opened = None
+    if teacher is None:
+        opened = open_teacher(config, data, device, logits, workers=workers)
     guide: Callable[[Batch], torch.Tensor] | None = None if opened is None else opened.logits
     if teacher is not None:
         own = teacher
@@ -184,7 +186,7 @@ def finetune(
         checkpoint_seconds=checkpoint_seconds,
         tensorboard=tensorboard,
         store=None if directory is None else LocalStore(Path(directory) / CHECKPOINTS),
-        variants=config.teacher_variants or None,
+        variants=None if opened is None else config.teacher_variants or None,
     ).run()
 
 

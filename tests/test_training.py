@@ -239,12 +239,10 @@ def test_parts_of_a_batch_add_up_to_the_whole(data):
     settings = {"epochs": 1, "optimizer": "sgd", "lr": 1e-2, "augment": AugmentConfig(mixup=0.5)}
     first = train_supernet(whole, data, config(**settings), None)
     second = train_supernet(parts, data, config(accumulate=4, **settings), None)
-    for (name, a), b in zip(
-        whole.state_dict().items(), parts.state_dict().values(), strict=True
-    ):
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-5), name
     assert first[0].losses == pytest.approx(second[0].losses, rel=1e-4)
-    with pytest.raises(RunError, match="batch_size is 16.*must be a multiple of 3"):
+    with pytest.raises(RunError, match=r"batch_size is 16.*must be a multiple of 3"):
         train_supernet(whole, data, config(accumulate=3), None)
 
 

@@ -3,7 +3,7 @@
 from supernet.sampling.banks import Banks
 from supernet.sampling.base import Observation, StepSubnet, SubnetSampler, Target
 from supernet.sampling.complexity import ComplexitySampler
-from supernet.sampling.factory import SHRINKINGS, STRATEGIES, make_sampler
+from supernet.sampling.factory import COST_STRATEGIES, SHRINKINGS, STRATEGIES, make_sampler
 from supernet.sampling.multi_architecture import MultiArchitectureSampler
 from supernet.sampling.performance import PerformanceSampler
 from supernet.sampling.sandwich import SandwichSampler
@@ -11,6 +11,7 @@ from supernet.sampling.shrinking import DelayedShrinking, ProgressiveShrinking
 from supernet.sampling.uniform import UniformSampler
 
 __all__ = [
+    "COST_STRATEGIES",
     "SHRINKINGS",
     "STRATEGIES",
     "Banks",

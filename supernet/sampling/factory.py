@@ -16,6 +16,7 @@ from supernet.sampling.shrinking import DelayedShrinking, ProgressiveShrinking
 from supernet.sampling.uniform import UniformSampler
 
 STRATEGIES = ("sandwich", "uniform", "multi_architecture", "complexity", "performance")
+COST_STRATEGIES = ("complexity", "performance")  # those that draw by cost
 SHRINKINGS = ("none", "delayed", "progressive")
 
 

@@ -1,0 +1,156 @@
+"""Ray: a connection to a cluster, or one of this machine alone, and what its nodes have room for.
+
+Ray speaks to its own log files only. Token authentication stays as Ray has it: on for a cluster
+that is started here, and on where the cluster's token is found.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from search_space.errors import RunError
+
+DEFAULT_PORT = 6379
+REACH_SECONDS = 5.0
+OBJECT_STORE_BYTES = 256 * 2**20  # of a cluster of this machine: only small things go through it
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Short trainings report every few seconds, and each report waits for the next look at it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Be connected to Ray for a while.
+
+    address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST`` or
+        ``HOST:PORT``; None starts one of this machine alone, which ends with the context. A
+        connection that this process has is used and left open.
+
+    Raises RunError where there is no such cluster.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+    else:
+        options["address"] = _reachable(address)
+        use_token()
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"the Ray cluster at {address or 'this machine'!r} cannot be used: {reason}. Start the "
+            "command on one of its nodes (`ray start --address=HEAD:6379` makes this machine one), "
+            "with the head's ~/.ray/auth_token"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _reachable(address: str) -> str:
+    """``auto``, or host and port of a head that answers."""
+    if "://" in address:
+        raise RunError(
+            f"address is {address!r}; it must be 'auto' or the head's HOST or HOST:PORT. Start the "
+            "command on a node of the cluster instead of going through Ray's client"
+        )
+    if address == "auto":
+        return address
+    host, _, port = address.partition(":")
+    if port and not port.isdigit():
+        raise RunError(f"address is {address!r}; its port must be a number, as in {host}:6379")
+    number = int(port or DEFAULT_PORT)
+    try:
+        socket.create_connection((host, number), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"nothing answers at {host}:{number} ({error}); start the head there with `ray start "
+            f"--head --port={number}`, or give its HOST:PORT"
+        ) from None
+    return f"{host}:{number}"
+
+
+def use_token() -> None:
+    """Authenticate where this machine has a token, as Ray itself does for ``auto`` only."""
+    from ray._private.authentication import authentication_token_setup as setup
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def nodes() -> list[dict[str, float]]:
+    """Resources of each living node of the connected cluster, as ``{"CPU": 8.0, "GPU": 1.0}``."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
+    """How many workers that each need ``need`` fit on nodes, none on two of them."""
+    wanted = {name: amount for name, amount in need.items() if amount}
+    return sum(
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+        for node in free
+    )
+
+
+def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -> dict[str, float]:
+    """What each of ``count`` alike workers gets: the same number of cores, as many as fit.
+
+    free: resources by node. gpus: per worker; None for one where any node has some. Workers with
+    a GPU get one core.
+
+    Raises RunError where they do not fit.
+    """
+    if gpus is None:
+        gpus = float(any(node.get("GPU") for node in free))
+    least = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+    most = 1 if gpus else int(max((node.get("CPU", 0.0) for node in free), default=0.0))
+    for cores in range(most, 0, -1):
+        if room(free, least | {"CPU": float(cores)}) >= count:
+            return least | {"CPU": float(cores)}
+    if _can_grow(count, least):
+        return least
+    needed = " and ".join(f"{amount:g} {name}" for name, amount in least.items())
+    totals = {name: sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU")}
+    raise RunError(
+        f"{count} workers with {needed} each do not fit: the cluster has {len(free)} node(s) with "
+        f"{totals['CPU']:g} CPU and {totals['GPU']:g} GPU in all, room for {room(free, least)}. "
+        "Ask for fewer --workers or --gpus-per-worker, or add nodes"
+    )
+
+
+def _can_grow(count: int, need: Mapping[str, float]) -> bool:
+    """Whether an autoscaler can add nodes until ``count`` workers fit.
+
+    There is no public way to ask; Ray Train asks in the same way before it waits for nodes.
+    """
+    from ray._private.state import state
+
+    limits = state.get_max_resources_from_cluster_config()
+    return limits is not None and all(
+        limits.get(name, 0) >= count * amount for name, amount in need.items()
+    )

@@ -1,0 +1,289 @@
+"""Sorted channels: the largest subnets compute what they did, narrow ones keep the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_backbone import STYLES
+from torch import Tensor
+
+from search_space import (
+    Architecture,
+    Block,
+    Macro,
+    Mixer,
+    SearchSpace,
+    Stage,
+    StageSpace,
+    load_space,
+)
+from supernet import Supernet
+from supernet.mixers import registered_mixers
+from supernet.sorting import ChannelLayout, axes_that_move, sort_channels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MIXERS = (
+    Mixer.of("pooling"),
+    Mixer.of("depthwise_conv", kernel=3),
+    Mixer.of("depthwise_conv", kernel=5),
+    *(
+        Mixer.of("focal_modulation", levels=levels, post_norm=post_norm)
+        for levels in (1, 3)
+        for post_norm in (False, True)
+    ),
+    *(Mixer.of("gnconv", order=order, kernel=3) for order in (1, 2, 3)),
+    *(
+        Mixer.of("window_attention", window=window, head_dim=head_dim)
+        for window, head_dim in ((2, 4), (4, 4), (2, 8))
+    ),
+)
+
+
+def space_of(style: str, mixers: tuple[Mixer, ...] = MIXERS) -> SearchSpace:
+    blocks = tuple(Block(mixer, ratio) for mixer in mixers for ratio in (1.0, 2.0))
+    stages = tuple(StageSpace((8, 8 * (i + 3)), (1, 2), blocks) for i in range(4))
+    return SearchSpace(style, STYLES[style], (32,), stages)
+
+
+def largest_with(space: SearchSpace, mixer: Mixer) -> Architecture:
+    stages = []
+    for stage in space.stages:
+        blocks = [block for block in stage.blocks if block.mixer == mixer]
+        best = max(blocks, key=lambda block: block.mlp_ratio)
+        stages.append(Stage(stage.widths[-1], (best,) * stage.depths[-1]))
+    return Architecture(space.macro, space.resolutions[-1], tuple(stages))
+
+
+@torch.no_grad()
+def randomised(space: SearchSpace) -> Supernet:
+    """Random biases and norms too, in float64; channels of very different importance."""
+    generator = torch.Generator().manual_seed(0)
+    supernet = Supernet(space, num_classes=5).double().eval()
+    for parameter in supernet.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        fan_in = max(1, parameter[0].numel())
+        parameter.copy_(noise / fan_in**0.5)
+    return supernet
+
+
+def images(side: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, side, side, generator=generator, dtype=torch.float64)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@torch.no_grad()
+def test_the_largest_subnet_of_every_mixer_keeps_its_function(style: str) -> None:
+    space = space_of(style)
+    assert {mixer.name for mixer in MIXERS} == set(registered_mixers())
+    supernet, x = randomised(space), images()
+    kept = {mixer: largest_with(space, mixer) for mixer in MIXERS}
+    before = {mixer: supernet(x, architecture) for mixer, architecture in kept.items()}
+    small = supernet(x, space.smallest)
+    sort_channels(supernet)
+    for mixer, architecture in kept.items():
+        assert_close(supernet(x, architecture), before[mixer])
+    assert not torch.allclose(supernet(x, space.smallest), small)
+    layout = ChannelLayout(supernet)
+    for group in layout.groups:
+        importance = layout.importance(group)
+        assert (importance.diff() <= 1e-9 * importance[:-1]).all(), group
+
+
+@torch.no_grad()
+def test_a_preset_keeps_the_function_of_its_largest_subnets() -> None:
+    space = load_space("digits")
+    torch.manual_seed(0)
+    supernet, x = Supernet(space, 5).eval(), images(24).float()
+    mixed = replace(
+        space.largest,
+        stages=tuple(
+            Stage(s.widths[-1], tuple(s.blocks[2 * j + 1] for j in range(s.depths[-1])))
+            for s in space.stages
+        ),
+    )
+    before = supernet(x, mixed), supernet(x, space.largest)
+    sort_channels(supernet)
+    torch.testing.assert_close(supernet(x, mixed), before[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(supernet(x, space.largest), before[1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(supernet(x, mixed), before[0])
+
+
+def of_axis(supernet: Supernet, terms: dict[str, tuple[int, slice]]) -> Tensor:
+    """Sum of L1 norms along one dimension of each parameter, restricted to a slice of it."""
+    total = torch.zeros(())
+    for name, (dim, part) in terms.items():
+        weight = supernet.get_parameter(name).detach().abs()
+        others = [d for d in range(weight.ndim) if d != dim]
+        total = total + weight.sum(others)[part]
+    return total
+
+
+def test_importance_by_hand() -> None:
+    """Against sums written out for one block each; gnconv of one order has parts of its own."""
+    attention = Mixer.of("window_attention", window=2, head_dim=8)
+    recursive = Mixer.of("gnconv", order=3, kernel=3)
+    supernet = randomised(space_of("swin", (attention, recursive)))
+    layout = ChannelLayout(supernet)
+    path, width = "stages.1.blocks.0", 32
+    everything = slice(None)
+
+    def importance(scope: str, name: str) -> Tensor:
+        (group,) = (group for group in layout.groups if (scope, name) in group.axes)
+        return layout.importance(group)
+
+    hidden = {f"{path}.mlp.fc1.weight": (0, everything), f"{path}.mlp.fc2.weight": (1, everything)}
+    assert_close(importance(path, "hidden"), of_axis(supernet, hidden))
+
+    mixer = f"{path}.mixer.window_attention"
+    qkv = supernet.get_parameter(f"{mixer}.qkv.weight").detach().abs().view(3, 4, 8, width)
+    proj = supernet.get_parameter(f"{mixer}.proj.weight").detach().abs().view(width, 4, 8)
+    table = supernet.get_parameter(f"{mixer}.relative_position_bias_table").detach().abs()
+    expected = qkv.sum((0, 2, 3)) + proj.sum((0, 2)) + table.sum(0)
+    assert_close(importance(mixer, "heads"), expected)
+
+    mixer = f"{path}.mixer.gnconv"  # proj_in: first (8), then parts of 8, 16 and 32 channels
+    middle = {
+        f"{mixer}.proj_in.weight": (0, slice(16, 32)),
+        f"{mixer}.conv.weight": (0, slice(8, 24)),
+        f"{mixer}.gates.0.weight": (1, everything),
+        f"{mixer}.gates.1.weight": (0, everything),
+    }
+    assert_close(importance(mixer, "part1"), of_axis(supernet, middle))
+    first = of_axis(
+        supernet,
+        {
+            f"{mixer}.proj_in.weight": (0, slice(0, 8)),
+            f"{mixer}.gates.1.weight": (1, everything),
+        },
+    )
+    last = {f"{mixer}.proj_in.weight": (0, slice(8, 16)), f"{mixer}.conv.weight": (0, slice(0, 8))}
+    assert_close(importance(mixer, "part2"), first + of_axis(supernet, last))
+
+
+def test_the_residual_stream_is_one_axis_from_stem_to_downsampling() -> None:
+    """All that writes or reads the first stage's channels, merged patches four times."""
+    supernet = randomised(space_of("swin", (Mixer.of("window_attention", window=2, head_dim=8),)))
+    layout = ChannelLayout(supernet)
+    (group,) = (group for group in layout.groups if ("stages.0", "dim") in group.axes)
+    everything = slice(None)
+    terms = {"stem.conv.weight": (0, everything)}
+    for j in range(2):
+        path = f"stages.0.blocks.{j}"
+        terms |= {
+            f"{path}.mixer.window_attention.qkv.weight": (1, everything),
+            f"{path}.mixer.window_attention.proj.weight": (0, everything),
+            f"{path}.mlp.fc1.weight": (1, everything),
+            f"{path}.mlp.fc2.weight": (0, everything),
+        }
+    reduction = supernet.get_parameter("stages.1.downsample.reduction.weight").detach().abs()
+    merged = reduction.sum(0).view(4, 24).sum(0)
+    assert_close(layout.importance(group), of_axis(supernet, terms) + merged)
+    sort_channels(supernet)
+    # the narrowest subnet now has the most important channels
+    assert (layout.importance(group)[:8].min() >= layout.importance(group)[8:].max()).all()
+
+
+def test_which_axes_of_a_block_move() -> None:
+    def moving(name: str, **params: int) -> set[frozenset[str]]:
+        return set(axes_that_move(STYLES["swin"], Mixer.of(name, **params)))
+
+    dim, hidden = frozenset({"dim"}), frozenset({"hidden"})
+    assert moving("pooling") == moving("depthwise_conv") == {dim, hidden}
+    assert moving("focal_modulation", levels=3) == {dim, hidden}
+    heads, inside = frozenset({"heads"}), frozenset({"head_dim"})
+    assert moving("window_attention") == {dim, hidden, heads, inside}
+    # the last part of the recursion and what enters it are multiplied, so they move together
+    stream, entry = frozenset({"dim", "part0"}), frozenset({"first", "part3"})
+    free = {frozenset({"part1"}), frozenset({"part2"})}
+    assert moving("gnconv", order=4) == {stream, hidden, entry, *free}
+
+
+def test_orders_that_share_parts_move_them_in_pieces() -> None:
+    """Order 2 enters at part 1, order 3 at part 2: with the first entries of what enters."""
+    mixers = tuple(Mixer.of("gnconv", order=order, kernel=3) for order in (2, 3))
+    layout = ChannelLayout(Supernet(space_of("convnext", mixers), 5))
+    scope = "stages.1.blocks.0.mixer.gnconv"  # of 32 channels
+    pieces = {
+        (group.start, group.stop, tuple(name for _, name in group.axes))
+        for group in layout.groups
+        if group.axes[0][0] == scope
+    }
+    assert pieces == {(0, 8, ("first", "part1", "part2")), (8, 16, ("first", "part1"))}
+
+
+@torch.no_grad()
+def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that shuffles its channels would."""
+    space = space_of("convnext", MIXERS[:2])
+    stuck = replace(space.stages[1], blocks=space.stages[1].blocks[:2])  # the first mixer only
+    others = (*space.stages[:1], *space.stages[2:])
+    fewer = [replace(stage, blocks=stage.blocks[2:]) for stage in others]
+    space = replace(space, stages=(fewer[0], stuck, *fewer[1:]))
+
+    def moving(macro: Macro, mixer: Mixer) -> tuple[frozenset[str], ...]:
+        found = axes_that_move(macro, mixer)
+        return found if mixer == MIXERS[1] else tuple(s for s in found if "dim" not in s)
+
+    monkeypatch.setattr("supernet.sorting.axes_that_move", moving)
+    supernet = randomised(space)
+    bias = "stages.1.downsample.conv.bias", "stages.2.downsample.conv.bias"
+    before = {name: supernet.get_parameter(name).clone() for name in bias}
+    sort_channels(supernet)
+    changed = [not torch.equal(supernet.get_parameter(name), before[name]) for name in bias]
+    assert changed == [False, True]
+    groups = {axis for group in ChannelLayout(supernet).groups for axis in group.axes}
+    assert ("stages.1.blocks.0", "hidden") in groups
+    assert {stage for stage, name in groups if name == "dim"} == {f"stages.{i}" for i in (0, 2, 3)}
+
+
+def test_moments_of_adam_move_with_their_weights() -> None:
+    """A step after sorting is the sorted result of the same step."""
+    space = space_of("convnext")
+    x, labels = images(), torch.tensor([1, 3])
+    mixers = (MIXERS[4], MIXERS[9], MIXERS[10])
+
+    def train(supernet: Supernet, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for mixer in mixers:
+                logits = supernet(x, largest_with(space, mixer))
+                torch.nn.functional.cross_entropy(logits, labels).backward()
+            optimizer.step()
+
+    outputs = []
+    for is_sorted in (False, True):
+        supernet = randomised(space)
+        optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-2)
+        train(supernet, optimizer, 2)
+        if is_sorted:
+            names = {parameter: name for name, parameter in supernet.named_parameters()}
+            averages = {name: p.detach().clone() for name, p in supernet.named_parameters()}
+            state = {names[p]: dict(values) for p, values in optimizer.state.items()}
+            for name, average in averages.items():
+                state.setdefault(name, {})["average"] = average
+            sort_channels(supernet, state)
+            for name, parameter in supernet.named_parameters():
+                assert torch.equal(averages[name], parameter)
+        train(supernet, optimizer, 3)
+        with torch.no_grad():
+            outputs.append(supernet(x, largest_with(space, mixers[0])))
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+
+
+def test_sorting_again_changes_nothing() -> None:
+    supernet = randomised(space_of("poolformer"))
+    sort_channels(supernet)
+    once = {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
+    sort_channels(supernet)
+    for name, parameter in supernet.named_parameters():
+        assert torch.equal(parameter, once[name])

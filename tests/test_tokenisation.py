@@ -1,0 +1,187 @@
+"""Progressive tokenisation: pixels left out equal a dilated stem, and the tokens are as counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_backbone import STYLES, images, network, small, stage_outputs, styles
+from torch.nn import functional as F
+
+from predictors.counts import count_architecture
+from search_space import Macro, known, load_space
+from search_space.architecture import conv_padding
+from search_space.components import stem_spec
+from search_space.errors import RunError
+from supernet.modules import build_module
+from supernet.tokenisation import (
+    AS_VIT_SCHEDULE,
+    TokenSchedule,
+    coarse,
+    coarsen,
+    token_counts,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 6),
+    padding=st.integers(0, 7),
+    factor=st.integers(1, 5),
+    phase=st.integers(0, 4),
+)
+def test_a_stem_on_every_cth_pixel_is_the_dilated_stem(
+    height, width, kernel, stride, padding, factor, phase
+):
+    phase = min(phase, factor - 1, height - 1, width - 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(*shape: int) -> torch.Tensor:  # sums of small integers are exact in any order
+        return torch.randint(-9, 10, shape, generator=generator).double()
+
+    image, weight = integers(2, 3, height, width), integers(4, 3, kernel, kernel)
+    small_image = coarsen(image, factor, phase)
+    if min(small_image.shape[2:]) + 2 * padding < kernel:
+        return  # neither convolution has an output
+    dilated = F.conv2d(
+        image[..., phase:, phase:],
+        weight,
+        stride=stride * factor,
+        padding=padding * factor,
+        dilation=factor,
+    )
+    assert torch.equal(F.conv2d(small_image, weight, stride=stride, padding=padding), dilated)
+
+
+@styles
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_every_stem_of_ours_with_its_norm(style, factor):
+    macro = STYLES[style]
+    torch.manual_seed(0)
+    stem = build_module(stem_spec(macro, 8)).double()
+    image = images(2, 3, 30, 30).double()
+    dilated = F.conv2d(
+        image,
+        stem.conv.weight,
+        stem.conv.bias,
+        stride=macro.stem_stride * factor,
+        padding=conv_padding(macro.stem_kernel, macro.stem_stride) * factor,
+        dilation=factor,
+    )
+    torch.testing.assert_close(stem(coarsen(image, factor)), stem.norm(dilated.permute(0, 2, 3, 1)))
+
+
+def test_coarse_images_are_contiguous_and_factor_one_copies_nothing():
+    image = images(1, 3, 10, 7)
+    assert coarsen(image, 1) is image
+    found = coarsen(image, 4)
+    assert found.is_contiguous()
+    assert found.shape == (1, 3, 3, 2)
+    assert found[0, 1, 2, 1] == image[0, 1, 8, 4]
+
+
+@styles
+@pytest.mark.parametrize("factor", [1, 2])
+def test_token_counts_are_those_of_a_real_pass(style, factor):
+    architecture = small(style)
+    with torch.inference_mode():
+        maps = stage_outputs(network(style), coarsen(images(1, 3, 32, 32), factor))
+    assert token_counts(architecture, factor) == tuple(m.shape[1] * m.shape[2] for m in maps)
+
+
+def test_token_counts_of_odd_sides_are_those_of_a_real_pass():
+    with torch.inference_mode():  # 11 pixels: maps of side 6, 3, 2 and 1
+        maps = stage_outputs(network("poolformer"), coarsen(images(1, 3, 32, 32), 3))
+    assert token_counts(small("poolformer"), 3) == tuple(m.shape[1] * m.shape[2] for m in maps)
+    assert token_counts(small("poolformer"), 3) == (36, 9, 4, 1)
+
+
+def test_published_schedule_epoch_by_epoch():
+    factors = [AS_VIT_SCHEDULE.factor(epoch / 300) for epoch in range(300)]
+    assert factors == [4] * 80 + [2] * 53 + [1] * 167
+    architecture = known("swin_t")
+    # stride 16, 8 and 4: the tokens of 224 pixels
+    assert [token_counts(architecture, factor)[0] for factor in (4, 2, 1)] == [14**2, 28**2, 56**2]
+    assert AS_VIT_SCHEDULE.factor(1.0) == 1
+
+
+def test_mean_cost_is_the_average_over_epochs():
+    architecture = replace(known("convnext_t"), resolution=256)
+
+    def macs(value):
+        return count_architecture(value)["macs"]
+
+    by_factor = {factor: macs(coarse(architecture, factor)) for factor in (1, 2, 4)}
+    epochs = [AS_VIT_SCHEDULE.factor(epoch / 300) for epoch in range(300)]
+    expected = float(sum(Fraction(by_factor[factor], 300) for factor in epochs))
+    assert AS_VIT_SCHEDULE.mean_cost(macs, architecture) == pytest.approx(expected, rel=1e-12)
+    assert TokenSchedule().mean_cost(macs, architecture) == by_factor[1]
+    # convolutions cost the same for each token, and only the classifier is run once
+    assert by_factor[2] / by_factor[1] == pytest.approx(1 / 4, rel=2e-3)
+    assert by_factor[4] / by_factor[1] == pytest.approx(1 / 16, rel=5e-3)
+
+
+def test_a_coarse_pass_costs_what_the_coarse_architecture_counts():
+    flop_counter = pytest.importorskip("torch.utils.flop_counter")
+    architecture = small("convnext")
+    with flop_counter.FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network("convnext")(coarsen(images(1, 3, 32, 32), 2))
+    with flop_counter.FlopCounterMode(display=False) as whole, torch.inference_mode():
+        network("convnext")(images(1, 3, 16, 16))
+    assert counter.get_total_flops() == whole.get_total_flops()
+    assert coarse(architecture, 2).resolution == 16
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (((0.5, 2), (0.5, 2)), r"share 0\.5 follows 0\.5.*must rise"),
+        (((0.0, 2),), r"share 0\.0 .*must rise"),
+        (((1.0, 2),), r"share 1\.0.*below 1.*end with all tokens"),
+        (((float("nan"), 2),), "share nan"),
+        (((0.2, 2), (0.4, 4)), "factor 4 follows 2.*from large to small"),
+        (((0.2, 1),), "factor 1 until.*at least 2"),
+        (((0.2, 2.0),), r"factor 2\.0.*integer"),
+        (((0.2, True),), "factor True.*integer"),
+        (((0.2,),), "not a list of pairs.*write pairs"),
+        ((0.2, 4), "not a list of pairs"),
+        ((("early", 4),), "not a list of pairs"),
+    ],
+)
+def test_impossible_schedules_are_refused(phases, message):
+    with pytest.raises(RunError, match=message):
+        TokenSchedule(phases)
+
+
+def test_schedule_from_plain_values_and_back():
+    schedule = TokenSchedule([[0.25, 4], [0.5, 2]])  # as JSON and YAML give it
+    assert schedule == TokenSchedule(((0.25, 4), (0.5, 2)))
+    assert TokenSchedule(schedule.to_list()) == schedule
+    assert [schedule.factor(share) for share in (0, 0.249, 0.25, 0.499, 0.5, 1)] == [
+        4,
+        4,
+        2,
+        2,
+        1,
+        1,
+    ]
+
+
+def test_a_factor_must_leave_a_token_in_each_stage():
+    macro = Macro()  # stride 4 and three halvings without padding: 32 px for a token
+    schedule = TokenSchedule(((0.5, 4),))
+    schedule.check(macro, 128)
+    with pytest.raises(RunError, match=r"sides \(7, 3, 1, 0\) at 112 px.*at most 3"):
+        schedule.check(macro, 112)
+    with pytest.raises(RunError, match="at most 2"):
+        coarse(small("convnext"), 3)
+    space = load_space("digits")
+    with pytest.raises(RunError, match="leave tokens as they are, or take a larger resolution"):
+        TokenSchedule(((0.1, 2),)).check(space.macro, min(space.resolutions))
