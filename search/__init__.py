@@ -1,11 +1,13 @@
 """How to find an architecture: problem, feasibility, samplers, executors, loop.
 
-Importing this package needs NumPy only; ``search.evaluator`` is where torch comes in.
+Importing this package needs NumPy only; ``search.evaluator`` is where torch comes in, and
+``search.executors.on_ray`` where Ray does.
 """
 
 from search.executors import Executor, InProcessExecutor, Outcome
 from search.feasibility import FeasibleRange, check_feasible, extreme_rows, feasible_range
-from search.loop import Progress, SearchResult, search
+from search.history import Progress, SearchResult
+from search.loop import search, window_for
 from search.problem import Constraint, Objective, Problem, Table, format_metric
 
 __all__ = [
@@ -24,4 +26,5 @@ __all__ = [
     "feasible_range",
     "format_metric",
     "search",
+    "window_for",
 ]

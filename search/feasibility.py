@@ -64,8 +64,17 @@ def extreme_rows(problem: Problem) -> Genes:
 
 def unique_rows(genes: Genes) -> Genes:
     """Distinct rows in the order of their first appearance."""
-    _, first = np.unique(genes, axis=0, return_index=True)
-    return genes[np.sort(first)]
+    if genes.size == 0:
+        return genes[:1]
+    # choices are few: as bytes, eight of them are one number to sort by
+    small = np.ascontiguousarray(genes, dtype=np.min_scalar_type(-int(np.abs(genes).max()) - 1))
+    octets = small.view(np.uint8).reshape(len(genes), -1)
+    padded = np.pad(octets, ((0, 0), (0, -octets.shape[1] % 8)))
+    keys = padded.view(np.uint64)
+    order = np.lexsort(keys.T)  # stable: the first of equals comes first
+    new = np.ones(len(genes), dtype=bool)
+    new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    return genes[np.sort(order[new])]
 
 
 def diverse_sample(problem: Problem, rng: np.random.Generator, n: int) -> Genes:

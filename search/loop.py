@@ -1,31 +1,36 @@
 """The search loop: ask, look up or evaluate, write down, tell.
 
-The journal is the loop's memory, so resuming is replaying: with the same seed the sampler asks
-for the same architectures, those in the journal are answered from it, and the first unknown one
-continues the search to the very front that an uninterrupted run finds. Each batch is told in the
-order asked, whatever the order in which an executor completes it.
+There are no waves. Candidates are asked for in small batches whenever a window of candidates
+that are asked for and not yet told has room, and batches are told in the order asked, whatever
+the order in which their evaluations end. So what is asked for depends on the seed, the window
+and the size of a batch, never on timing or on the number of workers.
+
+The journal is the loop's memory, and resuming is replaying: with the same seed the sampler asks
+for the same architectures, those in the journal are answered from it, and the first unknown ones
+continue the search to the very front that an uninterrupted run finds.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from results.journal import Evaluation
-from results.pareto import hypervolume, non_dominated
 from search.executors import Executor, Outcome
 from search.feasibility import check_feasible
-from search.problem import Problem, Values
+from search.history import Candidate, History, Progress, SearchResult
+from search.problem import Problem
 from search.samplers.base import Sampler
 from search_space.architecture import Architecture
-from search_space.errors import NasError
+from search_space.errors import UsageError
 from search_space.space import Genes
 
-MAX_STALE_ROUNDS = 20
+MAX_STALE_BATCHES = 20
 
 
 class EvaluationLog(Protocol):
@@ -36,55 +41,6 @@ class EvaluationLog(Protocol):
     def append(self, evaluation: Evaluation) -> None: ...
 
 
-@dataclass(frozen=True)
-class Progress:
-    """State of a search after an evaluation.
-
-    Attributes:
-        evaluations, total: finished, and the most there will be.
-        cached, failed: how many of the finished came from the journal, and failed.
-        last: the evaluation that was just finished.
-        hypervolume: of the front after the last whole batch.
-        best: best feasible evaluation by the first objective so far.
-    """
-
-    evaluations: int
-    total: int
-    cached: int
-    failed: int
-    last: Evaluation
-    hypervolume: float
-    best: Evaluation | None
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        front: feasible, non-dominated evaluations, sorted by the last objective, best first.
-        front_genes: their rows, shape (len(front), genes).
-        evaluations: all, in the order asked.
-        hypervolume: (evaluations so far, hypervolume) after each batch.
-        reference: reference point of the hypervolume, minimised, shape (objectives,).
-        cached: number of evaluations answered from the journal.
-        stopped: ``budget`` spent, space ``exhausted``, or sampler ``repeating`` itself.
-    """
-
-    front: tuple[Evaluation, ...]
-    front_genes: Genes
-    evaluations: tuple[Evaluation, ...]
-    hypervolume: tuple[tuple[int, float], ...]
-    reference: Values
-    cached: int
-    stopped: str
-
-    @property
-    def failed(self) -> int:
-        """Number of evaluations that failed."""
-        return sum(evaluation.status == "failed" for evaluation in self.evaluations)
-
-
 def search(
     problem: Problem,
     sampler: Sampler,
@@ -93,108 +49,152 @@ def search(
     *,
     num_evaluations: int,
     batch_size: int = 12,
+    window: int | None = None,
     warm_start: Sequence[Architecture] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Search with at most ``num_evaluations`` evaluations, journaled ones included.
 
     Candidates that miss a cheap constraint are never evaluated; failed and non-finite evaluations
-    are journaled with their error and count as evaluations. Architectures of ``warm_start`` that
-    lie in the space and meet the cheap constraints are evaluated first.
+    are journaled with their error and count as evaluations. The executor stays open, except
+    where this raises: then what it still holds is dropped.
 
-    Raises InfeasibleError before any evaluation where the cheap constraints cannot be met, and
-    NasError where all evaluations of the first batch failed.
+    Args:
+        batch_size: candidates asked for, and told, at once.
+        window: candidates that may be asked for and not yet told, at least ``batch_size``; that
+            by default, so each batch is told before the next is asked for. Several workers are
+            kept busy by ``window_for``.
+        warm_start: architectures that are evaluated first, before anything is asked for, as far
+            as they lie in the space and meet the cheap constraints.
+
+    Raises InfeasibleError before any evaluation where the cheap constraints cannot be met,
+    UsageError where a batch does not fit into the window, and NasError where all evaluations of
+    the first window failed.
     """
+    window = batch_size if window is None else window
+    if not 1 <= batch_size <= window:
+        raise UsageError(
+            f"window={window}, batch_size={batch_size}: a batch holds at least one candidate and "
+            "fits into the window; make the window larger or the batch smaller."
+        )
     check_feasible(problem)
-    state = _State(problem, num_evaluations)
-    first = problem.space.encode([a for a in warm_start if problem.space.contains(a)])
-    stopped, stale = "budget", 0
-    for round_ in itertools.count():
-        room = num_evaluations - len(state.evaluations)
-        if room <= 0:
-            break
-        rows = first if round_ == 0 else sampler.ask(min(batch_size, room))
-        if len(rows) == 0:
-            if round_ == 0:
-                continue
-            stopped = "exhausted"
-            break
-        before = len(state.evaluations)
-        _evaluate_batch(state, rows, executor, journal, room, on_progress)
-        sampler.tell(rows, *state.results(rows))
-        if len(state.evaluations) > before:
-            stale = 0
-            state.record_hypervolume()
-            state.stop_if_nothing_works()
-        elif round_ > 0:
-            stale += 1
-            if stale >= MAX_STALE_ROUNDS:
-                stopped = "repeating"
-                break
-    return state.result(stopped)
-
-
-def _evaluate_batch(
-    state: _State,
-    rows: Genes,
-    executor: Executor,
-    journal: EvaluationLog,
-    room: int,
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    """Evaluate the new feasible rows, each written to the journal as soon as it ends."""
-    candidates = state.new_candidates(rows, room)
-    waiting: list[_Candidate] = []
-    for candidate in candidates:
-        known = journal.get(candidate.architecture.digest)
-        if known is None:
-            waiting.append(candidate)
-            continue
-        state.finish(candidate, known, cached=True)
-        if on_progress:
-            on_progress(state.progress(known))
-    for candidate, outcome in _run(executor, waiting):
-        evaluation = _record(state.problem, candidate, outcome)
-        journal.append(evaluation)
-        state.finish(candidate, evaluation, cached=False)
-        if on_progress:
-            on_progress(state.progress(evaluation))
-    state.evaluations += [candidate.evaluation for candidate in candidates]
-
-
-@dataclass
-class _Candidate:
-    index: int
-    key: bytes
-    row: Genes
-    architecture: Architecture
-    cheap: dict[str, float]
-    finished: Evaluation | None = None
-
-    @property
-    def evaluation(self) -> Evaluation:
-        assert self.finished is not None
-        return self.finished
-
-
-def _run(executor: Executor, waiting: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, Outcome]]:
-    """Keep the executor full until all are done; what is open is dropped on any way out."""
-    by_ticket = {candidate.index: candidate for candidate in waiting}
-    todo, num_open = iter(waiting), 0
+    history = History(problem, num_evaluations, first=min(window, num_evaluations))
+    loop = _Loop(sampler, executor, journal, history, batch_size, window, on_progress)
+    known = [a for a in warm_start if problem.space.contains(a)]
     try:
-        for _ in waiting:
-            for candidate in itertools.islice(todo, max(1, executor.capacity) - num_open):
-                executor.submit(candidate.index, candidate.architecture)
-                num_open += 1
-            outcome = executor.wait()
-            num_open -= 1
-            yield by_ticket.pop(outcome.ticket), outcome
+        stopped = loop.run(problem.space.encode(known))
     except BaseException:
         executor.close()
         raise
+    return history.result(stopped)
 
 
-def _record(problem: Problem, candidate: _Candidate, outcome: Outcome) -> Evaluation:
+def window_for(workers: int, batch_size: int) -> int:
+    """A window that keeps ``workers`` busy: one batch for a single worker, else more.
+
+    With one worker there is nothing to overlap, and telling before asking serves the search
+    best. More need two candidates each beside the oldest batch, which holds the window until
+    its slowest candidate has ended; that suffices where none takes over thrice as long as others.
+    Batches much larger than ``workers`` make the window wide for nothing.
+    """
+    if workers == 1:
+        return batch_size
+    return batch_size * (1 + math.ceil(2 * workers / batch_size))
+
+
+@dataclass
+class _Batch:
+    """Rows asked for together; told together once no candidate of them is open."""
+
+    rows: Genes
+    candidates: list[Candidate]
+    num_open: int = 0
+
+
+class _Loop:
+    def __init__(
+        self,
+        sampler: Sampler,
+        executor: Executor,
+        journal: EvaluationLog,
+        history: History,
+        batch_size: int,
+        window: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.sampler = sampler
+        self.executor = executor
+        self.journal = journal
+        self.history = history
+        self.batch_size = batch_size
+        self.window = window
+        self.on_progress = on_progress
+        self._untold: deque[_Batch] = deque()
+        self._open: dict[int, tuple[_Batch, Candidate]] = {}  # by ticket
+
+    def run(self, warm_start: Genes) -> str:
+        """Ask, evaluate and tell until nothing is left to do; why it stopped."""
+        if len(warm_start):
+            self._add(warm_start)
+            self._tell_first()
+        stale = 0
+        while stale < MAX_STALE_BATCHES:
+            self._ask()
+            if not self._untold:
+                return "exhausted" if self.history.room > 0 else "budget"
+            stale = 0 if self._tell_first() else stale + 1
+        while self._untold:
+            self._tell_first()
+        return "repeating"
+
+    def _ask(self) -> None:
+        """Fill the window, as far as the sampler has something to propose."""
+        waiting = sum(len(batch.rows) for batch in self._untold)
+        while (room := self.history.room) > 0:
+            size = min(self.batch_size, room)
+            if waiting + size > self.window:
+                return
+            rows = self.sampler.ask(size)
+            if len(rows) == 0:
+                return
+            self._add(rows)
+            waiting += len(rows)
+
+    def _add(self, rows: Genes) -> None:
+        """Hand the new feasible rows to the executor, or answer them from the journal."""
+        batch = _Batch(rows, self.history.new_candidates(rows))
+        self._untold.append(batch)
+        for candidate in batch.candidates:
+            known = self.journal.get(candidate.architecture.digest)
+            if known is not None:
+                self._finish(candidate, known, cached=True)
+                continue
+            self._open[candidate.index] = batch, candidate
+            batch.num_open += 1
+            self.executor.submit(candidate.index, candidate.architecture)
+
+    def _tell_first(self) -> bool:
+        """Wait for the batch asked for first and tell it; whether anything in it was new."""
+        batch = self._untold[0]
+        while batch.num_open:
+            outcome = self.executor.wait()
+            owner, candidate = self._open.pop(outcome.ticket)
+            evaluation = _record(self.history.problem, candidate, outcome)
+            self.journal.append(evaluation)
+            owner.num_open -= 1
+            self._finish(candidate, evaluation, cached=False)
+        self._untold.popleft()
+        self.sampler.tell(batch.rows, *self.history.results(batch.rows))
+        self.history.tell(batch.candidates)
+        return bool(batch.candidates)
+
+    def _finish(self, candidate: Candidate, evaluation: Evaluation, *, cached: bool) -> None:
+        self.history.finish(candidate, evaluation, cached=cached)
+        if self.on_progress:
+            self.on_progress(self.history.progress(evaluation))
+
+
+def _record(problem: Problem, candidate: Candidate, outcome: Outcome) -> Evaluation:
     """The journal's record of an outcome; a metric that is missing or not finite is a failure."""
     metrics = {**candidate.cheap, **outcome.metrics}
     error = outcome.error
@@ -216,123 +216,3 @@ def _record(problem: Problem, candidate: _Candidate, outcome: Outcome) -> Evalua
         error=error,
         seconds=outcome.seconds,
     )
-
-
-@dataclass
-class _State:
-    """Everything that a search has learnt; kept in memory only, the journal can rebuild it."""
-
-    problem: Problem
-    total: int
-    evaluations: list[Evaluation] = field(default_factory=list)  # of whole batches, as asked
-    history: list[tuple[int, float]] = field(default_factory=list)
-    known: dict[bytes, Evaluation] = field(default_factory=dict)
-    cached: int = 0
-    failed: int = 0
-    best: Evaluation | None = None
-    reference: Values | None = None
-
-    def new_candidates(self, rows: Genes, room: int) -> list[_Candidate]:
-        """Rows not evaluated before that meet the cheap constraints, at most ``room``."""
-        feasible = rows[self.problem.cheap_violation(rows) == 0]
-        keys = {row.tobytes(): i for i, row in reversed(list(enumerate(feasible)))}
-        new = sorted(i for key, i in keys.items() if key not in self.known)[:room]
-        chosen = feasible[np.array(new, dtype=np.int64)]
-        cheap = self.problem.cheap_metrics(chosen)
-        start = len(self.evaluations)
-        return [
-            _Candidate(
-                index=start + i,
-                key=chosen[i].tobytes(),
-                row=chosen[i],
-                architecture=architecture,
-                cheap={name: float(values[i]) for name, values in cheap.items()},
-            )
-            for i, architecture in enumerate(self.problem.space.decode(chosen))
-        ]
-
-    def finish(self, candidate: _Candidate, evaluation: Evaluation, *, cached: bool) -> None:
-        # what the journal holds wins over the tables: it is what earlier decisions were made on
-        candidate.finished = evaluation
-        self.known[candidate.key] = evaluation
-        self.cached += cached
-        self.failed += evaluation.status == "failed"
-        objectives, violations = self.values([evaluation])
-        if violations[0] == 0 and not np.isnan(objectives[0, 0]):
-            best = None if self.best is None else self.values([self.best])[0][0, 0]
-            if best is None or objectives[0, 0] < best:
-                self.best = evaluation
-
-    def values(self, evaluations: Sequence[Evaluation]) -> tuple[Values, Values]:
-        """Minimised objectives (n, objectives) and violations (n,); failed ones are NaN and ∞."""
-        metrics = _columns(self.problem, [evaluation.metrics for evaluation in evaluations])
-        failed = np.array([evaluation.status == "failed" for evaluation in evaluations], bool)
-        objectives = self.problem.objective_values(metrics)
-        violations = self.problem.violation(metrics)
-        return (
-            np.where(failed[:, None], np.nan, objectives),
-            np.where(failed, np.inf, violations),
-        )
-
-    def results(self, rows: Genes) -> tuple[Values, Values]:
-        """What to tell of rows: results where evaluated, else NaN and the cheap violation."""
-        objectives = np.full((len(rows), len(self.problem.objectives)), np.nan)
-        violations = self.problem.cheap_violation(rows)
-        for i, row in enumerate(rows):
-            evaluation = self.known.get(row.tobytes())
-            if evaluation is not None:
-                (objectives[i],), (violations[i],) = self.values([evaluation])
-        return objectives, violations
-
-    def record_hypervolume(self) -> None:
-        objectives, violations = self.values(self.evaluations)
-        points = objectives[violations == 0]
-        if self.reference is None:
-            reference = self.problem.reference
-            if np.isnan(reference).any() and len(points):
-                # an evaluated metric without a bound: the worst of the first feasible batch
-                reference = np.where(np.isnan(reference), np.nanmax(points, axis=0), reference)
-            if not np.isnan(reference).any():
-                self.reference = reference
-        volume = 0.0
-        if self.reference is not None:
-            volume = hypervolume(points, self.reference.tolist())
-        self.history.append((len(self.evaluations), volume))
-
-    def stop_if_nothing_works(self) -> None:
-        if self.failed == len(self.evaluations) and len(self.history) == 1 and self.failed > 1:
-            raise NasError(
-                f"all {self.failed} evaluations of the first batch failed, the last one with: "
-                f"{self.evaluations[-1].error}. Fix the cause and start a new run; failed "
-                "evaluations stay in this run's journal and are not repeated."
-            )
-
-    def progress(self, last: Evaluation) -> Progress:
-        volume = self.history[-1][1] if self.history else 0.0
-        return Progress(
-            len(self.known), self.total, self.cached, self.failed, last, volume, self.best
-        )
-
-    def result(self, stopped: str) -> SearchResult:
-        objectives, violations = self.values(self.evaluations)
-        feasible = np.flatnonzero(violations == 0)
-        front = feasible[non_dominated(objectives[feasible])]
-        front = front[np.lexsort(objectives[front].T)]
-        members = tuple(self.evaluations[i] for i in front)
-        genes = self.problem.space.encode([Architecture.from_dict(e.architecture) for e in members])
-        return SearchResult(
-            front=members,
-            front_genes=genes,
-            evaluations=tuple(self.evaluations),
-            hypervolume=tuple(self.history),
-            reference=self.problem.reference if self.reference is None else self.reference,
-            cached=self.cached,
-            stopped=stopped,
-        )
-
-
-def _columns(problem: Problem, metrics: Sequence[Mapping[str, float]]) -> dict[str, Values]:
-    return {
-        name: np.array([values.get(name, np.nan) for values in metrics], dtype=np.float64)
-        for name in problem.metrics
-    }

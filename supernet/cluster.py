@@ -57,7 +57,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise RunError(
             f"the Ray cluster at {address or 'this machine'!r} cannot be used: {reason}. Start the "
             "command on one of its nodes (`ray start --address=HEAD:6379` makes this machine one), "

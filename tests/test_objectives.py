@@ -164,9 +164,7 @@ def test_targets_parts_and_rates_of_subnets():
     script = Scripted(
         StepSubnet(role="first", architecture=b, part=(1, 3)),
         StepSubnet(role="taught", architecture=a, target=Target.TEACHER, part=(1, 3)),
-        StepSubnet(
-            role="peer", architecture=a, target=Target.PEERS, part=(1, 3), lr_factor=0.25
-        ),
+        StepSubnet(role="peer", architecture=a, target=Target.PEERS, part=(1, 3), lr_factor=0.25),
     )
     guide = torch.randn(12, 10)
     objective = SupernetObjective(

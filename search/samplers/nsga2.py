@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from search.feasibility import diverse_sample, extreme_rows, repair
 from search.problem import Problem, Values
 from search.samplers.base import Screen, pack_floats, unpack_floats
+from search.samplers.proposals import BROOD, ROUNDS, first_population, random_rows
 from search.samplers.ranking import constrained_ranks, crowding_distance
 from search_space.space import Genes
 
-OVERSAMPLE = 20
 OFFSPRING_FACTOR = 4
-ROUNDS = 8
 CROSSOVER_SHARE = 0.5
 MUTATE_CROSSED = 0.5
 
@@ -50,47 +48,40 @@ class NSGA2:
         self._rng = np.random.default_rng(seed)
         self._screen = Screen(problem)
         self._initial: Genes | None = None  # rows of the first population not yet asked for
-        self._genes = self._no_rows()
+        self._brood = self._rows([])  # children not yet asked for
+        self._genes = self._rows([])
         self._objectives = np.zeros((0, len(problem.objectives)))
         self._violations = np.zeros(0)
         self._ranks = np.zeros(0, dtype=np.int64)
         self._crowding = np.zeros(0)
 
-    def _no_rows(self) -> Genes:
-        return np.zeros((0, self.problem.space.num_genes), dtype=np.int64)
-
     # Asking -----------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Genes:
+        problem = self.problem
         if self._initial is None:
-            self._initial = self._first_population()
+            self._initial = first_population(problem, self._screen, self._rng, self.population)
         rows = self._screen.fresh(self._initial[:n], n)
         self._initial = self._initial[n:]
         if len(rows) < n and len(self._genes):
             rows = np.concatenate([rows, self._offspring(n - len(rows))])
         if len(rows) < n:
-            rows = np.concatenate([rows, self._random(n - len(rows))])
+            fill = random_rows(problem, self._screen, self._rng, n - len(rows))
+            rows = np.concatenate([rows, fill])
         return rows
-
-    def _first_population(self) -> Genes:
-        """Feasible rows spread over the cost axis, in random order; shape (≤ population, genes)."""
-        rng, wanted = self._rng, self.population
-        pool = diverse_sample(self.problem, rng, OVERSAMPLE * wanted)
-        rows = self._screen.candidates(pool)
-        if len(rows) < 2 * wanted:
-            pool = np.concatenate([pool, extreme_rows(self.problem)])
-            repaired, violation = repair(self.problem, pool, rng, wanted=4 * wanted)
-            rows = self._screen.candidates(np.concatenate([rows, repaired[violation == 0]]))
-        return spread(rows, self.problem.cost_axis(rows), wanted, rng)
 
     def _offspring(self, n: int) -> Genes:
         """New feasible children; each round of too few mutates more than the one before."""
-        size = OFFSPRING_FACTOR * n
+        size = OFFSPRING_FACTOR * max(n, BROOD)
 
         def propose(i: int) -> Genes:
             return self._children(size, min(0.5, self.mutation_rate * 1.5**i))
 
-        return self._screen.collect(propose, n, ROUNDS)
+        if len(self._brood) < n:
+            bred = self._screen.collect(propose, max(n, BROOD) - len(self._brood), ROUNDS)
+            self._brood = np.concatenate([self._brood, bred])
+        rows, self._brood = self._brood[:n], self._brood[n:]
+        return rows
 
     def _children(self, n: int, rate: float) -> Genes:
         rng, space = self._rng, self.problem.space
@@ -109,14 +100,6 @@ class NSGA2:
             & (self._crowding[second] > self._crowding[first])
         )
         return np.where(better, second, first)
-
-    def _random(self, n: int) -> Genes:
-        """New feasible rows from nowhere in particular, when breeding gives no more."""
-        size = max(256, OVERSAMPLE * n)
-        rows = self._screen.collect(
-            lambda _: diverse_sample(self.problem, self._rng, size), n, ROUNDS
-        )
-        return np.concatenate([rows, self._screen.rest(n - len(rows), self._rng)])
 
     # Telling ----------------------------------------------------------------------------------
 
@@ -148,6 +131,7 @@ class NSGA2:
             "rng": self._rng.bit_generator.state,
             "seen": self._screen.state(),
             "initial": None if self._initial is None else self._initial.tolist(),
+            "brood": self._brood.tolist(),
             "genes": self._genes.tolist(),
             "objectives": pack_floats(self._objectives),
             "violations": pack_floats(self._violations),
@@ -158,6 +142,7 @@ class NSGA2:
         self._screen.load(state["seen"])
         initial = state["initial"]
         self._initial = None if initial is None else self._rows(initial)
+        self._brood = self._rows(state["brood"])
         self._genes = self._rows(state["genes"])
         self._objectives = unpack_floats(state["objectives"], len(self.problem.objectives))
         self._violations = unpack_floats(state["violations"])
@@ -166,23 +151,3 @@ class NSGA2:
 
     def _rows(self, rows: list[list[int]]) -> Genes:
         return np.array(rows, dtype=np.int64).reshape(-1, self.problem.space.num_genes)
-
-
-def spread(rows: Genes, cost: Values, n: int, rng: np.random.Generator) -> Genes:
-    """``n`` of the rows, as evenly over the range of ``cost`` as they allow, in random order.
-
-    The range is cut into ``n`` equal bins; every bin gives one row before any gives a second.
-    """
-    if len(rows) == 0:
-        return rows
-    low, high = float(cost.min()), float(cost.max())
-    width = (high - low) / n or 1.0
-    bins = np.minimum(((cost - low) / width).astype(np.int64), n - 1)
-    shuffled = rng.permutation(len(rows))
-    order = shuffled[np.argsort(bins[shuffled], kind="stable")]
-    ordered = bins[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    lengths = np.diff(np.r_[starts, len(rows)])
-    turn = np.arange(len(rows)) - np.repeat(starts, lengths)
-    chosen = order[np.lexsort((rng.random(len(rows)), turn))][:n]
-    return rows[rng.permutation(chosen)]

@@ -1,4 +1,4 @@
-"""Executors run evaluations; the loop only submits and waits.
+"""What an executor is.
 
 A submission carries a ticket, outcomes come back in any order, and an exception in one evaluation
 is an outcome too: nothing is lost and nothing else stops. So an executor that completes
@@ -8,7 +8,6 @@ out of order on many machines fits the same protocol as this process.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,15 +29,13 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs evaluations, possibly many at once and elsewhere."""
+    """Runs evaluations, possibly many at once and elsewhere.
 
-    @property
-    def capacity(self) -> int:
-        """Number of submissions worth holding at once; the loop keeps this many open."""
-        ...
+    Everything submitted has exactly one outcome, unless the executor is closed before.
+    """
 
     def submit(self, ticket: int, architecture: Architecture) -> None:
-        """Take one evaluation; does not wait for it."""
+        """Take one evaluation, to be begun in the order of submission; does not wait for it."""
         ...
 
     def wait(self) -> Outcome:
@@ -46,36 +43,21 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop what is still open and free everything held."""
+        """Drop what is still open and free everything held; a second call does nothing."""
         ...
 
 
-class InProcessExecutor:
-    """Evaluates in this process, one after the other, when waited for.
+def attempt(evaluate: Evaluate, ticket: int, architecture: Architecture) -> Outcome:
+    """The outcome of one evaluation, made here and now.
 
     Exceptions become outcomes with their type and text; KeyboardInterrupt and SystemExit pass.
     """
-
-    capacity = 1
-
-    def __init__(self, evaluate: Evaluate) -> None:
-        self._evaluate = evaluate
-        self._open: deque[tuple[int, Architecture]] = deque()
-
-    def submit(self, ticket: int, architecture: Architecture) -> None:
-        self._open.append((ticket, architecture))
-
-    def wait(self) -> Outcome:
-        ticket, architecture = self._open.popleft()
-        start = time.perf_counter()
-        try:
-            metrics = {name: float(value) for name, value in self._evaluate(architecture).items()}
-        except Exception as error:
-            return Outcome(ticket, {}, time.perf_counter() - start, describe(error))
-        return Outcome(ticket, metrics, time.perf_counter() - start)
-
-    def close(self) -> None:
-        self._open.clear()
+    start = time.perf_counter()
+    try:
+        metrics = {name: float(value) for name, value in evaluate(architecture).items()}
+    except Exception as error:
+        return Outcome(ticket, {}, time.perf_counter() - start, describe(error))
+    return Outcome(ticket, metrics, time.perf_counter() - start)
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,286 @@
+"""How long does a proof take? Optima, fronts, and a million closed-form evaluations.
+
+    python benchmarks/exact.py [--part optima|fronts|million] [--plain]
+
+``optima``: on the presets ``base`` and ``tiny``, with limits on the latency of two devices
+estimated from datasheets (A100 and Jetson Orin; quantiles of random architectures), three linear
+objectives: the entropy of the longest path, DeepMAD's score of it, and an additive model of
+accuracy (logarithms of the blocks' MACs with noise). Proven without a gap. With ``--plain``, the
+plain way stands beside it: a linear relaxation of each combination of widths, then integer
+programmes from the best bound down, to a gap of 0.1 %.
+
+``fronts``: all points of a preset of 64,512 architectures, checked against brute force, and twenty
+points of ``tiny``, each proven to be efficient.
+
+``million``: a million random architectures of each preset costed on all tables, scored, and their
+front found; and an evolution of the same size.
+
+Seconds are of wall time, beside those of the processor, which other work on the machine disturbs
+less. Figures go to ``benchmarks/results/exact.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predictors.additive import AdditiveTable
+from predictors.counts import counts
+from predictors.latency.catalog import find_device, latency_table
+from predictors.proxies.space_tables import PathTables, SpaceScores
+from results.pareto import non_dominated
+from search import Constraint, Objective, Problem
+from search.closed_form import scored_front
+from search.exact import Programme, Sliceable, optimise, sweep
+from search.exact.integer import relaxed_bound, solve_integer
+from search.exact.optimum import Combinations
+from search.exact.programme import GAP
+from search.samplers.base import enumerate_rows
+from search_space import SearchSpace, load_space
+
+OUT = Path(__file__).parent / "results" / "exact.json"
+SPACES = ("base", "tiny")
+DEVICES = ("a100", "orin")
+QUANTILES = (0.1, 0.5, 0.9)
+COUNT = 1_000_000
+CLASSES = 1000
+
+
+class Clock:
+    """Wall time and processor time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"seconds": round(wall, 3), "cpu_seconds": round(cpu, 3)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A preset with its tables; ``objectives`` by name."""
+
+    space: SearchSpace
+    tables: dict[str, AdditiveTable]
+    paths: PathTables
+    objectives: dict[str, Sliceable]
+
+    @classmethod
+    def of(cls, name: str) -> Setting:
+        space = load_space(name)
+        tables, paths = counts(space, CLASSES), PathTables.build(space, CLASSES)
+        for device in DEVICES:
+            measured = latency_table(find_device(device), space, CLASSES)
+            tables[f"latency_ms@{device}"] = measured.compile(space, CLASSES)
+        objectives = {
+            "entropy": paths.entropy,
+            "deepmad": paths,
+            "accuracy": additive_accuracy(tables["macs"]),
+        }
+        return cls(space, tables, paths, objectives)
+
+    def limits(self, quantile: float) -> list[Constraint]:
+        """Latency limits that this share of random architectures meets, less on the second."""
+        rows = self.space.sample(np.random.default_rng(0), 4000)
+        result = []
+        for device, share in zip(DEVICES, (quantile, 0.9 * quantile), strict=True):
+            metric = f"latency_ms@{device}"
+            most = float(np.quantile(self.tables[metric].predict(rows), share))
+            result.append(Constraint(metric, maximum=most))
+        return result
+
+
+def additive_accuracy(macs: AdditiveTable) -> AdditiveTable:
+    """A model of accuracy with diminishing returns: no block is worth what its MACs say."""
+    rng = np.random.default_rng(0)
+
+    def worth(values: np.ndarray) -> np.ndarray:
+        noise = 1 + 0.25 * rng.normal(size=values.shape)
+        return np.asarray(0.3 * np.log1p(values / 1e6) * noise)
+
+    return AdditiveTable(
+        macs.space,
+        worth(macs.stem),
+        tuple(map(worth, macs.blocks)),
+        tuple(map(worth, macs.downsamples)),
+        worth(macs.head),
+    )
+
+
+# Optima -------------------------------------------------------------------------------------------
+
+
+def optima(plain: bool) -> Iterator[dict[str, Any]]:
+    """Every preset, tightness and objective."""
+    for name in SPACES:
+        setting = Setting.of(name)
+        for quantile in QUANTILES:
+            limits = setting.limits(quantile)
+            for title, objective in setting.objectives.items():
+                clock = Clock()
+                found = optimise(setting.space, objective, limits, setting.tables, gap=0.0)
+                row: dict[str, Any] = {
+                    "space": name,
+                    "quantile": quantile,
+                    "limits": {c.metric: c.maximum for c in limits},
+                    "objective": title,
+                    "value": found.value,
+                    "proven_gap": found.proof.gap,
+                    "programmes": found.proof.programmes,
+                    "opened": found.proof.solved,
+                    **clock.read(),
+                }
+                if plain:
+                    clock = Clock()
+                    programmes = Combinations(setting.space).programmes(
+                        objective, limits, setting.tables
+                    )
+                    value = plainly(programmes)
+                    assert value <= found.value * (1 + 1e-6)
+                    row["plain"] = {"value": value, "gap": GAP, **clock.read()}
+                print(row, flush=True)
+                yield row
+
+
+def plainly(programmes: list[Programme]) -> float:
+    """The best objective by a linear relaxation each and integer programmes from the best down."""
+    bounds = [relaxed_bound(programme) for programme in programmes]
+    known = [(bound, i) for i, bound in enumerate(bounds) if bound is not None]
+    best = -np.inf
+    for bound, i in sorted(known, reverse=True):
+        if bound <= best + GAP * abs(best):
+            break
+        solution = solve_integer(programmes[i], best, GAP)
+        best = best if solution is None else max(best, solution.value)
+    return float(best)
+
+
+# Fronts -------------------------------------------------------------------------------------------
+
+
+def enumerable() -> SearchSpace:
+    """64,512 architectures."""
+    mixers = ["pooling", {"window_attention": {"window": 4, "head_dim": 8}}]
+    return SearchSpace.from_dict(
+        {
+            "name": "enumerable",
+            "macro": {"stem_kernel": 2, "stem_stride": 2},
+            "resolution": [16, 24],
+            "stages": [
+                {"width": [8, 16], "depth": [1, 2], "mixers": mixers, "mlp_ratio": 2},
+                {"width": [16, 24], "depth": 1, "mixers": mixers, "mlp_ratio": [2, 3]},
+                {"width": [16, 32], "depth": [1, 2, 3], "mixers": mixers, "mlp_ratio": [2, 4]},
+                {"width": [32, 40], "depth": 1, "mixers": ["pooling"], "mlp_ratio": [2]},
+            ],
+        }
+    )
+
+
+def fronts() -> dict[str, Any]:
+    """All points of a small preset, some of a large one."""
+    space = enumerable()
+    paths = PathTables.build(space, 10)
+    cost = latency_table(find_device("orin"), space, 10).compile(space, 10)
+    clock = Clock()
+    front = sweep(space, paths.entropy, cost)
+    result: dict[str, Any] = {
+        "enumerable": {"architectures": space.size, "points": len(front), **clock.read()}
+    }
+    rows = enumerate_rows(space)
+    points = np.stack([-paths.entropy.predict(rows), cost.predict(rows)], axis=1)
+    points = np.unique(np.round(points, 12), axis=0)  # equal sums differ by rounding
+    expected = points[non_dominated(points)]
+    found = np.stack([-front.quality, front.cost], axis=1)
+    assert expected.shape == found.shape, "the sweep's front is not that of brute force"
+    assert np.allclose(expected, found, rtol=1e-9), "the sweep's front is not that of brute force"
+    result["enumerable"]["equals_brute_force"] = True
+
+    setting = Setting.of("tiny")
+    clock = Clock()
+    front = sweep(
+        setting.space,
+        setting.objectives["accuracy"],
+        setting.tables["latency_ms@a100"],
+        setting.limits(0.5)[1:],
+        setting.tables,
+        points=20,
+    )
+    result["tiny"] = {
+        "points": len(front),
+        "largest_gap": float(front.gaps.max()),
+        "opened": front.solved,
+        **clock.read(),
+    }
+    return result
+
+
+# A million ----------------------------------------------------------------------------------------
+
+
+def million() -> Iterator[dict[str, Any]]:
+    """Sampled, costed, scored and compared; and an evolution that sees as many."""
+    for name in SPACES:
+        setting = Setting.of(name)
+        space, limits = setting.space, setting.limits(0.5)
+        scores = SpaceScores(setting.paths, setting.tables)
+        problem = Problem(
+            space,
+            (Objective("score", "maximize"), Objective("latency_ms@a100", "minimize")),
+            tuple(limits),
+            setting.tables,
+            evaluated=("score",),
+        )
+        clock = Clock()
+        rows = space.sample(np.random.default_rng(0), COUNT)
+        metrics = problem.cheap_metrics(rows)
+        metrics["score"] = scores.predict("combined", rows)
+        feasible = np.flatnonzero(problem.violation(metrics) == 0)
+        front = non_dominated(problem.objective_values(metrics)[feasible])
+        row = {
+            "space": name,
+            "architectures": COUNT,
+            "tables": len(setting.tables),
+            "front": int(front.sum()),
+            **clock.read(),
+        }
+        clock = Clock()
+        found = scored_front(
+            problem,
+            partial(scores.predict, "combined"),
+            population=COUNT // 100,
+            generations=100,
+        )
+        row["evolution"] = {"seen": found.num_seen, "front": len(found.genes), **clock.read()}
+        print(row, flush=True)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--part", choices=["optima", "fronts", "million"])
+    parser.add_argument("--plain", action="store_true", help="measure the plain way too")
+    options = parser.parse_args()
+    stored = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
+    if options.part in (None, "optima"):
+        stored["optima"] = list(optima(options.plain))
+    if options.part in (None, "fronts"):
+        stored["fronts"] = fronts()
+        print(stored["fronts"])
+    if options.part in (None, "million"):
+        stored["million"] = list(million())
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+    print(f"written to {OUT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Rows of genes as features whose weights add up over an architecture's components.
+
+A block choice is described from coarse to fine: its traits (mixer, each parameter, MLP ratio) in
+the whole network, the same in its stage, and the choice itself in its stage. Finer groups are
+scaled down, so that a ridge penalty explains what it can by the coarse ones: the prior says that
+like choices do alike. Weights of all groups are values of components, so whatever is linear in
+these features is an additive table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from predictors.additive import AdditiveTable
+from search_space import Block, Genes, SearchSpace
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveFeatures:
+    """Encoder of a space's rows.
+
+    Args:
+        space: whose rows are encoded.
+        finer: scale of each group relative to the next coarser one, positive.
+    """
+
+    space: SearchSpace
+    finer: float = 0.5
+
+    @cached_property
+    def _choices(self) -> list[Values]:
+        """Per stage the features of one block of each choice, shape (C, features of blocks)."""
+        names: dict[Hashable, int] = {}
+        for stage in self.space.stages:
+            for block in stage.blocks:
+                for trait in _traits(block):
+                    names.setdefault(trait, len(names))
+        traits = []
+        for stage in self.space.stages:
+            table = np.zeros((len(stage.blocks), len(names)))
+            for row, block in zip(table, stage.blocks, strict=True):
+                row[[names[trait] for trait in _traits(block)]] = 1.0
+            traits.append(table)
+        result = []
+        for i, own in enumerate(traits):
+            parts = [own]
+            for j, stage in enumerate(self.space.stages):
+                here = float(i == j)
+                parts.append(here * self.finer * own)
+                parts.append(here * self.finer**2 * np.eye(len(own), len(stage.blocks)))
+            result.append(np.hstack(parts))
+        used = np.any([table.any(axis=0) for table in result], axis=0)
+        return [np.ascontiguousarray(table[:, used]) for table in result]
+
+    @cached_property
+    def _all_choices(self) -> Values:
+        return np.concatenate(self._choices)
+
+    def encode(self, genes: Genes) -> Values:
+        """Features of valid rows, shape (n, genes) to (n, features)."""
+        space = self.space
+        parts = [_one_hot(genes[:, 0], len(space.resolutions))]
+        every = np.arange(len(genes))
+        counted = []
+        for i, stage in enumerate(space.stages):
+            width, choice = genes[:, space.width_columns[i]], genes[:, space.block_columns(i)]
+            parts += [_one_hot(width, len(stage.widths)), _steps(width, len(stage.widths))]
+            parts.append(np.asarray(choice >= 0, dtype=np.float64))
+            counts = np.zeros((len(genes), len(stage.blocks) + 1))  # −1 counts in the last one
+            for column in choice.T:
+                counts[every, column] += 1.0
+            counted.append(counts[:, :-1])
+        blocks = np.hstack(counted) @ self._all_choices
+        return np.hstack([*parts, blocks])
+
+    def table(self, weights: Values, offset: float) -> AdditiveTable:
+        """The table that predicts ``offset + features @ weights``, weights of (features,)."""
+        space, at = self.space, 0
+
+        def take(count: int) -> Values:
+            nonlocal at
+            at += count
+            return weights[at - count : at]
+
+        resolution = take(len(space.resolutions))
+        widths, positions = [], []
+        for stage in space.stages:
+            num = len(stage.widths)
+            every = np.arange(num)
+            widths.append(take(num) + _steps(every, num) @ take(num - 1))
+            positions.append(take(stage.max_depth))
+        of_blocks = take(self._choices[0].shape[1])
+        assert at == len(weights)
+        blocks = []
+        for stage, position, choices in zip(space.stages, positions, self._choices, strict=True):
+            values = position[:, None] + choices @ of_blocks  # (P, C)
+            shape = (len(resolution), stage.max_depth, len(stage.widths), len(stage.blocks))
+            blocks.append(np.broadcast_to(values[None, :, None, :], shape).copy())
+        downsamples = tuple(
+            np.broadcast_to(after, (len(resolution), len(before), len(after))).copy()
+            for before, after in pairwise(widths)
+        )
+        return AdditiveTable(
+            space,
+            resolution[:, None] + widths[0],
+            tuple(blocks),
+            downsamples,
+            np.zeros((len(resolution), len(widths[-1]))),
+            offset=offset,
+        )
+
+
+def _one_hot(indices: Genes, count: int) -> Values:
+    return np.asarray(indices[:, None] == np.arange(count), dtype=np.float64)
+
+
+def _steps(indices: Genes, count: int) -> Values:
+    """Which of the steps between ``count`` ordered choices are passed: near choices are alike."""
+    return np.asarray(indices[:, None] > np.arange(count - 1), dtype=np.float64)
+
+
+def _traits(block: Block) -> list[Hashable]:
+    """What blocks can have in common; the first is shared by all of them."""
+    name = block.mixer.name
+    params = [(name, key, value) for key, value in block.mixer.params]
+    return ["block", name, *params, ("mlp_ratio", block.mlp_ratio)]

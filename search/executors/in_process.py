@@ -1,0 +1,28 @@
+"""The executor without processes: evaluations are made here, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from search.executors.base import Evaluate, Outcome, attempt
+from search_space.architecture import Architecture
+
+
+class InProcessExecutor:
+    """Evaluates in this process, in the order of submission, when waited for.
+
+    Exceptions become outcomes with their type and text; KeyboardInterrupt and SystemExit pass.
+    """
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self._open: deque[tuple[int, Architecture]] = deque()
+
+    def submit(self, ticket: int, architecture: Architecture) -> None:
+        self._open.append((ticket, architecture))
+
+    def wait(self) -> Outcome:
+        return attempt(self._evaluate, *self._open.popleft())
+
+    def close(self) -> None:
+        self._open.clear()

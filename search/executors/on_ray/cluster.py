@@ -1,0 +1,150 @@
+"""The connection to Ray, and what share of its machines a worker gets.
+
+Without an address a Ray of our own runs on this machine for as long as the search does. Ray is
+kept quiet: what its workers print stays in its own logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from search_space.errors import NasError
+
+AUTO = "auto"
+_PROBE_SECONDS = 5.0
+_SMALLEST_SHARE = 1e-4  # Ray counts in steps of this
+
+
+class ClusterError(NasError):
+    """A Ray cluster that cannot be reached, or that gives no worker."""
+
+
+class RayConnection:
+    """Ray for this process: the one that it uses already, else one connected to or started here.
+
+    Args:
+        address: ``host:port`` of a cluster's head, ``auto`` for the cluster that this machine is
+            a node of, None to start one here.
+
+    Raises ClusterError where there is no cluster at the address, it refuses this process, or
+    this process is connected to another one.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.owned = not ray.is_initialized()
+        self.local = self.owned and address is None
+        if self.owned:
+            _connect(address)
+        elif address not in (None, AUTO, ray.get_runtime_context().gcs_address):
+            raise ClusterError(
+                f"this process uses the Ray cluster at {ray.get_runtime_context().gcs_address} "
+                f"already, and cannot use the one at {address} besides; call ray.shutdown() first, "
+                "or ask for the former."
+            )
+
+    def nodes(self) -> dict[str, Node]:
+        """The living nodes by their id. Raises ClusterError where nobody answers any more."""
+        try:
+            nodes = ray.nodes()
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"the Ray cluster does not answer any more: {error}. What was evaluated is kept; "
+                "bring the cluster back, or take another, and continue with --resume."
+            ) from error
+        return {
+            node["NodeID"]: Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+            for node in nodes
+            if node["Alive"]
+        }
+
+    def close(self) -> None:
+        """Leave Ray, and end it where it was started here; one that was there before stays."""
+        if self.owned:
+            self.owned = False
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: what Ray may give of it to workers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """Number of workers of so many CPUs and GPUs that fit onto it."""
+        tolerance = 1e-9  # ten tenths of a GPU are a GPU
+        fits = self.cpus / cpus
+        if gpus > 0:
+            fits = min(fits, self.gpus / gpus)
+        return int(fits + tolerance)
+
+
+def cpu_share(nodes: Sequence[Node], workers: int, gpus: float = 0.0) -> float:
+    """CPUs for each of ``workers`` such that as many as can fit onto the nodes do.
+
+    The largest whole number that leaves room for all, else an equal part of a CPU; 1 where the
+    nodes have no CPU, or not the GPUs, for any of them (more nodes may come).
+
+    Args:
+        gpus: that each worker needs.
+    """
+    with_gpus = [node for node in nodes if node.cpus > 0 and node.gpus >= gpus]
+    wanted = workers
+    if gpus > 0:
+        wanted = min(workers, sum(node.room(_SMALLEST_SHARE, gpus) for node in with_gpus))
+    if not with_gpus or wanted == 0:
+        return 1.0
+
+    def enough(share: float) -> bool:
+        return sum(node.room(share, gpus) for node in with_gpus) >= wanted
+
+    for whole in range(int(max(node.cpus for node in with_gpus)), 0, -1):
+        if enough(whole):
+            return float(whole)
+    parts = 2
+    while not enough(1 / parts):
+        parts += 1
+    return max(_SMALLEST_SHARE, int(1 / parts / _SMALLEST_SHARE) * _SMALLEST_SHARE)
+
+
+def _connect(address: str | None) -> None:
+    if address not in (None, AUTO):
+        _probe(str(address))
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options["include_dashboard"] = False
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address or "local", **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = "on this machine" if address in (None, AUTO) else f"at {address}"
+        raise ClusterError(f"no Ray cluster {where} to work with: {error}. {_ADVICE}") from error
+    if in_main_thread and callable(handler):
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
+
+
+def _probe(address: str) -> None:
+    """Find out at once that nobody is there; Ray itself would try for long, and noisily."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ClusterError(f"{address!r} is no address of a Ray cluster. {_ADVICE}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {error}. {_ADVICE}") from None
+
+
+_ADVICE = (
+    "An address is host:port of the head node, as `ray start --head` prints it, or auto on a "
+    "node of the cluster; without one, Ray is started on this machine."
+)

@@ -1,0 +1,79 @@
+"""Rows of genes as Optuna parameters, suggested as the architecture takes shape.
+
+A block beyond the depth is not a parameter of the trial. Resolution, widths and depths are
+ordered, hence integers that count the choices; blocks are categories. Names read like the
+architecture: ``stages.1.width``, ``stages.1.blocks.0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_space import Block, SearchSpace
+from search_space.space import INACTIVE, Genes
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def suggest_row(space: SearchSpace, trial: optuna.Trial) -> Genes:
+    """Row of the architecture that a trial suggests, shape (genes,)."""
+    row = np.full(space.num_genes, INACTIVE, dtype=np.int64)
+    row[0] = trial.suggest_int("resolution", 0, len(space.resolutions) - 1)
+    for i, stage in enumerate(space.stages):
+        column = int(space.width_columns[i])
+        row[column] = trial.suggest_int(f"stages.{i}.width", 0, len(stage.widths) - 1)
+        row[column + 1] = trial.suggest_int(f"stages.{i}.depth", 0, len(stage.depths) - 1)
+        names = block_names(stage.blocks)
+        start = space.block_columns(i).start
+        for j in range(stage.depths[row[column + 1]]):
+            chosen = trial.suggest_categorical(f"stages.{i}.blocks.{j}", names)
+            row[start + j] = names.index(chosen)
+    return row
+
+
+def parameters_of(space: SearchSpace, row: Genes) -> dict[str, Any]:
+    """Parameters of the trial that suggests ``row``, of shape (genes,)."""
+    result: dict[str, Any] = {"resolution": int(row[0])}
+    for i, stage in enumerate(space.stages):
+        column = int(space.width_columns[i])
+        result[f"stages.{i}.width"] = int(row[column])
+        result[f"stages.{i}.depth"] = int(row[column + 1])
+        names = block_names(stage.blocks)
+        for j, choice in enumerate(row[space.block_columns(i)]):
+            if choice != INACTIVE:
+                result[f"stages.{i}.blocks.{j}"] = names[choice]
+    return result
+
+
+def row_of(space: SearchSpace, parameters: Mapping[str, Any]) -> Genes | None:
+    """Row of a stored trial's parameters, shape (genes,); None where they are not complete."""
+    try:
+        return _row_of(space, parameters)
+    except KeyError:  # the process died while they were suggested
+        return None
+
+
+def _row_of(space: SearchSpace, parameters: Mapping[str, Any]) -> Genes:
+    row = np.full(space.num_genes, INACTIVE, dtype=np.int64)
+    row[0] = parameters["resolution"]
+    for i, stage in enumerate(space.stages):
+        column, start = int(space.width_columns[i]), space.block_columns(i).start
+        row[column] = parameters[f"stages.{i}.width"]
+        row[column + 1] = parameters[f"stages.{i}.depth"]
+        names = block_names(stage.blocks)
+        for j in range(stage.depths[row[column + 1]]):
+            row[start + j] = names.index(parameters[f"stages.{i}.blocks.{j}"])
+    return row
+
+
+def block_names(blocks: tuple[Block, ...]) -> list[str]:
+    """One name a choice, as ``depthwise_conv(kernel=3)×2``."""
+    result = []
+    for block in blocks:
+        params = ",".join(f"{key}={value}" for key, value in block.mixer.params)
+        result.append(f"{block.mixer.name}({params})×{block.mlp_ratio:g}")
+    return result

@@ -1,0 +1,330 @@
+"""Optuna's samplers behind ask and tell (Akiba et al. 2019), with Optuna's own storage.
+
+Constraints are told to Optuna as such: the cheap ones by their slack as soon as a candidate is
+suggested, the evaluated ones when it is told. A suggestion that breaks a cheap constraint is told
+at once, infeasible and with infinitely bad results where only an evaluation would know, and
+another one is asked for; one that is known already is told as failed, which Optuna's samplers
+leave out. After a few such trials the last suggestion is repaired.
+
+A study that has trials already is continued: its evaluated architectures are asked for first, in
+their order, so that a journal answers them, and what is told of them again changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from search.feasibility import repair
+from search.problem import ROUNDING, Problem, Values
+from search.samplers.base import Screen, pack_floats, unpack_floats
+from search.samplers.optuna_parameters import parameters_of, row_of, suggest_row
+from search.samplers.proposals import random_rows
+from search_space.errors import RunError, UnknownNameError, UsageError
+from search_space.space import Genes
+
+TRIES = 8
+SUFFIX = "Sampler"
+
+
+def optuna_names() -> dict[str, type[optuna.samplers.BaseSampler]]:
+    """Optuna's samplers that need no arguments, by lower-case name without ``Sampler``."""
+    found: dict[str, type[optuna.samplers.BaseSampler]] = {}
+    for name in optuna.samplers.__all__:
+        kind = getattr(optuna.samplers, name)
+        if not name.endswith(SUFFIX) or inspect.isabstract(kind):
+            continue
+        parameters = inspect.signature(kind).parameters.values()
+        if all(parameter.default is not parameter.empty for parameter in parameters):
+            found[name.removesuffix(SUFFIX).lower()] = kind
+    return found
+
+
+def open_storage(place: str | None) -> BaseStorage:
+    """Storage in memory for None, in a database for a URL, else in a journal file.
+
+    Raises RunError where the database cannot be opened.
+    """
+    if place is None:
+        return InMemoryStorage()
+    try:
+        if "://" in place:
+            return RDBStorage(place)
+        return JournalStorage(JournalFileBackend(place))
+    except Exception as error:
+        raise RunError(
+            f"the Optuna storage {place!r} cannot be opened: {error}. Give a database URL as in "
+            "sqlite:///study.db, or the path of a journal file."
+        ) from error
+
+
+class OptunaSampler:
+    """Any of Optuna's samplers.
+
+    Args:
+        problem: what to search for.
+        sampler: name of an Optuna sampler, as ``TPE``; upper and lower case are the same.
+        seed: of the sampler.
+        storage: None for memory, a database URL, or the path of a journal file.
+        study: name of the study.
+        options: further arguments of Optuna's sampler.
+
+    Raises UnknownNameError for an unknown sampler, UsageError for options that it does not take
+    or objectives that it cannot have, RunError for a storage that cannot be opened or a study of
+    another problem.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        storage: str | None = None,
+        study: str = "nas",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.name = sampler
+        self._seed, self._study_name, self._storage_place = seed, study, storage
+        self._options = dict(options or {})
+        self._begin(open_storage(storage))
+
+    def _begin(self, storage: BaseStorage) -> None:
+        problem = self.problem
+        self._rng = np.random.default_rng(self._seed)
+        self._screen = Screen(problem)
+        self._live: dict[bytes, optuna.Trial] = {}
+        self._told: set[bytes] = set()
+        self._stored: list[Genes] = []  # of a continued study, to be asked for again
+        self._events: list[Any] = []
+        directions = [objective.direction for objective in problem.objectives]
+        with _quiet():
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=self._study_name,
+                directions=directions,
+                load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(),
+            )
+            given = [direction.name.lower() for direction in self.study.directions]
+            if given != directions:
+                raise RunError(
+                    f"study {self._study_name!r} has objectives {', '.join(given)}; this problem "
+                    f"has {', '.join(directions)}. Take another name or storage."
+                )
+            self._claim()
+            self._take_over()
+            # a continued study must not draw the numbers of its beginning again
+            past = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = self._make(_seed_of(self._seed, past))
+
+    def _claim(self) -> None:
+        """Write down what the study is of, or see that it is of the same."""
+        digest = self.problem.space.digest
+        known = self.study.user_attrs.get("space")
+        if known not in (None, digest) or (known is None and self.study.get_trials(deepcopy=False)):
+            raise RunError(
+                f"study {self._study_name!r} is of another search space. Take another name or "
+                "storage."
+            )
+        if known is None:
+            self.study.set_user_attr("space", digest)
+            self.study.set_metric_names([o.metric for o in self.problem.objectives])
+
+    def _make(self, seed: int) -> optuna.samplers.BaseSampler:
+        kinds = optuna_names()
+        key = self.name.lower().removesuffix(SUFFIX.lower())
+        if key not in kinds:
+            names = [kind.__name__.removesuffix(SUFFIX) for kind in kinds.values()]
+            raise UnknownNameError("Optuna sampler", self.name, names)
+        if key == "cmaes" and len(self.problem.objectives) > 1:
+            raise UsageError(
+                f"CmaEs searches for one objective, not {len(self.problem.objectives)}; take "
+                "TPE, NSGAII, NSGAIII or GP."
+            )
+        parameters = inspect.signature(kinds[key]).parameters
+        unknown = sorted(set(self._options) - set(parameters))
+        if unknown:
+            raise UsageError(
+                f"Optuna's {kinds[key].__name__} takes no {', '.join(unknown)}; it takes "
+                f"{', '.join(parameters)}."
+            )
+        chosen: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
+        warn = parameters.get("warn_independent_sampling")
+        if warn is not None and warn.default is True:  # it is what conditional genes need
+            chosen["warn_independent_sampling"] = False
+        try:
+            return kinds[key](**(chosen | self._options))
+        except (ImportError, ValueError, TypeError) as error:
+            raise UsageError(f"Optuna's {kinds[key].__name__} cannot be used: {error}") from error
+
+    def _take_over(self) -> None:
+        """Learn what a study that existed before holds; what never ended there is given up."""
+        for trial in self.study.get_trials(deepcopy=False):
+            row = row_of(self.problem.space, trial.params)
+            if trial.state == TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            repeated = trial.user_attrs.get("repeated", False)
+            if row is None or repeated or self.problem.cheap_violation(row[None])[0] > 0:
+                continue
+            key = row.tobytes()
+            if trial.state.is_finished():
+                self._told.add(key)
+            if not any(key == known.tobytes() for known in self._stored):
+                self._stored.append(row)
+
+    # Asking -----------------------------------------------------------------------------------
+
+    def ask(self, n: int) -> Genes:
+        self._events.append({"ask": n})
+        rows: list[Genes] = []
+        while len(rows) < n and self._stored:
+            rows += list(self._screen.fresh(self._stored.pop(0)[None], 1))
+        while len(rows) < n:
+            suggested = self._suggestion()
+            if suggested is None:
+                break
+            rows.append(suggested)
+        return np.array(rows, dtype=np.int64).reshape(-1, self.problem.space.num_genes)
+
+    def _suggestion(self) -> Genes | None:
+        """A new feasible row with a trial waiting for its result; None where there is none."""
+        with _quiet():
+            for _ in range(TRIES):
+                trial, row = self._new_trial()
+                violation = float(self.problem.cheap_violation(row[None])[0])
+                if violation > 0:
+                    self._tell_infeasible(trial, row)
+                elif len(self._screen.fresh(row[None], 1)):
+                    self._live[row.tobytes()] = trial
+                    return row
+                else:
+                    trial.set_user_attr("repeated", True)
+                    self.study.tell(trial, state=TrialState.FAIL)
+        repaired, violations = repair(self.problem, row[None], self._rng, wanted=16)
+        near = self._screen.candidates(repaired[violations == 0])
+        if len(near):
+            distance = (near != row).sum(axis=1)
+            chosen = self._screen.fresh(near[[int(distance.argmin())]], 1)
+        else:
+            chosen = random_rows(self.problem, self._screen, self._rng, 1)
+        if len(chosen) == 0:
+            return None
+        with _quiet():
+            self._live[chosen[0].tobytes()] = self._trial_of(chosen[0])
+        return chosen[0]
+
+    def _new_trial(self) -> tuple[optuna.Trial, Genes]:
+        trial = self.study.ask()
+        row = suggest_row(self.problem.space, trial)
+        trial.set_user_attr("architecture", self.problem.space.decode(row[None])[0].digest)
+        cheap = self.problem.cheap_metrics(row[None])
+        for metric, values in cheap.items():
+            trial.set_user_attr(metric, float(values[0]))
+        for constraint in self.problem.cheap_constraints:
+            value = float(cheap[constraint.metric][0])
+            for name, bound, sign in (
+                ("maximum", constraint.maximum, 1.0),
+                ("minimum", constraint.minimum, -1.0),
+            ):
+                if bound is not None:
+                    excess = sign * (value - bound) / (abs(bound) or 1.0)
+                    excess = min(excess, 0.0) if excess <= ROUNDING else excess
+                    trial.set_constraint(f"{constraint.metric} {name}", excess)
+        return trial, row
+
+    def _trial_of(self, row: Genes) -> optuna.Trial:
+        """A running trial of a row that Optuna did not suggest."""
+        self.study.enqueue_trial(parameters_of(self.problem.space, row))
+        trial, same = self._new_trial()
+        assert (same == row).all()
+        return trial
+
+    def _tell_infeasible(self, trial: optuna.Trial, row: Genes) -> None:
+        known = self.problem.cheap_metrics(row[None])
+        values = self.problem.objective_values(known)[0]
+        values = np.where(np.isnan(values), math.inf, values)
+        self.study.tell(trial, self._in_own_direction(values))
+
+    def _in_own_direction(self, minimised: Values) -> list[float]:
+        pairs = zip(self.problem.objectives, minimised, strict=True)
+        return [objective.sign * float(value) for objective, value in pairs]
+
+    # Telling ----------------------------------------------------------------------------------
+
+    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
+        self._events.append(
+            {
+                "tell": genes.tolist(),
+                "objectives": pack_floats(objectives),
+                "violations": pack_floats(violations),
+            }
+        )
+        self._screen.mark(genes)
+        cheap = self.problem.cheap_violation(genes)
+        for row, values, total, known in zip(genes, objectives, violations, cheap, strict=True):
+            if not (known > 0 and np.isnan(values).any()):  # rejected when it was suggested
+                with _quiet():
+                    self._tell_one(row, values, float(total), float(known))
+
+    def _tell_one(self, row: Genes, values: Values, total: float, cheap: float) -> None:
+        key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
+        if key in self._told:
+            return
+        self._told.add(key)
+        trial = self._live.pop(key, None) or self._trial_of(row)
+        if np.isnan(values).any() or not np.isfinite(total):
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        if len(self.problem.cheap_constraints) < len(self.problem.constraints):
+            trial.set_constraint("evaluated", max(0.0, total - cheap))
+        self.study.tell(trial, self._in_own_direction(values))
+
+    # State ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every call so far: Optuna's state is what they led to."""
+        return {"seed": self._seed, "events": self._events}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Repeat the calls; a study in memory begins anew, a stored one knows their results."""
+        self._seed = state["seed"]
+        self._begin(open_storage(self._storage_place))
+        for event in state["events"]:
+            if "ask" in event:
+                self.ask(event["ask"])
+                continue
+            genes = np.array(event["tell"], dtype=np.int64)
+            objectives = unpack_floats(event["objectives"], len(self.problem.objectives))
+            genes = genes.reshape(-1, self.problem.space.num_genes)
+            self.tell(genes, objectives, unpack_floats(event["violations"]))
+
+
+def _seed_of(seed: int, past: int) -> int:
+    """A seed of 32 bits, the sampler's own for a new study."""
+    return seed if past == 0 else int(np.random.SeedSequence([seed, past]).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's announcements of studies and its warnings of what is meant to be so here:
+    infinite results, constraints that a sampler leaves to the screen, experimental methods."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

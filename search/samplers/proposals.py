@@ -1,0 +1,74 @@
+"""Where candidates come from when nothing is known yet, or when a method has no more ideas."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from search.feasibility import diverse_sample, extreme_rows, repair
+from search.problem import Problem, Values
+from search.samplers.base import Screen
+from search_space.space import Genes
+
+OVERSAMPLE = 20
+ROUNDS = 8
+BROOD = 8  # children bred at once at least, so that asking one by one costs no more
+
+
+def first_population(problem: Problem, screen: Screen, rng: np.random.Generator, n: int) -> Genes:
+    """New feasible rows spread over the cost axis, in random order; shape (≤ n, genes)."""
+    pool = diverse_sample(problem, rng, OVERSAMPLE * n)
+    rows = screen.candidates(pool)
+    if len(rows) < 2 * n:
+        pool = np.concatenate([pool, extreme_rows(problem)])
+        repaired, violation = repair(problem, pool, rng, wanted=4 * n)
+        rows = screen.candidates(np.concatenate([rows, repaired[violation == 0]]))
+    return spread(rows, problem.cost_axis(rows), n, rng)
+
+
+def random_rows(problem: Problem, screen: Screen, rng: np.random.Generator, n: int) -> Genes:
+    """Up to ``n`` fresh feasible rows from nowhere in particular, marked as seen."""
+    size = max(256, OVERSAMPLE * n)
+    rows = screen.collect(lambda _: diverse_sample(problem, rng, size), n, ROUNDS)
+    return np.concatenate([rows, screen.rest(n - len(rows), rng)])
+
+
+def spread(rows: Genes, cost: Values, n: int, rng: np.random.Generator) -> Genes:
+    """``n`` of the rows, as evenly over the range of ``cost`` as they allow, in random order.
+
+    The range is cut into ``n`` equal bins; every bin gives one row before any gives a second.
+    """
+    if len(rows) == 0:
+        return rows
+    low, high = float(cost.min()), float(cost.max())
+    width = (high - low) / n or 1.0
+    bins = np.minimum(((cost - low) / width).astype(np.int64), n - 1)
+    shuffled = rng.permutation(len(rows))
+    order = shuffled[np.argsort(bins[shuffled], kind="stable")]
+    ordered = bins[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(rows)])
+    turn = np.arange(len(rows)) - np.repeat(starts, lengths)
+    chosen = order[np.lexsort((rng.random(len(rows)), turn))][:n]
+    return rows[rng.permutation(chosen)]
+
+
+def neighbours(problem: Problem, row: Genes) -> Genes:
+    """Rows that differ from ``row``, shape (genes,), in one gene; shape (k, genes).
+
+    Blocks that a larger depth adds copy the stage's last one; a smaller depth drops the last ones.
+    """
+    space = problem.space
+    changed = []
+    active = space.active(row[None])[0]
+    for gene in np.flatnonzero(active & (space.cardinalities > 1)):
+        values = np.delete(np.arange(space.cardinalities[gene]), row[gene])
+        rows = np.repeat(row[None], len(values), axis=0)
+        rows[:, gene] = values
+        changed.append(rows)
+    result = np.concatenate(changed) if changed else row[None][:0].copy()
+    for i in range(len(space.stages)):
+        columns = space.block_columns(i)
+        last = int(row[columns][active[columns]][-1])
+        blocks = result[:, columns]
+        result[:, columns] = np.where(blocks < 0, last, blocks)
+    return np.where(space.active(result), result, -1)

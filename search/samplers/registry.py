@@ -1,0 +1,120 @@
+"""Samplers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from search.problem import Problem
+from search.samplers.base import Sampler
+from search.samplers.local_search import LocalSearch, Polished
+from search.samplers.nsga2 import NSGA2
+from search.samplers.random_search import RandomSearch
+from search.samplers.regularised_evolution import RegularisedEvolution
+from search_space.errors import UnknownNameError, UsageError
+
+DEFAULT = "surrogate"
+OPTUNA = "optuna-"
+POLISHED = "+local"
+POLISHED_AFTER = 0.8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What samplers are made from.
+
+    Args:
+        problem: what to search for.
+        seed: seed of everything random.
+        population: of the first candidates, and survivors where a method has them; None for the
+            method's own.
+        budget: evaluations of the whole search.
+        storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
+        study: name of Optuna's study.
+    """
+
+    problem: Problem
+    seed: int = 0
+    population: int | None = None
+    budget: int = 100
+    storage: str | None = None
+    study: str = "nas"
+
+    @property
+    def sized(self) -> dict[str, int]:
+        """Population where one is given."""
+        return {} if self.population is None else {"population": self.population}
+
+
+def _surrogate(model: str) -> Callable[[Settings], Sampler]:
+    def make(settings: Settings) -> Sampler:
+        from search.samplers.surrogate import SurrogateSampler
+
+        population = settings.population or max(8, min(24, settings.budget // 4))
+        return SurrogateSampler(
+            settings.problem, seed=settings.seed, model=model, population=population
+        )
+
+    return make
+
+
+def _optuna(name: str) -> Callable[[Settings], Sampler]:
+    def make(settings: Settings) -> Sampler:
+        from search.samplers.optuna_sampler import OptunaSampler
+
+        return OptunaSampler(
+            settings.problem,
+            sampler=name,
+            seed=settings.seed,
+            storage=settings.storage,
+            study=settings.study,
+        )
+
+    return make
+
+
+SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
+    "nsga2": lambda s: NSGA2(s.problem, seed=s.seed, **s.sized),
+    "evolution": lambda s: RegularisedEvolution(s.problem, seed=s.seed, **s.sized),
+    "random": lambda s: RandomSearch(s.problem, seed=s.seed),
+    "local": lambda s: LocalSearch(s.problem, seed=s.seed, population=s.population or 24),
+    "surrogate": _surrogate("gaussian_process"),
+    "surrogate-trees": _surrogate("trees"),
+    "surrogate-additive": _surrogate("additive"),
+}
+"""Makers by name; ``optuna-NAME`` is Optuna's sampler of that name, ``…+local`` ends with local
+search."""
+
+
+def make_sampler(
+    name: str,
+    problem: Problem,
+    *,
+    seed: int = 0,
+    population: int | None = None,
+    budget: int = 100,
+    storage: str | None = None,
+    study: str = "nas",
+) -> Sampler:
+    """The sampler ``name``: one of ``SAMPLERS``, ``optuna-TPE`` and the like, ``nsga2+local``.
+
+    Args as in ``Settings``. Raises UnknownNameError for an unknown name, UsageError for a storage
+    where nothing is stored.
+    """
+    settings = Settings(problem, seed, population, budget, storage, study)
+    base = name.removesuffix(POLISHED)
+    maker = SAMPLERS.get(base)
+    if base.startswith(OPTUNA):
+        maker = _optuna(base.removeprefix(OPTUNA))
+    elif storage is not None:
+        raise UsageError(
+            f"an Optuna storage is of no use to the sampler {name!r}; take optuna-TPE or another "
+            "of Optuna's, or leave the storage out."
+        )
+    if maker is None:
+        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP", "nsga2+local"]
+        raise UnknownNameError("sampler", name, known)
+    sampler = maker(settings)
+    if not name.endswith(POLISHED):
+        return sampler
+    return Polished(sampler, problem, budget=budget, after=POLISHED_AFTER, seed=seed)

@@ -1,0 +1,277 @@
+"""Search by a model of what is evaluated: refit, predict a pool, propose where it pays.
+
+Bayesian optimisation with expected hypervolume improvement (Emmerich et al. 2006): after a first,
+spread population, a model predicts the evaluated objectives of a pool of feasible candidates,
+cheap objectives being known; candidates are taken one by one, each as if those before it, and
+all that are still being evaluated, came out as predicted (Ginsbourger et al. 2010, kriging
+believer). The pool is bred on the model, from the best evaluated rows, random ones, and the exact
+optima of an additive model at several prices of cost.
+
+Refits become rarer as evaluations add up and fits are of bounded size, so the time per candidate
+stays bounded. A model depends on what it was fitted to only, so the state needs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from predictors.additive import AdditiveTable
+from predictors.surrogates import (
+    AdditiveAccuracy,
+    EnsembleSurrogate,
+    GaussianProcess,
+    Surrogate,
+)
+from search.feasibility import diverse_sample
+from search.problem import Problem, Values
+from search.samplers.acquisition import boxes, expected_hypervolume_improvement
+from search.samplers.archive import Archive, Indices
+from search.samplers.base import Screen
+from search.samplers.pool import breed, priced_optima
+from search.samplers.proposals import first_population, random_rows
+from search.samplers.ranking import constrained_ranks, crowding_distance
+from search_space.errors import UnknownNameError
+from search_space.space import Genes
+
+MODELS: dict[str, Callable[[Problem], Surrogate]] = {
+    "gaussian_process": lambda problem: GaussianProcess(problem.space, _costs(problem)),
+    "trees": lambda problem: EnsembleSurrogate(problem.space, _costs(problem)),
+    "additive": lambda problem: AdditiveAccuracy(problem.space),
+}
+LEAST_TO_FIT = 8
+MOST_TO_FIT = 800
+REFIT_SHARE = 0.05  # of the evaluations must be new
+POOL, GENERATIONS = 256, 5
+RANDOM_SHARE = 0.5
+
+
+def _costs(problem: Problem) -> list[Callable[[Genes], Values]]:
+    return [table.predict for table in problem.tables.values()]
+
+
+class SurrogateSampler:
+    """Sampler for few, expensive evaluations of one or more objectives under constraints.
+
+    Args:
+        problem: what to search for.
+        seed: seed of everything random.
+        population: size of the first, spread population.
+        model: ``gaussian_process``, ``trees`` or ``additive``.
+
+    Raises UnknownNameError for another model.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        population: int = 24,
+        model: str = "gaussian_process",
+    ) -> None:
+        if model not in MODELS:
+            raise UnknownNameError("surrogate", model, MODELS)
+        self.problem = problem
+        self.population = population
+        self._make = MODELS[model]
+        self._rng = np.random.default_rng(seed)
+        self._screen = Screen(problem)
+        self._archive = Archive(problem)
+        self._initial: Genes | None = None  # rows of the first population not yet asked for
+        self._pool = self._rows([])
+        self._open: dict[bytes, None] = {}  # asked for and not told yet
+        self._fitted = 0  # how many of the archive's first rows the models know
+        self._models: list[Surrogate | None] = []
+        self._feasibility: Surrogate | None = None
+        self._additive = AdditiveAccuracy(problem.space)  # for its optima only
+
+    # Asking -----------------------------------------------------------------------------------
+
+    def ask(self, n: int) -> Genes:
+        if self._initial is None:
+            self._initial = first_population(self.problem, self._screen, self._rng, self.population)
+        rows = self._screen.fresh(self._initial[:n], n)
+        self._initial = self._initial[n:]
+        if len(rows) < n and len(self._archive.evaluated) >= LEAST_TO_FIT:
+            rows = np.concatenate([rows, self._propose(n - len(rows))])
+        if len(rows) < n:
+            fill = random_rows(self.problem, self._screen, self._rng, n - len(rows))
+            rows = np.concatenate([rows, fill])
+        self._open.update(dict.fromkeys(row.tobytes() for row in rows))
+        return rows
+
+    def _propose(self, n: int) -> Genes:
+        told = len(self._archive)
+        due = self._fitted == 0 or told >= self._fitted + max(2, round(REFIT_SHARE * told))
+        if due or len(self._pool) < 2 * n:
+            self._fitted = told
+            self._refit()
+            self._pool = self._fresh_pool(n)
+        pool = self._screen.candidates(self._pool)
+        chosen = self._take(pool, n)
+        self._screen.mark(chosen)
+        return chosen
+
+    def _take(self, pool: Genes, n: int) -> Genes:
+        """The ``n`` most promising rows of a pool, one by one; shape (≤ n, genes)."""
+        if len(pool) == 0:
+            return pool
+        mean, deviation, chance = self._predict(pool)
+        archive, reference = self._archive, self._reference()
+        front = archive.objectives[archive.front]
+        if self._open:
+            waiting = np.stack([np.frombuffer(key, dtype=np.int64) for key in self._open])
+            believed, _, passing = self._predict(waiting)
+            front = np.concatenate([front, believed[passing >= 0.5]])
+        left = np.arange(len(pool))
+        chosen: list[int] = []
+        while len(chosen) < n and len(left):
+            free = boxes(front, reference)
+            gain = expected_hypervolume_improvement(mean[left], deviation[left], free)
+            best = int((gain * chance[left]).argmax())
+            chosen.append(int(left[best]))
+            front = np.concatenate([front, mean[left[best]][None]])
+            left = np.delete(left, best)
+        return pool[np.array(chosen, dtype=np.int64)]
+
+    def _reference(self) -> Values:
+        """The problem's, or the worst value so far where it has none."""
+        reference, archive = self.problem.reference, self._archive
+        worst = archive.objectives[archive.evaluated].max(axis=0)
+        return np.where(np.isnan(reference), worst, reference)
+
+    # The models -------------------------------------------------------------------------------
+
+    def _refit(self) -> None:
+        """Fit to the first ``self._fitted`` rows of the archive."""
+        rows = self._worth_fitting(self._archive.evaluated)
+        genes, values = self._archive.genes[rows], self._archive.objectives[rows]
+        if len(self._models) != len(self.problem.objectives):
+            self._models = [
+                None if objective.metric in self.problem.tables else self._make(self.problem)
+                for objective in self.problem.objectives
+            ]
+        for k, model in enumerate(self._models):
+            if model is not None:
+                model.fit(genes, values[:, k])
+        violations = self._archive.violations[rows]
+        if not (violations > 0).any():
+            self._feasibility = None
+            return
+        if self._feasibility is None:
+            self._feasibility = self._make(self.problem)
+        self._feasibility.fit(genes, violations)
+
+    def _worth_fitting(self, rows: Indices) -> Indices:
+        """Of the archive's first rows: all, or the better half of the most and some of the rest."""
+        rows = rows[rows < self._fitted]
+        if len(rows) <= MOST_TO_FIT:
+            return rows
+        best = self._best_first(rows)
+        half = MOST_TO_FIT // 2
+        rest = best[half:]
+        step = np.linspace(0, len(rest) - 1, MOST_TO_FIT - half).astype(np.int64)
+        return np.sort(np.concatenate([best[:half], rest[step]]))
+
+    def _best_first(self, rows: Indices) -> Indices:
+        objectives = self._archive.objectives[rows]
+        ranks = constrained_ranks(objectives, self._archive.violations[rows])
+        return rows[np.lexsort((-crowding_distance(objectives, ranks), ranks))]
+
+    def _predict(self, genes: Genes) -> tuple[Values, Values, Values]:
+        """Minimised means and deviations (n, objectives), chance that constraints are met (n,)."""
+        mean = np.zeros((len(genes), len(self._models)))
+        deviation = np.zeros_like(mean)
+        for k, (model, objective) in enumerate(
+            zip(self._models, self.problem.objectives, strict=True)
+        ):
+            if model is None:
+                table = self.problem.tables[objective.metric]
+                mean[:, k] = objective.sign * table.predict(genes)
+            else:
+                prediction = model.predict(genes)
+                mean[:, k], deviation[:, k] = prediction.mean, prediction.deviation
+        chance = np.ones(len(genes))
+        if self._feasibility is not None:
+            violation = self._feasibility.predict(genes)
+            chance = ndtr(-violation.mean / np.maximum(violation.deviation, 1e-12))
+        return mean, deviation, chance
+
+    @property
+    def rank_quality(self) -> dict[str, float | None]:
+        """Kendall τ of each modelled objective's values and cross-validated predictions."""
+        named = zip(self.problem.objectives, self._models, strict=False)
+        return {
+            objective.metric: model.rank_quality for objective, model in named if model is not None
+        }
+
+    # The pool ---------------------------------------------------------------------------------
+
+    def _fresh_pool(self, n: int) -> Genes:
+        rng, archive = self._rng, self._archive
+        best = archive.genes[self._best_first(archive.evaluated)[:POOL]]
+        random = diverse_sample(self.problem, rng, round(RANDOM_SHARE * POOL))
+        start = np.concatenate([best, random, self._optima()])
+
+        def promise(genes: Genes) -> tuple[Values, Values]:
+            mean, deviation, chance = self._predict(genes)
+            return mean - deviation, 1.0 - chance if self._feasibility else np.zeros(len(genes))
+
+        bred = breed(
+            self.problem, start, promise, rng, size=max(POOL, 4 * n), generations=GENERATIONS
+        )
+        return self._screen.candidates(bred)
+
+    def _optima(self) -> Genes:
+        """Optima of additive models of the evaluated objectives at several prices of cost."""
+        costs = [
+            table
+            for table in self.problem.tables.values()
+            if isinstance(table, AdditiveTable) and table.combine == "sum"
+        ]
+        rows = self._worth_fitting(self._archive.evaluated)
+        found = [self._rows([])]
+        for k, model in enumerate(self._models):
+            if model is None:
+                continue
+            self._additive.fit(self._archive.genes[rows], -self._archive.objectives[rows, k])
+            found += [priced_optima(self._additive.table(), cost) for cost in costs]
+        return np.concatenate(found)
+
+    # Telling and state ------------------------------------------------------------------------
+
+    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
+        self._screen.mark(genes)
+        self._archive.tell(genes, objectives, violations)
+        for row in genes:
+            self._open.pop(np.ascontiguousarray(row, dtype=np.int64).tobytes(), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rng": self._rng.bit_generator.state,
+            "seen": self._screen.state(),
+            "archive": self._archive.state(),
+            "initial": None if self._initial is None else self._initial.tolist(),
+            "pool": self._pool.tolist(),
+            "open": [np.frombuffer(key, dtype=np.int64).tolist() for key in self._open],
+            "fitted": self._fitted,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+        self._screen.load(state["seen"])
+        self._archive.load(state["archive"])
+        initial = state["initial"]
+        self._initial = None if initial is None else self._rows(initial)
+        self._pool = self._rows(state["pool"])
+        self._open = {np.array(row, dtype=np.int64).tobytes(): None for row in state["open"]}
+        self._fitted = state["fitted"]
+        if self._fitted:
+            self._refit()
+
+    def _rows(self, rows: list[list[int]]) -> Genes:
+        return np.array(rows, dtype=np.int64).reshape(-1, self.problem.space.num_genes)

@@ -1,0 +1,340 @@
+"""Training through Ray: two nodes on this machine, whose workers and nodes are killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from tiny_training import config, fresh
+from worker_pair import small_space
+
+from nas.config import resolve
+from search_space import load_space
+from search_space.errors import CorruptFileError, DataError, RunError, UnknownNameError, UsageError
+from supernet.checkpoints import METADATA, WEIGHTS, Checkpoint, load_latest
+from supernet.cluster import connected, room, share, use_token
+from supernet.data import open_data
+from supernet.storage import Storage
+from supernet.train_config import TrainConfig, TrainingDivergedError
+from supernet.training import train_supernet
+
+open_images = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
+LINEAR = {"optimizer": "sgd", "lr": 0.05, "num_random": 0}  # see tests/test_parallel.py
+
+# Nodes ----------------------------------------------------------------------------------------
+
+
+def test_workers_get_as_many_cores_as_fit_on_nodes():
+    nodes = [{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}]
+    assert [room(nodes, {"CPU": float(cores)}) for cores in (1, 3, 5, 9)] == [12, 3, 1, 0]
+    assert share(nodes, 1) == {"CPU": 8.0}
+    assert share(nodes, 2) == {"CPU": 4.0}
+    assert share(nodes, 3) == {"CPU": 4.0}
+    assert share(nodes, 4) == {"CPU": 2.0}
+    assert share(nodes, 12) == {"CPU": 1.0}
+
+
+def test_a_worker_gets_a_gpu_where_there_are_some():
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}]
+    assert share(nodes, 2) == {"CPU": 1.0, "GPU": 1.0}
+    assert share(nodes, 4, gpus=0.5) == {"CPU": 1.0, "GPU": 0.5}
+    assert share(nodes, 2, gpus=0) == {"CPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://head:10001", "must be 'auto' or the head's HOST"),
+        ("head:port", "its port must be a number"),
+        ("127.0.0.1:1", r"nothing answers at 127\.0\.0\.1:1 .*start the head there"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused(address, message):
+    with pytest.raises(RunError, match=message), connected(address):
+        raise AssertionError
+
+
+def test_a_training_goes_on_with_every_number_of_workers_that_cuts_the_batch():
+    from supernet.distributed import fewest_workers
+
+    def divides(batch: int, parts: int, workers: int) -> bool:
+        return batch % (parts * (2 * workers if workers > 1 else 1)) == 0
+
+    assert fewest_workers(64, 1, 2) == 1
+    assert fewest_workers(64, 1, 4) == 4  # three workers cannot share 64 images
+    assert fewest_workers(48, 1, 4) == 1
+    for batch in range(2, 100, 2):
+        for parts in (1, 2):
+            for count in range(1, 9):
+                least = fewest_workers(batch, parts, count)
+                assert all(divides(batch, parts, fewer) for fewer in range(least, count))
+                assert least == 1 or not divides(batch, parts, least - 1)
+
+
+# Options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["gpus_per_worker", "address", "storage"])
+def test_options_of_several_workers_are_refused_for_one(option):
+    asked = {"data": "digits", option: 1 if option == "gpus_per_worker" else "auto"}
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"{flag} .* does nothing with one worker"):
+        resolve(asked, with_budget=False)
+    assert getattr(resolve({**asked, "workers": 2}, with_budget=False), option) == asked[option]
+
+
+def test_several_workers_are_refused_for_one_network():
+    network = {"architecture": load_space("digits").smallest.to_dict()}
+    with pytest.raises(UsageError, match="--workers 2 does nothing with --architecture"):
+        resolve({"data": "digits", "workers": 2, **network}, with_budget=False)
+
+
+# Storage --------------------------------------------------------------------------------------
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"weight": torch.full((3,), float(step))}
+    return Checkpoint(step=step, weights=tensors, optimizer=tensors, metadata={"step": step})
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])  # a path, pyarrow's, fsspec's
+def test_storage_keeps_checkpoints_in_folders_and_urls(scheme, tmp_path):
+    storage = Storage(f"{scheme}{tmp_path}", "run")
+    assert (storage.folder is None) == (scheme == "memory://")
+    storage.create("token")
+    elsewhere = pickle.loads(pickle.dumps(storage))
+    assert elsewhere.is_shared("token")
+    assert not elsewhere.is_shared("another")
+    assert storage.newest() is None
+    paths = [storage.save(checkpoint(step)) for step in (5, 10, 10)]
+    names = [Path(path).name for path in paths]
+    assert storage.names() == names[::-1]
+    assert names == ["step-000000005-0000", "step-000000010-0000", "step-000000010-0001"]
+    for name, step in zip(names, (5, 10, 10), strict=True):
+        assert torch.equal(
+            elsewhere.load(name).weights["weight"], checkpoint(step).weights["weight"]
+        )
+    # as if one was still being written
+    storage.filesystem.delete_file(f"{paths[2]}/{METADATA}")
+    with storage.filesystem.open_output_stream(f"{paths[1]}/{WEIGHTS}") as stream:
+        stream.write(b"damaged")
+    with pytest.raises(CorruptFileError):
+        storage.load(names[1])
+    with pytest.warns(UserWarning, match="damaged|cut short"):
+        newest = storage.newest()
+    assert newest is not None
+    assert newest[0] == names[0]
+    storage.tidy()
+    assert names[0] in storage.names()
+    assert names[2] not in storage.names()
+    left = storage.filesystem.get_file_info([paths[2]])
+    assert left[0].type.name == "NotFound"
+    assert not storage.is_shared("token")
+
+
+def test_storage_that_nothing_opens_is_refused(tmp_path):
+    with pytest.raises(RunError, match="'nowhere://folder' cannot be opened"):
+        Storage("nowhere://folder", "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        Storage(str(tmp_path / "file"), "run").create("token")
+
+
+def test_errors_reach_this_process_whatever_they_are_made_of():
+    from supernet.distributed import _portable
+
+    diverged = TrainingDivergedError("at step 3")
+    assert _portable(diverged) is diverged
+    portable = _portable(UnknownNameError("model", "resnet", ["resnet18"]))
+    assert str(pickle.loads(pickle.dumps(portable))).startswith("unknown model 'resnet'")
+
+
+# Ray ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without cores, two nodes of one core, and a connection; token authentication is on."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
+        use_token()
+        local = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        for _ in range(2):
+            local.add_node(num_cpus=1)
+        try:
+            with connected(local.address):
+                yield local
+        finally:
+            ray.shutdown()
+            local.shutdown()
+
+
+def train(
+    folder: Path,
+    settings: TrainConfig,
+    *,
+    count: int = 2,
+    storage: str | None = None,
+    address: str | None = None,
+    elastic: bool = True,
+    progress: Callable[..., None] | None = None,
+    images: Callable[[], Any] = open_images,
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights at the end, and what was noticed on the way."""
+    from supernet.distributed import Workers, train_distributed
+
+    notices: list[str] = []
+    supernet = fresh(small_space())
+    train_distributed(
+        supernet,
+        open_images(),
+        settings,
+        folder,
+        Workers(count=count, storage=storage, address=address, name="run", elastic=elastic),
+        images,
+        progress=progress,
+        notice=notices.append,
+        checkpoint_seconds=0.0,
+    )
+    return dict(supernet.state_dict()), notices
+
+
+def alone(settings: TrainConfig, folder: Path | None = None) -> dict[str, torch.Tensor]:
+    supernet = fresh(small_space())
+    train_supernet(supernet, open_images(), settings, folder)
+    return dict(supernet.state_dict())
+
+
+def once(done: int, what: Callable[[], None]) -> Callable[..., None]:
+    """A progress callback that does something at a step."""
+    did = []
+
+    def progress(step: int, *_: Any) -> None:
+        if step >= done and not did:
+            did.append(step)
+            what()
+
+    return progress
+
+
+def kill_a_worker() -> None:
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def files(folder: Path) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if "tfevents" not in name}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_but_the_time(cluster, tmp_path):
+    settings = config(epochs=20, eval_every=20, snapshot_steps=3)
+    undisturbed, _ = train(tmp_path / "undisturbed", settings)
+    killed, notices = train(tmp_path / "killed", settings, progress=once(15, kill_a_worker))
+    assert any("going back to the last checkpoint" in notice for notice in notices)
+    assert largest_difference(undisturbed, killed) == 0
+
+
+@pytest.mark.slow
+def test_two_workers_leave_what_one_leaves(cluster, tmp_path):
+    settings = config(epochs=4, snapshot_steps=3, **LINEAR)
+    together, _ = train(tmp_path / "together", settings)
+    one = alone(settings, tmp_path / "alone")
+    assert largest_difference(together, one) < 1e-5
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    assert list((tmp_path / "together" / "tensorboard").glob("*tfevents*"))
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("together", "alone")
+    ]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["loss_largest"] == pytest.approx(theirs["loss_largest"], abs=1e-5)
+    # finished: loaded, not trained again
+    again, _ = train(tmp_path / "together", settings, count=64)
+    assert largest_difference(again, together) == 0
+
+
+@pytest.mark.slow
+def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, tmp_path):
+    settings = config(epochs=12, eval_every=12, snapshot_steps=3, **LINEAR)
+    storage = f"file://{tmp_path}/storage"
+    process = multiprocessing.get_context("spawn").Process(
+        target=train,
+        args=(tmp_path / "first", settings),
+        kwargs={"storage": storage, "address": cluster.address, "elastic": False},
+    )
+    process.start()
+    while process.is_alive() and len(Storage(storage, "run").names()) < 2:
+        time.sleep(0.1)
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    kept = Storage(storage, "run").newest()
+    assert kept is not None
+    assert 0 < kept[1].step < 36
+    steps: list[int] = []
+    ended, _ = train(
+        tmp_path / "second",
+        settings,
+        storage=storage,
+        elastic=False,  # Ray keeps what the killed command reserved for three minutes
+        progress=lambda done, *_: steps.append(done),
+    )
+    assert steps[0] > kept[1].step
+    assert largest_difference(ended, alone(settings)) < 1e-5
+    found = load_latest(tmp_path / "second" / "checkpoints")
+    assert found is not None
+    assert found.step == 36
+
+
+@pytest.mark.slow
+def test_what_a_user_can_mend_is_said_at_once(cluster, tmp_path):
+    with pytest.raises(RunError, match=r"batch_size is 18; with 2 workers .* 20 is the next"):
+        train(tmp_path / "odd", config(batch_size=18))
+    assert not (tmp_path / "odd" / "checkpoints").exists()
+    with pytest.raises(RunError, match=r"64 workers with 1 CPU each do not fit: .* room for 2"):
+        train(tmp_path / "many", config(batch_size=256), count=64)
+    others = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.6)
+    with pytest.raises(DataError, match=r"finds other images \(fingerprint"):
+        train(tmp_path / "others", config(), images=others)
+    with pytest.raises(DataError, match=r"cannot open the images: .*nowhere"):
+        train(tmp_path / "nowhere", config(), images=partial(open_data, "nowhere", 16))
+    with pytest.raises(TrainingDivergedError, match="diverged"):
+        train(tmp_path / "wild", config(lr=1e38, optimizer="sgd", clip_norm=0, max_bad_steps=0))
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_a_training_with_fewer_workers(cluster, tmp_path):
+    settings = config(epochs=30, eval_every=30, snapshot_steps=3, **LINEAR)
+
+    def lose_a_node() -> None:
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    ended, notices = train(tmp_path / "lost", settings, progress=once(15, lose_a_node))
+    assert "training goes on with 1 of 2 workers" in notices
+    assert largest_difference(ended, alone(settings)) < 1e-5
