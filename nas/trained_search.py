@@ -105,17 +105,19 @@ class TrainedSearch(Run):
         config = self.config
         assert config.data is not None
         with self.phase("opening images"):
-            self.open_images = partial(
+            open_images = partial(
                 open_data,
-                # workers are elsewhere
-                str(Path(config.data).resolve()) if Path(config.data).exists() else config.data,
-                resolution,
+                resolution=resolution,
                 validation_fraction=config.validation_fraction,
                 seed=config.seed,
                 image_column=config.image_column,
                 label_column=config.label_column,
             )
-            self.data: ImageData = self.open_images()
+            self.data: ImageData = open_images(config.data)
+            # workers are in other folders
+            path = Path(config.data)
+            absolute = str(path.resolve()) if path.exists() else config.data
+            self.open_images = partial(open_images, absolute)
         known_data = self.directory.manifest.get("data")
         if known_data not in (None, self.data.fingerprint):
             raise RunError(
@@ -227,7 +229,6 @@ class TrainedSearch(Run):
         """Search with inherited weights; the front by digest, fastest first."""
         config = self.config
         batches = eval_batches(self.data.validation)
-        executor = self._executor(supernet, batches)
         sampler = make_sampler(
             config.search.sampler,
             problem,
@@ -244,7 +245,11 @@ class TrainedSearch(Run):
             self.console.warn(warning)
         started, first = time.perf_counter(), len(journal)
         events = SearchEvents(self.path / EVENTS)
-        with self.phase("searching") as progress, closing(events):
+        with (
+            self.phase("searching") as progress,
+            closing(events),
+            closing(self._executor(supernet, batches)) as executor,
+        ):
 
             def show(state: Progress) -> None:
                 events.add(state)
@@ -264,7 +269,6 @@ class TrainedSearch(Run):
                 warm_start=self._warm_start(),
                 on_progress=show,
             )
-        executor.close()
         journal.snapshot(self.path / SNAPSHOT)
         journal.close()
         self.evaluations = result.evaluations

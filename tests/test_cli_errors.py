@@ -51,7 +51,7 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
         (["--max", "macs=5ms"], ["unknown unit 'ms'", "G"]),
         (["--max", "memory=200"], ["'200' has no unit", "write 200MB"]),
         (["--max", "params"], ["--max 'params' must be METRIC=LIMIT", "params=5M"]),
-        (["--max", "parms=5M"], ["unknown metric of a limit 'parms'", "Did you mean 'params'"]),
+        (["--max", "parms=5M"], ["unknown metric 'parms'", "Did you mean 'params'"]),
         (["--max", "params=5M", "--max", "params=6M"], ["--max params is given twice"]),
         (["--target-throughput", "2000"], ["'2000' is not a throughput", "2000/s"]),
         (["--margin", "1"], ["--margin", "0<=x<1"]),

@@ -110,7 +110,7 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: P
     # the defaults of fine-tuning are its own, also where the file sets a part of them
     assert config.finetune.clip_norm == 2
     assert config.finetune.epochs == RunConfig.model_fields["finetune"].default.epochs
-    assert config.search == SearchConfig(population=8)
+    assert config.search == SearchConfig(population=8, window=4)  # fixed once, for any workers
     assert config.latency == LatencyConfig()
     assert resolve({"seed": 9}, str(file)).finetune.seed == 9
 

@@ -182,7 +182,7 @@ def test_several_devices_are_kept_within_their_limits(job: Path) -> None:
     ran = scored("--max", "latency@t44=1s", name="other")
     assert ran.code == USAGE
     assert "'t44'" in ran.err
-    ran = scored("--max", "latency=1s", name="other")
+    ran = scored("--max", "latency@=1s", name="other")
     assert ran.code == USAGE
     assert "latency@DEVICE" in ran.err
 

@@ -107,7 +107,7 @@ def scatter(network: torch.nn.Module, supernet: Supernet, architecture: Architec
                 mixer = dict(component.spec.options)["mixer"]
                 inside = f"mixer.{mixer}.{name.removeprefix('mixer.')}"
             shared = f"{component.path}.{inside}"
-            large, small = supernet._large[shared], module.sizes()
+            large, small = supernet.sizes[shared], module.sizes()
             where = [kept(axis, large, small) for axis in axes]
             grad = own[f"{component.path}.{name}"].grad
             assert grad is not None
