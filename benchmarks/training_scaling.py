@@ -7,7 +7,7 @@ reduction of gradients.
 On paper: how long the reduction takes on 8 and 64 GPUs, from the bytes of the gradients and stated
 bandwidths and latencies, for a ring all-reduce, 2 (n - 1) / n · bytes / bandwidth + 2 (n - 1) ·
 latency (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms", JPDC 2009), and its share of a
-step that sustains a stated rate of arithmetic.
+step that takes the longer of its arithmetic, at a stated rate, and of starting its kernels.
 
     python benchmarks/training_scaling.py [--space digits] [--batch-size 64] [--steps 40]
 
@@ -23,7 +23,7 @@ import platform
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from predictors.counts import count_architecture
 from search_space import load_space
@@ -46,7 +47,7 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Fabric:
-    """Links of a ring: bytes per second of each GPU in one direction, seconds of a hop."""
+    """Slowest link of a ring: bytes per second in one direction; seconds of a hop."""
 
     name: str
     gpus: int
@@ -54,14 +55,16 @@ class Fabric:
     latency: float
 
 
-# A ring is as slow as its slowest link. Of a node's network card each GPU has a share.
+# A ring enters and leaves each node once, so it has a network card to itself; several cards make
+# as many rings, each with its part of the gradients.
 FABRICS = (
     Fabric("8 GPUs, NVLink 4 (450 GB/s each)", 8, 450e9, 3e-6),
     Fabric("8 GPUs, PCIe 4 x16 (25 GB/s each)", 8, 25e9, 5e-6),
-    Fabric("64 GPUs, 8 nodes with 8 x 400 Gb/s", 64, 50e9, 10e-6),
-    Fabric("64 GPUs, 8 nodes with one 100 Gb/s", 64, 12.5e9 / 8, 30e-6),
+    Fabric("64 GPUs, 8 nodes with 8 x 400 Gb/s", 64, 400e9, 10e-6),
+    Fabric("64 GPUs, 8 nodes with one 100 Gb/s", 64, 12.5e9, 30e-6),
 )
-SUSTAINED = 150e12  # multiply-adds and adds per second of a GPU in bfloat16, a sixth of H100's peak
+SUSTAINED = 150e12  # operations (half a multiply-add) per second, bfloat16; a sixth of H100's peak
+LAUNCH = 5e-6  # seconds from one kernel to the next where Python starts them one by one
 IMAGES_PER_GPU = 128
 
 
@@ -158,19 +161,33 @@ def measure(space: str, batch_size: int, steps: int, rounds: int) -> list[dict[s
     return table
 
 
+class Kernels(TorchDispatchMode):
+    """Counts operations, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
 def on_paper(space_name: str, num_classes: int) -> dict[str, Any]:
     """Reduction times of a space's supernet, and their share of a step without any overlap."""
     space = load_space(space_name)
-    num_params = sum(weight.numel() for weight in Supernet(space, num_classes).parameters())
-    sampler = SandwichSampler(space)
-    macs = np.mean(
-        [
-            sum(count_architecture(s.architecture, num_classes)["macs"] for s in sampler(step))
-            for step in range(8)
-        ]
-    )
+    with torch.device("meta"):
+        supernet = Supernet(space, num_classes)
+    num_params = sum(weight.numel() for weight in supernet.parameters())
+    sampler, kernels, macs, steps = SandwichSampler(space), Kernels(), 0.0, 4
+    for subnet in (subnet for step in range(steps) for subnet in sampler(step)):
+        macs += count_architecture(subnet.architecture, num_classes)["macs"] / steps
+        side = subnet.architecture.resolution
+        with kernels:
+            images = torch.empty(2, 3, side, side, device="meta")
+            supernet(images, subnet.architecture).sum().backward()
     # forward and backward are three forward passes, and a multiply-add is two operations
-    step_s = 3 * 2 * float(macs) * IMAGES_PER_GPU / SUSTAINED
+    arithmetic_s = 3 * 2 * macs * IMAGES_PER_GPU / SUSTAINED
+    launches_s = kernels.count / steps * LAUNCH
+    step_s = max(arithmetic_s, launches_s)
     size, rows = 4 * num_params, []
     for fabric in FABRICS:
         n = fabric.gpus
@@ -188,7 +205,10 @@ def on_paper(space_name: str, num_classes: int) -> dict[str, Any]:
         "space": space_name,
         "num_params": num_params,
         "gradient_bytes": size,
-        "macs_per_image_and_step": float(macs),
+        "macs_per_image_and_step": macs,
+        "kernels_per_step": kernels.count / steps,
+        "arithmetic_ms": 1e3 * arithmetic_s,
+        "launches_ms": 1e3 * launches_s,
         "step_ms": 1e3 * step_s,
         "fabrics": rows,
     }
@@ -217,7 +237,8 @@ def main() -> None:
     for space in paper:
         print(
             f"{space['space']}: {space['gradient_bytes'] / 1e6:.0f} MB of gradients, step of "
-            f"{IMAGES_PER_GPU} images on a GPU {space['step_ms']:.1f} ms (on paper)"
+            f"{IMAGES_PER_GPU} images on a GPU {space['step_ms']:.1f} ms (arithmetic "
+            f"{space['arithmetic_ms']:.1f}, starting kernels {space['launches_ms']:.1f})"
         )
         for row in space["fabrics"]:
             print(
@@ -235,8 +256,9 @@ def main() -> None:
         "measured": measured,
         "assumed": {
             "images_per_gpu": IMAGES_PER_GPU,
-            "sustained_flops": SUSTAINED,
-            "fabrics": [vars(fabric) for fabric in FABRICS],
+            "operations_per_s": SUSTAINED,
+            "launch_s": LAUNCH,
+            "fabrics": [asdict(fabric) for fabric in FABRICS],
         },
         "on_paper": paper,
     }

@@ -73,6 +73,11 @@ def cli() -> None:
     help="Lower limit of the same, or of latency, as in latency=3ms.",
 )
 @option(
+    "--maximize",
+    type=click.Choice(["accuracy"]),
+    help="Search for validation accuracy (default: for the smallest validation loss).",
+)
+@option(
     "--minimize",
     multiple=True,
     metavar="METRIC",
@@ -289,6 +294,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "train.shrinking": options.get("shrinking"),
         "train.teacher": options.get("teacher"),
         "train.teacher_weights": options.get("teacher_weights"),
+        "search.objective": options.get("maximize"),
         "search.sampler": options.get("sampler"),
         "search.population": options.get("population"),
         "search.optuna_storage": options.get("optuna_storage"),
@@ -339,7 +345,8 @@ def _default_name(config: RunConfig) -> str:
 
         return f"{source}-{Architecture.from_dict(config.architecture).digest}"
     parts = [*([source] if source else []), *([space] if space != source else [])]
-    budget = config.target_latency or config.target_throughput
+    own = config.max.get("latency") or config.max.get(f"latency@{config.device}")
+    budget = config.target_latency or config.target_throughput or own
     parts += ["supernet"] if budget is None else [config.device, budget]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
 

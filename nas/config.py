@@ -140,17 +140,22 @@ class RunConfig(_Model):
         if self.target_throughput is not None:
             of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
             limits["latency_ms"] = min(of_batch, limits.get("latency_ms", math.inf))
-        for metric, limit in _bounds(self.max).items():
+        for metric, limit in self._named(_bounds(self.max)).items():
             limits[metric] = min(limit, limits.get(metric, math.inf))
         return limits
 
     def lower_limits(self) -> dict[str, float]:
         """Lower limits by metric name, in the metric's unit."""
-        return _bounds(self.min)
+        return self._named(_bounds(self.min))
 
     def minimised(self) -> tuple[str, ...]:
         """Metrics to minimise beside what tells networks apart, by metric name."""
-        return tuple(dict.fromkeys(_bounded(name)[0] for name in self.minimize))
+        return tuple(self._named({_bounded(name)[0]: 0.0 for name in self.minimize}))
+
+    def _named(self, limits: dict[str, float]) -> dict[str, float]:
+        """With the searched device's latency by its short name, however it was asked for."""
+        own = f"latency_ms@{self.device}"
+        return {"latency_ms" if metric == own else metric: v for metric, v in limits.items()}
 
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
@@ -210,6 +215,11 @@ def resolve(
         data["target_latency"] = data["target_throughput"] = None
     elif data.get("target_throughput") is not None:
         data.setdefault("target_latency", None)
+    elif data.get("target_latency") is None and any(
+        name in (data.get("max") or {})
+        for name in ("latency", f"{LATENCY_AT}{data.get('device', 'cpu')}")
+    ):
+        data["target_latency"] = None
     elif data.get("target_latency") is None:
         data.pop("target_latency", None)  # so that it is reported as missing
     if data.get("data") is None:
@@ -275,6 +285,7 @@ _WITH_DATA = {
     "train.batch_size": "--train-batch-size",
     "train.lr": "--lr",
     "search.evaluations": "--evaluations",
+    "search.objective": "--maximize",
     "search.sampler": "--sampler",
     "search.population": "--population",
     "search.optuna_storage": "--optuna-storage",
@@ -318,10 +329,12 @@ def _check_mode(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
             "deepmad; give that, or leave it out."
         )
     _check_workers(given, data)
-    if given.get("space") is not None and data.get("architecture") is not None:
-        raise UsageError(
-            f"--space {given['space']} does nothing with --architecture; leave one of them out."
-        )
+    for key in ("space", "train.strategy", "train.shrinking"):
+        if given.get(key) is not None and data.get("architecture") is not None:
+            raise UsageError(
+                f"--{key.removeprefix('train.')} {given[key]} does nothing with --architecture; "
+                "leave one of them out."
+            )
 
 
 def _check_workers(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:

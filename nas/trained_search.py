@@ -43,6 +43,7 @@ from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
+from supernet.cluster import quieten
 from supernet.data import EvalBatches, ImageData, eval_batches, open_data
 from supernet.loop import ProgressCallback
 from supernet.sampling import COST_STRATEGIES
@@ -164,6 +165,7 @@ class TrainedSearch(Run):
         return supernet.eval()
 
     def _train_with_workers(self, supernet: Supernet, progress: ProgressCallback) -> None:
+        quieten()  # Ray is imported with the next
         from supernet.distributed import Workers, train_distributed
 
         config = self.config

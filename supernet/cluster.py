@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ DEFAULT_PORT = 6379
 REACH_SECONDS = 5.0
 OBJECT_STORE_BYTES = 256 * 2**20  # of a cluster of this machine: only small things go through it
 _QUIET = {
+    # What befalls machines Ray prints to standard output, where results go.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -29,23 +32,43 @@ _QUIET = {
 }
 
 
-@contextmanager
-def connected(address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray for a while.
-
-    address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST`` or
-        ``HOST:PORT``; None starts one of this machine alone, which ends with the context. A
-        connection that this process has is used and left open.
-
-    Raises RunError where there is no such cluster.
-    """
+def quieten() -> None:
+    """Keep Ray from printing; to be called before it is imported, when it reads its settings."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Be connected to Ray for a while; see ``connect``.
+
+    What is started here ends with the context. A connection that this process has is used and left
+    open.
+    """
+    quieten()
     import ray
 
     if ray.is_initialized():
         yield
         return
+    connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str | None = None) -> None:
+    """Connect this process to Ray, until ``ray.shutdown()``.
+
+    address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST`` or
+        ``HOST:PORT``; None starts one of this machine alone.
+
+    Raises RunError where there is no such cluster.
+    """
+    quieten()
+    import ray
+
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
@@ -53,7 +76,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     else:
         options["address"] = _reachable(address)
         use_token()
-    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -63,15 +86,12 @@ def connected(address: str | None = None) -> Iterator[None]:
             "command on one of its nodes (`ray start --address=HEAD:6379` makes this machine one), "
             "with the head's ~/.ray/auth_token"
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
+    if threading.current_thread() is threading.main_thread() and callable(before):
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place
 
 
-def _reachable(address: str) -> str:
-    """``auto``, or host and port of a head that answers."""
+def head_address(address: str) -> str:
+    """``auto``, or the head's ``HOST:PORT``. Raises RunError for anything else."""
     if "://" in address:
         raise RunError(
             f"address is {address!r}; it must be 'auto' or the head's HOST or HOST:PORT. Start the "
@@ -82,15 +102,23 @@ def _reachable(address: str) -> str:
     host, _, port = address.partition(":")
     if port and not port.isdigit():
         raise RunError(f"address is {address!r}; its port must be a number, as in {host}:6379")
-    number = int(port or DEFAULT_PORT)
+    return f"{host}:{port or DEFAULT_PORT}"
+
+
+def _reachable(address: str) -> str:
+    """The address of a head that answers; Ray itself would try for long, and noisily."""
+    address = head_address(address)
+    if address == "auto":
+        return address
+    host, _, port = address.partition(":")
     try:
-        socket.create_connection((host, number), REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RunError(
-            f"nothing answers at {host}:{number} ({error}); start the head there with `ray start "
-            f"--head --port={number}`, or give its HOST:PORT"
+            f"nothing answers at {address} ({error}); start the head there with `ray start "
+            f"--head --port={port}`, or give its HOST:PORT"
         ) from None
-    return f"{host}:{number}"
+    return address
 
 
 def use_token() -> None:

@@ -97,6 +97,36 @@ def test_a_throughput_is_a_budget_of_latency() -> None:
             resolve({"data": "digits", "target_throughput": wrong})
 
 
+def test_a_budget_in_the_long_form_is_the_same_as_in_the_short_one() -> None:
+    long = resolve({"data": "digits", "max": {"latency@cpu": "2ms", "macs": "3M"}})
+    short = resolve({"data": "digits", "target_latency": "2ms", "max": {"macs": "3M"}})
+    assert long.limits() == short.limits() == {"latency_ms": 2.0, "macs": 3e6}
+    both = resolve({"data": "digits", "target_latency": "2ms", "max": {"latency": "1ms"}})
+    assert both.limits() == {"latency_ms": 1.0}
+    other = {"data": "digits", "target_latency": "2ms", "max": {"latency@a100": "1ms"}}
+    assert resolve(other).limits() == {"latency_ms": 2.0, "latency_ms@a100": 1.0}
+    with pytest.raises(UsageError, match="--target-latency"):
+        resolve({"data": "digits", "max": {"latency@a100": "1ms"}})
+
+
+def test_bands_and_what_a_front_is_a_trade_off_of() -> None:
+    asked = {"min": {"params": "1M", "latency": "1ms"}, "minimize": ("params", "latency@cpu")}
+    config = resolve(LEAST | asked)
+    assert config.lower_limits() == {"num_params": 1e6, "latency_ms": 1.0}
+    assert config.minimised() == ("num_params", "latency_ms")
+    assert resolve(LEAST).minimised() == ("latency_ms",)
+    with pytest.raises(UsageError, match=r"unknown metric 'accuracy'.*macs"):
+        resolve(LEAST | {"minimize": ("accuracy",)})
+
+
+def test_the_window_is_decided_once_for_any_number_of_workers(tmp_path: Path) -> None:
+    alone, four = resolve(LEAST), resolve(LEAST | {"workers": 4})
+    assert alone.search.window == alone.search.population // 2
+    assert four.search.window is not None
+    assert four.search.window > alone.search.window + 3
+    assert resolve({"workers": 4}, str(stored(alone, tmp_path))).search == alone.search
+
+
 def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(

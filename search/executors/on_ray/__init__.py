@@ -1,12 +1,10 @@
 """Evaluations on a Ray cluster, or on a Ray of our own on this machine."""
 
-import os
+from supernet.cluster import quieten
 
-# Ray prints what befalls machines to standard output, where results go. It reads this once, when
-# it is imported, which happens below.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+quieten()  # Ray is imported below
 
-from search.executors.on_ray.cluster import ClusterError, RayConnection
-from search.executors.on_ray.executor import RayExecutor
+from search.executors.on_ray.cluster import ClusterError, RayConnection  # noqa: E402
+from search.executors.on_ray.executor import RayExecutor  # noqa: E402
 
 __all__ = ["ClusterError", "RayConnection", "RayExecutor"]

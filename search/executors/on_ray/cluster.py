@@ -6,20 +6,15 @@ kept quiet: what its workers print stays in its own logs.
 
 from __future__ import annotations
 
-import logging
-import signal
-import socket
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from search_space.errors import NasError
+from supernet.cluster import connect, head_address
 
 AUTO = "auto"
-_PROBE_SECONDS = 5.0
 _SMALLEST_SHARE = 1e-4  # Ray counts in steps of this
 
 
@@ -31,19 +26,21 @@ class RayConnection:
     """Ray for this process: the one that it uses already, else one connected to or started here.
 
     Args:
-        address: ``host:port`` of a cluster's head, ``auto`` for the cluster that this machine is
-            a node of, None to start one here.
+        address: as of ``supernet.cluster.connect``.
 
-    Raises ClusterError where there is no cluster at the address, it refuses this process, or
-    this process is connected to another one.
+    Raises RunError where there is no cluster at the address, and ClusterError where this process
+    is connected to another one.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.owned = not ray.is_initialized()
         self.local = self.owned and address is None
         if self.owned:
-            _connect(address)
-        elif address not in (None, AUTO, ray.get_runtime_context().gcs_address):
+            connect(address)
+        elif address is not None and head_address(address) not in (
+            AUTO,
+            ray.get_runtime_context().gcs_address,
+        ):
             raise ClusterError(
                 f"this process uses the Ray cluster at {ray.get_runtime_context().gcs_address} "
                 f"already, and cannot use the one at {address} besides; call ray.shutdown() first, "
@@ -114,37 +111,3 @@ def cpu_share(nodes: Sequence[Node], workers: int, gpus: float = 0.0) -> float:
     while not enough(1 / parts):
         parts += 1
     return max(_SMALLEST_SHARE, int(1 / parts / _SMALLEST_SHARE) * _SMALLEST_SHARE)
-
-
-def _connect(address: str | None) -> None:
-    if address not in (None, AUTO):
-        _probe(str(address))
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options["include_dashboard"] = False
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address or "local", **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = "on this machine" if address in (None, AUTO) else f"at {address}"
-        raise ClusterError(f"no Ray cluster {where} to work with: {error}. {_ADVICE}") from error
-    if in_main_thread and callable(handler):
-        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
-
-
-def _probe(address: str) -> None:
-    """Find out at once that nobody is there; Ray itself would try for long, and noisily."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        raise ClusterError(f"{address!r} is no address of a Ray cluster. {_ADVICE}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {error}. {_ADVICE}") from None
-
-
-_ADVICE = (
-    "An address is host:port of the head node, as `ray start --head` prints it, or auto on a "
-    "node of the cluster; without one, Ray is started on this machine."
-)
