@@ -9,21 +9,18 @@ end.
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, get_device
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import RayTrainError  # what is no fault of the training's
 from ray.train.v2.api.callback import UserCallback  # ray.train has these, too, but not their types
 from ray.train.v2.api.config import (
@@ -36,22 +33,19 @@ from ray.train.v2.api.config import (
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from search_space.errors import DataError, NasError, RunError
-from search_space.space import Genes, SearchSpace
+from search_space.errors import NasError, RunError
 from supernet.checkpoints import Checkpoint, LocalStore, save_checkpoint
 from supernet.cluster import connected, nodes, share
 from supernet.data import ImageData
+from supernet.distributed_worker import TELL_SECONDS, Cost, Job, work
 from supernet.loop import ProgressCallback
 from supernet.metric_files import MetricFiles
-from supernet.parallel import Group
 from supernet.storage import Storage
 from supernet.supernet import Supernet
 from supernet.train_config import EpochMetrics, TrainConfig
 from supernet.training import CHECKPOINTS, train_supernet
 
-TELL_SECONDS = 0.5
 SILENT_SECONDS = 120.0
-Cost = Callable[[Genes], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +53,7 @@ class Workers:
     """Who trains.
 
     count: workers that are asked for. gpus: of each; None for one where the cluster has any.
-    address: of the cluster, see ``supernet.cluster.connected``.
+    address: of the cluster, see ``supernet.cluster.connect``.
     storage: folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
         default they are in the training's own directory, which all nodes must share then.
     max_failures: lost workers until the training is given up. elastic: whether it goes on with
@@ -73,27 +67,6 @@ class Workers:
     name: str = "supernet"
     max_failures: int = 3
     elastic: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """All that a worker must know; pickled once."""
-
-    space: SearchSpace
-    num_classes: int
-    open_images: Callable[[], ImageData]
-    fingerprint: str
-    config: TrainConfig
-    cost: Cost | None
-    logits: Path | None
-    loader_workers: int
-    checkpoint_seconds: float
-    storage: Storage
-    token: str
-    start: str | None
-    count: int
-    resources: dict[str, float]
-    board: Any
 
 
 def train_distributed(
@@ -140,7 +113,7 @@ def train_distributed(
             start = _start(storage, None if own else found)
             with connected(workers.address):
                 resources = share(nodes(), workers.count, workers.gpus)
-                job = _Job(
+                job = Job(
                     space=supernet.space,
                     num_classes=supernet.num_classes,
                     open_images=open_images,
@@ -205,118 +178,6 @@ def _start(storage: Storage, found: Checkpoint | None) -> tuple[str, Checkpoint]
     if found is None or (stored is not None and stored[1].step >= found.step):
         return stored
     return storage.save(found).rpartition("/")[2], found
-
-
-# On the workers ---------------------------------------------------------------------------------
-
-
-class RayStore:
-    """Checkpoints of a worker: written by the first one, reported by all, to Ray Train."""
-
-    def __init__(self, storage: Storage, start: str | None, rank: int) -> None:
-        self.storage, self.start, self.rank = storage, start, rank
-
-    def __str__(self) -> str:
-        return str(self.storage)
-
-    def load(self) -> Checkpoint | None:
-        """What this run reported last, else the one that it starts from."""
-        reported = ray.train.get_checkpoint()
-        name = self.start if reported is None else reported.path.rpartition("/")[2]
-        return None if name is None else self.storage.load(name)
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        reported = None
-        if self.rank == 0:
-            path = self.storage.save(checkpoint)
-            reported = ray.train.Checkpoint(path, self.storage.filesystem)
-        ray.train.report(
-            {"step": checkpoint.step},
-            checkpoint=reported,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
-
-
-def _work(options: Mapping[str, _Job]) -> None:
-    job = options["job"]
-    try:
-        _train(job, Group.current())
-    except NasError as error:
-        raise _portable(error) from None
-
-
-def _train(job: _Job, group: Group) -> None:
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(int(job.resources["CPU"]))
-    data = _opened(job, group)
-    torch.manual_seed(job.config.seed)
-    supernet = Supernet(job.space, job.num_classes)
-    if group.rank == 0 and group.size != job.count:
-        job.board.note.remote(f"training goes on with {group.size} of {job.count} workers")
-    train_supernet(
-        supernet,
-        data,
-        job.config,
-        None,
-        progress=_teller(job.board) if group.rank == 0 else None,
-        device=device,
-        cost=job.cost,
-        logits=job.logits,
-        workers=job.loader_workers,
-        checkpoint_seconds=job.checkpoint_seconds,
-        store=RayStore(job.storage, job.start, group.rank),
-    )
-
-
-def _opened(job: _Job, group: Group) -> ImageData:
-    """The images; all workers fail together where one of them has no or other ones."""
-    where = f"the worker on {ray.util.get_node_ip_address()}"
-    problem, data = "", None
-    try:
-        data = job.open_images()
-    except NasError as error:
-        problem = f"{where} cannot open the images: {error}"
-    if data is not None and data.fingerprint != job.fingerprint:
-        problem = (
-            f"{where} finds other images (fingerprint {data.fingerprint}, here "
-            f"{job.fingerprint}); the same must be at the same path on all nodes"
-        )
-    if not job.storage.is_shared(job.token):
-        problem = (
-            f"{where} does not see the storage {job.storage}; give a folder or URL that all nodes "
-            "of the cluster share, with --storage"
-        )
-    for found in group.gather(problem):
-        if found:
-            raise DataError(found)
-    assert data is not None
-    return data
-
-
-def _teller(board: Any) -> ProgressCallback:
-    last = -TELL_SECONDS
-
-    def tell(done: int, total: int, info: dict[str, Any]) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if "seconds" in info or now - last >= TELL_SECONDS:  # ends of epochs have all figures
-            last = now
-            board.tell.remote(done, total, info)
-
-    return tell
-
-
-def _portable(error: NasError) -> NasError:
-    """The error, or its words where it cannot be sent to another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RunError(str(error))
-    return error
-
-
-# In this process --------------------------------------------------------------------------------
 
 
 class _Board:
@@ -397,7 +258,7 @@ class _Listener:
             self.progress(*latest)
 
 
-def _run(job: _Job, workers: Workers, listener: _Listener) -> None:
+def _run(job: Job, workers: Workers, listener: _Listener) -> None:
     trainer, ended = _trainer(job, workers), []
 
     def fit() -> None:
@@ -419,12 +280,12 @@ def _run(job: _Job, workers: Workers, listener: _Listener) -> None:
         raise _explained(error, workers)
 
 
-def _trainer(job: _Job, workers: Workers) -> TorchTrainer:
+def _trainer(job: Job, workers: Workers) -> TorchTrainer:
     least = workers.count
     if workers.elastic:
         least = fewest_workers(job.config.batch_size, job.config.accumulate, workers.count)
     return TorchTrainer(
-        _work,
+        work,
         train_loop_config={"job": job},
         torch_config=TorchConfig(),
         scaling_config=ScalingConfig(

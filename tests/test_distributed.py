@@ -152,11 +152,11 @@ def test_storage_that_nothing_opens_is_refused(tmp_path):
 
 
 def test_errors_reach_this_process_whatever_they_are_made_of():
-    from supernet.distributed import _portable
+    from supernet.distributed_worker import portable
 
     diverged = TrainingDivergedError("at step 3")
-    assert _portable(diverged) is diverged
-    portable = _portable(UnknownNameError("model", "resnet", ["resnet18"]))
+    assert portable(diverged) is diverged
+    portable = portable(UnknownNameError("model", "resnet", ["resnet18"]))
     assert str(pickle.loads(pickle.dumps(portable))).startswith("unknown model 'resnet'")
 
 

@@ -332,6 +332,7 @@ def alone(script: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_is_quiet_and_ends_with_the_executor(tmp_path):
     """In a process without a cluster; addresses where nobody is are refused at once."""
     with socket.socket() as nobody:
