@@ -100,7 +100,7 @@ def timm_step(network: Backbone, config: TrainConfig) -> Callable[[Batch], Any]:
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
