@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -113,9 +114,11 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
     data = open_data("digits", max(space.resolutions))
     torch.manual_seed(0)
     done: list[float] = []
+    spent: list[float] = []
 
     def progress(step: int, *_: Any) -> None:
         done.append(time.perf_counter())
+        spent.append(time.process_time())
         if step == steps + WARM_UP:
             raise _EnoughError
 
@@ -133,6 +136,7 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
     step_s = float(np.median(np.diff(done)[WARM_UP - 1 :]))
     found = {
         "step_ms": 1e3 * step_s,
+        "cpu_ms": 1e3 * float(np.median(np.diff(spent)[WARM_UP - 1 :])),
         "images_per_s": batch_size / step_s,
         "wait_ms": 1e3 * float(np.median(watch.waits[WARM_UP:])),
         "reduction_ms": 1e3 * float(np.median(watch.reductions[WARM_UP:])),
@@ -144,14 +148,20 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
 
 
 def measure(space: str, batch_size: int, steps: int, rounds: int) -> list[dict[str, Any]]:
-    """Median over rounds, in which one worker and two take turns."""
+    """Median over rounds, in which one worker and two take turns.
+
+    other_work: share of the machine that other programs took meanwhile.
+    """
     seen: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(rounds):
         for size, rows in seen.items():
             with tempfile.TemporaryDirectory() as folder:
                 arguments = (size, folder, space, batch_size, steps)
+                before, busy = time.perf_counter(), _busy_s()
                 multiprocessing.spawn(_work, arguments, nprocs=size)
-                rows += [json.loads((Path(folder) / f"{size}-0.json").read_text())]
+                machine_s = (time.perf_counter() - before) * (psutil.cpu_count() or 1)
+                row = json.loads((Path(folder) / f"{size}-0.json").read_text())
+                rows.append(row | {"other_work": max(0.0, _busy_s() - busy) / machine_s})
     table = []
     for size, rows in seen.items():
         medians = {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
@@ -169,6 +179,13 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not func.is_view
         return func(*args, **(kwargs or {}))
+
+
+def _busy_s() -> float:
+    """Processor time that all programs but this one and its workers have taken, in seconds."""
+    times, own = psutil.cpu_times(), os.times()
+    all_of_them = times.user + times.nice + times.system + times.irq + times.softirq
+    return float(all_of_them - own.children_user - own.children_system - own.user - own.system)
 
 
 def on_paper(space_name: str, num_classes: int) -> dict[str, Any]:
@@ -229,7 +246,8 @@ def main() -> None:
     for row in measured:
         print(
             f"  {row['workers']} worker(s): {row['images_per_s']:7.1f} images/s "
-            f"(x{row['speed_up']:.2f}), step {row['step_ms']:.1f} ms, of which waiting "
+            f"(x{row['speed_up']:.2f}; other work {row['other_work']:.0%} of the machine), step "
+            f"{row['step_ms']:.1f} ms ({row['cpu_ms']:.1f} ms of a core), of which waiting "
             f"{row['wait_ms']:.1f} ms, reduction {row['reduction_ms']:.2f} ms "
             f"({row['reduction_share']:.1%})"
         )
