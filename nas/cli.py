@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli_devices import calibrate, devices, profile
+from nas.cli_finetune import finetune
 from nas.cli_proxies import proxies
 from nas.cli_scale import scale, seed
 from nas.options import (
@@ -99,6 +100,12 @@ def cli() -> None:
     multiple=True,
     metavar="RUN",
     help="Evaluate the front of this run over the same space first; may be given several times.",
+)
+@option(
+    "--halvings",
+    type=click.IntRange(0, 10),
+    help="Give up bad candidates early: all of a batch see a part of the validation images, the "
+    "better half twice as many, and so on, this often (default 0).",
 )
 @option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
 @option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
@@ -299,6 +306,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "search.population": options.get("population"),
         "search.optuna_storage": options.get("optuna_storage"),
         "search.warm_start": options.get("warm_start") or None,
+        "search.halvings": options.get("halvings"),
         "search.finalists": options.get("finalists"),
         "search.score": options.get("score"),
         "search.max_effectiveness": options.get("max_effectiveness"),
@@ -347,7 +355,9 @@ def _default_name(config: RunConfig) -> str:
     parts = [*([source] if source else []), *([space] if space != source else [])]
     own = config.max.get("latency") or config.max.get(f"latency@{config.device}")
     budget = config.target_latency or config.target_throughput or own
-    parts += ["supernet"] if budget is None else [config.device, budget]
+    others = [f"{metric}-{limit}" for metric, limit in {**config.max, **config.min}.items()]
+    limits = [budget] if budget else others
+    parts += [config.device, *limits] if limits else ["supernet"]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
 
 
@@ -375,7 +385,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
 
 
-for command in (profile, devices, calibrate, scale, seed, proxies):
+for command in (finetune, profile, devices, calibrate, scale, seed, proxies):
     cli.add_command(command)
 
 
@@ -409,7 +419,7 @@ def main() -> None:
 
 def _say_interrupted() -> None:
     message = "interrupted; everything finished so far is saved."
-    if len(sys.argv) > 1 and sys.argv[1] in ("search", "train"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("search", "train", "finetune"):
         resume = "" if "--resume" in sys.argv else " --resume"
         message += f" Continue with: {_command()}{resume}"
     click.echo(f"\n{message}", err=True)

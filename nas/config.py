@@ -71,8 +71,9 @@ class SearchConfig(_Model):
     proposed before the results of earlier ones are known (None for what keeps the workers busy);
     with the seed it decides which are proposed, whatever the number of workers. optuna_storage:
     database URL or journal file of an Optuna sampler's study. warm_start: runs whose fronts are
-    evaluated first. finalists: front members that are fine-tuned. objective: validation ``loss``,
-    or ``accuracy``, which few images do not tell apart.
+    evaluated first. halvings: how often a batch of candidates is halved before the last of them
+    see all validation images. finalists: front members that are fine-tuned. objective: validation
+    ``loss``, or ``accuracy``, which few images do not tell apart.
 
     Without: score: the closed-form score to maximise. max_effectiveness: largest ρ where the score
     is DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
@@ -85,6 +86,7 @@ class SearchConfig(_Model):
     window: int | None = Field(default=None, ge=1)
     optuna_storage: str | None = None
     warm_start: tuple[str, ...] = ()
+    halvings: int = Field(default=0, ge=0, le=10)
     finalists: int = Field(default=3, ge=1)
     objective: Literal["loss", "accuracy"] = "loss"
     score: Literal["combined", "deepmad"] = "combined"
@@ -96,9 +98,9 @@ class RunConfig(_Model):
     """Everything that decides a run.
 
     Without ``data`` nothing is trained, and networks of ``num_classes`` are searched by a score.
-    ``target_latency`` and ``target_throughput`` are text with a unit (one of them is there,
-    except where just a supernet is trained), ``max`` has further upper limits by the names in
-    ``MAXIMA``, ``min`` lower ones, and ``minimize`` says what the front is a trade-off of.
+    ``target_latency`` and ``target_throughput`` are text with a unit, ``max`` has further upper
+    limits by the names in ``MAXIMA``, ``min`` lower ones (one limit of any kind is there, except
+    where just a supernet is trained), and ``minimize`` says what the front is a trade-off of.
     ``space`` is a preset's name or a whole space. ``supernet`` names another run whose trained
     supernet is used instead of training one. ``architecture`` is the plain form of the one
     network to train instead of searching.
@@ -194,9 +196,9 @@ def resolve(
     """Configuration from what was given on the command line over a file over the defaults.
 
     ``given`` may have dotted keys (``train.epochs``); None means not given. A space in a file
-    of its own is stored whole, and the seed is passed on to both trainings. A target latency must
-    be there, or is left out, by ``with_budget``. Raises UsageError that names the key, the value
-    and the rule.
+    of its own is stored whole, and the seed is passed on to both trainings. A limit must be
+    there, or a target is left out, by ``with_budget``. Raises UsageError that names the key, the
+    value and the rule.
     """
     data: dict[str, Any] = {} if file is None else read_mapping(Path(file))
     for key, value in given.items():
@@ -215,13 +217,11 @@ def resolve(
         data["target_latency"] = data["target_throughput"] = None
     elif data.get("target_throughput") is not None:
         data.setdefault("target_latency", None)
-    elif data.get("target_latency") is None and any(
-        name in (data.get("max") or {})
-        for name in ("latency", f"{LATENCY_AT}{data.get('device', 'cpu')}")
-    ):
-        data["target_latency"] = None
     elif data.get("target_latency") is None:
-        data.pop("target_latency", None)  # so that it is reported as missing
+        if data.get("max") or data.get("min"):
+            data["target_latency"] = None  # other limits will do
+        else:
+            data.pop("target_latency", None)  # so that it is reported as missing
     if data.get("data") is None:
         _check_without_data(data, with_budget)
         data.setdefault("space", "tiny")
@@ -294,6 +294,7 @@ _WITH_DATA = {
     "train.shrinking": "--shrinking",
     "train.teacher": "--teacher",
     "train.teacher_weights": "--teacher-weights",
+    "search.halvings": "--halvings",
     "search.finalists": "--finalists",
     "finetune.epochs": "--finetune-epochs",
     "loader_workers": "--loader-workers",
@@ -368,7 +369,7 @@ _WIDER: dict[str, dict[str, float]] = {
     "train": {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05},
     "finetune": {"lr": 1e-4, "batch_size": 64, "weight_decay": 0.05},
 }
-_FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency"}
+_FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency or --max"}
 
 
 def _explain(error: ValidationError, file: str | None) -> str:

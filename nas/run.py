@@ -6,6 +6,7 @@ continued.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -282,7 +283,7 @@ class Run(ABC):
         self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
     ) -> list[Evaluation]:
         """The best front members that meet the budget when measured, best first."""
-        target = self.limits["latency_ms"]
+        target = self.limits.get("latency_ms", math.inf)
 
         def latency(evaluation: Evaluation) -> float:
             if evaluation.digest not in measured:  # no such device here

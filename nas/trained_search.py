@@ -44,7 +44,7 @@ from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
 from supernet.cluster import quieten
-from supernet.data import EvalBatches, ImageData, eval_batches, open_data
+from supernet.data import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
 from supernet.loop import ProgressCallback
 from supernet.sampling import COST_STRATEGIES
 from supernet.training import train_supernet
@@ -52,6 +52,7 @@ from supernet.training import train_supernet
 EVENTS = "tensorboard"
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
+MIN_IMAGES = 16
 
 
 class TrainedSearch(Run):
@@ -75,6 +76,7 @@ class TrainedSearch(Run):
             return done
         _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
+        self._check_halvings()
         table = self.latency_table()
         problem = self.problem(table)
         supernet = self.trained_supernet()
@@ -230,7 +232,7 @@ class TrainedSearch(Run):
     def searched(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
         """Search with inherited weights; the front by digest, fastest first."""
         config = self.config
-        batches = eval_batches(self.data.validation)
+        parts = doubling_batches(self.data.validation, config.search.halvings)
         sampler = make_sampler(
             config.search.sampler,
             problem,
@@ -250,7 +252,7 @@ class TrainedSearch(Run):
         with (
             self.phase("searching") as progress,
             closing(events),
-            closing(self._executor(supernet, batches)) as executor,
+            closing(self._executor(supernet, parts)) as executor,
         ):
 
             def show(state: Progress) -> None:
@@ -268,28 +270,42 @@ class TrainedSearch(Run):
                 num_evaluations=config.search.evaluations,
                 batch_size=min(batch_size, window),
                 window=window,
+                halvings=config.search.halvings,
                 warm_start=self._warm_start(),
                 on_progress=show,
             )
         journal.snapshot(self.path / SNAPSHOT)
         journal.close()
         self.evaluations = result.evaluations
+        count = result.stopped_early
+        early = f", {count} on a part of the images only" if count else ""
         self.console.say(
-            f"  {len(result.evaluations)} evaluated ({result.cached} from before), "
+            f"  {len(result.evaluations)} evaluated ({result.cached} from before{early}), "
             f"{len(result.front)} on the front"
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
 
-    def _executor(self, supernet: Supernet, batches: EvalBatches) -> Executor:
+    def _check_halvings(self) -> None:
+        """Raises UsageError where the first look would see too few images to tell anything."""
+        images, halvings = len(self.data.validation), self.config.search.halvings
+        if halvings and images >> halvings < MIN_IMAGES:
+            most = max(0, (images // MIN_IMAGES).bit_length() - 1)
+            raise UsageError(
+                f"--halvings {halvings} leaves {images >> halvings} of {images} validation images "
+                f"for the first look; it must be at least {MIN_IMAGES}. Give --halvings {most} or "
+                "less."
+            )
+
+    def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
         config = self.config
         if config.workers == 1:
-            return InProcessExecutor(SupernetEvaluator(supernet, batches, self.compute))
+            return InProcessExecutor(SupernetEvaluator(supernet, parts, self.compute))
         from search.executors.on_ray import RayExecutor
 
         on_gpu = self.compute == "cuda"
         gpus = config.gpus_per_worker
         return RayExecutor(
-            SupernetFactory.of(supernet, batches, self.compute),
+            SupernetFactory.of(supernet, parts, self.compute),
             workers=config.workers,
             address=config.address,
             num_gpus=float(on_gpu) if gpus is None else gpus,
@@ -324,7 +340,7 @@ class TrainedSearch(Run):
         """Extremes of the space and the known designs that it holds, under the same rules."""
         designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
         designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
-        evaluator = SupernetEvaluator(supernet, eval_batches(self.data.validation), self.compute)
+        evaluator = SupernetEvaluator(supernet, [eval_batches(self.data.validation)], self.compute)
         result = {}
         for name, architecture in designs.items():
             cheap = problem.cheap_metrics(self.space.encode([architecture]))

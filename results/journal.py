@@ -39,7 +39,8 @@ class Evaluation:
         architecture: its plain form.
         metrics: name to value (``accuracy``, ``latency_ms``, …); NaN and infinities are kept.
         index: position in the order of evaluation.
-        status: ``ok``, or ``failed`` with ``error`` set.
+        status: ``ok``, ``failed`` with ``error`` set, or ``stopped``: judged on a part of the
+            images, so its metrics are estimates and it is no member of a front.
         seconds: time that the evaluation took.
     """
 
@@ -52,7 +53,7 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        assert self.status in ("ok", "failed"), self.status
+        assert self.status in ("ok", "failed", "stopped"), self.status
         assert not set(self.metrics) & set(_COLUMNS), f"reserved names: {_COLUMNS}"
         metrics = {name: float(value) for name, value in self.metrics.items()}
         object.__setattr__(self, "metrics", metrics)

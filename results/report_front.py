@@ -20,7 +20,8 @@ from results.report_data import Baseline, FrontMember, Metrics, ReportData
 from results.report_quality import ACCURACY, Quality, quality_of
 from results.report_views import metric_rows, summarise, value
 
-X_METRICS = ("latency_ms", "macs", "num_params")
+BUTTONS = {"latency_ms": "Latency", "memory_bytes": "Memory"}
+BUTTONS |= {"macs": "MACs", "num_params": "Parameters"}
 MAX_DOTS = 4000
 HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
 FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
@@ -31,6 +32,14 @@ def _shown(member: FrontMember | Baseline, name: str) -> float | None:
     predicted = member.predicted if isinstance(member, FrontMember) else member.metrics
     measured = value(member.measured, name)
     return measured if measured is not None else value(predicted, name)
+
+
+def _axes(everything: Sequence[Metrics]) -> list[str]:
+    """What quality is drawn against: further devices' latencies come after the first one's."""
+    known = {name for metrics in everything for name in metrics if value(metrics, name) is not None}
+    devices = sorted(name for name in known if name.startswith("latency_ms@"))
+    first, *others = BUTTONS
+    return [name for name in (first, *devices, *others) if name in known]
 
 
 def front_chart(data: ReportData) -> dict[str, Any] | None:
@@ -56,7 +65,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     if sampled:  # evenly spaced in order of evaluation, so every phase is there
         dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
     everything = [p.metrics for p in dots] + [m.predicted for m in front]
-    axes = [x for x in X_METRICS if any(value(m, x) is not None for m in everything)]
+    axes = _axes(everything)
     if not axes:
         return None
     left, top, right, bottom = FRONT_BOX
@@ -220,7 +229,7 @@ def _front_view(
     return {
         "metric": axis,
         "title": metric_title(axis),
-        "button": {"latency_ms": "Latency", "macs": "MACs", "num_params": "Parameters"}[axis],
+        "button": BUTTONS.get(axis) or capitalised(metric_title(axis)).replace(" (ms)", ""),
         "log": scale.log,
         "ticks": scale.ticks(axis, 7),
         "line": staircase(steps, FRONT_BOX[2]),

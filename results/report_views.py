@@ -39,6 +39,7 @@ TABLE_METRICS = (
     *("accuracy", "score", "loss", "latency_ms"),
     *("num_params", "macs", "activations", "memory_bytes"),
 )
+SAME_FOR_ALL = ("validation_images",)  # of whatever is shown: nothing to tell networks apart by
 # Plots within their pictures: left, top, right, bottom.
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)
 SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)
@@ -84,7 +85,7 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
 def metric_rows(metrics: Metrics, measured: Metrics | None = None) -> list[tuple[str, str]]:
     """Names and formatted values, the usual metrics first; a measured latency beside its own."""
     names = [n for n in TABLE_METRICS if n in metrics]
-    names += [n for n in metrics if n not in names]
+    names += [n for n in metrics if n not in (*names, *SAME_FOR_ALL)]
     rows = []
     for name in names:
         if value(metrics, name) is None:

@@ -68,8 +68,8 @@ class RunDirectory:
             fresh.chmod(0o755)
             lock = FileLock(fresh / _LOCK, f"run {path.name!r}")
             plain = _plain(config)
-            limited = any(name.startswith("latency") for name in config.get("max") or ())
-            asked = limited or config.get("target_latency") or config.get("target_throughput")
+            limits = ("target_latency", "target_throughput", "max", "min")
+            asked = any(config.get(limit) for limit in limits)
             verb = "search" if asked else "train"
             text = _HEADER.format(path=path / CONFIG, name=path.name, verb=verb)
             text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

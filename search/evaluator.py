@@ -7,13 +7,15 @@ as they are. The split to evaluate on is the validation split, which is cut from
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from search.halving import IMAGES
 from search_space.architecture import Architecture
 from search_space.space import SearchSpace
 
@@ -28,14 +30,14 @@ Array = npt.NDArray[Any]
 
 
 class SupernetEvaluator:
-    """``evaluator(architecture)`` → ``{"accuracy": top-1, 0..1, "loss": in nats}``.
+    """``evaluator(architecture)`` → ``{"accuracy": top-1, 0..1, "loss": in nats, IMAGES: count}``.
 
-    The same for every call.
+    ``evaluator(architecture, part)`` is the same of one part of the images. Equal for every call.
 
     Args:
         supernet: trained; moved to ``device`` and otherwise left as it is.
-        batches: validation batches, iterated once per call: (images (n, 3, side, side),
-            labels (n,)). Images are resized to each architecture's resolution.
+        parts: of the validation images, each as batches, iterated once per call: (images
+            (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
         device: where to evaluate.
         amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
     """
@@ -43,27 +45,27 @@ class SupernetEvaluator:
     def __init__(
         self,
         supernet: Supernet,
-        batches: Batches,
+        parts: Sequence[Batches],
         device: str | torch.device = "cpu",
         *,
         amp: str = "auto",
     ) -> None:
         self.supernet = supernet.to(device)
-        self.batches = batches
+        self.parts = parts
         self.device = device
         self.amp = amp
 
-    def __call__(self, architecture: Architecture) -> dict[str, float]:
+    def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
         from supernet.training import evaluate
 
         quality = evaluate(
             self.supernet,
-            self.batches,
+            chain.from_iterable(self.parts) if part is None else self.parts[part],
             architecture=architecture,
             device=self.device,
             amp=self.amp,
         )
-        return quality._asdict()
+        return {"accuracy": quality.accuracy, "loss": quality.loss, IMAGES: quality.images}
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class SupernetFactory:
 
     Attributes:
         weights: the supernet's state by name.
-        batches: (images (n, 3, side, side), labels (n,)) as arrays, or something picklable that
-            gives them as tensors whenever it is iterated.
+        parts: of the images, each (images (n, 3, side, side), labels (n,)) as arrays, or something
+            picklable that gives them as tensors whenever it is iterated.
         device: ``cuda`` is the GPU, or the part of one, that the worker is given.
         threads: that torch uses in a worker on the CPU; None for what ``OMP_NUM_THREADS`` says,
             which Ray sets to the worker's share of the CPUs.
@@ -85,7 +87,7 @@ class SupernetFactory:
     space: SearchSpace
     num_classes: int
     weights: Mapping[str, Array]
-    batches: list[tuple[Array, Array]] | Batches
+    parts: list[list[tuple[Array, Array]]] | Sequence[Batches]
     device: str = "cpu"
     amp: str = "auto"
     threads: int | None = None
@@ -94,7 +96,7 @@ class SupernetFactory:
     def of(
         cls,
         supernet: Supernet,
-        batches: Batches,
+        parts: Sequence[Batches],
         device: str = "cpu",
         *,
         amp: str = "auto",
@@ -108,7 +110,7 @@ class SupernetFactory:
             supernet.space,
             supernet.num_classes,
             weights,
-            _as_arrays(batches) or batches,
+            _as_arrays(parts) or parts,
             device,
             amp,
             threads,
@@ -126,21 +128,26 @@ class SupernetFactory:
             # shared arrays are read-only, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             supernet.load_state_dict({k: torch.from_numpy(v) for k, v in self.weights.items()})
-            batches: Any = self.batches
-            if isinstance(batches, list):
-                batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches]
-        return SupernetEvaluator(supernet.eval(), batches, self.device, amp=self.amp)
+            parts: Any = [
+                [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in part]
+                if isinstance(part, list)
+                else part
+                for part in self.parts
+            ]
+        return SupernetEvaluator(supernet.eval(), parts, self.device, amp=self.amp)
 
 
-def _as_arrays(batches: Batches) -> list[tuple[Array, Array]] | None:
-    """All batches as arrays; None where they take more memory than decoded images may."""
+def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:
+    """All images as arrays; None where they take more memory than decoded images may."""
     from supernet.data import MEMORY_LIMIT_BYTES
 
-    arrays: list[tuple[Array, Array]] = []
+    arrays: list[list[tuple[Array, Array]]] = []
     size = 0
-    for images, labels in batches:
-        size += images.nbytes
-        if size > MEMORY_LIMIT_BYTES:
-            return None
-        arrays.append((np.asarray(images.cpu()), np.asarray(labels.cpu())))
+    for part in parts:
+        arrays.append([])
+        for images, labels in part:
+            size += images.nbytes
+            if size > MEMORY_LIMIT_BYTES:
+                return None
+            arrays[-1].append((np.asarray(images.cpu()), np.asarray(labels.cpu())))
     return arrays

@@ -63,6 +63,11 @@ class SearchResult:
         """Number of evaluations that failed."""
         return sum(evaluation.status == "failed" for evaluation in self.evaluations)
 
+    @property
+    def stopped_early(self) -> int:
+        """Number of candidates given up after a part of the images."""
+        return sum(evaluation.status == "stopped" for evaluation in self.evaluations)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -81,6 +86,11 @@ class _Known:
     evaluation: Evaluation
     objectives: Values
     violation: float
+
+    @property
+    def on_front(self) -> bool:
+        """Whether it may be: feasible, and judged on all images."""
+        return self.violation == 0 and self.evaluation.status == "ok"
 
 
 @dataclass
@@ -148,7 +158,7 @@ class History:
         self.num_finished += 1
         self.cached += cached
         self.failed += evaluation.status == "failed"
-        if known.violation == 0 and not np.isnan(objectives[0]):
+        if known.on_front and not np.isnan(objectives[0]):
             # of equals the one asked first, whichever ended first
             rank = (objectives[0], evaluation.index)
             if self._best is None or rank < (
@@ -166,7 +176,7 @@ class History:
             return
         known = [self._finished(candidate.key) for candidate in candidates]
         self.evaluations += [each.evaluation for each in known]
-        points = np.array([k.objectives for k in known if k.violation == 0])
+        points = np.array([k.objectives for k in known if k.on_front])
         if len(points):
             self._worst = np.fmax(self._worst, np.fmax.reduce(points, axis=0))
             front = np.concatenate([self._front, points])
@@ -202,7 +212,8 @@ class History:
             self._fix_reference()
             self.volumes[-1] = (len(self.evaluations), self._volume())
         objectives, violations = self._values(self.evaluations)
-        feasible = np.flatnonzero(violations == 0)
+        complete = np.array([e.status == "ok" for e in self.evaluations], bool)
+        feasible = np.flatnonzero((violations == 0) & complete)
         front = feasible[non_dominated(objectives[feasible])]
         front = front[np.lexsort(objectives[front].T)]
         members = tuple(self.evaluations[i] for i in front)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from results.journal import Evaluation
 from search.executors import Executor, Outcome
 from search.feasibility import check_feasible
+from search.halving import Trial, better_half, expected
 from search.history import Candidate, History, Progress, SearchResult
 from search.problem import Problem
 from search.samplers.base import Sampler
@@ -50,6 +51,7 @@ def search(
     num_evaluations: int,
     batch_size: int = 12,
     window: int | None = None,
+    halvings: int = 0,
     warm_start: Sequence[Architecture] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -64,6 +66,8 @@ def search(
         window: candidates that may be asked for and not yet told, at least ``batch_size``; that
             by default, so each batch is told before the next is asked for. Several workers are
             kept busy by ``window_for``.
+        halvings: how often a batch is halved before its last candidates see all images
+            (``search.halving``); what evaluates must know as many parts of the images and one more.
         warm_start: architectures that are evaluated first, before anything is asked for, as far
             as they lie in the space and meet the cheap constraints.
 
@@ -79,7 +83,7 @@ def search(
         )
     check_feasible(problem)
     history = History(problem, num_evaluations, first=min(window, num_evaluations))
-    loop = _Loop(sampler, executor, journal, history, batch_size, window, on_progress)
+    loop = _Loop(sampler, executor, journal, history, batch_size, window, halvings, on_progress)
     known = [a for a in warm_start if problem.space.contains(a)]
     try:
         stopped = loop.run(problem.space.encode(known))
@@ -104,11 +108,18 @@ def window_for(workers: int, batch_size: int) -> int:
 
 @dataclass
 class _Batch:
-    """Rows asked for together; told together once no candidate of them is open."""
+    """Rows asked for together; told together once no candidate of them is open.
+
+    Attributes:
+        running: on their way, and those of them that saw all images, in the end.
+        stopped: given up after a part of the images.
+    """
 
     rows: Genes
     candidates: list[Candidate]
     num_open: int = 0
+    running: list[Trial] = field(default_factory=list)
+    stopped: list[Trial] = field(default_factory=list)
 
 
 class _Loop:
@@ -120,6 +131,7 @@ class _Loop:
         history: History,
         batch_size: int,
         window: int,
+        halvings: int,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.sampler = sampler
@@ -128,9 +140,10 @@ class _Loop:
         self.history = history
         self.batch_size = batch_size
         self.window = window
+        self.halvings = halvings
         self.on_progress = on_progress
         self._untold: deque[_Batch] = deque()
-        self._open: dict[int, tuple[_Batch, Candidate]] = {}  # by ticket
+        self._open: dict[int, tuple[_Batch, Trial]] = {}  # by ticket
 
     def run(self, warm_start: Genes) -> str:
         """Ask, evaluate and tell until nothing is left to do; why it stopped."""
@@ -164,29 +177,76 @@ class _Loop:
         """Hand the new feasible rows to the executor, or answer them from the journal."""
         batch = _Batch(rows, self.history.new_candidates(rows))
         self._untold.append(batch)
-        for candidate in batch.candidates:
-            known = self.journal.get(candidate.architecture.digest)
-            if known is not None:
-                self._finish(candidate, known, cached=True)
-                continue
-            self._open[candidate.index] = batch, candidate
+        known = [self.journal.get(c.architecture.digest) for c in batch.candidates]
+        # who goes on is decided among all of a batch: a part of it in the journal says nothing
+        again = self.halvings > 0 and None in known
+        for candidate, evaluation in zip(batch.candidates, known, strict=True):
+            if evaluation is None or again:
+                batch.running.append(Trial(candidate))
+            else:
+                self._finish(candidate, evaluation, cached=True)
+        self._submit(batch, part=0)
+
+    def _submit(self, batch: _Batch, part: int) -> None:
+        for trial in batch.running:
+            candidate = trial.candidate
+            self._open[candidate.index] = batch, trial
             batch.num_open += 1
-            self.executor.submit(candidate.index, candidate.architecture)
+            self.executor.submit(
+                candidate.index, candidate.architecture, part if self.halvings else None
+            )
 
     def _tell_first(self) -> bool:
         """Wait for the batch asked for first and tell it; whether anything in it was new."""
         batch = self._untold[0]
         while batch.num_open:
             outcome = self.executor.wait()
-            owner, candidate = self._open.pop(outcome.ticket)
-            evaluation = _record(self.history.problem, candidate, outcome)
-            self.journal.append(evaluation)
+            owner, trial = self._open.pop(outcome.ticket)
+            trial.outcomes.append(outcome)
             owner.num_open -= 1
-            self._finish(candidate, evaluation, cached=False)
+            if not self.halvings:
+                self._write(trial, outcome)
+            elif not owner.num_open:
+                self._halve(owner)
         self._untold.popleft()
         self.sampler.tell(batch.rows, *self.history.results(batch.rows))
         self.history.tell(batch.candidates)
         return bool(batch.candidates)
+
+    def _halve(self, batch: _Batch) -> None:
+        """All that run have seen the same images: the better half goes on, or all are written."""
+        problem = self.history.problem
+        for trial in [trial for trial in batch.running if self._fails(trial)]:
+            batch.running.remove(trial)
+            self._write(trial, trial.outcome())
+        if not batch.running:
+            finished: list[Trial] = []
+        elif (parts := len(batch.running[0].outcomes)) <= self.halvings:
+            better = better_half(problem, batch.running)
+            batch.stopped += [trial for trial in batch.running if trial not in better]
+            batch.running = better
+            self._submit(batch, part=parts)
+            return
+        else:
+            finished = batch.running
+        for trial in finished:
+            self._write(trial, trial.outcome())
+        for trial in batch.stopped:
+            self._write(trial, expected(trial, finished), status="stopped")
+
+    def _fails(self, trial: Trial) -> bool:
+        outcome = trial.outcome()
+        metrics = {**trial.candidate.cheap, **outcome.metrics}
+        return bool(outcome.error or _unusable(self.history.problem, metrics))
+
+    def _write(self, trial: Trial, outcome: Outcome, status: str = "ok") -> None:
+        """Into the journal, unless it is there: then that is what counts."""
+        candidate = trial.candidate
+        known = self.journal.get(candidate.architecture.digest)
+        evaluation = known or _record(self.history.problem, candidate, outcome, status)
+        if known is None:
+            self.journal.append(evaluation)
+        self._finish(candidate, evaluation, cached=known is not None)
 
     def _finish(self, candidate: Candidate, evaluation: Evaluation, *, cached: bool) -> None:
         self.history.finish(candidate, evaluation, cached=cached)
@@ -194,25 +254,28 @@ class _Loop:
             self.on_progress(self.history.progress(evaluation))
 
 
-def _record(problem: Problem, candidate: Candidate, outcome: Outcome) -> Evaluation:
+def _record(problem: Problem, candidate: Candidate, outcome: Outcome, status: str) -> Evaluation:
     """The journal's record of an outcome; a metric that is missing or not finite is a failure."""
     metrics = {**candidate.cheap, **outcome.metrics}
-    error = outcome.error
-    if error is None:
-        wrong = [n for n in problem.needs_evaluation if not np.isfinite(metrics.get(n, np.nan))]
-        if wrong:
-            error = ", ".join(
-                f"{name} is {metrics[name]}, not a finite number"
-                if name in metrics
-                else f"the evaluation gave no {name}"
-                for name in wrong
-            )
+    error = outcome.error or _unusable(problem, metrics)
     return Evaluation(
         digest=candidate.architecture.digest,
         architecture=candidate.architecture.to_dict(),
         metrics=metrics,
         index=candidate.index,
-        status="ok" if error is None else "failed",
+        status=status if error is None else "failed",
         error=error,
         seconds=outcome.seconds,
     )
+
+
+def _unusable(problem: Problem, metrics: Mapping[str, float]) -> str | None:
+    """Which metrics that the problem needs are missing or not finite; None where all are sound."""
+    wrong = [n for n in problem.needs_evaluation if not np.isfinite(metrics.get(n, np.nan))]
+    said = (
+        f"{name} is {metrics[name]}, not a finite number"
+        if name in metrics
+        else f"the evaluation gave no {name}"
+        for name in wrong
+    )
+    return ", ".join(said) or None

@@ -9,7 +9,7 @@ into memory; larger ones are decoded when needed, by worker processes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -353,12 +353,12 @@ def _as_it_is(batch: Any) -> Any:
 class EvalBatches:
     """Batches of a split in order, iterable again and again; kept where they fit in memory."""
 
-    def __init__(self, split: ImageSplit, batch_size: int, limit: int | None, workers: int) -> None:
+    def __init__(
+        self, split: ImageSplit, batch_size: int, chosen: Sequence[int], workers: int
+    ) -> None:
         self.split, self.batch_size, self.workers = split, batch_size, workers
-        count = len(split) if limit is None else min(limit, len(split))
-        # Evenly spaced, so that a split sorted by class keeps all its classes.
-        self.chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
-        self.num_images = len(self.chosen)
+        self.chosen = list(chosen)
+        self.num_images = len(chosen)
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -390,4 +390,20 @@ def eval_batches(
 
     limit: use at most this many images, evenly spaced over the split.
     """
-    return EvalBatches(split, batch_size, limit, workers)
+    # Evenly spaced, so that a split sorted by class keeps all its classes.
+    count = len(split) if limit is None else min(limit, len(split))
+    chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
+    return EvalBatches(split, batch_size, chosen, workers)
+
+
+def doubling_batches(
+    split: ImageSplit, doublings: int, batch_size: int = 256, *, workers: int = 0
+) -> list[EvalBatches]:
+    """``doublings + 1`` disjoint parts of a split, each after the first as large as all before it.
+
+    Every part is spread evenly over the split. Batches as in ``eval_batches``.
+    """
+    first = range(0, len(split), 2**doublings)
+    offsets = [2**k for k in reversed(range(doublings))]
+    parts = [first, *(range(offset, len(split), 2 * offset) for offset in offsets)]
+    return [EvalBatches(split, batch_size, part, workers) for part in parts]

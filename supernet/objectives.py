@@ -32,11 +32,12 @@ class Quality(NamedTuple):
     """What a network is worth on a split.
 
     accuracy: top-1, 0..1. loss: mean cross entropy to the labels, in nats; over few images it
-    tells networks apart that accuracy, a count of images, leaves tied.
+    tells networks apart that accuracy, a count of images, leaves tied. images: how many they are.
     """
 
     accuracy: float
     loss: float
+    images: int
 
 
 class Loss(NamedTuple):
@@ -67,8 +68,8 @@ class Objective(Protocol):
         """The step's mean label losses, by worker and subnet; the same call on every worker."""
         ...
 
-    def accuracies(self, batches: Batches) -> dict[str, float]:
-        """Top-1 accuracy by role, 0..1."""
+    def qualities(self, batches: Batches) -> dict[str, Quality]:
+        """Accuracy and loss over ``batches`` by role."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,11 +162,11 @@ class SupernetObjective:
         ]
         self.sampler.observe(step, observations)
 
-    def accuracies(self, batches: Batches) -> dict[str, float]:
+    def qualities(self, batches: Batches) -> dict[str, Quality]:
         space: Any = self.supernet.space
         extremes = {"largest": space.largest, "smallest": space.smallest}
         return {
-            role: evaluate(self.supernet, batches, architecture=architecture, amp=self.amp).accuracy
+            role: evaluate(self.supernet, batches, architecture=architecture, amp=self.amp)
             for role, architecture in extremes.items()
         }
 
@@ -209,8 +210,8 @@ class NetworkObjective:
     def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
         pass
 
-    def accuracies(self, batches: Batches) -> dict[str, float]:
-        return {"": evaluate(self.network, batches, amp=self.amp).accuracy}
+    def qualities(self, batches: Batches) -> dict[str, Quality]:
+        return {"": evaluate(self.network, batches, amp=self.amp)}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -259,8 +260,7 @@ def evaluate(
             correct += (logits.argmax(dim=1) == labels).sum()
             loss += label_loss(logits, labels) * len(labels)
             count += len(labels)
-    count = max(1, count)
-    return Quality(int(correct) / count, float(loss) / count)
+    return Quality(int(correct) / max(1, count), float(loss) / max(1, count), count)
 
 
 @contextmanager

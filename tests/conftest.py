@@ -13,7 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from tiny_job import Job
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# One for all clusters: Ray reads a process's token once, and speaks to no cluster with another.
+os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
 
 # Imports are within the fixtures: torch is to see the number of threads, and only tests that need
 # these are to wait for it.

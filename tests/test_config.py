@@ -105,8 +105,10 @@ def test_a_budget_in_the_long_form_is_the_same_as_in_the_short_one() -> None:
     assert both.limits() == {"latency_ms": 1.0}
     other = {"data": "digits", "target_latency": "2ms", "max": {"latency@a100": "1ms"}}
     assert resolve(other).limits() == {"latency_ms": 2.0, "latency_ms@a100": 1.0}
-    with pytest.raises(UsageError, match="--target-latency"):
-        resolve({"data": "digits", "max": {"latency@a100": "1ms"}})
+    elsewhere = {"data": "digits", "max": {"latency@a100": "1ms"}}
+    assert resolve(elsewhere).limits() == {"latency_ms@a100": 1.0}
+    with pytest.raises(UsageError, match="--target-latency or --max"):
+        resolve({"data": "digits", "minimize": ("params",)})
 
 
 def test_bands_and_what_a_front_is_a_trade_off_of() -> None:

@@ -169,18 +169,16 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
-        use_token()
-        local = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        for _ in range(2):
-            local.add_node(num_cpus=1)
-        try:
-            with connected(local.address):
-                yield local
-        finally:
-            ray.shutdown()
-            local.shutdown()
+    use_token()
+    local = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        local.add_node(num_cpus=1)
+    try:
+        with connected(local.address):
+            yield local
+    finally:
+        ray.shutdown()
+        local.shutdown()
 
 
 def train(

@@ -271,8 +271,8 @@ class Shuffled:
         self.evaluate, self.open, self.most = evaluate, [], 0
         self.rng = np.random.default_rng(seed)
 
-    def submit(self, ticket, architecture):
-        self.open.append((ticket, architecture))
+    def submit(self, ticket, architecture, part=None):
+        self.open.append((ticket, architecture, part))
         self.most = max(self.most, len(self.open))
 
     def wait(self):
@@ -365,7 +365,7 @@ class Clockwork:
         self.free, self.now, self.work = workers, 0.0, 0.0
         self.queue, self.running = deque(), []
 
-    def submit(self, ticket, architecture):
+    def submit(self, ticket, architecture, part=None):
         self.queue.append((ticket, architecture))
         self._begin()
 

@@ -28,7 +28,10 @@ from supernet.checkpoints import load_latest
 from supernet.data import eval_batches, open_data
 from supernet.training import evaluate
 
-METRICS = {"accuracy", "loss", "latency_ms", "num_params", "macs", "activations"}
+METRICS = {
+    *("accuracy", "loss", "validation_images"),
+    *("latency_ms", "num_params", "macs", "activations"),
+}
 MEASURED = {"latency_ms", "latency_low_ms", "latency_high_ms"}
 
 

@@ -53,7 +53,6 @@ def cluster() -> Iterator[Cluster]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS))  # workers import what they evaluate from here
-        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
         use_token()
         made = Cluster(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1)
@@ -230,11 +229,11 @@ def supernet_evaluations() -> tuple[Any, Any, list[Architecture]]:
     torch.manual_seed(0)
     space = small_space()
     supernet = Supernet(space, num_classes=3).eval()
-    batches = [(torch.randn(8, 3, 24, 24), torch.randint(0, 3, (8,))) for _ in range(2)]
+    parts = [[(torch.randn(8, 3, 24, 24), torch.randint(0, 3, (8,)))] for _ in range(2)]
     architectures = space.decode(space.sample(np.random.default_rng(0), 3))
     threads = torch.get_num_threads()
-    factory = SupernetFactory.of(supernet, batches, threads=threads)
-    return factory, SupernetEvaluator(supernet, batches), architectures
+    factory = SupernetFactory.of(supernet, parts, threads=threads)
+    return factory, SupernetEvaluator(supernet, parts), architectures
 
 
 def test_a_supernet_s_factory_holds_everything_and_works_on_memory_that_it_must_not_write():
@@ -243,13 +242,14 @@ def test_a_supernet_s_factory_holds_everything_and_works_on_memory_that_it_must_
     pickled = pickle.dumps(factory, protocol=5, buffer_callback=buffers.append)
     shared = [bytes(buffer.raw()) for buffer in buffers]  # as Ray does it: read-only, not copied
     held = sum(weight.nbytes for weight in factory.weights.values())
-    held += sum(images.nbytes + labels.nbytes for images, labels in factory.batches)
+    held += sum(x.nbytes + y.nbytes for part in factory.parts for x, y in part)
     assert sum(map(len, shared)) >= held > 10 * len(pickled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         there = pickle.loads(pickled, buffers=shared)()
     for architecture in architectures:
         assert there(architecture) == here(architecture)
+        assert there(architecture, 1) == here(architecture, 1)
 
 
 def test_images_too_many_for_memory_are_left_to_the_workers(monkeypatch):
@@ -262,7 +262,8 @@ def test_images_too_many_for_memory_are_left_to_the_workers(monkeypatch):
     one = 4 * 3 * 24 * 24 * 4
     for limit, held in ((2 * one, np.ndarray), (2 * one - 1, torch.Tensor)):
         monkeypatch.setattr("supernet.data.MEMORY_LIMIT_BYTES", limit)
-        assert isinstance(next(iter(SupernetFactory.of(supernet, batches).batches))[0], held)
+        factory = SupernetFactory.of(supernet, [batches])
+        assert isinstance(next(iter(factory.parts[0]))[0], held)
 
 
 @pytest.mark.slow

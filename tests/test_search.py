@@ -213,8 +213,9 @@ def test_supernet_evaluator_is_the_extracted_network_s_accuracy():
     supernet = Supernet(SPACE, num_classes=3)
     supernet.train()
     images, labels = torch.randn(48, 3, 24, 24), torch.randint(0, 3, (48,))
-    batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
-    evaluator = SupernetEvaluator(supernet, batches)
+    parts = [[(images[:20], labels[:20]), (images[20:32], labels[20:32])]]
+    parts += [[(images[32:], labels[32:])]]
+    evaluator = SupernetEvaluator(supernet, parts)
     for architecture in SPACE.decode(SPACE.sample(np.random.default_rng(0), 3)):
         network = supernet.extract(architecture).eval()
         size = (architecture.resolution,) * 2
@@ -222,8 +223,13 @@ def test_supernet_evaluator_is_the_extracted_network_s_accuracy():
             images, size, mode="bilinear", align_corners=False, antialias=True
         )
         with torch.no_grad():
-            expected = (network(inputs).argmax(1) == labels).float().mean().item()
+            correct = (network(inputs).argmax(1) == labels).double()
         first, second = evaluator(architecture), evaluator(architecture)
         assert first == second
-        assert first["accuracy"] == pytest.approx(expected)
+        assert first["accuracy"] == pytest.approx(correct.mean().item())
+        assert first["validation_images"] == 48
+        for part, of_part in enumerate((correct[:32], correct[32:])):
+            found = evaluator(architecture, part)
+            assert found["accuracy"] == pytest.approx(of_part.mean().item())
+            assert found["validation_images"] == len(of_part)
     assert supernet.training

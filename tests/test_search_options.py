@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 import yaml
-from tiny_job import USAGE, Job, evaluated, front_of
+from tiny_job import EVALUATIONS, USAGE, Job, evaluated, front_of, nas
 
 from results.journal import read_journal
 
@@ -45,6 +46,33 @@ def test_bands_and_a_front_of_three_quantities(finished: Job) -> None:
     digests = [digest for _, digest, *_ in evaluated(finished.runs / "three")]
     wanted = {digest for digest, lost in zip(digests, beaten, strict=True) if not lost}
     assert {digest for digest, *_ in front_of(said)} == wanted
+
+
+def test_a_search_without_a_limit_of_latency(finished: Job) -> None:
+    said = nas(
+        *("search", *finished.options, "--supernet", finished.run, "--max", "params=15k"),
+        *("--evaluations", EVALUATIONS, "--population", 6, "--finetune-epochs", 1),
+        *("--halvings", 2, "--json"),
+    )
+    assert said.code == 0, said.err
+    run = finished.runs / "digits-pebble-cpu-params-15k"
+    found = evaluated(run)
+    assert len(found) == EVALUATIONS
+    assert all(metrics["num_params"] <= 15e3 for _, _, _, metrics, _ in found)
+    # of 287 validation images all of a batch of three see 72, two of them 144, and one the rest
+    images = sorted(int(metrics["validation_images"]) for _, _, _, metrics, _ in found)
+    assert images == [72] * 4 + [144] * 4 + [287] * 4
+    statuses = {(status, metrics["validation_images"] == 287) for _, _, status, metrics, _ in found}
+    assert statuses == {("ok", True), ("stopped", False)}
+    assert "8 on a part of the images only" in said.err
+    whole = {digest for _, digest, status, *_ in found if status == "ok"}
+    assert {digest for digest, *_ in front_of(said)} <= whole
+    assert json.loads(said.out)["best"]["digest"] in whole
+
+    refused = finished.search("many", "--supernet", finished.run, "--halvings", 6)
+    assert refused.code == USAGE
+    assert "--halvings 6 leaves 4 of 287 validation images" in refused.err
+    assert "Give --halvings 4 or less" in refused.err
 
 
 def test_a_study_of_optuna_is_kept_and_opens(finished: Job, tmp_path: Path) -> None:

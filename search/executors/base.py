@@ -14,8 +14,9 @@ from typing import Protocol
 
 from search_space.architecture import Architecture
 
-Evaluate = Callable[[Architecture], Mapping[str, float]]
-"""Metrics of one architecture, by name. Must depend on nothing but the architecture."""
+Evaluate = Callable[..., Mapping[str, float]]
+"""Metrics of one architecture, by name: ``evaluate(architecture)``, or ``evaluate(architecture,
+part)`` for one part of the images. Must depend on nothing else."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Executor(Protocol):
     Everything submitted has exactly one outcome, unless the executor is closed before.
     """
 
-    def submit(self, ticket: int, architecture: Architecture) -> None:
+    def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
         """Take one evaluation, to be begun in the order of submission; does not wait for it."""
         ...
 
@@ -47,14 +48,17 @@ class Executor(Protocol):
         ...
 
 
-def attempt(evaluate: Evaluate, ticket: int, architecture: Architecture) -> Outcome:
+def attempt(
+    evaluate: Evaluate, ticket: int, architecture: Architecture, part: int | None = None
+) -> Outcome:
     """The outcome of one evaluation, made here and now.
 
     Exceptions become outcomes with their type and text; KeyboardInterrupt and SystemExit pass.
     """
     start = time.perf_counter()
     try:
-        metrics = {name: float(value) for name, value in evaluate(architecture).items()}
+        found = evaluate(architecture) if part is None else evaluate(architecture, part)
+        metrics = {name: float(value) for name, value in found.items()}
     except Exception as error:
         return Outcome(ticket, {}, time.perf_counter() - start, describe(error))
     return Outcome(ticket, metrics, time.perf_counter() - start)

@@ -16,10 +16,10 @@ class InProcessExecutor:
 
     def __init__(self, evaluate: Evaluate) -> None:
         self._evaluate = evaluate
-        self._open: deque[tuple[int, Architecture]] = deque()
+        self._open: deque[tuple[int, Architecture, int | None]] = deque()
 
-    def submit(self, ticket: int, architecture: Architecture) -> None:
-        self._open.append((ticket, architecture))
+    def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
+        self._open.append((ticket, architecture, part))
 
     def wait(self) -> Outcome:
         return attempt(self._evaluate, *self._open.popleft())

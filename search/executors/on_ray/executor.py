@@ -46,8 +46,8 @@ class _Actor:
         self._evaluate = factory()
         return str(ray.get_runtime_context().get_node_id())
 
-    def evaluate(self, ticket: int, architecture: Architecture) -> Outcome:
-        return attempt(self._evaluate, ticket, architecture)
+    def evaluate(self, ticket: int, architecture: Architecture, part: int | None) -> Outcome:
+        return attempt(self._evaluate, ticket, architecture, part)
 
 
 @dataclass
@@ -71,6 +71,7 @@ class _Open:
     """A candidate without an outcome, with the reasons for which workers were lost on it."""
 
     architecture: Architecture
+    part: int | None
     begun: float | None = None
     losses: list[str] = field(default_factory=list)
     node_losses: list[str] = field(default_factory=list)
@@ -151,8 +152,8 @@ class RayExecutor:
 
     # The protocol -----------------------------------------------------------------------------
 
-    def submit(self, ticket: int, architecture: Architecture) -> None:
-        self._open[ticket] = _Open(architecture)
+    def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
+        self._open[ticket] = _Open(architecture, part)
         self._queue.append(ticket)
         self._hand_out()
 
@@ -201,7 +202,8 @@ class RayExecutor:
             self._idle.remove(worker)
             worker.ticket, worker.since = ticket, now
             candidate.begun = now if candidate.begun is None else candidate.begun
-            self._busy[worker.actor.evaluate.remote(ticket, candidate.architecture)] = worker
+            task = ticket, candidate.architecture, candidate.part
+            self._busy[worker.actor.evaluate.remote(*task)] = worker
 
     def _collect(self) -> None:
         """Take in all that has ended; waits for a moment where nothing has."""

@@ -1,0 +1,79 @@
+"""Successive halving: bad candidates are given up after a look at a part of the images.
+
+The candidates of a batch are all evaluated on a first part of the images, the better half of them
+on a second as large, the better half of those on as many images as all before, and so on until
+the last few have seen every image (Jamieson and Talwalkar 2016, within each batch). Better is
+constrained non-dominated rank, then crowding distance, so that a batch keeps its spread over a
+front. Who goes on depends on the batch alone, never on timing or on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from search.executors import Outcome
+from search.history import Candidate
+from search.problem import Problem
+from search.samplers.ranking import constrained_ranks, crowding_distance
+
+IMAGES = "validation_images"
+"""Metric that says how many images the others are means over."""
+
+
+@dataclass(eq=False)
+class Trial:
+    """A candidate and what is known of it, one outcome for each part of the images so far."""
+
+    candidate: Candidate
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def outcome(self) -> Outcome:
+        """All parts as one: means over all images, and the seconds of all."""
+        seconds = sum(outcome.seconds for outcome in self.outcomes)
+        errors = [outcome.error for outcome in self.outcomes if outcome.error is not None]
+        metrics = {} if errors else self.metrics(len(self.outcomes))
+        return Outcome(self.candidate.index, metrics, seconds, errors[0] if errors else None)
+
+    def metrics(self, parts: int) -> dict[str, float]:
+        """Means over the images of the first ``parts`` parts."""
+        found = [outcome.metrics for outcome in self.outcomes[:parts]]
+        images = np.array([metrics[IMAGES] for metrics in found])
+        means = {
+            name: float(np.average([metrics[name] for metrics in found], weights=images))
+            for name in found[0]
+        }
+        return {**means, IMAGES: float(images.sum())}
+
+
+def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
+    """The half that goes on, in the order given; the larger half of an odd number."""
+    rows = [{**trial.candidate.cheap, **trial.outcome().metrics} for trial in trials]
+    names = set().union(*rows)
+    columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+    objectives = problem.objective_values(columns)
+    ranks = constrained_ranks(objectives, problem.violation(columns))
+    order = np.lexsort((-crowding_distance(objectives, ranks), ranks))
+    kept = sorted(order[: -(-len(trials) // 2)])
+    return [trials[i] for i in kept]
+
+
+def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
+    """What a trial that was stopped would have come to on all images; IMAGES stays what it saw.
+
+    Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
+    the same images to all of them: parts differ in how hard their images are, for all alike.
+    """
+    outcome, parts = trial.outcome(), len(trial.outcomes)
+    metrics = dict(outcome.metrics)
+    for name in metrics.keys() - {IMAGES}:
+        moves = [_move(other, name, parts) for other in finished]
+        metrics[name] += float(np.mean(moves)) if moves else 0.0
+    return Outcome(outcome.ticket, metrics, outcome.seconds)
+
+
+def _move(trial: Trial, name: str, parts: int) -> float:
+    whole: Mapping[str, float] = trial.metrics(len(trial.outcomes))
+    return whole[name] - trial.metrics(parts)[name]
