@@ -1,6 +1,6 @@
 """How fast are training-free proxies, against the plain way of computing them in the same run?
 
-    python benchmarks/proxies.py [--parts length_distortion,ntk,populations] [--repeats 3]
+    python benchmarks/proxies.py [--parts length_distortion,ntk,populations,families] [--repeats 3]
         [--designs swin_t,convnext_t,poolformer_s12] [--threads 1]
 
 ``length_distortion`` and ``ntk`` score known designs at seed size (one block in each stage, widths
@@ -10,6 +10,9 @@ pass per image against one through the whole batch for each. Both ways must give
 ``populations`` scores a million architectures of ``tiny`` with each closed form from tables,
 against one architecture after another.
 
+``families`` scales the first design at seed size to four sizes, by ``deepmad`` and by ``as-vit``
+(a quarter of an hour with two threads).
+
 Figures go to ``benchmarks/results/proxies.json``; parts that are not repeated stay.
 """
 
@@ -18,7 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -29,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from predictors.proxies.length_distortion import length_distortion
@@ -43,6 +49,7 @@ sys.path.append(str(ROOT / "tests"))  # the slow definitions are the tests'
 
 WIDTHS = (32, 64, 128, 256)
 IMAGES = 16
+FAMILY = ("3M", "6M", "12M", "24M")
 POPULATION, ONE_BY_ONE = 1_000_000, 200
 
 
@@ -194,10 +201,35 @@ def populations_part(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def families_part(settings: Settings) -> list[dict[str, Any]]:
+    """Families of four sizes by the command, from the first design at seed size."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        seed = Path(folder) / "seed.yaml"
+        seed.write_text(yaml.safe_dump(seed_size(settings.designs[0]).to_dict()), "utf-8")
+        for method in ("deepmad", "as-vit"):
+            begin = time.perf_counter()
+            said = subprocess.run(
+                [
+                    *("nas", "scale", "--seed", str(seed), "--method", method),
+                    *("--to", ",".join(FAMILY), "--no-measure", "--json"),
+                    *("--out", str(Path(folder) / method)),
+                ],
+                check=True,
+                stdout=subprocess.PIPE,
+            ).stdout
+            seconds = time.perf_counter() - begin
+            members = json.loads(said)["members"]
+            rows.append({"method": method, "seconds": seconds, "members": members})
+            print(f"  {method}: {', '.join(FAMILY)} in {seconds:.0f} s")
+    return rows
+
+
 PARTS: dict[str, Part] = {
     "length_distortion": distortion_part,
     "ntk": ntk_part,
     "populations": populations_part,
+    "families": families_part,
 }
 
 

@@ -14,6 +14,7 @@ norms, so all angles go through the network together.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,14 @@ def length_distortion(module: nn.Module, plane: Tensor, at_once: int = ANGLES) -
 def _derivative(module: nn.Module, points: Tensor, velocities: Tensor) -> Tensor:
     """Of the pooled features, ``(points, channels)``."""
     try:
-        with torch.no_grad(), plain_attention(), WithoutNorms(), forward_ad.dual_level():
+        with (
+            # torch itself prepares forward derivatives in a way that it calls deprecated
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            torch.no_grad(),
+            plain_attention(),
+            WithoutNorms(),
+            forward_ad.dual_level(),
+        ):
             features = pooled_features(module, forward_ad.make_dual(points, velocities))
             tangent = forward_ad.unpack_dual(features).tangent
     except NotImplementedError as error:
