@@ -6,6 +6,7 @@ to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -395,6 +396,9 @@ def _command() -> str:
 
 def main() -> None:
     """Entry point: every error that a user can mend is one message, not a traceback."""
+    # OpenMP's threads wait for each other by spinning, for milliseconds as libgomp has it: where
+    # other work holds a core, the one that is waited for then gets none. Read when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -42,6 +42,10 @@ def export_from_run(
         raise RunError(
             f"{run} trained one network, and its export is in {run / EXPORT}; there is no other."
         )
+    if not (run / JOURNAL).exists():
+        raise RunError(
+            f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
+        )
     evaluation = _find(run, digest)
     config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
     if config.data is None:

@@ -45,7 +45,10 @@ def best_finetuned(
         def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
             progress(done + i * total, len(finalists) * total, info)
 
-        network = supernet.extract(Architecture.from_dict(evaluation.architecture))
+        network = supernet.extract(
+            Architecture.from_dict(evaluation.architecture),
+            drop_path_rate=config.finetune.drop_path_rate,
+        )
         finetune(
             network,
             data,

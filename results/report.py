@@ -78,6 +78,7 @@ def render_report(data: ReportData) -> str:
         latency=views.latency_chart(data),
         ranks=tables.rank_tables(data),
         training=views.training_charts(data),
+        trials=tables.trial_table(data),
         baselines=tables.baseline_table(data),
         phases=views.phase_bars(data),
         config=yaml.safe_dump(data.to_dict()["config"], sort_keys=False, allow_unicode=True)

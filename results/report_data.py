@@ -144,6 +144,25 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial of a fine-tuning after its last epoch, the ``epochs``-th.
+
+    number: in the order in which trials were begun. network: its digest. chosen: whether the
+    network that the run ends with comes from it.
+    """
+
+    number: int
+    network: str
+    status: str
+    chosen: bool = False
+    epochs: int = 0
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """A part of the run and the wall time it took."""
 
@@ -164,6 +183,7 @@ class ReportData:
         evaluated: what was judged, or a sample of it; the front's members are among them.
         num_seen: architectures that were costed in all, if more than ``evaluated``. Where the
             quality is no accuracy, they were all judged, and ``evaluated`` is what is shown.
+        trials: of a fine-tuning, which has these instead of a front.
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
             what a search without data maximised, ``score``.
@@ -184,6 +204,7 @@ class ReportData:
     latency: LatencyCheck | None = None
     ranking: tuple[RankRow, ...] = ()
     training: tuple[Epoch, ...] = ()
+    trials: tuple[TrialRow, ...] = ()
     phases: tuple[Phase, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -115,6 +115,35 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
     return {**_table("network", rows), "caption": caption}
 
 
+def trial_table(data: ReportData) -> dict[str, Any] | None:
+    """Trials of a fine-tuning with their hyper-parameters, as they were begun."""
+    if not data.trials:
+        return None
+    names = list(dict.fromkeys(name for trial in data.trials for name in trial.hyperparameters))
+    rows = [
+        {
+            "number": trial.number,
+            "note": f"{trial.network}, {trial.status}" + (f": {trial.note}" if trial.note else ""),
+            "chosen": trial.chosen,
+            "cells": [
+                Cell("epochs", trial.epochs, str(trial.epochs)),
+                _cell("validation loss", "loss", trial.validation_loss),
+                _cell("validation accuracy", ACCURACY, trial.validation_accuracy),
+                *(
+                    _cell(metric_title(name), name, trial.hyperparameters.get(name))
+                    for name in names
+                ),
+            ],
+        }
+        for trial in data.trials
+    ]
+    caption = (
+        "All trials, each with its network; loss and accuracy are on the validation split after "
+        "its last epoch."
+    )
+    return {**_table("trial", rows), "caption": caption}
+
+
 def rank_tables(data: ReportData) -> list[dict[str, Any]]:
     """Kendall's taus as bars between -1 and 1, cheap metrics and predictors apart."""
     quality = quality_of(data)

@@ -53,10 +53,17 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Self:
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+        header: str = _HEADER,
+    ) -> Self:
         """Start a run in ``path``, which must not exist or be empty.
 
-        ``config`` and ``manifest`` must be plain data (JSON-able). Raises RunError otherwise.
+        ``config`` and ``manifest`` must be plain data (JSON-able); ``header``, comments, says how
+        the run is repeated. Raises RunError otherwise.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -71,7 +78,7 @@ class RunDirectory:
             limits = ("target_latency", "target_throughput", "max", "min")
             asked = any(config.get(limit) for limit in limits)
             verb = "search" if asked else "train"
-            text = _HEADER.format(path=path / CONFIG, name=path.name, verb=verb)
+            text = header.format(path=path / CONFIG, name=path.name, verb=verb)
             text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
             atomic_write(fresh / CONFIG, text)
             atomic_write(fresh / MANIFEST, _json({"phases": [], **manifest}))

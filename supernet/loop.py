@@ -30,11 +30,12 @@ from supernet.augmentation import default_augment, mix_seed
 from supernet.checkpoints import AVERAGE, Checkpoint, CheckpointStore
 from supernet.data import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
 from supernet.moving_average import MovingAverage
-from supernet.objectives import Objective
+from supernet.objectives import Objective, Quality
 from supernet.parallel import Group
 from supernet.train_config import EpochMetrics, TrainConfig, TrainingDivergedError
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
+EpochCallback = Callable[[EpochMetrics], None]
 
 # Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
 # norms and other one-dimensional parameters are left out by timm itself.
@@ -86,10 +87,12 @@ class TrainingLoop:
         tensorboard: bool,
         store: CheckpointStore | None,
         variants: int | None = None,
+        on_epoch: EpochCallback | None = None,
         group: Group | None = None,
     ) -> None:
         self.module, self.objective, self.data, self.config = module, objective, data, config
-        self.directory, self.device, self.progress = directory, device, progress
+        self.directory, self.device = directory, device
+        self.progress, self.on_epoch = progress, on_epoch
         self.store, self.variants, self.workers = store, variants, workers
         self.group = group or Group()
         self._check_batch_size()
@@ -117,6 +120,8 @@ class TrainingLoop:
     def run(self) -> list[EpochMetrics]:
         """Train to the end, from the checkpoint if there is one; metrics of all epochs."""
         self._resume()
+        for line in self.state.history:
+            self._tell(EpochMetrics(**line))
         self.snapshot = self._take_snapshot()
         try:
             while self.state.step < self.total_steps:
@@ -392,11 +397,11 @@ class TrainingLoop:
     def _end_epoch(self, epoch: int) -> None:
         state, config = self.state, self.config
         started = time.perf_counter()
-        accuracy: dict[str, float] = {}
+        quality: dict[str, Quality] = {}
         due = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
         if due and self.group.rank == 0:
             with nullcontext() if self.average is None else self.average.applied(self.parameters):
-                accuracy = self.objective.accuracies(self.validation)
+                quality = self.objective.qualities(self.validation)
         metrics = EpochMetrics(
             epoch=epoch,
             step=state.step,
@@ -405,7 +410,8 @@ class TrainingLoop:
             lr=self.optimizer.param_groups[0]["lr"],
             rollbacks=state.rollbacks,
             losses={role: total / count for role, (total, count) in state.loss_sums.items()},
-            val_accuracy=accuracy,
+            val_accuracy={role: found.accuracy for role, found in quality.items()},
+            val_loss={role: found.loss for role, found in quality.items()},
         )
         state.history.append(asdict(metrics))
         state.loss_sums, state.seconds, state.images = {}, 0.0, 0
@@ -414,6 +420,11 @@ class TrainingLoop:
         self._write_metrics()
         self._write_events(metrics)
         self._report(epoch, metrics)
+        self._tell(metrics)
+
+    def _tell(self, metrics: EpochMetrics) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(metrics)
 
     def _report(self, epoch: int, metrics: EpochMetrics | None = None) -> None:
         if self.progress is None:

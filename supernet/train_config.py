@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search_space.errors import NasError, RunError
@@ -124,7 +124,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """One line of ``metrics.jsonl``; ``losses`` and ``val_accuracy`` by role, see ``to_dict``.
+    """One line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.
 
     step: optimiser steps done at the end of the epoch. seconds: training and validation.
     images_per_s: of training alone. lr: at the epoch's last step.
@@ -138,11 +138,13 @@ class EpochMetrics:
     rollbacks: int
     losses: dict[str, float]
     val_accuracy: dict[str, float]
+    val_loss: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Flat: ``loss_largest``, ``val_accuracy_smallest``; ``loss`` for a static network."""
         flat = asdict(self)
-        for name, key in (("losses", "loss"), ("val_accuracy", "val_accuracy")):
+        for name in ("losses", "val_accuracy", "val_loss"):
+            key = "loss" if name == "losses" else name
             values = flat.pop(name)
             flat |= {f"{key}_{role}" if role else key: value for role, value in values.items()}
         return flat

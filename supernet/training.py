@@ -18,7 +18,7 @@ from torch import nn
 from search_space.space import Genes
 from supernet.checkpoints import CheckpointStore, LocalStore
 from supernet.data import Batch, ImageData, steps_per_epoch
-from supernet.loop import ProgressCallback, TrainingLoop
+from supernet.loop import EpochCallback, ProgressCallback, TrainingLoop
 from supernet.objectives import NetworkObjective, SupernetObjective, evaluate
 from supernet.parallel import Group
 from supernet.sampling import SubnetSampler, make_sampler
@@ -145,12 +145,15 @@ def finetune(
     workers: int = 0,
     checkpoint_seconds: float = 60.0,
     tensorboard: bool = False,
+    store: CheckpointStore | None = None,
+    on_epoch: EpochCallback | None = None,
 ) -> list[EpochMetrics]:
     """Train a static network in place, on labels or on the logits of a teacher.
 
     As ``train_supernet``; without ``directory`` nothing is written. A checkpoint is continued
     only by a network that starts from the same weights. ``teacher(images)`` comes before the one
-    that ``config`` names.
+    that ``config`` names. ``on_epoch`` is called after each epoch, and at the start for those of a
+    training that is continued.
     """
     opened = None
     if teacher is None:
@@ -185,8 +188,9 @@ def finetune(
         workers=workers,
         checkpoint_seconds=checkpoint_seconds,
         tensorboard=tensorboard,
-        store=None if directory is None else LocalStore(Path(directory) / CHECKPOINTS),
+        store=store or (None if directory is None else LocalStore(Path(directory) / CHECKPOINTS)),
         variants=None if opened is None else config.teacher_variants or None,
+        on_epoch=on_epoch,
     ).run()
 
 
