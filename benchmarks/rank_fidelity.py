@@ -9,11 +9,11 @@ that is from training alone, and wall time.
 
     python benchmarks/rank_fidelity.py --data FOLDER_OR_NAME [--strategies "sandwich;complexity"]
         [--space cifar] [--subnets 24] [--images 49000] [--alone-epochs 60] [--budget-epochs 60]
-        [--device cuda]
+        [--device cuda] [--keep FOLDER]
 
-The reduced form, for a CPU, is the default: the extents of ``digits`` at 24 px, half of the images
-and few epochs. ``--budget-epochs`` is what the sandwich rule trains; the others get as many epochs
-as cost the same. Figures go to ``benchmarks/results/rank_fidelity.json`` after each part, and parts
+The reduced form, for a CPU, is the default: the extents of ``digits`` at 16 px, a fifth of the
+images and few epochs. ``--budget-epochs`` is what the sandwich rule trains; the others get as many
+epochs as cost the same. Figures go to ``benchmarks/results/rank_fidelity.json`` after each part, and parts
 that are there already are not repeated.
 """
 
@@ -57,9 +57,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def reduced_space() -> SearchSpace:
-    """The extents of ``digits`` at 24 px: networks that a CPU trains in a minute."""
+    """The extents of ``digits`` at 16 px: networks that a CPU trains in a minute or two."""
     return SearchSpace.from_dict(
-        {**load_space("digits").to_dict(), "name": "digits-24", "resolution": [24]}
+        {**load_space("digits").to_dict(), "name": "digits-16", "resolution": [16]}
     )
 
 
@@ -147,13 +147,17 @@ def main() -> None:
     parser.add_argument("--space", help="default: the reduced one")
     parser.add_argument("--strategies", default=";".join(STRATEGIES))
     parser.add_argument("--subnets", type=int, default=24)
-    parser.add_argument("--images", type=int, default=25000)
-    parser.add_argument("--alone-epochs", type=int, default=5)
-    parser.add_argument("--budget-epochs", type=int, default=7)
+    parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument("--alone-epochs", type=int, default=20)
+    parser.add_argument("--budget-epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="folder for the trained supernets")
+    parser.add_argument(
+        "--supernets-only", action="store_true", help="train and keep, beside another process"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     space = load_space(options.space) if options.space else reduced_space()
@@ -192,7 +196,8 @@ def main() -> None:
         options.results.write_text(json.dumps(content, indent=1) + "\n")
 
     known = {item["digest"] for item in content["alone"]}
-    for architecture, network_macs in zip(subnets, cost, strict=True):
+    missing = [] if options.supernets_only else zip(subnets, cost, strict=True)
+    for architecture, network_macs in missing:
         if architecture.digest in known:
             continue
         torch.manual_seed(options.seed)
@@ -213,8 +218,6 @@ def main() -> None:
         )
         print(f"alone {network_macs / 1e6:6.2f}M  {accuracy:.2%}  {seconds:.0f} s", flush=True)
         save()
-    alone = {item["digest"]: item["accuracy"] for item in content["alone"]}
-    accuracies = [alone[architecture.digest] for architecture in subnets]
     steps = steps_per_epoch(data, options.batch_size)
     plain = TrainConfig(epochs=options.budget_epochs, **shared)
     budget = options.budget_epochs * cost_of_epoch(
@@ -233,9 +236,16 @@ def main() -> None:
         config = TrainConfig(epochs=epochs, **shared, **changes)
         torch.manual_seed(options.seed)
         supernet = Supernet(space, data.num_classes)
-        started = time.perf_counter()
-        train_supernet(supernet, data, config, None, cost=macs.predict, device=options.device)
-        seconds = time.perf_counter() - started
+        folder = None if options.keep is None else options.keep / name.replace(", ", "-")
+        history = train_supernet(
+            supernet, data, config, folder, cost=macs.predict, device=options.device
+        )
+        seconds = sum(epoch.seconds for epoch in history)
+        if options.supernets_only:
+            print(f"{name}: {epochs} epochs, {seconds:.0f} s", flush=True)
+            continue
+        alone = {item["digest"]: item["accuracy"] for item in content["alone"]}
+        accuracies = [alone[architecture.digest] for architecture in subnets]
         supernet.eval()
         inherited = [evaluate(supernet, test, architecture=a).accuracy for a in subnets]
         spent = epochs * cost_of_epoch(space, config, macs, steps, options.batch_size, epochs)
