@@ -13,8 +13,8 @@ that is from training alone, and wall time.
 
 The reduced form, for a CPU, is the default: the extents of ``digits`` at 16 px, a fifth of the
 images and few epochs. ``--budget-epochs`` is what the sandwich rule trains; the others get as many
-epochs as cost the same. Figures go to ``benchmarks/results/rank_fidelity.json`` after each part, and parts
-that are there already are not repeated.
+epochs as cost the same. Figures go to ``benchmarks/results/rank_fidelity.json`` after each part,
+and parts that are there already are not repeated.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python benchmarks/tabulate.py --data FOLDER_OR_NAME --supernet FOLDER/sandwich
 
 The space is ``benchmarks/data/cifar_part.yaml``, a part of the one that the supernet was trained
-on. The table, ``benchmarks/data/cifar_part.parquet``, is what ``search_quality.py --table`` searches: a
-problem of real accuracies whose best front is known.
+on. The table, ``benchmarks/data/cifar_part.parquet``, is what ``search_quality.py --table``
+searches: a problem of real accuracies whose best front is known.
 """
 
 from __future__ import annotations

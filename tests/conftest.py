@@ -13,7 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from tiny_job import Job
 
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes, and they inherit what the first set
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command has it
 # One for all clusters: Ray reads a process's token once, and speaks to no cluster with another.
 os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
