@@ -5,15 +5,12 @@ What is validated decides; the test split is opened once, for the network that w
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from nas.finetune_config import FinetuneConfig, FinishedSearch
 from nas.finishing import judged
 from nas.measuring import read_measured
 from nas.reporting import phases
-from nas.run import MEASURED
+from nas.run import MEASURED, new_manifest
 from nas.trained_search import TrainedSearch
 from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
@@ -131,7 +128,13 @@ class Finetuning(TrainedSearch):
         """What is known of the trials so far."""
         if not (self.path / TABLE).exists():
             return []
-        return [Trial.from_dict(item) for item in read_json(self.path / TABLE)]
+        try:
+            return [Trial.from_dict(item) for item in read_json(self.path / TABLE)]
+        except CorruptFileError as error:
+            raise CorruptFileError(
+                f"{self.path / TABLE}: {error}. Restore it from a copy, or start anew with another "
+                "--name."
+            ) from None
 
     def _store(self, trials: Sequence[Trial]) -> None:
         self.directory.write_json(TABLE, [trial.to_dict() for trial in trials])
@@ -312,15 +315,7 @@ def run_finetuning(
 
 
 def _manifest(config: FinetuneConfig, source: FinishedSearch, command: str) -> dict[str, Any]:
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "command": command,
-        "seed": config.seed,
-        "data": source.fingerprint,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
-        "platform": platform.platform(),
-    }
+    return {**new_manifest(config.seed, command, _PACKAGES), "data": source.fingerprint}
 
 
 def _before(source: FinishedSearch) -> Baseline:

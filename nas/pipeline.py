@@ -7,20 +7,17 @@ killed anywhere ends as if it had not been.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from nas.config import MAY_DIFFER, RunConfig
 from nas.console import Console
 from nas.network_training import NETWORK, NetworkTraining
-from nas.run import Run
+from nas.run import Run, new_manifest
 from nas.trained_search import CHECKPOINTS, TrainedSearch
 from nas.training_free import TrainingFreeSearch
 from results.report_data import ReportData
@@ -95,11 +92,15 @@ def _start(
             _ = directory.manifest
         except CorruptFileError as error:
             console.warn(f"{error} It is written anew; times of earlier phases are lost.")
-            directory.write_json(MANIFEST, {"phases": [], **_manifest(config, command)})
+            directory.write_json(
+                MANIFEST, {"phases": [], **new_manifest(config.seed, command, _PACKAGES)}
+            )
     else:
         if resume:
             console.say(f"nothing to continue at {path} yet: starting it")
-        directory = RunDirectory.create(path, config.to_dict(), _manifest(config, command))
+        directory = RunDirectory.create(
+            path, config.to_dict(), new_manifest(config.seed, command, _PACKAGES)
+        )
     with directory, warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: console.warn(str(message))
         try:
@@ -117,14 +118,3 @@ def _can_be_continued(path: Path) -> bool:
     """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
     trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK))
     return (path / JOURNAL).exists() or any(each.exists() for each in trained)
-
-
-def _manifest(config: RunConfig, command: str) -> dict[str, Any]:
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "command": command,
-        "seed": config.seed,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
-        "platform": platform.platform(),
-    }

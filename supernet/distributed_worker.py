@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
@@ -26,6 +25,7 @@ from supernet.storage import Storage
 from supernet.supernet import Supernet
 from supernet.train_config import TrainConfig
 from supernet.training import train_supernet
+from supernet.worker_images import open_on_worker
 
 TELL_SECONDS = 0.5
 Cost = Callable[[Genes], npt.NDArray[np.float64]]
@@ -114,22 +114,11 @@ def _train(job: Job, group: Group) -> None:
 
 def _opened(job: Job, group: Group) -> ImageData:
     """The images; all workers fail together where one of them has no or other ones."""
-    where = f"the worker on {ray.util.get_node_ip_address()}"
     problem, data = "", None
     try:
-        data = job.open_images()
-    except NasError as error:
-        problem = f"{where} cannot open the images: {error}"
-    if data is not None and data.fingerprint != job.fingerprint:
-        problem = (
-            f"{where} finds other images (fingerprint {data.fingerprint}, here "
-            f"{job.fingerprint}); the same must be at the same path on all nodes"
-        )
-    if not job.storage.is_shared(job.token):
-        problem = (
-            f"{where} does not see the storage {job.storage}; give a folder or URL that all nodes "
-            "of the cluster share, with --storage"
-        )
+        data = open_on_worker(job.open_images, job.fingerprint, job.storage, job.token)
+    except DataError as error:
+        problem = str(error)
     for found in group.gather(problem):
         if found:
             raise DataError(found)

@@ -16,7 +16,7 @@ import ray.tune
 import torch
 
 from search_space.architecture import Architecture
-from search_space.errors import DataError, NasError, RunError
+from search_space.errors import NasError, RunError
 from supernet.augmentation import default_augment
 from supernet.backbone import Backbone, build
 from supernet.checkpoints import Checkpoint
@@ -26,6 +26,7 @@ from supernet.storage import Storage
 from supernet.train_config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training import finetune
 from supernet.trials import DIVERGED, TrialEpoch, TrialFolders, trial_key
+from supernet.worker_images import open_on_worker
 
 NETWORK = "network"  # the hyper-parameter that is none
 TIME, LOSS = "epochs_done", "validation_loss"  # what schedulers look at
@@ -88,7 +89,7 @@ def _train(values: dict[str, Any], job: Job) -> None:
     if not job.resources.get("GPU"):
         torch.set_num_threads(int(job.resources["CPU"]))
     device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
-    data = _opened(job)
+    data = open_on_worker(job.open_images, job.fingerprint, job.folders.seen(), job.token)
     augment = job.config.augment or default_augment(data.kind, data.resolution)
     config = configured(job.config, augment, values)
     finetune(
@@ -112,26 +113,6 @@ def _report(metrics: EpochMetrics) -> None:
         seconds=metrics.seconds,
     )
     ray.tune.report({**asdict(epoch), TIME: metrics.epoch + 1})
-
-
-def _opened(job: Job) -> ImageData:
-    """The images; raises DataError where they, or the storage, are not what they must be."""
-    where = f"the worker on {ray.util.get_node_ip_address()}"
-    if not job.folders.seen().is_shared(job.token):
-        raise DataError(
-            f"{where} does not see the storage {job.folders.place}; give a folder or URL that all "
-            "nodes of the cluster share, with --storage"
-        )
-    try:
-        data = job.open_images()
-    except NasError as error:
-        raise DataError(f"{where} cannot open the images: {error}") from None
-    if data.fingerprint != job.fingerprint:
-        raise DataError(
-            f"{where} finds other images (fingerprint {data.fingerprint}, here {job.fingerprint}); "
-            "the same must be at the same path on all nodes"
-        )
-    return data
 
 
 def _inherited(job: Job, digest: str, drop_path_rate: float) -> Backbone:
