@@ -1,7 +1,7 @@
 """Accuracy of every architecture of a small space on CIFAR-10, with weights of one supernet.
 
     python benchmarks/rank_fidelity.py --data FOLDER_OR_NAME --strategies sandwich --keep FOLDER
-    python benchmarks/tabulate.py --data FOLDER_OR_NAME --supernet FOLDER/sandwich
+    python benchmarks/tabulate_space.py --data FOLDER_OR_NAME --supernet FOLDER/sandwich
 
 The space is ``benchmarks/data/cifar_part.yaml``, a part of the one that the supernet was trained
 on. The table, ``benchmarks/data/cifar_part.parquet``, is what ``search_quality.py --table``

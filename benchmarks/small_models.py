@@ -1,0 +1,220 @@
+"""Accuracy at equal measured latency: what the search chooses on CIFAR-10 against timm's small models.
+
+The search runs as a user would run it, at each latency budget (one image, one CPU thread), with
+one supernet for all of them. The models of timm are adapted to 32 px in the usual way (the first
+convolution keeps the image's size, or half of it where it makes patches; no pooling after it) and
+trained with the supernet's recipe, for as many epochs as supernet and fine-tuning have together. At the end all networks are measured in turn in one run; each budget's
+opponent is the model of timm that meets it and has the best test accuracy, with hindsight.
+
+    python benchmarks/small_models.py --data FOLDER --runs FOLDER [--parts search peers table]
+        [--images 10000] [--epochs 12] [--finetune-epochs 6] [--budgets 3ms 4ms 5.5ms]
+
+``--data`` is a folder with ``train.parquet`` and ``test.parquet``; an even part of the training
+images is used. ``--runs`` keeps the part of the images, the searches and the trained models' figures, so
+that parts may run in several processes; ``table`` writes ``benchmarks/results/small_models.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import timm
+import torch
+from torch import nn
+
+from nas.config import RunConfig, resolve
+from nas.pipeline import run_search
+from predictors.latency.devices import local_conditions
+from predictors.latency.measure import Bench, Limits, Subject, run_rounds, statistic, steady
+from results.report_data import ReportData
+from search_space import Architecture
+from supernet import build
+from supernet.data import eval_batches, open_data
+from supernet.training import evaluate, finetune
+
+BENCHMARKS = Path(__file__).parent
+SIDE = 32
+PEERS = (
+    "lcnet_075", "fasternet_t0", "mobilenetv3_small_100", "mobilenetv4_conv_small_050",
+    "test_resnet", "edgenext_xx_small", "mobilenetv4_conv_small", "convnext_atto",
+    "convnext_femto",
+)  # fmt: skip
+
+
+def adapted(name: str, num_classes: int) -> nn.Module:
+    """A timm model for images of 32 px."""
+    network = timm.create_model(name, num_classes=num_classes)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if first.stride[0] == 4:
+        first.stride, first.padding = (2, 2), (1, 1)
+    else:
+        first.stride = (1, 1)
+    if hasattr(network, "maxpool"):
+        network.maxpool = nn.Identity()
+    return network
+
+
+def part_of_images(source: Path, target: Path, images: int) -> None:
+    """Write ``images`` evenly spread training images, and all test images, to ``target``."""
+    if (target / "test.parquet").exists():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    table = pq.read_table(source / "train.parquet")
+    rows = np.linspace(0, len(table), images, endpoint=False).astype(np.int64)
+    pq.write_table(table.take(rows), target / "train.parquet")
+    shutil.copy(source / "test.parquet", target / "test.parquet")
+
+
+def configuration(options: argparse.Namespace, budget: str) -> RunConfig:
+    first = options.runs / options.budgets[0]
+    return resolve(
+        {
+            "data": str(options.runs / "images"),
+            "space": str(BENCHMARKS / "data" / "cifar_small.yaml"),
+            "device": "cpu",
+            "target_latency": budget,
+            "validation_fraction": 0.1,
+            "latency.threads": 1,
+            "supernet": None if budget == options.budgets[0] else str(first),
+            "train.epochs": options.epochs,
+            "train.batch_size": 128,
+            "train.lr": 1e-3,
+            "train.warmup_epochs": 0.5,
+            "train.eval_every": 1000,
+            "search.evaluations": 200,
+            "search.finalists": 1,
+            "finetune.epochs": options.finetune_epochs,
+            "finetune.batch_size": 128,
+            "finetune.eval_every": 1000,
+        }
+    )
+
+
+def search(options: argparse.Namespace) -> None:
+    for budget in options.budgets:
+        run_search(configuration(options, budget), options.runs / budget, resume=True)
+
+
+def train_peers(options: argparse.Namespace) -> None:
+    """Train what is not in ``peers.json`` yet, with the supernet's recipe."""
+    path = options.runs / "peers.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    config = configuration(options, options.budgets[0])
+    recipe = replace(config.train, epochs=options.epochs + options.finetune_epochs)
+    data = open_data(
+        str(options.runs / "images"), SIDE, validation_fraction=config.validation_fraction
+    )
+    test = eval_batches(data.test, 500)
+    for name in options.peers:
+        if name in known:
+            continue
+        torch.manual_seed(0)
+        network = adapted(name, data.num_classes)
+        begin = time.perf_counter()
+        finetune(network, data, recipe)
+        known[name] = {
+            "test_accuracy": evaluate(network, test).accuracy,
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        print(name, known[name], flush=True)
+        path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def measured(networks: list[nn.Module]) -> list[float]:
+    """Milliseconds of each network, measured in turn."""
+    conditions = local_conditions(threads=1)
+    image = torch.randn(1, 3, SIDE, SIDE)
+    bench = Bench([Subject(network.eval(), image) for network in networks], conditions)
+    with steady(conditions):
+        bench.warm_up()
+        run_rounds(bench, Limits(min_rounds=40, max_rounds=400, min_seconds=20), lambda _: True)
+    return [statistic(samples) for samples in bench.samples]
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    peers = json.loads((options.runs / "peers.json").read_text())
+    chosen = {}
+    for budget in options.budgets:
+        data = json.loads((options.runs / budget / "result.json").read_text())
+        network = ReportData.from_dict(data).chosen
+        assert network is not None
+        chosen[budget] = network
+    architectures = [Architecture.from_dict(dict(c.architecture)) for c in chosen.values()]
+    classes = 10
+    networks = [build(architecture, classes) for architecture in architectures]
+    networks += [adapted(name, classes) for name in peers]
+    latencies = measured(networks)
+    for name, latency in zip(peers, latencies[len(chosen) :], strict=True):
+        peers[name] |= {"latency_ms": round(latency, 3)}
+    for name, network in zip(peers, networks[len(chosen) :], strict=True):
+        peers[name] |= {"params": sum(p.numel() for p in network.parameters())}
+    rows = []
+    for (budget, network), latency in zip(chosen.items(), latencies, strict=False):
+        limit = float(budget.removesuffix("ms"))
+        able = {n: p["test_accuracy"] for n, p in peers.items() if p["latency_ms"] <= limit}
+        best = max(able, key=lambda name: able[name]) if able else None
+        rows.append(
+            {
+                "budget_ms": limit,
+                "chosen": {
+                    "digest": network.digest,
+                    "latency_ms_in_search": network.measured["latency_ms"],
+                    "latency_ms": round(latency, 3),
+                    "test_accuracy_before": network.test_accuracy_before,
+                    "test_accuracy": network.test_accuracy,
+                    "architecture": dict(network.architecture),
+                },
+                "best_peer": None if best is None else {"name": best, **peers[best]},
+                "peers_within": sorted(able),
+            }
+        )
+        print(
+            f"{budget}: chosen {network.test_accuracy:.2%} in {latency:.2f} ms, "
+            + ("no peer meets it" if best is None else f"{best} {able[best]:.2%}")
+        )
+    return {"rows": rows, "peers": peers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", default=["search", "peers", "table"])
+    parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--finetune-epochs", type=int, default=6)
+    parser.add_argument("--budgets", nargs="+", default=["3ms", "4ms", "5.5ms"])
+    parser.add_argument("--peers", nargs="+", default=PEERS)
+    options = parser.parse_args()
+    part_of_images(options.data, options.runs / "images", options.images)
+    if "search" in options.parts:
+        search(options)
+    if "peers" in options.parts:
+        train_peers(options)
+    if "table" in options.parts:
+        content = {
+            "settings": {
+                "images": options.images,
+                "supernet_epochs": options.epochs,
+                "finetune_epochs": options.finetune_epochs,
+                "peer_epochs": options.epochs + options.finetune_epochs,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+            **table(options),
+        }
+        path = BENCHMARKS / "results" / "small_models.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
