@@ -44,6 +44,8 @@ BANDS = 3
 TOKENS = ((0.44, 2),)  # As-ViT ends with 56 % of the epochs at full resolution
 STRATEGIES: dict[str, dict[str, Any]] = {
     "sandwich": {},
+    "sandwich, predictions only": {"distillation": (1.0, 1.0)},
+    "sandwich, labels only": {"distillation": (0.0, 0.0)},
     "uniform": {"strategy": "uniform"},
     "multi_architecture": {"strategy": "multi_architecture"},
     "complexity": {"strategy": "complexity"},

@@ -88,8 +88,10 @@ class SupernetObjective:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
         sampler: the training strategy.
         teacher: for subnets that learn from a fixed one; they learn labels where it is None.
+        distillation: share of other subnets' predictions, at the first and at the last step, in
+            what a subnet learns whose target they are; the rest are labels.
         tokens: progressive tokenisation; None for full images throughout.
-        total_steps: of the training, which ``tokens`` counts in.
+        total_steps: of the training, which ``tokens`` and ``distillation`` count in.
         rank, size: which of how many workers this is.
     """
 
@@ -102,6 +104,7 @@ class SupernetObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        distillation: tuple[float, float] = (0.0, 1.0),
         teacher: Teacher | None = None,
         tokens: TokenSchedule | None = None,
         total_steps: int = 1,
@@ -111,7 +114,7 @@ class SupernetObjective:
         self.supernet, self.sampler, self.amp = supernet, sampler, amp
         self.drop_path_rate = drop_path_rate
         self.label_smoothing = label_smoothing
-        self.temperature = temperature
+        self.temperature, self.distillation = temperature, distillation
         self.teacher, self.tokens, self.total_steps = teacher, tokens, total_steps
         self.rank, self.size = rank, size
 
@@ -127,20 +130,25 @@ class SupernetObjective:
         if self.teacher is not None and any(s.target is Target.TEACHER for s in subnets):
             with torch.no_grad():
                 guide = self.teacher(batch)
-        factor = 1 if self.tokens is None else self.tokens.factor(step / self.total_steps)
+        done = min(1.0, step / self.total_steps)
+        factor = 1 if self.tokens is None else self.tokens.factor(done)
+        share = self.distillation[0] + done * (self.distillation[1] - self.distillation[0])
         for subnet in subnets:
             part = batch.part(*subnet.part)
             logits = self._logits(subnet, part.images, factor)
+            hard = label_loss(logits, part.targets, self.label_smoothing)
             match subnet.target:
                 case Target.FIRST if first is not None:
-                    loss = distillation_loss(logits, first, self.temperature)
+                    soft = distillation_loss(logits, first, self.temperature)
+                    loss = torch.lerp(hard, soft, share)
                 case Target.TEACHER if guide is not None:
                     wanted = _rows(guide, subnet.part)
                     loss = distillation_loss(logits, wanted, self.temperature)
                 case Target.PEERS if peers:
-                    loss = alpha_divergence(logits, torch.stack(peers).mean(0))
+                    soft = alpha_divergence(logits, torch.stack(peers).mean(0))
+                    loss = torch.lerp(hard, soft, share)
                 case _:
-                    loss = label_loss(logits, part.targets, self.label_smoothing)
+                    loss = hard
             known = logits.detach()
             first = known if first is None else first
             peers.append(known.float().softmax(-1))

@@ -48,6 +48,10 @@ class TrainConfig:
         subnets of a step are drawn from (``complexity``, ``performance``).
     shrink_start, shrink_epsilon: share of a delayed training that only the largest has, and the
         factor of the learning rate that the others begin with.
+    distillation: share of the other subnets' predictions in what a subnet learns that learns
+        from them, at the beginning and at the end of the training, linear between; the rest are
+        labels. A constant 1 is what BigNAS publishes: for tens of epochs it holds all subnets
+        back, since at first there is nothing to learn from an untrained network.
     tokens: (share of the training, factor) pairs: images are this much coarser until then.
     teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
         file. teacher_variants: draws of the augmentation whose logits are stored, so that later
@@ -81,6 +85,7 @@ class TrainConfig:
     shrinking: str = "none"
     shrink_start: float = 0.5
     shrink_epsilon: float = 0.1
+    distillation: tuple[float, float] = (0.0, 1.0)
     tokens: tuple[tuple[float, int], ...] = ()
     teacher: str | None = None
     teacher_weights: str | None = None
@@ -88,6 +93,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(tuple(pair) for pair in self.tokens))
+        object.__setattr__(self, "distillation", tuple(self.distillation))
+        if len(self.distillation) != 2 or not all(0 <= share <= 1 for share in self.distillation):
+            raise RunError(
+                f"distillation is {list(self.distillation)}; it must be two shares in [0, 1], of "
+                "the beginning and of the end of the training"
+            )
         positive = (
             *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "eval_every"),
             *("accumulate", "groups", "banks", "shrink_epsilon"),
@@ -119,6 +130,7 @@ class TrainConfig:
         values = asdict(self)
         values["augment"] = None if self.augment is None else self.augment.to_dict()
         values["tokens"] = [list(pair) for pair in self.tokens]
+        values["distillation"] = list(self.distillation)
         return values
 
 

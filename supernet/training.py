@@ -102,6 +102,7 @@ def train_supernet(
         drop_path_rate=config.drop_path_rate,
         label_smoothing=config.label_smoothing,
         temperature=config.temperature,
+        distillation=config.distillation,
         amp=config.amp,
         teacher=None if teacher is None else teacher.logits,
         tokens=tokens,

@@ -29,7 +29,14 @@ def test_sandwich_gradient_is_the_mean_of_its_subnets():
     images, labels = batch.images, batch.targets
     sampler = SandwichSampler(space, num_random=2, seed=4)
     objective = SupernetObjective(
-        supernet, sampler, drop_path_rate=0.0, label_smoothing=0.1, temperature=2.0, amp="off"
+        supernet,
+        sampler,
+        drop_path_rate=0.0,
+        label_smoothing=0.1,
+        temperature=2.0,
+        amp="off",
+        distillation=(0.2, 1.0),
+        total_steps=16,
     )
     roles = []
     for role, weight, loss, _ in objective.losses(9, batch):
@@ -52,13 +59,15 @@ def test_sandwich_gradient_is_the_mean_of_its_subnets():
                 images, (size, size), mode="bilinear", antialias=True
             )
         logits = supernet(resized, subnet.architecture)
+        smooth = 0.9 * nn.functional.one_hot(labels, 10) + 0.01
+        hard = -(smooth * logits.log_softmax(1)).sum(1).mean()
         if teacher is None:
             teacher = logits.detach()
-            smooth = 0.9 * nn.functional.one_hot(labels, 10) + 0.01
-            total = total - (smooth * logits.log_softmax(1)).sum(1).mean()
-        else:
+            total = total + hard
+        else:  # in step 9 of 16 the share of soft labels is 0.2 + 9/16 · 0.8
             shares = (teacher / 2).softmax(1)
-            total = total - 4 * (shares * (logits / 2).log_softmax(1)).sum(1).mean()
+            soft = -4 * (shares * (logits / 2).log_softmax(1)).sum(1).mean()
+            total = total + 0.35 * hard + 0.65 * soft
     (total / 4).backward()
     for name, parameter in supernet.named_parameters():
         assert (parameter.grad is None) == (name not in found)
@@ -174,6 +183,7 @@ def test_targets_parts_and_rates_of_subnets():
         label_smoothing=0.0,
         temperature=1.0,
         amp="off",
+        distillation=(1.0, 1.0),
         teacher=lambda given: guide[: len(given.images)],
     )
     first, taught, peer = objective.losses(0, batch)

@@ -302,7 +302,11 @@ def test_learning_rate_follows_warm_up_and_cosine(data):
 
 
 @pytest.mark.parametrize(
-    "values", [{"epochs": 0}, {"lr": -1.0}, {"drop_path_rate": 1.0}, {"amp": "fp16"}]
+    "values",
+    [
+        *({"epochs": 0}, {"lr": -1.0}, {"drop_path_rate": 1.0}, {"amp": "fp16"}),
+        *({"distillation": (0.5,)}, {"distillation": (0.0, 1.5)}),
+    ],
 )
 def test_wrong_configuration(values):
     with pytest.raises(RunError, match=f"{next(iter(values))} is"):

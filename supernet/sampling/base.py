@@ -21,7 +21,8 @@ class Target(Enum):
 
     LABELS: the labels. FIRST: the soft logits of the step's first subnet (in-place distillation).
     TEACHER: those of a fixed network. PEERS: the mean prediction of the step's subnets that
-    were trained before it, by the α-divergence.
+    were trained before it, by the α-divergence. FIRST and PEERS are mixed with labels as
+    ``TrainConfig.distillation`` says.
     """
 
     LABELS = "labels"

@@ -12,7 +12,7 @@ from supernet.sampling.extremes import draw_extremes
 
 
 class SandwichSampler(SubnetSampler):
-    """The largest on labels; the smallest and ``num_random`` random ones distilled from it.
+    """The largest on labels; the smallest and ``num_random`` random ones learn from it.
 
     The smallest of a step draws its mixers: they have no order of size, and one fixed smallest
     network would be trained out of proportion to all that it is compared with. The largest is
