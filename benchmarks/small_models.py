@@ -1,17 +1,18 @@
-"""Accuracy at equal measured latency: what the search chooses on CIFAR-10 against timm's small models.
+"""What the search chooses on CIFAR-10 against timm's small models of the same measured latency.
 
 The search runs as a user would run it, at each latency budget (one image, one CPU thread), with
 one supernet for all of them. The models of timm are adapted to 32 px in the usual way (the first
 convolution keeps the image's size, or half of it where it makes patches; no pooling after it) and
-trained with the supernet's recipe, for as many epochs as supernet and fine-tuning have together. At the end all networks are measured in turn in one run; each budget's
-opponent is the model of timm that meets it and has the best test accuracy, with hindsight.
+trained with the supernet's recipe, for as many epochs as supernet and fine-tuning have together.
+At the end all networks are measured in turn in one run; each budget's opponent is the model of
+timm that meets it and has the best test accuracy, with hindsight.
 
     python benchmarks/small_models.py --data FOLDER --runs FOLDER [--parts search peers table]
         [--images 10000] [--epochs 12] [--finetune-epochs 6] [--budgets 3ms 4ms 5.5ms]
 
 ``--data`` is a folder with ``train.parquet`` and ``test.parquet``; an even part of the training
-images is used. ``--runs`` keeps the part of the images, the searches and the trained models' figures, so
-that parts may run in several processes; ``table`` writes ``benchmarks/results/small_models.json``.
+images is used. ``--runs`` keeps them, the searches, and the figures of the trained models, so that
+parts may run in several processes; ``table`` writes ``benchmarks/results/small_models.json``.
 """
 
 from __future__ import annotations
@@ -149,13 +150,13 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
         chosen[budget] = network
     architectures = [Architecture.from_dict(dict(c.architecture)) for c in chosen.values()]
     classes = 10
-    networks = [build(architecture, classes) for architecture in architectures]
+    networks: list[nn.Module] = [build(architecture, classes) for architecture in architectures]
     networks += [adapted(name, classes) for name in peers]
     latencies = measured(networks)
     for name, latency in zip(peers, latencies[len(chosen) :], strict=True):
         peers[name] |= {"latency_ms": round(latency, 3)}
-    for name, network in zip(peers, networks[len(chosen) :], strict=True):
-        peers[name] |= {"params": sum(p.numel() for p in network.parameters())}
+    for name, model in zip(peers, networks[len(chosen) :], strict=True):
+        peers[name] |= {"params": sum(p.numel() for p in model.parameters())}
     rows = []
     for (budget, network), latency in zip(chosen.items(), latencies, strict=False):
         limit = float(budget.removesuffix("ms"))

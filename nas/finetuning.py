@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas.config import MAY_DIFFER
 from nas.console import Console
 from nas.finetune_config import FinetuneConfig, FinishedSearch
 from nas.finishing import judged
 from nas.measuring import read_measured
 from nas.reporting import phases
-from nas.run import MEASURED, new_manifest
+from nas.run import MEASURED
+from nas.starting import new_manifest, open_run
 from nas.trained_search import TrainedSearch
 from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
 from results.report_data import Baseline, Chosen, Epoch, ReportData, TrialRow
-from results.store import MANIFEST, RESULT, RunDirectory, is_run
+from results.store import RESULT, RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
 from supernet import Backbone, Supernet
@@ -287,21 +286,12 @@ def run_finetuning(
     can mend; a new run that fails before anything was trained is removed again.
     """
     console = console or Console()
-    new = not (resume and is_run(path))
-    if new:
-        header = _HEADER.replace("{run}", str(source.path))
-        manifest = _manifest(config, source, command)
-        directory = RunDirectory.create(path, config.to_dict(), manifest, header)
-    else:
-        directory = RunDirectory.resume(path, config.to_dict(), MAY_DIFFER)
-        console.say(f"continuing {path}")
-        try:
-            _ = directory.manifest
-        except CorruptFileError as error:
-            console.warn(f"{error} It is written anew; times of earlier phases are lost.")
-            directory.write_json(MANIFEST, {"phases": [], **_manifest(config, source, command)})
-    with directory, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: console.warn(str(message))
+    header = _HEADER.replace("{run}", str(source.path))
+    manifest = _manifest(config, source, command)
+    with open_run(path, config.to_dict(), manifest, console, resume=resume, header=header) as (
+        directory,
+        new,
+    ):
         run = Finetuning(config, source, directory, console)
         try:
             return run.all_phases(), run.trials()

@@ -8,21 +8,21 @@ killed anywhere ends as if it had not been.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from nas.config import MAY_DIFFER, RunConfig
+from nas.config import RunConfig
 from nas.console import Console
 from nas.network_training import NETWORK, NetworkTraining
-from nas.run import Run, new_manifest
+from nas.run import Run
+from nas.starting import new_manifest, open_run
 from nas.trained_search import CHECKPOINTS, TrainedSearch
 from nas.training_free import TrainingFreeSearch
 from results.report_data import ReportData
-from results.store import JOURNAL, MANIFEST, SUPERNET, RunDirectory, is_run
-from search_space.errors import CorruptFileError, NasError, UsageError
+from results.store import JOURNAL, SUPERNET
+from search_space.errors import NasError, UsageError
 
 R = TypeVar("R", bound=Run)
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
@@ -84,25 +84,9 @@ def _start(
     kind: type[R],
     steps: Callable[[R], ReportData],
 ) -> ReportData:
-    new, first = not (resume and is_run(path)), not path.parent.exists()
-    if not new:
-        directory = RunDirectory.resume(path, config.to_dict(), MAY_DIFFER)
-        console.say(f"continuing {path}")
-        try:
-            _ = directory.manifest
-        except CorruptFileError as error:
-            console.warn(f"{error} It is written anew; times of earlier phases are lost.")
-            directory.write_json(
-                MANIFEST, {"phases": [], **new_manifest(config.seed, command, _PACKAGES)}
-            )
-    else:
-        if resume:
-            console.say(f"nothing to continue at {path} yet: starting it")
-        directory = RunDirectory.create(
-            path, config.to_dict(), new_manifest(config.seed, command, _PACKAGES)
-        )
-    with directory, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: console.warn(str(message))
+    first = not path.parent.exists()
+    manifest = new_manifest(config.seed, command, _PACKAGES)
+    with open_run(path, config.to_dict(), manifest, console, resume=resume) as (directory, new):
         try:
             return steps(kind(config, directory, console))
         except NasError:

@@ -7,13 +7,11 @@ continued.
 from __future__ import annotations
 
 import math
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +53,6 @@ from search_space.units import format_latency
 
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
-
-
-def new_manifest(seed: int, command: str, packages: Sequence[str]) -> dict[str, Any]:
-    """What a run directory says of itself when it is begun."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "command": command,
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "platform": platform.platform(),
-    }
 
 
 class Run(ABC):

@@ -37,7 +37,7 @@ SUPERNET = "supernet"
 EXPORT = "export"
 _LOCK = ".lock"
 
-_HEADER = """\
+SEARCH_HEADER = """\
 # Configuration of this run, everything resolved: all that decides its result is here.
 # The same run again, in a new folder:  nas {verb} --config {path} --name NEW_NAME
 # Continue this one where it stopped:   nas {verb} --config {path} --name {name} --resume
@@ -58,7 +58,7 @@ class RunDirectory:
         path: Path,
         config: Mapping[str, Any],
         manifest: Mapping[str, Any],
-        header: str = _HEADER,
+        header: str = SEARCH_HEADER,
     ) -> Self:
         """Start a run in ``path``, which must not exist or be empty.
 
