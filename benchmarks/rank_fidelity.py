@@ -4,8 +4,8 @@ Subnets spread evenly over the logarithm of the space's MACs are trained alone f
 recipe; then a supernet is trained with each strategy, all for the same budget of images × MACs, and
 the subnets are evaluated with its weights. Reported on the test split, which decides nothing else:
 Kendall's τ and Spearman's ρ of inherited and stand-alone accuracy, over all subnets and inside
-three bands of MACs, the inherited accuracy of the smallest, median and largest of them, how far
-that is from training alone, and wall time.
+three bands of MACs, beside those of MACs themselves; the inherited accuracy of the smallest,
+median and largest of them, how far that is from training alone, and wall time.
 
     python benchmarks/rank_fidelity.py --data FOLDER_OR_NAME [--strategies "sandwich;complexity"]
         [--space cifar] [--subnets 24] [--images 49000] [--alone-epochs 60] [--budget-epochs 60]
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -125,17 +126,24 @@ def equal_epochs(
     return best
 
 
+def agreement(guide: Sequence[float], alone: list[float], cost: np.ndarray) -> dict[str, Any]:
+    """How well ``guide`` orders the subnets, over all and inside bands of ``cost``."""
+    bands = [
+        float(kendalltau(np.take(guide, part), np.take(alone, part)).statistic)
+        for part in np.array_split(np.argsort(cost), BANDS)
+    ]
+    return {
+        "kendall_tau": float(kendalltau(guide, alone).statistic),
+        "spearman_rho": float(spearmanr(guide, alone).statistic),
+        "kendall_tau_in_bands": bands,
+    }
+
+
 def ranks(inherited: list[float], alone: list[float], cost: np.ndarray) -> dict[str, Any]:
     order = np.argsort(cost)
-    bands = [
-        float(kendalltau(np.take(inherited, part), np.take(alone, part)).statistic)
-        for part in np.array_split(order, BANDS)
-    ]
     gaps = np.array(inherited) - np.array(alone)
     return {
-        "kendall_tau": float(kendalltau(inherited, alone).statistic),
-        "spearman_rho": float(spearmanr(inherited, alone).statistic),
-        "kendall_tau_in_bands": bands,
+        **agreement(inherited, alone, cost),
         "inherited_smallest": inherited[int(order[0])],
         "inherited_median": float(np.median(inherited)),
         "inherited_largest": inherited[int(order[-1])],
@@ -260,6 +268,11 @@ def main() -> None:
             "inherited": inherited,
         }
         print(name, {k: v for k, v in content["strategies"][name].items() if k != "inherited"})
+        save()
+    if not options.supernets_only:
+        alone = {item["digest"]: item["accuracy"] for item in content["alone"]}
+        accuracies = [alone[architecture.digest] for architecture in subnets]
+        content["macs"] = agreement(list(cost), accuracies, cost)
         save()
     print(options.results)
 
