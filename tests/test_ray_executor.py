@@ -405,7 +405,7 @@ def test_the_share_counts_nodes_with_the_gpus_that_are_asked_for():
 @pytest.mark.slow
 def test_searches_with_workers_a_node_and_the_driver_killed(cluster, tmp_path):
     """500 evaluations each; every kill at a random moment. ``NAS_TEST_SEARCHES=20`` for more."""
-    searches = int(os.environ.get("NAS_TEST_SEARCHES", "5"))
+    searches = int(os.environ.get("NAS_TEST_SEARCHES", "3"))
     whole = run_search(InProcessExecutor(Accuracy(SPACE)), MemoryJournal(), 500)
     rng = random.Random(6)
     hits = 0
