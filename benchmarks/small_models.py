@@ -37,6 +37,7 @@ from predictors.latency.devices import local_conditions
 from predictors.latency.measure import Bench, Limits, Subject, run_rounds, statistic, steady
 from results.report_data import ReportData
 from search_space import Architecture
+from search_space.units import parse_latency
 from supernet import build
 from supernet.data import eval_batches, open_data
 from supernet.training import evaluate, finetune
@@ -159,7 +160,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
         peers[name] |= {"params": sum(p.numel() for p in model.parameters())}
     rows = []
     for (budget, network), latency in zip(chosen.items(), latencies, strict=False):
-        limit = float(budget.removesuffix("ms"))
+        limit = parse_latency(budget)
         able = {n: p["test_accuracy"] for n, p in peers.items() if p["latency_ms"] <= limit}
         best = max(able, key=lambda name: able[name]) if able else None
         rows.append(

@@ -50,8 +50,8 @@ class TrainConfig:
         factor of the learning rate that the others begin with.
     distillation: share of the other subnets' predictions in what a subnet learns that learns
         from them, at the beginning and at the end of the training, linear between; the rest are
-        labels. A constant 1 is what BigNAS publishes: for tens of epochs it holds all subnets
-        back, since at first there is nothing to learn from an untrained network.
+        labels. A constant 1 is what BigNAS publishes: it holds a short training back,
+        since there is nothing to learn from an untrained network (``rank_fidelity.py``).
     tokens: (share of the training, factor) pairs: images are this much coarser until then.
     teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
         file. teacher_variants: draws of the augmentation whose logits are stored, so that later
@@ -96,8 +96,8 @@ class TrainConfig:
         object.__setattr__(self, "distillation", tuple(self.distillation))
         if len(self.distillation) != 2 or not all(0 <= share <= 1 for share in self.distillation):
             raise RunError(
-                f"distillation is {list(self.distillation)}; it must be two shares in [0, 1], of "
-                "the beginning and of the end of the training"
+                f"distillation is {list(self.distillation)}; it must be two shares, of the "
+                "beginning and of the end of the training, in [0, 1]: [0, 1] is the default"
             )
         positive = (
             *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "eval_every"),

@@ -301,6 +301,24 @@ def test_learning_rate_follows_warm_up_and_cosine(data):
         assert rates[step + 1] == pytest.approx(wanted), step
 
 
+def test_a_training_goes_from_labels_to_predictions(data):
+    """Without learning, losses of the random subnets lie between those of labels and predictions.
+
+    All three trainings see the same subnets and images.
+    """
+
+    def random_loss(**shares):
+        settings = config(epochs=1, lr=1e-9, optimizer="sgd", label_smoothing=0.0, **shares)
+        (metrics,) = train_supernet(fresh(load_space("digits")), data, settings, None)
+        return metrics.losses["random"]
+
+    labels = random_loss(distillation=(0.0, 0.0))
+    predictions = random_loss(distillation=(1.0, 1.0))
+    half = random_loss(distillation=(0.5, 0.5))
+    assert half == pytest.approx((labels + predictions) / 2, rel=1e-4)
+    assert min(labels, predictions) < random_loss() < max(labels, predictions)
+
+
 @pytest.mark.parametrize(
     "values",
     [
