@@ -68,6 +68,24 @@ class _Snapshot:
     state: dict[str, Any]
 
 
+def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where workers cannot cut a batch into equal parts."""
+    parts = config.accumulate
+    multiple = parts * (2 * workers if workers > 1 else 1)
+    if config.batch_size % multiple:
+        raise RunError(
+            f"batch_size is {config.batch_size}; with {workers} workers and accumulate "
+            f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
+            f"{-(-config.batch_size // multiple) * multiple} is the next"
+        )
+    if multiple > 1 and num_images < config.batch_size:
+        raise RunError(
+            f"{num_images} training images are fewer than one batch of "
+            f"{config.batch_size}, which {workers} workers and accumulate {parts} cut into "
+            "parts; lower batch_size"
+        )
+
+
 class TrainingLoop:
     """Trains ``module`` in place by ``objective``; see ``supernet.training`` for arguments."""
 
@@ -95,7 +113,7 @@ class TrainingLoop:
         self.progress, self.on_epoch = progress, on_epoch
         self.store, self.variants, self.workers = store, variants, workers
         self.group = group or Group()
-        self._check_batch_size()
+        check_batch_size(config, len(data.train), self.group.size)
         self.checkpoint_seconds = checkpoint_seconds
         self.augment = config.augment or default_augment(data.kind, data.resolution)
         self.identity: dict[str, Any] = {
@@ -250,23 +268,6 @@ class TrainingLoop:
         # The next roll-back must find the smaller step size, also after a restart.
         self.snapshot = self._take_snapshot()
         self._save()
-
-    def _check_batch_size(self) -> None:
-        """Raises RunError where a batch cannot be cut into equal parts."""
-        size, parts = self.group.size, self.config.accumulate
-        multiple = parts * (2 * size if size > 1 else 1)
-        if self.config.batch_size % multiple:
-            raise RunError(
-                f"batch_size is {self.config.batch_size}; with {size} workers and accumulate "
-                f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
-                f"{-(-self.config.batch_size // multiple) * multiple} is the next"
-            )
-        if multiple > 1 and len(self.data.train) < self.config.batch_size:
-            raise RunError(
-                f"{len(self.data.train)} training images are fewer than one batch of "
-                f"{self.config.batch_size}, which {size} workers and accumulate {parts} cut into "
-                "parts; lower batch_size"
-            )
 
     # Optimiser ----------------------------------------------------------------------------
 
