@@ -2,13 +2,14 @@
 
 The search runs as a user would run it, at each latency budget (one image, one CPU thread), with
 one supernet for all of them. The models of timm are adapted to 32 px in the usual way (the first
-convolution keeps the image's size, or half of it where it makes patches; no pooling after it) and
-trained with the supernet's recipe, for as many epochs as supernet and fine-tuning have together.
-At the end all networks are measured in turn in one run; each budget's opponent is the model of
-timm that meets it and has the best test accuracy, with hindsight.
+convolution keeps the image's size, or half of it where it makes patches; no pooling after it).
+They and the chosen networks are trained with one recipe for as many epochs, the chosen ones from
+inherited weights; what the supernet cost is said beside that. At the end all networks are measured
+in turn in one run; each budget's opponent is the model of timm that meets it and has the best test
+accuracy, with hindsight.
 
     python benchmarks/small_models.py --data FOLDER --runs FOLDER [--parts search peers table]
-        [--images 10000] [--epochs 12] [--finetune-epochs 6] [--budgets 3ms 4ms 5.5ms]
+        [--images 10000] [--supernet-epochs 48] [--epochs 18] [--budgets 3ms 4ms 5.5ms]
 
 ``--data`` is a folder with ``train.parquet`` and ``test.parquet``; an even part of the training
 images is used. ``--runs`` keeps them, the searches, and the figures of the trained models, so that
@@ -21,7 +22,6 @@ import argparse
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,16 @@ import torch
 from torch import nn
 
 from nas.config import RunConfig, resolve
-from nas.pipeline import run_search
+from nas.pipeline import run_search, run_training
 from predictors.latency.devices import local_conditions
 from predictors.latency.measure import Bench, Limits, Subject, run_rounds, statistic, steady
 from results.report_data import ReportData
+from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import build
 from supernet.data import eval_batches, open_data
+from supernet.metric_files import METRICS
 from supernet.training import evaluate, finetune
 
 BENCHMARKS = Path(__file__).parent
@@ -75,8 +77,8 @@ def part_of_images(source: Path, target: Path, images: int) -> None:
     shutil.copy(source / "test.parquet", target / "test.parquet")
 
 
-def configuration(options: argparse.Namespace, budget: str) -> RunConfig:
-    first = options.runs / options.budgets[0]
+def configuration(options: argparse.Namespace, budget: str | None) -> RunConfig:
+    """Of the search within ``budget``, or of the supernet's training."""
     return resolve(
         {
             "data": str(options.runs / "images"),
@@ -85,32 +87,36 @@ def configuration(options: argparse.Namespace, budget: str) -> RunConfig:
             "target_latency": budget,
             "validation_fraction": 0.1,
             "latency.threads": 1,
-            "supernet": None if budget == options.budgets[0] else str(first),
-            "train.epochs": options.epochs,
+            "supernet": None if budget is None else str(options.runs / "supernet"),
+            "train.strategy": "multi_architecture",
+            "train.epochs": options.supernet_epochs,
             "train.batch_size": 128,
             "train.lr": 1e-3,
             "train.warmup_epochs": 0.5,
             "train.eval_every": 1000,
             "search.evaluations": 200,
             "search.finalists": 1,
-            "finetune.epochs": options.finetune_epochs,
+            "finetune.epochs": options.epochs,
             "finetune.batch_size": 128,
+            "finetune.lr": 1e-3,
+            "finetune.warmup_epochs": 0.5,
             "finetune.eval_every": 1000,
-        }
+        },
+        with_budget=budget is not None,
     )
 
 
 def search(options: argparse.Namespace) -> None:
+    run_training(configuration(options, None), options.runs / "supernet", resume=True)
     for budget in options.budgets:
         run_search(configuration(options, budget), options.runs / budget, resume=True)
 
 
 def train_peers(options: argparse.Namespace) -> None:
-    """Train what is not in ``peers.json`` yet, with the supernet's recipe."""
+    """Train what is not in ``peers.json`` yet, with the recipe of the fine-tuning."""
     path = options.runs / "peers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     config = configuration(options, options.budgets[0])
-    recipe = replace(config.train, epochs=options.epochs + options.finetune_epochs)
     data = open_data(
         str(options.runs / "images"), SIDE, validation_fraction=config.validation_fraction
     )
@@ -121,7 +127,7 @@ def train_peers(options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         network = adapted(name, data.num_classes)
         begin = time.perf_counter()
-        finetune(network, data, recipe)
+        finetune(network, data, config.finetune)
         known[name] = {
             "test_accuracy": evaluate(network, test).accuracy,
             "seconds": round(time.perf_counter() - begin, 1),
@@ -143,12 +149,12 @@ def measured(networks: list[nn.Module]) -> list[float]:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     peers = json.loads((options.runs / "peers.json").read_text())
-    chosen = {}
+    chosen, seconds = {}, {}
     for budget in options.budgets:
-        data = json.loads((options.runs / budget / "result.json").read_text())
-        network = ReportData.from_dict(data).chosen
-        assert network is not None
-        chosen[budget] = network
+        data = ReportData.from_dict(json.loads((options.runs / budget / "result.json").read_text()))
+        assert data.chosen is not None
+        chosen[budget] = data.chosen
+        seconds[budget] = {phase.name: round(phase.seconds, 1) for phase in data.phases}
     architectures = [Architecture.from_dict(dict(c.architecture)) for c in chosen.values()]
     classes = 10
     networks: list[nn.Module] = [build(architecture, classes) for architecture in architectures]
@@ -173,6 +179,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
                     "test_accuracy_before": network.test_accuracy_before,
                     "test_accuracy": network.test_accuracy,
                     "architecture": dict(network.architecture),
+                    "seconds": seconds[budget],
                 },
                 "best_peer": None if best is None else {"name": best, **peers[best]},
                 "peers_within": sorted(able),
@@ -182,7 +189,9 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
             f"{budget}: chosen {network.test_accuracy:.2%} in {latency:.2f} ms, "
             + ("no peer meets it" if best is None else f"{best} {able[best]:.2%}")
         )
-    return {"rows": rows, "peers": peers}
+    metrics = (options.runs / "supernet" / SUPERNET / METRICS).read_text().splitlines()
+    supernet = {"seconds": round(sum(json.loads(line)["seconds"] for line in metrics), 1)}
+    return {"rows": rows, "supernet": supernet, "peers": peers}
 
 
 def main() -> None:
@@ -191,8 +200,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", default=["search", "peers", "table"])
     parser.add_argument("--images", type=int, default=10000)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--finetune-epochs", type=int, default=6)
+    parser.add_argument("--supernet-epochs", type=int, default=48)
+    parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--budgets", nargs="+", default=["3ms", "4ms", "5.5ms"])
     parser.add_argument("--peers", nargs="+", default=PEERS)
     options = parser.parse_args()
@@ -205,9 +214,8 @@ def main() -> None:
         content = {
             "settings": {
                 "images": options.images,
-                "supernet_epochs": options.epochs,
-                "finetune_epochs": options.finetune_epochs,
-                "peer_epochs": options.epochs + options.finetune_epochs,
+                "supernet_epochs": options.supernet_epochs,
+                "epochs": options.epochs,
                 "torch": torch.__version__,
                 "timm": timm.__version__,
             },

@@ -54,7 +54,11 @@ run_options = options(
     option("--epochs", type=click.IntRange(1), help="Epochs of supernet training."),
     option("--train-batch-size", type=click.IntRange(1), help="Images per training step."),
     option("--lr", type=float, help="Peak learning rate of supernet training."),
-    option("--strategy", metavar="NAME", help="Which subnets a step trains (default sandwich)."),
+    option(
+        "--strategy",
+        metavar="NAME",
+        help="Which subnets a step trains (default multi_architecture).",
+    ),
     option("--shrinking", metavar="NAME", help="When: none, delayed or progressive."),
     option("--teacher", metavar="NAME|FOLDER", help="A timm model or an export to learn from."),
     option("--teacher-weights", metavar="FILE", help="Its weights, where it is a timm model."),

@@ -173,11 +173,11 @@ def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
     return tuple(
         Epoch(
             epoch=row["epoch"],
-            loss_largest=row.get("loss_largest"),
-            loss_smallest=row.get("loss_smallest"),
+            loss_largest=row.get("val_loss_largest"),
+            loss_smallest=row.get("val_loss_smallest"),
             accuracy_largest=row.get("val_accuracy_largest"),
             accuracy_smallest=row.get("val_accuracy_smallest"),
-            loss=row.get("loss"),
+            loss=row.get("val_loss"),
             accuracy=row.get("val_accuracy"),
         )
         for row in rows

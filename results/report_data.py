@@ -129,9 +129,9 @@ class RankRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Training after one epoch; accuracies are on the validation split.
+    """Training after one epoch, on the validation split.
 
-    A supernet has those of its largest and smallest subnet, a single network its own.
+    A supernet has the figures of its largest and smallest subnet, a single network its own.
     """
 
     epoch: int

@@ -314,10 +314,10 @@ def latency_chart(data: ReportData) -> dict[str, Any] | None:
 
 
 def training_charts(data: ReportData) -> list[dict[str, Any]]:
-    """Loss and validation accuracy of the largest and the smallest subnet over the epochs."""
+    """Validation loss and accuracy of the largest and the smallest subnet over the epochs."""
     left, top, right, bottom = CURVE_BOX
     charts = []
-    for what, title in (("loss", "Training loss"), ("accuracy", "Validation accuracy")):
+    for what, title in (("loss", "Validation loss"), ("accuracy", "Validation accuracy")):
         fields = {"network": what, "largest": f"{what}_largest", "smallest": f"{what}_smallest"}
         series = {
             size: [

@@ -224,7 +224,7 @@ def test_one_network_is_trained_and_exported(found: dict[str, Any]) -> None:
     weights = zip(loaded.parameters(), fresh.parameters(), strict=True)
     assert any(not torch.equal(trained, drawn) for trained, drawn in weights)
     report = Path(result["run"], "report.html").read_text()
-    assert "Training loss" in report
+    assert "Validation loss" in report
     again = nas(*arguments, "--resume")
     assert json.loads(again.out) == result
     header = Path(result["run"], "config.yaml").read_text()

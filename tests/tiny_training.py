@@ -16,8 +16,9 @@ def few_images() -> ImageData:
 
 
 def config(**changes) -> TrainConfig:
-    values = {"epochs": 4, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "num_random": 1}
-    return TrainConfig(**(values | {"snapshot_steps": 1} | changes))
+    """A sandwich: the strategy with the most roles and targets."""
+    values = {"epochs": 4, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "snapshot_steps": 1}
+    return TrainConfig(**(values | {"strategy": "sandwich", "num_random": 1} | changes))
 
 
 def fresh(space) -> Supernet:

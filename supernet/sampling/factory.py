@@ -23,7 +23,7 @@ SHRINKINGS = ("none", "delayed", "progressive")
 def make_sampler(
     space: SearchSpace,
     *,
-    strategy: str = "sandwich",
+    strategy: str = "multi_architecture",
     shrinking: str = "none",
     seed: int = 0,
     total_steps: int,
@@ -59,7 +59,7 @@ def make_sampler(
         if cost is None:
             raise UsageError(
                 f"strategy {strategy!r} draws subnets by cost: give a cost, such as MACs or a "
-                "latency, or take strategy 'sandwich'."
+                "latency, or take strategy 'multi_architecture'."
             )
         return Banks.fill(space, cost, banks, seed)
 
