@@ -105,6 +105,9 @@ class RunConfig(_Model):
     supernet is used instead of training one. ``architecture`` is the plain form of the one
     network to train instead of searching.
 
+    ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless it
+    says otherwise.
+
     ``workers``, each with ``gpus_per_worker`` and ``loader_workers`` data-loading processes, train
     the supernet; more than one on the Ray cluster at ``address``, with checkpoints in ``storage``.
     """
@@ -132,7 +135,7 @@ class RunConfig(_Model):
     latency: LatencyConfig = LatencyConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
-    finetune: TrainConfig = TrainConfig(epochs=10, lr=5e-4, warmup_epochs=1.0)
+    finetune: TrainConfig = TrainConfig(epochs=10, warmup_epochs=1.0)
 
     def limits(self, batch_size: int = 1) -> dict[str, float]:
         """Upper limits by metric name, in the metric's unit; a throughput is one of latency."""
@@ -235,8 +238,10 @@ def resolve(
     seed = data.get("seed", 0)
     for part in ("train", "finetune"):
         defaults = RunConfig.model_fields[part].default.to_dict()
-        if _is_wide(data):
-            defaults |= _WIDER[part]
+        if part == "train" and _is_wide(data):
+            defaults |= _WIDER
+        if part == "finetune":
+            defaults |= {key: data["train"][key] for key in _SHARED}
         if isinstance(data.get(part), dict):
             defaults |= data[part]
         elif part in data:
@@ -365,10 +370,9 @@ def _check_without_data(data: Mapping[str, Any], with_budget: bool) -> None:
 
 
 # The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.
-_WIDER: dict[str, dict[str, float]] = {
-    "train": {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05},
-    "finetune": {"lr": 1e-4, "batch_size": 64, "weight_decay": 0.05},
-}
+_WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
+# A fine-tuning at a tenth of the training's rate gains little (docs/measured.md).
+_SHARED = ("optimizer", "lr", "batch_size", "weight_decay")
 _FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency or --max"}
 
 

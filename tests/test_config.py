@@ -147,6 +147,19 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: P
     assert resolve({"seed": 9}, str(file)).finetune.seed == 9
 
 
+def test_a_fine_tuning_trains_as_the_supernet_does_unless_told_otherwise() -> None:
+    given = {"data": "digits", "target_latency": "2ms", "train.lr": 3e-3, "train.batch_size": 48}
+    shared = resolve(given)
+    assert (shared.finetune.lr, shared.finetune.batch_size) == (3e-3, 48)
+    assert shared.finetune.epochs != shared.train.epochs
+    own = resolve(given | {"finetune.lr": 1e-3})
+    assert (own.finetune.lr, own.finetune.batch_size, own.train.lr) == (1e-3, 48, 3e-3)
+    wide = resolve({"data": "digits", "space": "cifar", "target_latency": "2ms"})
+    assert wide.finetune.lr == wide.train.lr < shared.train.lr
+    with pytest.raises(UsageError, match=r"lr is -1.* must be above 0"):
+        resolve(given | {"train.lr": -1.0})
+
+
 def test_a_space_in_a_file_is_stored_whole(tmp_path: Path) -> None:
     file = write_space(tmp_path)
     config = resolve({**LEAST, "space": str(file)})
