@@ -105,8 +105,8 @@ class RunConfig(_Model):
     supernet is used instead of training one. ``architecture`` is the plain form of the one
     network to train instead of searching.
 
-    ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless it
-    says otherwise.
+    ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
+    it says otherwise.
 
     ``workers``, each with ``gpus_per_worker`` and ``loader_workers`` data-loading processes, train
     the supernet; more than one on the Ray cluster at ``address``, with checkpoints in ``storage``.
@@ -371,7 +371,7 @@ def _check_without_data(data: Mapping[str, Any], with_budget: bool) -> None:
 
 # The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.
 _WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
-# A fine-tuning at a tenth of the training's rate gains little (docs/measured.md).
+# A fine-tuning at a tenth of the training's rate gains little (``finetuning.py``).
 _SHARED = ("optimizer", "lr", "batch_size", "weight_decay")
 _FLAGS = {"data": "--data", "space": "--space", "target_latency": "--target-latency or --max"}
 
