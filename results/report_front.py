@@ -106,7 +106,8 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
                 "stages": summarise(m.architecture),
             },
         }
-        for m in sorted(front, key=lambda m: _shown(m, axes[0]) or 0.0)
+        # the chosen one last, so that no other covers it
+        for m in sorted(front, key=lambda m: (m.digest == chosen, _shown(m, axes[0]) or 0.0))
     ]
     views = []
     for axis in axes:
