@@ -51,7 +51,6 @@ def test_the_front_is_drawn_where_the_data_says(data: ReportData, page: str) -> 
     assert [a["data-digest"] for a in front] == [
         m.digest for m in sorted(data.front, key=lambda m: m.measured["latency_ms"])
     ]
-    xs = [float(a["cx"] or "nan") for a in front]
     ys = [float(a["cy"] or "nan") for a in front]
     accuracy = {m.digest: m.predicted["accuracy"] for m in data.front}
     values = [accuracy[str(a["data-digest"])] for a in front]
