@@ -315,8 +315,8 @@ def test_what_a_user_can_mend_is_said_at_once(cluster, tmp_path):
     with pytest.raises(RunError, match=r"batch_size is 18; with 2 workers .* 20 is the next"):
         train(tmp_path / "odd", config(batch_size=18))
     assert not (tmp_path / "odd" / "checkpoints").exists()
-    with pytest.raises(RunError, match=r"64 workers with 1 CPU each do not fit: .* room for 2"):
-        train(tmp_path / "many", config(batch_size=256), count=64)
+    with pytest.raises(RunError, match=r"3 workers with 1 CPU each do not fit: .* room for 2"):
+        train(tmp_path / "many", config(batch_size=48), count=3)
     others = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.6)
     with pytest.raises(DataError, match=r"finds other images \(fingerprint"):
         train(tmp_path / "others", config(), images=others)
