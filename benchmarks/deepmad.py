@@ -20,6 +20,7 @@ Figures go to ``benchmarks/results/deepmad.json``.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -241,11 +242,13 @@ def main() -> None:
     if options.part == "r18":
         stored["r18"] = r18()
     else:
+        solve = functools.partial(solve_both, seconds=options.seconds)
+        rows = []
         with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-            numbers = [(i, options.seconds) for i in range(len(PROBLEMS))]
-            stored["problems"] = pool.starmap(solve_both, numbers, chunksize=1)
-        for row in stored["problems"]:
-            print(row)
+            for row in pool.imap(solve, range(len(PROBLEMS))):
+                print(row, flush=True)
+                rows.append(row)
+        stored["problems"] = rows
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
     print(f"written to {OUT}")
