@@ -16,6 +16,7 @@ import torch
 from nas.config import RunConfig
 from nas.console import Console
 from nas.finishing import best_finetuned, export_chosen, judged
+from nas.idle_budget import idle_budget
 from nas.measuring import Measured
 from nas.reporting import Findings, assemble, curves
 from nas.run import Run
@@ -81,6 +82,7 @@ class TrainedSearch(Run):
         problem = self.problem(table)
         supernet = self.trained_supernet()
         found = self.searched(problem, supernet)
+        self._note_idle_budget(found)
         baselines = self.baselines(problem, supernet)
         measured = self.measured([*found.values(), *baselines.values()])
         finalists = self.finalists(found, measured)
@@ -284,6 +286,14 @@ class TrainedSearch(Run):
             f"{len(result.front)} on the front"
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
+
+    def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
+        if (limit := self.limits.get("latency_ms")) is None:
+            return
+        note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
+        if note is not None:
+            self.console.say(f"  {note}")
+            self.notes.append(note)
 
     def _check_halvings(self) -> None:
         """Raises UsageError where the first look would see too few images to tell anything."""
