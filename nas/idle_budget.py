@@ -53,8 +53,8 @@ def idle_budget(
     return (
         f"The front ends at {format_latency(end)} of {format_latency(limit_ms)}: of {len(slower)} "
         f"evaluated networks that use the budget, the best ({best.digest}, "
-        f"{format_latency(best.metrics['latency_ms'])}) has a validation {metric_title(quality.metric)} of "
-        f"{value(best)} with inherited weights, the front's best {value(here)}. Larger networks "
+        f"{format_latency(best.metrics['latency_ms'])}) has a validation "
+        f"{metric_title(quality.metric)} of {value(best)} with inherited weights, the front's best {value(here)}. Larger networks "
         "often inherit less than they can learn: train the supernet longer (--epochs), or see what "
         f"that one reaches with `nas finetune {run} --networks {best.digest}`."
     )
