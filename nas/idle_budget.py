@@ -50,11 +50,12 @@ def idle_budget(
     def value(evaluation: Evaluation) -> str:
         return format_metric(quality.metric, evaluation.metrics[quality.metric])
 
+    title = metric_title(quality.metric)
     return (
         f"The front ends at {format_latency(end)} of {format_latency(limit_ms)}: of {len(slower)} "
         f"evaluated networks that use the budget, the best ({best.digest}, "
-        f"{format_latency(best.metrics['latency_ms'])}) has a validation "
-        f"{metric_title(quality.metric)} of {value(best)} with inherited weights, the front's best {value(here)}. Larger networks "
-        "often inherit less than they can learn: train the supernet longer (--epochs), or see what "
-        f"that one reaches with `nas finetune {run} --networks {best.digest}`."
+        f"{format_latency(best.metrics['latency_ms'])}) has a validation {title} of {value(best)} "
+        f"with inherited weights, the front's best {value(here)}. Larger networks often inherit "
+        "less than they can learn: train the supernet longer (--epochs), or see what that one "
+        f"reaches with `nas finetune {run} --networks {best.digest}`."
     )
