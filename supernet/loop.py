@@ -3,7 +3,7 @@
 Everything random in a step depends on (seed, step), so a checkpoint needs no generator state
 and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
 gradient is seen before the optimiser uses it; training then goes back to the last snapshot
-with half the step size. Optimiser and schedule come from timm's factories.
+with half the step size.
 
 Several workers run this same loop, each on its share of every batch. They meet once a step, when
 gradients are averaged; the figures that come along tell all of them the same, so all roll back,
@@ -27,19 +27,16 @@ from torch import nn
 
 from search_space.errors import RunError
 from supernet.augmentation import default_augment, mix_seed
-from supernet.checkpoints import AVERAGE, Checkpoint, CheckpointStore
+from supernet.checkpoints import Checkpoint, CheckpointStore
 from supernet.data import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
 from supernet.moving_average import MovingAverage
+from supernet.named_optimizer import NamedOptimizer
 from supernet.objectives import Objective, Quality
 from supernet.parallel import Group
 from supernet.train_config import EpochMetrics, TrainConfig, TrainingDivergedError
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 EpochCallback = Callable[[EpochMetrics], None]
-
-# Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
-# norms and other one-dimensional parameters are left out by timm itself.
-NO_WEIGHT_DECAY = ("*relative_position*", "*layer_scale*")
 
 
 @dataclass
@@ -128,7 +125,7 @@ class TrainingLoop:
         self.average: MovingAverage | None = None
         if config.ema_decay:
             self.average = MovingAverage(self.parameters, config.ema_decay)
-        self.optimizer, self.scheduler = self._optimizer_and_schedule()
+        self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
         self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
         self.state = _State()
         self.tensorboard = tensorboard and directory is not None
@@ -204,9 +201,8 @@ class TrainingLoop:
         ``None``, and nothing changed, where a loss or the gradient is not finite.
         """
         step = self.state.step
-        self.objective.prepare(step, self._optimizer_states)
-        self._set_lr(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.prepare(step, self.optimizer.states)
+        self.optimizer.begin(step, self.state.lr_scale)
         parts = self.config.accumulate
         roles: list[str] = []
         sums: list[torch.Tensor] = []
@@ -234,19 +230,12 @@ class TrainingLoop:
         *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
         if not all(math.isfinite(figure) for figure in (*looked_at, norm_value)):
             return None
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.parameters, step)
+        self.optimizer.step(step)
         width = figures.shape[1]
         rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
         self.objective.observe(step, [row[1:-1:2] for row in rows])
         losses = [pair for row in rows for pair in zip(roles, row[:-1:2], strict=True)]
         return losses, bool(rows[0][-1])
-
-    def _set_lr(self, step: int) -> None:
-        self.scheduler.step_update(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= self.state.lr_scale
 
     def _all_finite(self) -> bool:
         checks = [parameter.detach().isfinite().all() for parameter in self.parameters.values()]
@@ -269,85 +258,6 @@ class TrainingLoop:
         self.snapshot = self._take_snapshot()
         self._save()
 
-    # Optimiser ----------------------------------------------------------------------------
-
-    def _optimizer_and_schedule(self) -> tuple[torch.optim.Optimizer, Any]:
-        from timm.optim import create_optimizer_v2, param_groups_weight_decay
-        from timm.scheduler import create_scheduler_v2
-
-        config = self.config
-        groups = param_groups_weight_decay(
-            self.module, config.weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
-        )
-        options: dict[str, Any] = {"fused": True} if config.optimizer == "adamw" else {}
-        # A warm-up longer than the training would leave nothing of the schedule.
-        warmup: dict[str, Any] = {"warmup_epochs": min(config.warmup_epochs, config.epochs / 2)}
-        try:
-            optimizer = create_optimizer_v2(
-                [group for group in groups if group["params"]],
-                opt=config.optimizer,
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                **options,
-            )
-            scheduler, _ = create_scheduler_v2(
-                optimizer,
-                sched=config.schedule,
-                num_epochs=config.epochs,
-                warmup_lr=config.lr / 100,
-                min_lr=config.lr / 100,
-                step_on_epochs=False,
-                updates_per_epoch=self.steps_per_epoch,
-                **warmup,
-            )
-        except (ValueError, AssertionError, RuntimeError) as error:
-            raise RunError(
-                f"timm has no optimizer {config.optimizer!r} with schedule {config.schedule!r} "
-                f"({error}); use 'adamw' and 'cosine'"
-            ) from error
-        if scheduler is None:
-            raise RunError(f"timm has no schedule {config.schedule!r}; use 'cosine'")
-        return optimizer, scheduler
-
-    def _optimizer_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The optimiser's state, and the moving average, by parameter: ``exp_avg`` and so on."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        states = {
-            names[id(parameter)]: {key: torch.as_tensor(value) for key, value in values.items()}
-            for parameter, values in self.optimizer.state.items()
-        }
-        if self.average is not None:
-            for name, value in self.average.values.items():
-                states.setdefault(name, {})[AVERAGE] = value
-        return states
-
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """As ``name/exp_avg``, for a checkpoint."""
-        return {
-            f"{name}/{key}": value
-            for name, values in self._optimizer_states().items()
-            for key, value in values.items()
-        }
-
-    def _load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        entries: dict[str, dict[str, torch.Tensor]] = {}
-        for path, tensor in tensors.items():
-            name, _, key = path.rpartition("/")
-            if key == AVERAGE:
-                assert self.average is not None  # the configuration is the same
-                self.average.values[name].copy_(tensor)
-            else:
-                entries.setdefault(name, {})[key] = tensor.clone()
-        current = self.optimizer.state_dict()
-        order = [
-            names[id(parameter)]
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        state = {index: entries[name] for index, name in enumerate(order) if name in entries}
-        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
     # Snapshots and checkpoints --------------------------------------------------------------
 
     def _take_snapshot(self) -> _Snapshot:
@@ -356,13 +266,13 @@ class TrainingLoop:
 
         return _Snapshot(
             copied(self.module.state_dict()),
-            copied(self._optimizer_tensors()),
+            copied(self.optimizer.tensors()),
             asdict(replace(self.state, objective=self.objective.state_dict())),
         )
 
     def _restore(self, snapshot: _Snapshot) -> None:
         self.module.load_state_dict(snapshot.weights)
-        self._load_optimizer(snapshot.optimizer)
+        self.optimizer.load(snapshot.optimizer)
         self.state = _State.of(snapshot.state)
         self.objective.load_state_dict(self.state.objective)
 
@@ -408,7 +318,7 @@ class TrainingLoop:
             step=state.step,
             seconds=state.seconds + time.perf_counter() - started,
             images_per_s=state.images / max(state.seconds, 1e-9),
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.optimizer.lr,
             rollbacks=state.rollbacks,
             losses={role: total / count for role, (total, count) in state.loss_sums.items()},
             val_accuracy={role: found.accuracy for role, found in quality.items()},
@@ -434,7 +344,7 @@ class TrainingLoop:
         info: dict[str, Any] = {
             "epoch": epoch,
             "epochs": self.config.epochs,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.lr,
             "rollbacks": state.rollbacks,
         }
         if metrics is not None:

@@ -12,7 +12,7 @@ from search_space import load_space
 from supernet.augmentation import AugmentConfig
 from supernet.data import eval_batches, open_data, train_loader
 from supernet.distillation import alpha_divergence, distillation_loss, label_loss
-from supernet.loop import NO_WEIGHT_DECAY
+from supernet.named_optimizer import NO_WEIGHT_DECAY
 from supernet.objectives import NetworkObjective, SupernetObjective
 from supernet.sampling import Observation, SandwichSampler, StepSubnet, SubnetSampler, Target
 from supernet.training import TrainConfig, evaluate, finetune
