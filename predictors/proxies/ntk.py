@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +26,16 @@ from predictors.proxies.preparation import (
     unit_scales,
 )
 
-MAX_BYTES = 2**29
 
-
-def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
+def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = None) -> Tensor:
     """K ``(batch, batch)``, float64 on the CPU, of ``module`` with the weights it has.
 
-    At most ``max_bytes`` of gradients are kept, and two of them at least: where they do not all
-    fit, some are computed again. Raises UndefinedProxyError where no weight matters.
+    At most ``max_bytes`` of gradients are kept, by default half of the memory that is free where
+    the images are, and two of them at least: where they do not all fit, some are computed again.
+    Raises UndefinedProxyError where no weight matters.
     """
+    if max_bytes is None:
+        max_bytes = _free_bytes(images.device) // 2
     number = final_norm(module, images[:1])
     weights = [p for name, p in module.named_parameters() if name.endswith("weight")]
 
@@ -47,6 +49,13 @@ def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int = MAX_BYTES
 
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     return _gram(gradient, len(images), max(1, max_bytes // max(1, size)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return int(psutil.virtual_memory().available)
 
 
 def _gram(gradient: Callable[[int], Tensor], count: int, kept: int) -> Tensor:
