@@ -9,7 +9,11 @@ median and largest of them, how far that is from training alone, and wall time.
 
     python benchmarks/rank_fidelity.py --data FOLDER_OR_NAME [--strategies "sandwich;complexity"]
         [--space cifar] [--subnets 24] [--images 49000] [--alone-epochs 60] [--budget-epochs 60]
-        [--device cuda] [--keep FOLDER]
+        [--device cuda] [--keep FOLDER] [--again 8]
+
+``--again N`` trains N of the subnets alone once more from another seed. Their differences say how
+uncertain a stand-alone accuracy is, and how well two such measurements of all subnets would agree:
+no strategy can be expected to do better.
 
 The reduced form, for a CPU, is the default: the extents of ``digits`` at 16 px, a fifth of the
 images and few epochs. ``--budget-epochs`` is what the sandwich rule trains; the others get as many
@@ -151,6 +155,28 @@ def ranks(inherited: list[float], alone: list[float], cost: np.ndarray) -> dict[
     }
 
 
+def repeatability(first: list[dict[str, Any]], again: list[dict[str, Any]]) -> dict[str, float]:
+    """How well a second training of all subnets would agree with the first, by a part of it.
+
+    Two measurements differ by twice the variance of one; such differences, drawn a thousand times,
+    are added to the first.
+    """
+    accuracy = {item["digest"]: item["accuracy"] for item in first}
+    deviation = float(
+        np.sqrt(np.mean([(item["accuracy"] - accuracy[item["digest"]]) ** 2 for item in again]))
+    )
+    rng, alone = np.random.default_rng(0), np.array(list(accuracy.values()))
+    taus = [
+        kendalltau(alone, alone + rng.normal(0, deviation, len(alone))).statistic
+        for _ in range(1000)
+    ]
+    return {
+        "deviation_of_difference": deviation,
+        "networks_trained_again": len(again),
+        "expected_kendall_tau": float(np.mean(taus)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
@@ -158,6 +184,7 @@ def main() -> None:
     parser.add_argument("--strategies", default=";".join(STRATEGIES))
     parser.add_argument("--subnets", type=int, default=24)
     parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument("--again", type=int, default=0, help="subnets to train alone once more")
     parser.add_argument("--alone-epochs", type=int, default=20)
     parser.add_argument("--budget-epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -205,35 +232,43 @@ def main() -> None:
         content["versions"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
         options.results.write_text(json.dumps(content, indent=1) + "\n")
 
-    known = {item["digest"] for item in content["alone"]}
-    missing = [] if options.supernets_only else zip(subnets, cost, strict=True)
-    for architecture, network_macs in missing:
-        if architecture.digest in known:
-            continue
-        torch.manual_seed(options.seed)
+    def train_alone(index: int, seed: int) -> dict[str, Any]:
+        architecture, network_macs = subnets[index], float(cost[index])
+        torch.manual_seed(seed)
         network = build(architecture, data.num_classes)
+        config = TrainConfig(epochs=options.alone_epochs, **{**shared, "seed": seed})
         started = time.perf_counter()
-        finetune(
-            network, data, TrainConfig(epochs=options.alone_epochs, **shared), device=options.device
-        )
+        finetune(network, data, config, device=options.device)
         seconds = time.perf_counter() - started
         accuracy = evaluate(network, test).accuracy
-        content["alone"].append(
-            {
-                "digest": architecture.digest,
-                "macs": float(network_macs),
-                "accuracy": accuracy,
-                "seconds": round(seconds, 1),
-            }
-        )
         print(f"alone {network_macs / 1e6:6.2f}M  {accuracy:.2%}  {seconds:.0f} s", flush=True)
+        return {
+            "digest": architecture.digest,
+            "macs": network_macs,
+            "accuracy": accuracy,
+            "seconds": round(seconds, 1),
+        }
+
+    def missing(part: str) -> list[int]:
+        known = {item["digest"] for item in content.get(part, [])}
+        return [i for i, architecture in enumerate(subnets) if architecture.digest not in known]
+
+    for index in [] if options.supernets_only else missing("alone"):
+        content["alone"].append(train_alone(index, options.seed))
+        save()
+    spread = set(np.linspace(0, len(subnets) - 1, options.again).astype(int))
+    for index in sorted(spread & set(missing("again"))):
+        content.setdefault("again", []).append(train_alone(index, options.seed + 1))
+        save()
+    if "again" in content:
+        content["repeatability"] = repeatability(content["alone"], content["again"])
         save()
     steps = steps_per_epoch(data, options.batch_size)
     plain = TrainConfig(epochs=options.budget_epochs, **shared)
     budget = options.budget_epochs * cost_of_epoch(
         space, plain, macs, steps, options.batch_size, options.budget_epochs
     )
-    for name in options.strategies.split(";"):
+    for name in filter(None, options.strategies.split(";")):
         if content["strategies"].get(name, {}).get("budget_epochs") == options.budget_epochs:
             continue
         changes = STRATEGIES[name]
