@@ -22,21 +22,29 @@ RATE_SECONDS = 20.0
 
 
 class Remaining:
-    """Remaining time from the rate of the last twenty seconds: honest when the pace changes."""
+    """Remaining time from the rate of the last twenty seconds: honest when the pace changes.
+
+    Where work moves in jumps, it is the rate of the last two of them, and a jump that is late
+    makes it slower.
+    """
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, float]] = deque()
+        self._changes: deque[tuple[float, float]] = deque()
 
     def __call__(self, done: float, total: float) -> float | None:
         """Seconds, or None while there is no rate yet."""
-        now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_SECONDS:
-            self._seen.popleft()
-        start, before = self._seen[0]
-        if done <= before or now - start < 0.5:
+        now, changes = time.monotonic(), self._changes
+        if not changes or done != changes[-1][1]:
+            changes.append((now, done))
+        while len(changes) > 3 and now - changes[1][0] > RATE_SECONDS:
+            changes.popleft()
+        (start, before), (end, after) = changes[0], changes[-1]
+        if after <= before or end - start < 0.5:
             return None
-        return (total - done) * (now - start) / (done - before)
+        interval = (end - start) / (len(changes) - 1)
+        if now - end > interval:
+            return (total - after) * (now - start) / (after - before)
+        return max(0.0, (total - after) * (end - start) / (after - before) - (now - end))
 
 
 class PhaseProgress:
