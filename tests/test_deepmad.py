@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,24 @@ def test_a_slice_of_the_score_adds_up_to_it() -> None:
             choices = row[space.block_columns(i)]
             total += sum(block[p, c] for p, c in enumerate(choices) if c >= 0)
         assert total == pytest.approx(paths.score(row[None])[0])
+
+
+def test_a_class_token_is_no_stage() -> None:
+    token, none = (Network.of_timm(f"vit_base_patch16_{n}224") for n in ("", "gap_"))
+    ends = stage_ends(token.structure)
+    assert [end.positions for end in ends] == [197]
+    for name in CLOSED_FORMS:
+        of_token, of_none = (proxy(name).score(network).value for network in (token, none))
+        assert of_token == pytest.approx(of_none, rel=1e-3, abs=0.05), name
+
+
+def test_padded_windows_are_no_stages() -> None:
+    ours = Network.of_architecture(replace(known("swin_t"), resolution=160))
+    theirs = Network.of_timm("swin_tiny_patch4_window7_224", image_size=160)
+    assert len(stage_ends(theirs.structure)) == 4
+    for name in ("deepmad", "effectiveness"):
+        expected = proxy(name).score(ours).value
+        assert proxy(name).score(theirs).value == pytest.approx(expected, rel=1e-6)
 
 
 def test_closed_forms_of_a_timm_model_and_of_nothing() -> None:

@@ -288,12 +288,12 @@ class Mixing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attn = nn.ModuleDict({"proj": nn.Linear(INPUTS, 5, bias=False)})
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(INPUTS, 5, bias=False)})
         self.mlp = nn.ModuleDict({"fc": nn.Linear(5, 4, bias=False)})
         self.other = nn.Linear(4, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.mlp["fc"](self.attn["proj"](x.flatten(1))))
+        return self.other(self.mlp["fc"](self.attn["qkv"](x.flatten(1))))
 
 
 def test_dss_of_a_chain() -> None:
@@ -302,7 +302,7 @@ def test_dss_of_a_chain() -> None:
     module = network.build(2)
     a, m, o = (
         np.abs(layer.weight.detach().double().numpy())
-        for layer in (module.attn["proj"], module.mlp["fc"], module.other)
+        for layer in (module.attn["qkv"], module.mlp["fc"], module.other)
     )
     ones, out = np.ones(INPUTS), np.ones(2)
     gradient_norm = np.linalg.norm(m.T @ o.T @ out) * np.linalg.norm(ones)
@@ -320,6 +320,33 @@ def test_roles_follow_the_names_around_a_matrix() -> None:
         "mlp.fc2.weight": "mlp",
     }
     assert set(roles(Network.of_architecture(small("gnconv"), 3).build(0)).values()) == {"mlp"}
+
+
+def test_squeeze_and_excitation_is_no_attention() -> None:
+    network = Network.of_timm("test_byobnet")  # calls it attn
+    module = network.build(0)
+    assert any(".attn." in name for name, _ in module.named_parameters())
+    assert not roles(module)
+
+
+class Large(Mixing):
+    """Beyond single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter *= 1e15
+
+
+def test_dss_is_finite_beyond_single_precision() -> None:
+    settings = ScoreSettings(seed=2, repeats=1)
+    plain, large = (
+        proxy("tf_tas_dss").score(Network("", SIDE, kind), settings).value
+        for kind in (Mixing, Large)
+    )
+    assert plain is not None
+    assert large == pytest.approx(plain * 1e45, rel=1e-5)
 
 
 def test_dss_without_attention_and_mlps_says_so() -> None:

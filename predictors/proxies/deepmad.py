@@ -11,7 +11,8 @@ feature maps' side at the end of stage i, and sums from the image to there,
 also a large ρ, at which information no longer passes; the paper bounds ρ by 0.3 to 0.5.
 
 The paper speaks of chains of convolutions. In any other network the layers that count are those
-on the longest path (``structure``), and a stage is what shares a number of positions.
+on the longest path (``structure``), and a stage is what shares a number of positions, up to a
+class token or the padding of windows: a stride leaves half of them or less.
 """
 
 from __future__ import annotations
@@ -100,20 +101,22 @@ def _effectiveness(end: StageEnd) -> float:
 
 
 def stage_ends(structure: Structure) -> list[StageEnd]:
-    """Ends of the stages of any network: the longest path at each number of positions.
+    """Ends of the stages of any network: the longest path at each scale, the finest first.
 
     Raises UndefinedProxyError for a network without linear layers and convolutions.
     """
-    ends: dict[int, StageEnd] = {}
-    for layer in structure.layers:
-        known = ends.get(layer.positions)
-        if known is None or layer.path.entropy >= known.entropy:
-            ends[layer.positions] = StageEnd(
-                layer.channels, layer.positions, layer.path.entropy, layer.path.layers
-            )
+    ends: list[StageEnd] = []
+    finest = 0  # positions of the stage under way
+    for layer in sorted(structure.layers, key=lambda layer: layer.positions, reverse=True):
+        end = StageEnd(layer.channels, layer.positions, layer.path.entropy, layer.path.layers)
+        if 2 * layer.positions <= finest or not ends:
+            finest = layer.positions
+            ends.append(end)
+        elif end.entropy >= ends[-1].entropy:
+            ends[-1] = end
     if not ends:
         raise UndefinedProxyError("the network has no linear layer or convolution on feature maps")
-    return [ends[positions] for positions in sorted(ends, reverse=True)]
+    return ends
 
 
 def _ends_of_chain(layers: Sequence[Convolution]) -> list[StageEnd]:

@@ -12,6 +12,8 @@ fused qkv matrices add nothing.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -25,25 +27,34 @@ from predictors.proxies.preparation import (
 
 ATTENTION, MLP = "attention", "mlp"
 _MARKS = {ATTENTION: ("attn", "attention"), MLP: ("mlp", "ffn", "feedforward")}
+# squeeze-and-excitation is often called attention; it has no queries
+_QUERIES = re.compile(r"(to_)?q(_|uery|kv|k|$)|in_proj")
 
 
 def roles(module: nn.Module) -> dict[str, str]:
     """``ATTENTION`` or ``MLP`` for each weight matrix that belongs to one, by parameter name.
 
     What a matrix belongs to is said by the innermost module around it whose class or own name
-    has ``attn``, ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it.
+    has ``attn``, ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it; attention has a child or
+    parameter of its own for queries, too.
     """
     modules = dict(module.named_modules())
     result: dict[str, str] = {}
     for name in layer_weights(module):
         path = name.split(".")[:-1]
         while path and name not in result:
-            words = f"{path[-1]} {type(modules['.'.join(path)]).__name__}".lower()
+            holder = modules[".".join(path)]
+            words = f"{path[-1]} {type(holder).__name__}".lower()
             for role, marks in _MARKS.items():
-                if any(mark in words for mark in marks):
+                if any(mark in words for mark in marks) and (role == MLP or _has_queries(holder)):
                     result.setdefault(name, role)
             path.pop()
     return result
+
+
+def _has_queries(module: nn.Module) -> bool:
+    own = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
+    return any(_QUERIES.match(name) for name in own)
 
 
 def saliency(module: nn.Module, image: Tensor) -> float:
@@ -96,4 +107,5 @@ class DSS(SampledProxy):
     def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
         unit_scales(module, generator)
         absolute_weights(module)
-        return saliency(module, torch.ones_like(images[:1]))
+        # with absolute weights values grow from layer to layer beyond single precision
+        return saliency(module.double(), torch.ones_like(images[:1]).double())
