@@ -13,11 +13,18 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from search_space.architecture import Architecture
 from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
 SHAPE = "shape"
 DEEPEST = 2
+
+
+def keeps_shape(architecture: Architecture) -> bool:
+    """Whether no stage is narrower than the one before, and none deeper than the third."""
+    widths, depths = architecture.widths, architecture.depths
+    return list(widths) == sorted(widths) and max(depths) == depths[DEEPEST]
 
 
 class ShapeRule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from synthetic_search import every_row
 
@@ -30,25 +29,38 @@ def test_members_have_the_largest_score_that_contains_the_one_before(seed: Archi
         seed=seed, by="macs", budgets=budgets, costs=costs, limits={"num_params": 25_000}
     )
     family = scaling_method("deepmad")().scale(task)
-    space = space_around(seed, budgets[-1] / own)
-    rows = every_row(space)
-    paths = PathTables.build(space)
-    score, rho = paths.score(rows), paths.effectiveness(rows)
-    macs, params = (costs.table(m, space).predict(rows) for m in ("macs", "num_params"))
-    heads = [0, *space.width_columns, *(space.width_columns + 1)]
-    start = space.encode([seed])[0]
-    bound = max(MAX_EFFECTIVENESS, float(paths.effectiveness(start[None])[0]))
+    bound = max(MAX_EFFECTIVENESS, score_architecture("effectiveness", seed))
+    before = seed
     for member, budget in zip(family.members, budgets, strict=True):
-        meets = (macs <= budget) & (params <= 25_000) & (rho <= bound * (1 + 1e-9))
-        meets &= np.all(rows[:, heads] >= start[heads], axis=1)
+        space = space_around(seed, budget / own, before)
+        rows = every_row(space)
+        paths = PathTables.build(space)
+        macs, params = (costs.table(m, space).predict(rows) for m in ("macs", "num_params"))
+        meets = (macs <= budget) & (params <= 25_000)
+        meets &= paths.effectiveness(rows) <= bound * (1 + 1e-9)
         meets &= ShapeRule(space).predict(rows) == 0
         found = score_architecture("deepmad", member.architecture)
-        assert found == pytest.approx(score[meets].max(), rel=2e-4)
+        assert found == pytest.approx(paths.score(rows)[meets].max(), rel=1.1e-3)
         assert member.costs["macs"] <= budget
         assert member.costs["num_params"] <= 25_000
-        start = space.encode([member.architecture])[0]
+        for extents in ("widths", "depths"):
+            smaller, larger = getattr(before, extents), getattr(member.architecture, extents)
+            assert all(a <= b for a, b in zip(smaller, larger, strict=True))
+        before = member.architecture
     assert len(family.path) == 3
     assert f"ρ ≤ {bound:.3g}" in family.rule
+
+
+def test_a_member_does_not_depend_on_larger_budgets(seed: Architecture) -> None:
+    costs = NetworkCosts(num_classes=10)
+    own = costs(seed)["num_params"]
+
+    def members(*factors: float) -> list[str]:
+        budgets = tuple(factor * own for factor in factors)
+        task = ScalingTask(seed=seed, by="num_params", budgets=budgets, costs=costs)
+        return [m.architecture.digest for m in scaling_method("deepmad")().scale(task).members]
+
+    assert members(1.5, 3.0)[0] == members(1.5)[0]
 
 
 def test_a_seed_that_is_deep_already_keeps_its_own_bound() -> None:

@@ -56,7 +56,6 @@ def optimise(
     maximise: bool = True,
     paths: PathTables | None = None,
     effectiveness: float | None = None,
-    at_least: Genes | None = None,
     shape_rule: bool = False,
     gap: float = GAP,
     progress: Callable[[int, int], None] | None = None,
@@ -70,7 +69,6 @@ def optimise(
         tables: additive tables by metric; those of a largest part have no lower limit.
         maximise: or minimise.
         paths, effectiveness: tables of the longest path and the largest ρ that is allowed.
-        at_least: row of an architecture that no width, depth or resolution may fall below.
         shape_rule: whether ``search.shape`` holds: no stage narrower than the one before, none
             deeper than the third.
         gap: relative, within which the result is proven to be optimal.
@@ -79,7 +77,7 @@ def optimise(
     Raises InfeasibleError where no architecture meets the limits, which is proven, and UsageError
     for an objective or a lower limit that does not add up.
     """
-    combinations = Combinations(space, at_least, shape_rule)
+    combinations = Combinations(space, shape_rule)
     bound = None
     if effectiveness is not None:
         assert paths is not None, "a bound on effectiveness needs the tables of paths"
@@ -100,18 +98,13 @@ class Combinations:
     """Every combination of resolution and widths that is allowed, each with its programme.
 
     Args:
-        space, at_least, shape_rule: as for ``optimise``.
+        space, shape_rule: as for ``optimise``.
     """
 
-    def __init__(
-        self, space: SearchSpace, at_least: Genes | None = None, shape_rule: bool = False
-    ) -> None:
+    def __init__(self, space: SearchSpace, shape_rule: bool = False) -> None:
         self.space, self.shape_rule = space, shape_rule
-        self.cases = list(_cases(space, at_least, shape_rule))
-        self.depths = tuple(
-            stage.depths if at_least is None else stage.depths[int(at_least[column + 1]) :]
-            for stage, column in zip(space.stages, space.width_columns, strict=True)
-        )
+        self.cases = list(_cases(space, shape_rule))
+        self.depths = tuple(stage.depths for stage in space.stages)
 
     def programmes(
         self,
@@ -182,13 +175,10 @@ def _limits(
             yield Limit(quantity.scaled(-1.0), -constraint.minimum)
 
 
-def _cases(space: SearchSpace, at_least: Genes | None, growing_widths: bool) -> Iterator[Case]:
+def _cases(space: SearchSpace, growing_widths: bool) -> Iterator[Case]:
     """Indices of resolution and widths that are allowed."""
-    low = [0] * 5 if at_least is None else [int(at_least[c]) for c in (0, *space.width_columns)]
-    for resolution in range(low[0], len(space.resolutions)):
-        for widths in itertools.product(
-            *(range(a, len(s.widths)) for a, s in zip(low[1:], space.stages, strict=True))
-        ):
+    for resolution in range(len(space.resolutions)):
+        for widths in itertools.product(*(range(len(stage.widths)) for stage in space.stages)):
             sizes = [s.widths[w] for s, w in zip(space.stages, widths, strict=True)]
             if not growing_widths or sizes == sorted(sizes):
                 yield resolution, widths

@@ -1,10 +1,10 @@
 """Growth as a mathematical programme: DeepMAD's score maximised for each budget (Shen et al. 2023).
 
-The programme of ``search.exact`` is solved over a space around the seed: per stage some widths
-from the seed's up, any depth up to what the largest budget could pay for, and the seed's own
-blocks. A member may not be narrower, shallower or smaller in any stage than the one before, so
-the family grows; each is proven to have the largest score that allows. ρ stays below the paper's
-0.5, or below the seed's own where that is larger already.
+The programme of ``search.exact`` is solved over a space around the seed: per stage some widths and
+any depth from those of the member before up to 1.3 times what even growth to this budget would
+give, and the seed's own blocks. So the family grows, no stage grows out of all proportion, and no
+member depends on the larger budgets beside it; each is proven to have the largest score that
+allows. ρ stays below the paper's 0.5, or below the seed's own where that is larger already.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from search.problem import Constraint
 from search.scaling.base import Family, ScalingMethod, ScalingTask, Step, register_method
 from search.scaling.cost import NetworkCosts
 from search.scaling.shapes import Shape, describe_change, nearest, width_multiple
-from search.shape import ShapeRule
+from search.shape import keeps_shape
 from search_space import Architecture, SearchSpace, StageSpace
-from search_space.errors import InfeasibleError, UsageError
+from search_space.errors import UsageError
 
 MAX_EFFECTIVENESS = 0.5
 WIDTHS = 5  # per stage: their number to the power of four programmes are solved for a member
@@ -40,70 +40,67 @@ class DeepMADGrowth(ScalingMethod):
         start = task.growing_from()
         if not isinstance(task.costs, NetworkCosts):
             raise UsageError("method deepmad needs costs by component; give NetworkCosts.")
-        space = space_around(task.seed, task.budgets[-1] / start.costs[task.by])
         metrics = [task.by, *(metric for metric in task.limits if metric != task.by)]
-        tables = {metric: task.costs.table(metric, space) for metric in metrics}
-        paths = PathTables.build(space, task.costs.num_classes)
         own = effectiveness_of_ends(architecture_ends(task.seed))
         bound = max(MAX_EFFECTIVENESS, own * (1 + 1e-9))
-        row, path, notes = space.encode([task.seed])[0], [start], []
-        shaped = ShapeRule(space).predict(row[None])[0] == 0
+        shaped = keeps_shape(task.seed)
+        path, notes = [start], []
         for i, budget in enumerate(task.budgets):
-            limits = {**task.limits, task.by: min(budget, task.limits.get(task.by, math.inf))}
 
             def progress(done: int, total: int, i: int = i) -> None:
                 text = f"{done} of {total} combinations of widths"
                 task.progress(i + done / total, len(task.budgets), text)
 
-            try:
-                optimum = optimise(
-                    space,
-                    paths,
-                    [Constraint(metric, maximum=limit) for metric, limit in limits.items()],
-                    tables,
-                    paths=paths,
-                    effectiveness=bound,
-                    shape_rule=bool(shaped),
-                    at_least=row,
-                    progress=progress,
-                )
-            except InfeasibleError as error:
-                raise InfeasibleError(
-                    f"nothing that is in no stage narrower or shallower than the member before "
-                    f"meets the budget {budget:g} of {task.by} and all limits: {error}"
-                ) from None
-            row = optimum.genes
-            architecture = space.decode(row[None])[0]
+            growth = budget / start.costs[task.by]
+            space = space_around(task.seed, growth, path[-1].architecture)
+            paths = PathTables.build(space, task.costs.num_classes)
+            limits = {**task.limits, task.by: min(budget, task.limits.get(task.by, math.inf))}
+            # the member before meets the limits of this one, so there is always a solution
+            optimum = optimise(
+                space,
+                paths,
+                [Constraint(metric, maximum=limit) for metric, limit in limits.items()],
+                {metric: task.costs.table(metric, space) for metric in metrics},
+                paths=paths,
+                effectiveness=bound,
+                shape_rule=shaped,
+                progress=progress,
+            )
+            architecture = space.decode(optimum.genes[None])[0]
             change = describe_change(Shape.of(path[-1].architecture), Shape.of(architecture))
             path.append(
                 Step(architecture, task.costs(architecture), change, {"deepmad": optimum.value})
             )
             notes.append(
                 f"The score of {optimum.value:,.0f} at budget {i + 1} is within "
-                f"{optimum.proof.gap:.2%} of the largest possible ({optimum.proof.programmes} "
-                f"programmes, {optimum.proof.seconds:.0f} s)."
+                f"{optimum.proof.gap:.2%} of the largest of {space.size:.2g} architectures, in "
+                f"which no stage is more than {ROOM * growth:.3g} times deeper or "
+                f"{ROOM * math.sqrt(growth):.3g} times wider than the seed's "
+                f"({optimum.proof.programmes} programmes, {optimum.proof.seconds:.0f} s)."
             )
         rule = (
-            f"For each budget the largest DeepMAD score with ρ ≤ {bound:.3g} over "
-            f"{space.size:.2g} architectures around the seed, no stage narrower or shallower than "
-            "in the member before"
+            f"For each budget the largest DeepMAD score with ρ ≤ {bound:.3g} among architectures "
+            "around the seed, no stage narrower or shallower than in the member before, and none "
+            f"more than {ROOM:g} times deeper or wider than even growth would have it"
             f"{', the third stage deepest' if shaped else ''}."
         )
         return task.family_of(self.name, rule, path, notes)
 
 
-def space_around(seed: Architecture, growth: float) -> SearchSpace:
-    """What a family may grow into: ``growth`` is the largest budget over the seed's own cost."""
+def space_around(
+    seed: Architecture, growth: float, least: Architecture | None = None
+) -> SearchSpace:
+    """What a network of ``growth`` times the seed's cost may be: nothing smaller than ``least``."""
     widest, deepest = ROOM * math.sqrt(growth), ROOM * growth
     stages = []
-    for stage in seed.stages:
+    for stage, low in zip(seed.stages, (least or seed).stages, strict=True):
         multiple = width_multiple(stage)
         factors = [widest ** (i / (WIDTHS - 1)) for i in range(WIDTHS)]
-        widths = {stage.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
-        depths = range(stage.depth, math.ceil(deepest * stage.depth) + 1)
+        widths = {low.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
+        depths = range(low.depth, max(low.depth, math.ceil(deepest * stage.depth)) + 1)
         stages.append(
             StageSpace(
-                tuple(sorted(w for w in widths if w >= stage.width)),
+                tuple(sorted(w for w in widths if w >= low.width)),
                 tuple(depths),
                 tuple(dict.fromkeys(stage.blocks)),
             )
