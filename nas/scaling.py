@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,14 @@ class ScaleRequest:
     epochs: int = 300
     proxy: str = "deepmad"
     score: ScoreSettings = field(default_factory=ScoreSettings)
+
+    def options(self) -> ScalingOptions:
+        """What the method is told, without scores of an earlier run."""
+        return ScalingOptions(score=self.score, epochs=self.epochs, proxy=self.proxy)
+
+    def scoring(self) -> dict[str, Any]:
+        """All that decides a network's scores, as plain data."""
+        return {"method": self.method, "proxy": self.proxy, **asdict(self.score)}
 
     def decisive(self) -> dict[str, Any]:
         """All that decides the family, as plain data."""
@@ -143,16 +151,10 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
     costs = NetworkCosts(predicted, request.num_classes, interpolate=request.interpolate)
     _check_folder(request)
     with (
-        ScoreFile(request.folder / "scores", request.score, console) as scores,
+        ScoreFile(request.folder / "scores", request.scoring(), console) as scores,
         console.phase(f"{request.method} from {request.seed_name}") as progress,
     ):
-        options = ScalingOptions(
-            score=request.score,
-            epochs=request.epochs,
-            proxy=request.proxy,
-            known_scores=scores.known,
-            record=scores.record,
-        )
+        options = replace(request.options(), known_scores=scores.known, record=scores.record)
         task = ScalingTask(
             seed=request.seed,
             by=request.by,
@@ -258,7 +260,7 @@ def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
 
 def _settings(request: ScaleRequest) -> dict[str, Any]:
     facts: dict[str, Any] = {"Python": sys.version.split()[0]}
-    if scaling_method(request.method).scores_networks:
+    if scaling_method(request.method).scores_networks(request.options()):
         side = request.score.image_size or request.seed.resolution
         facts |= {
             "random seed": request.score.seed,
@@ -282,12 +284,12 @@ class ScoreFile:
 
     Args:
         base: folder and beginning of the name.
-        settings: of the scores.
+        settings: all that decides the scores.
         console: is told what is known already.
     """
 
-    def __init__(self, base: Path, settings: ScoreSettings, console: Console) -> None:
-        text = json.dumps(asdict(settings), sort_keys=True)
+    def __init__(self, base: Path, settings: Mapping[str, Any], console: Console) -> None:
+        text = json.dumps(dict(settings), sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.path = base.with_name(f"{base.name}-{key}.jsonl")
         self._journal: Journal | None = None
@@ -341,7 +343,7 @@ def find_seed(
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with (
-        ScoreFile(output.with_suffix(".scores"), settings, console) as stored,
+        ScoreFile(output.with_suffix(".scores"), asdict(settings), console) as stored,
         console.phase(f"{method} over {space.size:.2e} topologies") as progress,
     ):
         scorer = TwoScorer(settings=settings, known=stored.known, record=stored.record)

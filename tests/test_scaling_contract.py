@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -168,3 +168,26 @@ def test_what_a_score_says_decides_what_is_kept() -> None:
     assert sum(deep.depths) > sum(wide.depths)
     assert sum(wide.widths) > sum(deep.widths)
     assert sum(negative.widths) > sum(deep.widths)
+
+
+class Dear(Small):
+    """The same, as if it ran networks."""
+
+    closed_form = False
+
+
+def test_scores_of_networks_are_recorded_and_taken_from_an_earlier_run() -> None:
+    recorded: dict[str, dict[str, float]] = {}
+
+    def record(architecture: Architecture, values: Mapping[str, float], seconds: float) -> None:
+        assert architecture.digest not in recorded
+        recorded[architecture.digest] = dict(values)
+
+    score = proxy_score(Dear(), ScalingOptions(record=record))
+    values = {name: score(SEEDS[name]) for name in ("conv", "gnconv", "conv")}
+    assert recorded == {SEEDS[name].digest: {"small": -value} for name, value in values.items()}
+    known = {digest: {"small": 7.0} for digest in recorded}
+    again = proxy_score(Dear(), ScalingOptions(known_scores=known, record=record))
+    assert again(SEEDS["conv"]) == -7.0
+    assert Contract.scores_networks(ScalingOptions(proxy="ntk_condition"))
+    assert not Contract.scores_networks(ScalingOptions())

@@ -107,7 +107,6 @@ class AsViT(ScalingMethod):
 
     name = "as-vit"
     summary = "one block and 5 to 20 % width a step, by NTK condition and length distortion"
-    scores_networks = True
 
     def __init__(self, scorer: Callable[[Architecture], TwoScores] | None = None) -> None:
         self.scorer = scorer or TwoScorer()
@@ -117,6 +116,10 @@ class AsViT(ScalingMethod):
         return cls(
             TwoScorer(settings=options.score, known=options.known_scores, record=options.record)
         )
+
+    @classmethod
+    def scores_networks(cls, options: ScalingOptions) -> bool:
+        return True
 
     def scale(self, task: ScalingTask) -> Family:
         path, growth = [task.growing_from()], Growth.of(task.seed)

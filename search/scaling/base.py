@@ -269,17 +269,20 @@ class ScalingMethod(ABC):
     Class attributes:
         name: on the command line.
         summary: what it is, with its source.
-        scores_networks: whether it runs networks to choose, which takes long.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    scores_networks: ClassVar[bool] = False
 
     @classmethod
     def from_options(cls, options: ScalingOptions) -> Self:
         """The method as the user wants it."""
         return cls()
+
+    @classmethod
+    def scores_networks(cls, options: ScalingOptions) -> bool:
+        """Whether it runs networks to choose, which takes long."""
+        return False
 
     @abstractmethod
     def scale(self, task: ScalingTask) -> Family:

@@ -11,13 +11,14 @@ away is not expected to raise a score.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
-from predictors.proxies import Network, Proxy, ScoreSettings, proxy
-from predictors.proxies.deepmad import score_of_ends
-from predictors.proxies.space_tables import architecture_ends
+from predictors.proxies import Network, Proxy, proxy
+from predictors.proxies.space_tables import CLOSED_FORMS, score_architecture
 from search.scaling.base import (
     Costs,
     Family,
@@ -39,23 +40,33 @@ MLP_NOTCH, MIN_MLP_RATIO = 0.5, 1.0
 KERNEL_NOTCH, MIN_KERNEL = 2, 3
 _SIZES = ("kernel", "window")
 
-Score = Callable[[Architecture], float]
+ScoreOf = Callable[[Architecture], float]
 """Larger is better; −∞ where there is none."""
 
-
-def entropy_score(architecture: Architecture) -> float:
-    """DeepMAD's score of the longest path, in closed form and without building the network."""
-    return score_of_ends(architecture_ends(architecture))
+entropy_score: ScoreOf = partial(score_architecture, ENTROPY)
 
 
-def proxy_score(chosen: Proxy, settings: ScoreSettings | None = None) -> Score:
-    """A proxy as a score: turned so that larger is better, −∞ where it is not defined."""
+def proxy_score(chosen: Proxy, options: ScalingOptions | None = None) -> ScoreOf:
+    """A proxy as a score: turned so that larger is better, −∞ where it is not defined.
+
+    One that runs networks takes what ``options`` know of an earlier run, and has the rest recorded.
+    """
+    if chosen.name in CLOSED_FORMS:
+        return partial(score_architecture, chosen.name)
+    options = options or ScalingOptions()
+    worst = -math.inf if chosen.larger_is_better else math.inf
+    known = {digest: values[chosen.name] for digest, values in options.known_scores.items()}
 
     def score(architecture: Architecture) -> float:
-        value = chosen.score(Network.of_architecture(architecture), settings).value
-        if value is None:
-            return -math.inf
-        return value if chosen.larger_is_better else -value
+        digest = architecture.digest
+        if digest not in known:
+            begin = time.monotonic()
+            value = chosen.score(Network.of_architecture(architecture), options.score).value
+            known[digest] = worst if value is None else value
+            if not chosen.closed_form:
+                values = {chosen.name: known[digest]}
+                options.record(architecture, values, time.monotonic() - begin)
+        return known[digest] if chosen.larger_is_better else -known[digest]
 
     return score
 
@@ -151,15 +162,17 @@ class Contract(ScalingMethod):
     summary = "takes away from a large design, notch by notch (TinyViT)"
 
     def __init__(
-        self, score: Score = entropy_score, name_of_score: str = ENTROPY, beam: int = BEAM
+        self, score: ScoreOf = entropy_score, name_of_score: str = ENTROPY, beam: int = BEAM
     ) -> None:
         self.score, self.name_of_score, self.beam = score, name_of_score, beam
 
     @classmethod
     def from_options(cls, options: ScalingOptions) -> Self:
-        if options.proxy == ENTROPY:
-            return cls()
-        return cls(proxy_score(proxy(options.proxy), options.score), options.proxy)
+        return cls(proxy_score(proxy(options.proxy), options), options.proxy)
+
+    @classmethod
+    def scores_networks(cls, options: ScalingOptions) -> bool:
+        return not proxy(options.proxy).closed_form
 
     def scale(self, task: ScalingTask) -> Family:
         first = task.contracting_from()
