@@ -255,11 +255,7 @@ def main() -> None:
         names = [n for n in proxy_names() if not proxy(n).closed_form]
         for name in options.proxies.split(",") if options.proxies else names:
             values, reasons, seconds = sampled(name, all_networks, settings)
-            sign = 1 if proxy(name).larger_is_better else -1
-            worst = np.nanmin(sign * values) - 1 if np.isfinite(values).any() else 0.0
-            score = np.where(np.isnan(values), worst, sign * values)
             runs[name] = {
-                **truth.judged(score),
                 "undefined": reasons,
                 "seconds": round(seconds, 1),
                 "repeats": settings.repeats,
@@ -267,8 +263,15 @@ def main() -> None:
                 "values": [None if np.isnan(v) else float(v) for v in values],
             }
             store({"sampled": runs}, stored)
-    for name, result in runs.items():
-        print(line(name, result))
+    for name, run in runs.items():
+        values = np.array([np.nan if v is None else v for v in run["values"]])
+        score = values if proxy(name).larger_is_better else -values
+        defined = np.isfinite(score)
+        # a network without a score is ranked last
+        run |= truth.judged(np.where(defined, score, np.nanmin(score) - 1))
+        agreement = np.nan_to_num(truth.concordance(score))
+        run["tau_of_defined"] = truth.taus(agreement, defined.astype(np.float64))
+        print(line(name, run))
     store(
         {
             "networks": [network.name for network in all_networks],

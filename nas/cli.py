@@ -118,7 +118,11 @@ def cli() -> None:
     help="What to maximise without --data (default combined).",
 )
 @option("--max-effectiveness", type=float, help="Largest ρ with --score deepmad (default 0.5).")
-@option("--rerank", type=click.IntRange(0), help="Order so many by κ and L^E, without --data.")
+@option(
+    "--rerank",
+    type=click.IntRange(0),
+    help="Order so many by ranks of score, κ and L^E, without --data.",
+)
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget.
 

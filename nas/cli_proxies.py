@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.options import check_compute_device, console, json_option, option, print_json, quiet_option
-from search_space.errors import UsageError
+from nas.options import (
+    check_compute_device,
+    console,
+    image_sizes,
+    json_option,
+    option,
+    print_json,
+    quiet_option,
+)
+from search_space.errors import InvalidArchitectureError, UsageError
 
 if TYPE_CHECKING:
     from predictors.proxies import Network, Proxy, Score
@@ -32,10 +40,12 @@ def list_(as_json: bool) -> None:
         print_json([_described(item) for item in found])
         return
     width = max(len(item.name) for item in found)
+    indent = " " * (width + 2)
     for item in found:
         kind = "closed form" if item.closed_form else "sampled"
         better = "larger" if item.larger_is_better else "smaller"
         click.echo(f"{item.name:{width}}  {kind:11}  {better:7} is better  {item.summary}")
+        click.echo(click.wrap_text(item.applies, 96, indent, indent))
 
 
 @proxies.command()
@@ -63,7 +73,9 @@ def list_(as_json: bool) -> None:
     help="Images per repeat.",
 )
 @option(
-    "--image-size", type=click.IntRange(1), help="Side of the images (default: each one's own)."
+    "--image-size",
+    type=image_sizes(),
+    help="Side of the images (default: each one's own).",
 )
 @option("--device", default="cpu", show_default=True, help="Where networks run.")
 @json_option
@@ -123,7 +135,10 @@ def _network(name: str, image_size: int | None) -> Network:
     if name in known_names() or Path(name).suffix in _FILES:
         architecture = load_architecture(name)
         if image_size is not None:
-            architecture = replace(architecture, resolution=image_size)
+            try:
+                architecture = replace(architecture, resolution=image_size)
+            except InvalidArchitectureError as error:
+                raise UsageError(f"{name} takes no images of {image_size} px: {error}") from None
         return Network.of_architecture(architecture, name=name)
     if not timm.is_model(name.partition(".")[0]):
         raise UsageError(_unknown(name, [*known_names(), *timm.list_models()], known_names()))

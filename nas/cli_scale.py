@@ -16,6 +16,7 @@ from nas.options import (
     check_compute_device,
     conditions_given,
     console,
+    image_sizes,
     json_option,
     latency_options,
     option,
@@ -44,9 +45,7 @@ score_options = options(
         show_default=True,
         help="Images of each repeat.",
     ),
-    option(
-        "--score-size", type=click.IntRange(32), help="Side of these images (the network's own)."
-    ),
+    option("--score-size", type=image_sizes(32), help="Side of these images (the network's own)."),
     option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
 )
 
@@ -172,7 +171,7 @@ def scale(**given: Any) -> None:
     metavar="A,B",
     help="Mixers to choose from in each stage, or all.",
 )
-@option("--image-size", type=click.IntRange(1), default=224, show_default=True)
+@option("--image-size", type=image_sizes(), default=224, show_default=True)
 @score_options
 @click.option(
     "--out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable
 
 from results.charts import format_metric, metric_title
@@ -57,5 +58,5 @@ def idle_budget(
         f"{format_latency(best.metrics['latency_ms'])}) has a validation {title} of {value(best)} "
         f"with inherited weights, the front's best {value(here)}. Larger networks often inherit "
         "less than they can learn: train the supernet longer (--epochs), or see what that one "
-        f"reaches with `nas finetune {run} --networks {best.digest}`."
+        f"reaches with `nas finetune {shlex.quote(run)} --networks {best.digest}`."
     )

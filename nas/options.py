@@ -27,6 +27,11 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+def image_sizes(least: int = 1) -> click.IntRange:
+    """Sides of square images, up to twice what published backbones take."""
+    return click.IntRange(least, 2048)
+
+
 space_option = option("--space", metavar="NAME|FILE", help="Search space: a preset or a YAML file.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")

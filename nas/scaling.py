@@ -208,6 +208,9 @@ def _measured_ms(
 def _check_folder(request: ScaleRequest) -> None:
     """Refuse a folder that holds something else, before anything is computed."""
     folder, fix = request.folder, "choose another --out, or delete it."
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise RunError(f"{folder} cannot be made: {parent} is a file, not a folder; {fix}")
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -154,7 +154,6 @@ class Effectiveness(ClosedFormProxy):
     name = "effectiveness"
     summary = "ρ, depth over mean width on the longest path (Shen et al. 2023)"
     applies = DeepMAD.applies
-    larger_is_better = True
 
     def value(self, structure: Structure) -> float:
         return effectiveness_of_ends(stage_ends(structure))

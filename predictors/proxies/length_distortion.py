@@ -74,7 +74,8 @@ class LengthDistortion(SampledProxy):
     name = "length_distortion"
     summary = "L^E, how much the network stretches a circle of images (As-ViT, Chen et al. 2022)"
     applies = (
-        "all norms are the identity; linear weights are drawn truncated normal with deviation "
+        "all norms are the identity, but for those that a model writes out in elementary "
+        "operations; linear weights are drawn truncated normal with deviation "
         "0.02; layer scales and weights that start at zero are one; attention and gates stay as "
         "they are, so that gates, products of small numbers, stretch little"
     )

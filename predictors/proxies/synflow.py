@@ -134,9 +134,10 @@ class Synflow(SampledProxy):
     name = "synflow"
     summary = "logarithm of the synaptic flow (Tanaka et al. 2020)"
     applies = (
-        "norms are the identity; softmax attention is the mean over keys, so that queries and keys "
-        "have no flow; of two multiplied branches the one with fewer weights is divided by its "
-        "mean; layer scales and weights that start at zero are one"
+        "norms are the identity, but for those that a model writes out in elementary operations; "
+        "softmax attention is the mean over keys, so that queries and keys have no flow; of two "
+        "multiplied branches the one with fewer weights is divided by its mean; layer scales and "
+        "weights that start at zero are one"
     )
 
     def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
