@@ -22,9 +22,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_list_says_kind_and_direction() -> None:
-    lines = {line.split()[0]: line for line in nas("proxies", "list").out.splitlines()}
+def test_list_says_kind_direction_and_what_norms_do() -> None:
+    printed = nas("proxies", "list").out
+    lines = {line.split()[0]: line for line in printed.splitlines() if line[0] != " "}
     assert list(lines) == proxy_names()
+    for name in proxy_names():
+        assert proxy(name).applies in " ".join(printed.split())
     assert "sampled" in lines["ntk_condition"]
     assert "smaller is better" in " ".join(lines["ntk_condition"].split())
     assert "closed form" in lines["deepmad"]
@@ -79,7 +82,7 @@ def test_models_of_one_size_are_built_for_another() -> None:
         (["no.yaml"], FAILED, ["no.yaml does not exist"]),
         (["mine.yaml", "--proxy", "zicco"], USAGE, ["unknown proxy 'zicco'", "mean 'zico'"]),
         (["mine.yaml", "--device", "cudda"], USAGE, ["--device 'cudda' cannot be used"]),
-        (["mine.yaml", "--image-size", "2"], FAILED, ["resolution=2", "too small"]),
+        (["mine.yaml", "--image-size", "2"], USAGE, ["resolution=2", "too small"]),
         (["test_vit", "--image-size", "65"], USAGE, ["takes no images of 65 px"]),
         (["mine.yaml", "--repeats", "0"], USAGE, ["--repeats", "x>=1"]),
         ([], USAGE, ["Missing argument", "ARCH_OR_TIMM_MODEL"]),

@@ -3,8 +3,8 @@
 Inside a band of MACs size says nothing about the accuracy of published networks, and depth over
 width, ρ, says more than any other closed form; over all sizes compute and activations do. The
 score is the mean of the three logarithms, each standardised over 55 networks whose ImageNet
-accuracy is known. Nothing else was fitted: which three to take, with equal weights, was chosen
-with each family of networks left out in turn (``benchmarks/proxy_fidelity.py``).
+accuracy is known. Nothing else was fitted but which three to take, with equal weights; what that
+choice is worth was judged with each family left out of it (``benchmarks/proxy_fidelity.py``).
 
 More depth is better as far as it was seen: a ρ above the largest of the 55 counts as that one, so
 that a search gains nothing from networks that are deeper and narrower than any that was trained.
