@@ -47,19 +47,20 @@ from supernet.training import TrainConfig, evaluate, finetune, train_supernet
 RESULTS = Path(__file__).parent / "results" / "rank_fidelity.json"
 BANDS = 3
 TOKENS = ((0.44, 2),)  # As-ViT ends with 56 % of the epochs at full resolution
+SANDWICH: dict[str, Any] = {"strategy": "sandwich"}
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "sandwich": {},
-    "sandwich, predictions only": {"distillation": (1.0, 1.0)},
-    "sandwich, labels only": {"distillation": (0.0, 0.0)},
+    "sandwich": SANDWICH,
+    "sandwich, predictions only": {**SANDWICH, "distillation": (1.0, 1.0)},
+    "sandwich, labels only": {**SANDWICH, "distillation": (0.0, 0.0)},
     "uniform": {"strategy": "uniform"},
     "multi_architecture": {"strategy": "multi_architecture"},
     "complexity": {"strategy": "complexity"},
     "performance": {"strategy": "performance"},
-    "sandwich, delayed": {"shrinking": "delayed"},
-    "complexity, delayed": {"strategy": "complexity", "shrinking": "delayed"},
-    "sandwich, progressive": {"shrinking": "progressive"},
-    "sandwich, tokens": {"tokens": TOKENS},
-    "sandwich, average": {"ema_decay": 0.998},
+    "sandwich, delayed": {**SANDWICH, "shrinking": "delayed"},
+    "multi_architecture, delayed": {"strategy": "multi_architecture", "shrinking": "delayed"},
+    "sandwich, progressive": {**SANDWICH, "shrinking": "progressive"},
+    "sandwich, tokens": {**SANDWICH, "tokens": TOKENS},
+    "sandwich, average": {**SANDWICH, "ema_decay": 0.998},
 }
 
 
@@ -264,7 +265,7 @@ def main() -> None:
         content["repeatability"] = repeatability(content["alone"], content["again"])
         save()
     steps = steps_per_epoch(data, options.batch_size)
-    plain = TrainConfig(epochs=options.budget_epochs, **shared)
+    plain = TrainConfig(epochs=options.budget_epochs, **shared, **SANDWICH)
     budget = options.budget_epochs * cost_of_epoch(
         space, plain, macs, steps, options.batch_size, options.budget_epochs
     )
