@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+    def commands(text: str) -> markupsafe.Markup:
+        # what stands between backticks is for a shell
+        escaped = str(markupsafe.escape(text))
+        return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
+
+    environment.filters["commands"] = commands
 
     def asset(name: str) -> markupsafe.Markup:
         # A style sheet or script of this package, not a template: it may hold braces.

@@ -125,7 +125,7 @@ def test_what_the_run_contains_is_escaped(data: ReportData) -> None:
             data,
             run=evil,
             command=evil,
-            notes=(evil,),
+            notes=(evil, f"`{evil}`"),
             summary={evil: evil},
             config={"x": evil},
             baselines=(dataclasses.replace(data.baselines[0], name=evil),),
@@ -137,6 +137,12 @@ def test_what_the_run_contains_is_escaped(data: ReportData) -> None:
     parsed = Page(page)
     assert parsed.text.count("<script>alert(1)</script>") >= 6
     assert [tag for tag, _ in parsed.elements].count("script") == 2
+
+
+def test_commands_in_notes_look_like_commands(data: ReportData) -> None:
+    notes = ("Run `nas finetune 'a b'` or ` alone.",)
+    page = render_report(dataclasses.replace(data, notes=notes))
+    assert "<li>Run <code>nas finetune &#39;a b&#39;</code> or ` alone.</li>" in page
 
 
 def test_result_json_rebuilds_the_same_report(data: ReportData, page: str, tmp_path: Path) -> None:
