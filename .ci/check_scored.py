@@ -18,6 +18,10 @@ def main() -> None:
     assert best["predicted"]["latency_ms"] <= 5.0
     scores = {member["digest"]: member["predicted"]["score"] for member in result["front"]}
     assert best["predicted"]["score"] == max(scores.values())
+    slowest = max(member["predicted"]["latency_ms"] for member in result["front"])
+    report = json.loads((run / "result.json").read_text())
+    known = [design["metrics"]["latency_ms"] for design in report["baselines"]]
+    assert slowest < max(known) <= 2 * slowest, known
     assert "estimated" in (run / "report.html").read_text()
     session = onnxruntime.InferenceSession(str(run / "export" / best["digest"] / "model.onnx"))
     side = best["architecture"]["resolution"]

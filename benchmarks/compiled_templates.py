@@ -18,11 +18,13 @@ import argparse
 import json
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from weight_sharing import compare
 
 from search_space import load_space
 from search_space.components import ModuleSpec, components, input_shape
@@ -40,23 +42,6 @@ def used_modules(space_name: str, num_classes: int) -> tuple[Counter[tuple[Modul
     for architecture in drawn:
         used.update((c.spec, c.in_size) for c in components(architecture, num_classes))
     return used, len(drawn)
-
-
-def step(module: nn.Module, x: Tensor) -> None:
-    module(x).sum().backward()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-
-
-def milliseconds(modules: tuple[nn.Module, nn.Module], x: Tensor, pairs: int) -> np.ndarray:
-    """Median milliseconds of a step of each, in pairs whose order alternates."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for i in range(pairs):
-        for which in (0, 1) if i % 2 else (1, 0):
-            begin = time.perf_counter()
-            step(modules[which], x)
-            taken[which].append(1e3 * (time.perf_counter() - begin))
-    return np.median(np.array(taken), axis=1)
 
 
 def main() -> None:
@@ -79,21 +64,20 @@ def main() -> None:
         x = torch.randn(input_shape(spec, size, options.batch_size), device=options.device)
         x.requires_grad_(True)
         compiled = torch.compile(plain, fullgraph=True, dynamic=False)
-        step(plain, x)
+        plain(x).sum().backward()
         begin = time.perf_counter()
-        step(compiled, x)
+        compiled(x).sum().backward()
         seconds = time.perf_counter() - begin
-        for _ in range(3):
-            step(compiled, x)
-        eager_ms, compiled_ms = milliseconds((plain, compiled), x, options.pairs)
+        taken = compare(partial(compiled, x), partial(plain, x), options.pairs)
+        compiled_ms, eager_ms = (1e3 * float(np.median(times)) for times in taken)
         rows.append(
             {
                 "module": str(spec),
                 "size": size,
                 "compile_seconds": round(seconds, 2),
-                "eager_ms": round(float(eager_ms), 3),
-                "compiled_ms": round(float(compiled_ms), 3),
-                "ratio": round(float(compiled_ms / eager_ms), 3),
+                "eager_ms": round(eager_ms, 3),
+                "compiled_ms": round(compiled_ms, 3),
+                "ratio": round(compiled_ms / eager_ms, 3),
             }
         )
         print(rows[-1], flush=True)

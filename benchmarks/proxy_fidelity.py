@@ -268,7 +268,7 @@ def main() -> None:
         score = values if proxy(name).larger_is_better else -values
         defined = np.isfinite(score)
         # a network without a score is ranked last
-        run |= truth.judged(np.where(defined, score, np.nanmin(score) - 1))
+        run |= truth.judged(np.where(defined, score, np.nanmin(score, initial=0.0) - 1))
         agreement = np.nan_to_num(truth.concordance(score))
         run["tau_of_defined"] = truth.taus(agreement, defined.astype(np.float64))
         print(line(name, run))

@@ -36,6 +36,8 @@ def compare(
         for which in (0, 1) if i % 2 else (1, 0):
             start = time.perf_counter()
             (shared, static)[which]().sum().backward()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[which].append(time.perf_counter() - start)
     return np.array(seconds[0][3:]), np.array(seconds[1][3:])
 

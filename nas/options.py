@@ -28,7 +28,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def image_sizes(least: int = 1) -> click.IntRange:
-    """Sides of square images, up to twice what published backbones take."""
+    """Sides of square images that a command takes."""
     return click.IntRange(least, 2048)
 
 

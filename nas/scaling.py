@@ -25,7 +25,7 @@ from predictors.latency.catalog import Target, find_device
 from predictors.latency.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
 from results.family_report import FamilyReport, write_family_report
-from results.files import atomic_write
+from results.files import atomic_write, check_parents
 from results.journal import Evaluation, Journal, read_journal
 from search.scaling.base import Family, Member, ScalingOptions, ScalingTask, scaling_method
 from search.scaling.cost import NetworkCosts
@@ -208,9 +208,7 @@ def _measured_ms(
 def _check_folder(request: ScaleRequest) -> None:
     """Refuse a folder that holds something else, before anything is computed."""
     folder, fix = request.folder, "choose another --out, or delete it."
-    for parent in folder.parents:
-        if parent.exists() and not parent.is_dir():
-            raise RunError(f"{folder} cannot be made: {parent} is a file, not a folder; {fix}")
+    check_parents(folder, fix)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -342,6 +340,7 @@ def find_seed(
     """
     if output.exists():
         raise UsageError(f"{output} exists; choose another --out, or delete it.")
+    check_parents(output, "choose another --out.")
     seed_sampler(method, space)
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

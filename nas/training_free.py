@@ -192,9 +192,6 @@ class TrainingFreeSearch(Run):
         for name in known_names():
             architecture = known(name)
             metrics: dict[str, float] = dict(count_architecture(architecture, self.num_classes))
-            metrics["score"] = score_architecture(
-                self.config.search.score, architecture, self.num_classes
-            )
             try:
                 metrics["latency_ms"] = predict_network(table, architecture, self.num_classes)
             except NasError:  # the table was measured for the space alone
@@ -203,6 +200,9 @@ class TrainingFreeSearch(Run):
             known_of = "latency_ms" if "latency_ms" in metrics else "macs"
             if metrics[known_of] > most[known_of]:
                 continue
+            metrics["score"] = score_architecture(
+                self.config.search.score, architecture, self.num_classes
+            )
             result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
         return result
 

@@ -25,6 +25,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         file.write(data)
 
 
+def check_parents(path: Path, fix: str) -> None:
+    """Raises RunError, which ends with ``fix``, where ``path`` cannot be made below a file."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise RunError(f"{path} cannot be made: {parent} is a file, not a folder; {fix}")
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[int]:
     """A temporary file beside ``path`` that takes its place when the block succeeds."""

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import yaml
 
-from results.files import FileLock, atomic_write, read_json, sync_folder
+from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
 from results.journal import Evaluation, Journal, read_journal
 from search_space.errors import CorruptFileError, RunError
 
@@ -68,6 +68,7 @@ class RunDirectory:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(_taken(path))
+        check_parents(path, "choose another folder with --runs.")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         lock = None

@@ -186,6 +186,7 @@ def test_scores_are_kept_when_a_growth_is_interrupted(
         (["--to", "50k", "--seed", "none.yaml"], FAILED, ["none.yaml does not exist"]),
         (["--to", "50k", "--seed", "swin_x"], USAGE, ["'swin_x'", "Did you mean 'swin_t'"]),
         (["--to", "50k", "--out", "seed.yaml"], FAILED, ["seed.yaml is a file", "another --out"]),
+        (["--to", "50k", "--out", "seed.yaml/x"], FAILED, ["seed.yaml is a file", "another --out"]),
         ([], USAGE, ["Missing option '--to'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "--to" in value[:1] else "",
