@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tiny_job import FAILED, USAGE, Job, nas, write_space
+from tiny_job import FAILED, USAGE, Job, evaluated, nas, write_space
 from tiny_training import config
 
 from nas.config import resolve
@@ -77,8 +77,11 @@ def test_wrong_values_are_refused(finished: Job) -> None:
     assert "is no architecture that one evaluated" in refused(
         finished.run, "--networks", f"{digest},", code=USAGE
     )
-    said = refused(finished.run, "--networks", "front", "--trials", 1, code=USAGE)
-    assert "too few" in said
+    two = ",".join(
+        [digest for _, digest, status, *_ in evaluated(finished.run) if status == "ok"][:2]
+    )
+    said = refused(finished.run, "--networks", two, "--trials", 1, code=USAGE)
+    assert "--trials 1 is too few for 2 networks" in said
     assert "plain name" in refused(finished.run, "--name", "a/b", code=USAGE)
     for option in ("--trials", "--epochs", "--workers"):
         assert "0 is not in the range" in refused(finished.run, option, 0, code=USAGE)
@@ -126,21 +129,22 @@ def accuracy_of(export: Path) -> float:
 
 @pytest.mark.slow
 def test_a_fine_tuning_ends_with_its_best_trial_exported(finished: Job) -> None:
-    options = ("--networks", "front", "--trials", 7, "--epochs", 4, "--workers", 2, "--json")
+    front = {member["digest"] for member in json.loads(finished.said.out)["front"]}
+    count = len(front) + 4
+    options = ("--networks", "front", "--trials", count, "--epochs", 4, "--workers", 2, "--json")
     ran = nas("finetune", finished.run, *options)
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)  # and nothing else on standard output
     path = Path(found["run"])
     best, trials = found["best"], found["trials"]
-    front = {member["digest"] for member in json.loads(finished.said.out)["front"]}
     assert found["status"] == "complete"
-    assert len(trials) == 7
+    assert len(trials) == count
     assert {t["network"] for t in trials if t["recipe"]} == front
     assert all(t["status"] == "finished" for t in trials if t["recipe"])
     for each in trials:
-        count = len(each["epochs"])
-        assert count == 4 if each["status"] == "finished" else 0 < count < 4
-        assert [epoch["epoch"] for epoch in each["epochs"]] == list(range(count))
+        epochs = [epoch["epoch"] for epoch in each["epochs"]]
+        assert epochs == list(range(len(epochs)))
+        assert len(epochs) == 4 if each["status"] == "finished" else 0 < len(epochs) < 4
     last = {t["number"]: t["epochs"][-1] for t in trials if t["status"] == "finished"}
     smallest = min(epoch["validation_loss"] for epoch in last.values())
     assert best["validation_loss"] == last[best["trial"]]["validation_loss"] == smallest
