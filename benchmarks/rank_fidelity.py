@@ -211,7 +211,7 @@ def main() -> None:
         "warmup_epochs": 0.5,
         "label_smoothing": 0.1,
         "seed": options.seed,
-        "eval_every": 1000,
+        "evaluations": 1,
     }
     settings = {
         "space": space.digest,

@@ -127,7 +127,7 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
         epochs=-(-(steps + WARM_UP) // per_epoch) + 1,
         batch_size=batch_size,
         strategy="sandwich",
-        eval_every=10**6,
+        evaluations=1,
         snapshot_steps=10**6,
     )
     with suppress(_EnoughError):

@@ -19,24 +19,30 @@ from search_space.units import format_duration
 
 LINE_SECONDS = 15.0
 RATE_SECONDS = 20.0
+POINTS = 200  # of the work's course that are kept
 
 
 class Remaining:
-    """Remaining time from the rate of the last twenty seconds: honest when the pace changes.
+    """Remaining time from the rate of the later half of the work, of twenty seconds at least.
 
-    Where work moves in jumps, it is the rate of the last two of them, and a jump that is late
+    So it follows a pace that changes, and the pause at an epoch's end counts by its share. Where
+    work moves in jumps, it is the rate of the last two of them at least, and a jump that is late
     makes it slower.
     """
 
     def __init__(self) -> None:
         self._changes: deque[tuple[float, float]] = deque()
+        self._began = time.monotonic()
 
     def __call__(self, done: float, total: float) -> float | None:
         """Seconds, or None while there is no rate yet."""
         now, changes = time.monotonic(), self._changes
+        window = max(RATE_SECONDS, (now - self._began) / 2)
         if not changes or done != changes[-1][1]:
+            if len(changes) > 2 and now - changes[-2][0] < window / POINTS:
+                changes.pop()
             changes.append((now, done))
-        while len(changes) > 3 and now - changes[1][0] > RATE_SECONDS:
+        while len(changes) > 3 and now - changes[1][0] > window:
             changes.popleft()
         (start, before), (end, after) = changes[0], changes[-1]
         if after <= before or end - start < 0.5:

@@ -73,7 +73,8 @@ def configured(
     """
     given: dict[str, Any] = dict(values)
     strength = given.pop(AUGMENTATION, 1.0)
-    return replace(config, augment=strengthened(augment, strength), eval_every=1, **given)
+    given |= {"augment": strengthened(augment, strength), "evaluations": config.epochs}
+    return replace(config, **given)
 
 
 def strengthened(augment: AugmentConfig, strength: float) -> AugmentConfig:

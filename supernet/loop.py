@@ -309,8 +309,8 @@ class TrainingLoop:
         state, config = self.state, self.config
         started = time.perf_counter()
         quality: dict[str, Quality] = {}
-        due = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
-        if due and self.group.rank == 0:
+        before, now = (config.evaluations * e // config.epochs for e in (epoch, epoch + 1))
+        if now > before and self.group.rank == 0:
             with nullcontext() if self.average is None else self.average.applied(self.parameters):
                 quality = self.objective.qualities(self.validation)
         metrics = EpochMetrics(

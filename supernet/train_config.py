@@ -39,6 +39,8 @@ class TrainConfig:
     ema_decay: of the moving average of weights that is validated and kept; 0 for none.
     max_bad_steps: roll-backs before giving up. snapshot_steps: steps between the states that
         a roll-back returns to; checkpoints are taken at these.
+    evaluations: epochs after which validation images are seen, evenly spread, the last among them;
+        after every epoch would cost a fifth of a short supernet training.
     augment: ``None`` for the default of the kind of data.
 
     Of a supernet only (``supernet.sampling`` explains strategies and shrinking):
@@ -75,7 +77,7 @@ class TrainConfig:
     amp: str = "auto"
     max_bad_steps: int = 5
     snapshot_steps: int = 50
-    eval_every: int = 1
+    evaluations: int = 16
     accumulate: int = 1
     ema_decay: float = 0.0
     augment: AugmentConfig | None = None
@@ -102,7 +104,7 @@ class TrainConfig:
                 "beginning and of the end of the training, in [0, 1]: [0, 1] is the default"
             )
         positive = (
-            *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "eval_every"),
+            *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
             *("accumulate", "groups", "banks", "shrink_epsilon"),
         )
         for name in positive:

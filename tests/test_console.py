@@ -52,19 +52,31 @@ def test_a_continued_run_counts_from_where_it_continues(clock: Clock) -> None:
     assert remaining(done, 1000) == pytest.approx((1000 - done) / 2, rel=0.03)
 
 
-def test_a_pace_of_half_a_minute_ago_is_forgotten(clock: Clock) -> None:
+def test_the_pace_of_the_first_half_is_forgotten(clock: Clock) -> None:
     remaining = Remaining()
     done = told(clock, 60, 10.0, remaining, 0)
-    done = told(clock, 30, 1.0, remaining, done)
+    done = told(clock, 61, 1.0, remaining, done)
     assert remaining(done, 1000) == pytest.approx(1000 - done, rel=0.02)
 
 
 def test_a_pause_is_forgotten_too(clock: Clock) -> None:
     remaining = Remaining()
     done = told(clock, 5, 2.0, remaining, 0)
-    clock.now += 3600
-    done = told(clock, 30, 2.0, remaining, done)
+    clock.now += 100
+    done = told(clock, 106, 2.0, remaining, done)
     assert remaining(done, 1000) == pytest.approx((1000 - done) / 2, rel=0.02)
+
+
+def test_a_pause_at_each_epochs_end_counts_by_its_share(clock: Clock) -> None:
+    """50 s of steps, then 15 s of validation; just after each pause, when it looks worst."""
+    remaining, done, pause = Remaining(), 0.0, 15.0
+    for epoch in range(16):
+        done = told(clock, 50, 1.0, remaining, done)
+        clock.now += pause
+        done = told(clock, 1, 1.0, remaining, done)
+        epochs_left = 19 - epoch
+        left = remaining(done, 1000)
+        assert left == pytest.approx(epochs_left * (50 + pause), rel=0.55 if epoch == 0 else 0.25)
 
 
 def test_jumps_of_a_minute_are_no_sprint(clock: Clock) -> None:

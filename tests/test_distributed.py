@@ -250,7 +250,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_a_killed_worker_changes_nothing_but_the_time(cluster, tmp_path):
-    settings = config(epochs=20, eval_every=20, snapshot_steps=3)
+    settings = config(epochs=20, evaluations=1, snapshot_steps=3)
     undisturbed, _ = train(tmp_path / "undisturbed", settings)
     killed, notices = train(tmp_path / "killed", settings, progress=once(15, kill_a_worker))
     assert any("going back to the last checkpoint" in notice for notice in notices)
@@ -279,7 +279,7 @@ def test_two_workers_leave_what_one_leaves(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, tmp_path):
-    settings = config(epochs=12, eval_every=12, snapshot_steps=3, **LINEAR)
+    settings = config(epochs=12, evaluations=1, snapshot_steps=3, **LINEAR)
     storage = f"file://{tmp_path}/storage"
     process = multiprocessing.get_context("spawn").Process(
         target=train,
@@ -328,7 +328,7 @@ def test_what_a_user_can_mend_is_said_at_once(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_lost_node_leaves_a_training_with_fewer_workers(cluster, tmp_path):
-    settings = config(epochs=30, eval_every=30, snapshot_steps=3, **LINEAR)
+    settings = config(epochs=30, evaluations=1, snapshot_steps=3, **LINEAR)
 
     def lose_a_node() -> None:
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)

@@ -15,7 +15,7 @@ from supernet.training import train_supernet
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Adam makes whole steps of rounding where a gradient is nothing else, so it has a test of its own.
-TWENTY = {"epochs": 7, "eval_every": 7, "num_random": 0}
+TWENTY = {"epochs": 7, "evaluations": 1, "num_random": 0}
 PLAIN = TWENTY | {"optimizer": "sgd", "lr": 0.05}
 CASES = {
     "plain": Case(config(**PLAIN)),

@@ -102,6 +102,12 @@ def test_supernet_resumes_bitwise(data, tmp_path):
     assert [m.epoch for m in again] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("evaluations", "expected"), [(1, [4]), (2, [2, 4]), (9, [0, 1, 2, 3, 4])])
+def test_validation_images_are_seen_evenly_and_at_the_end(data, evaluations, expected):
+    metrics = finetune(small_network(), data, config(epochs=5, evaluations=evaluations))
+    assert [m.epoch for m in metrics if m.val_loss] == expected
+
+
 def test_checkpoint_in_mid_epoch_is_used(data, tmp_path):
     options = {"checkpoint_seconds": 0}
     settings = config(epochs=2, snapshot_steps=2)

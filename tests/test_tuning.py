@@ -55,7 +55,7 @@ def test_the_recipe_lies_in_its_ranges_and_means_itself(recipe, augment):
     found = ranges(recipe)
     assert all(r.low <= r.recipe <= r.high and r.low < r.high for r in found.values())
     same = configured(recipe, augment, {name: r.recipe for name, r in found.items()})
-    assert same == replace(recipe, augment=augment)
+    assert same == replace(recipe, augment=augment, evaluations=recipe.epochs)
     assert found.pop("augmentation").recipe == 1
     assert all(r.recipe == getattr(recipe, name) for name, r in found.items())
 
@@ -71,7 +71,7 @@ def test_every_point_of_the_ranges_can_be_trained(recipe, augment, places):
     assert {name: getattr(tuned, name) for name in values if name != "augmentation"} == {
         name: value for name, value in values.items() if name != "augmentation"
     }
-    assert tuned.eval_every == 1
+    assert tuned.evaluations == tuned.epochs
 
 
 @given(augments, st.floats(0, 2), st.floats(0, 2))
