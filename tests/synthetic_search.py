@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from predictors.additive import AdditiveTable
 from results.journal import Evaluation
-from search import Constraint, Objective, Problem
+from search import Constraint, InProcessExecutor, Objective, Problem, SearchResult, search
+from search.executors.base import Evaluate
+from search.samplers import NSGA2
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace
 
 OBJECTIVES = (Objective("accuracy", "maximize"), Objective("latency_ms", "minimize"))
@@ -99,3 +102,51 @@ def brute_force_front(points: np.ndarray) -> set[int]:
     no_worse = (points[:, None] <= points[None]).all(axis=2)
     better = (points[:, None] < points[None]).any(axis=2)
     return set(np.flatnonzero(~(no_worse & better).any(axis=0)).tolist())
+
+
+def run(
+    problem: Problem,
+    evaluate: Evaluate,
+    journal: Any = None,
+    *,
+    seed: int = 0,
+    make: Any = NSGA2,
+    **options: Any,
+) -> SearchResult:
+    """A whole search in process, of 60 evaluations unless told otherwise."""
+    options.setdefault("num_evaluations", 60)
+    return search(
+        problem,
+        make(problem, seed=seed),
+        InProcessExecutor(evaluate),
+        MemoryJournal() if journal is None else journal,
+        **options,
+    )
+
+
+def summary(result: SearchResult) -> str:
+    """All of a result but how long things took."""
+    drop = [(e.digest, e.index, e.status, dict(e.metrics)) for e in result.evaluations]
+    return repr((drop, [e.digest for e in result.front], result.hypervolume))
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C would."""
+
+    """Stands for the process's end."""
+
+
+class Stubborn:
+    """A sampler from elsewhere: repeats itself, and asks for what cannot be."""
+
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        self.problem = problem
+        self.told: list[tuple[Any, Any]] = []
+        space = problem.space
+        self.rows = space.encode([space.smallest, space.largest, space.smallest])
+
+    def ask(self, n: int) -> Genes:
+        return self.rows[:n]
+
+    def tell(self, genes: Genes, objectives: Any, violations: Any) -> None:
+        self.told.append((objectives, violations))
