@@ -10,6 +10,7 @@ latency (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms", JPDC 2009)
 step that takes the longer of its arithmetic, at a stated rate, and of starting its kernels.
 
     python benchmarks/training_scaling.py [--space digits] [--batch-size 64] [--steps 40]
+        [--strategies multi_architecture sandwich]
 
 Run it on an idle machine. Figures go to ``benchmarks/results/training_scaling.json``.
 """
@@ -40,7 +41,7 @@ from search_space import load_space
 from supernet import Supernet
 from supernet.data import open_data
 from supernet.parallel import Group
-from supernet.sampling import SandwichSampler
+from supernet.sampling import make_sampler
 from supernet.training import TrainConfig, train_supernet
 
 WARM_UP = 5
@@ -101,7 +102,9 @@ class _EnoughError(Exception):
     pass
 
 
-def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, steps: int) -> None:
+def _work(
+    rank: int, size: int, folder: str, space_name: str, strategy: str, batch_size: int, steps: int
+) -> None:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     if size > 1:
@@ -126,7 +129,7 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
     config = TrainConfig(
         epochs=-(-(steps + WARM_UP) // per_epoch) + 1,
         batch_size=batch_size,
-        strategy="sandwich",
+        strategy=strategy,
         evaluations=1,
         snapshot_steps=10**6,
     )
@@ -148,7 +151,9 @@ def _work(rank: int, size: int, folder: str, space_name: str, batch_size: int, s
         dist.destroy_process_group()
 
 
-def measure(space: str, batch_size: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    space: str, strategy: str, batch_size: int, steps: int, rounds: int
+) -> list[dict[str, Any]]:
     """Median over rounds, in which one worker and two take turns.
 
     other_work: share of the machine that other programs took meanwhile.
@@ -157,7 +162,7 @@ def measure(space: str, batch_size: int, steps: int, rounds: int) -> list[dict[s
     for _ in range(rounds):
         for size, rows in seen.items():
             with tempfile.TemporaryDirectory() as folder:
-                arguments = (size, folder, space, batch_size, steps)
+                arguments = (size, folder, space, strategy, batch_size, steps)
                 before, busy = time.perf_counter(), _busy_s()
                 multiprocessing.spawn(_work, arguments, nprocs=size)
                 machine_s = (time.perf_counter() - before) * (psutil.cpu_count() or 1)
@@ -189,15 +194,17 @@ def _busy_s() -> float:
     return float(all_of_them - own.children_user - own.children_system - own.user - own.system)
 
 
-def on_paper(space_name: str, num_classes: int) -> dict[str, Any]:
+def on_paper(space_name: str, strategy: str, num_classes: int) -> dict[str, Any]:
     """Reduction times of a space's supernet, and their share of a step without any overlap."""
     space = load_space(space_name)
     with torch.device("meta"):
         supernet = Supernet(space, num_classes)
     num_params = sum(weight.numel() for weight in supernet.parameters())
-    sampler, kernels, macs, steps = SandwichSampler(space), Kernels(), 0.0, 4
+    steps, kernels, macs = 16, Kernels(), 0.0
+    sampler = make_sampler(space, strategy=strategy, total_steps=steps)
     for subnet in (subnet for step in range(steps) for subnet in sampler(step)):
-        macs += count_architecture(subnet.architecture, num_classes)["macs"] / steps
+        of_all_images = subnet.part[1] * steps
+        macs += count_architecture(subnet.architecture, num_classes)["macs"] / of_all_images
         side = subnet.architecture.resolution
         with kernels:
             images = torch.empty(2, 3, side, side, device="meta")
@@ -238,12 +245,37 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strategies", nargs="+", default=["multi_architecture", "sandwich"])
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    measured = measure(options.space, options.batch_size, options.steps, options.rounds)
-    print(
-        f"{options.space}, batch {options.batch_size}, one thread a worker (load before {load:.1f})"
-    )
+    results = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "load_before": os.getloadavg()[0],
+        "space": options.space,
+        "batch_size": options.batch_size,
+        "steps": options.steps,
+        "rounds": options.rounds,
+        "assumed": {
+            "images_per_gpu": IMAGES_PER_GPU,
+            "operations_per_s": SUSTAINED,
+            "launch_s": LAUNCH,
+            "fabrics": [asdict(fabric) for fabric in FABRICS],
+        },
+        "strategies": {},
+    }
+    for strategy in options.strategies:
+        measured = measure(
+            options.space, strategy, options.batch_size, options.steps, options.rounds
+        )
+        paper = [on_paper("cifar", strategy, 10), on_paper("base", strategy, 1000)]
+        print(f"{strategy}, {options.space}, batch {options.batch_size}, one thread a worker")
+        _tell(measured, paper)
+        results["strategies"][strategy] = {"measured": measured, "on_paper": paper}
+    path = Path(__file__).parent / "results" / "training_scaling.json"
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _tell(measured: list[dict[str, Any]], paper: list[dict[str, Any]]) -> None:
     for row in measured:
         print(
             f"  {row['workers']} worker(s): {row['images_per_s']:7.1f} images/s "
@@ -252,37 +284,17 @@ def main() -> None:
             f"{row['wait_ms']:.1f} ms, reduction {row['reduction_ms']:.2f} ms "
             f"({row['reduction_share']:.1%})"
         )
-    paper = [on_paper("cifar", 10), on_paper("base", 1000)]
     for space in paper:
         print(
-            f"{space['space']}: {space['gradient_bytes'] / 1e6:.0f} MB of gradients, step of "
+            f"  {space['space']}: {space['gradient_bytes'] / 1e6:.0f} MB of gradients, step of "
             f"{IMAGES_PER_GPU} images on a GPU {space['step_ms']:.1f} ms (arithmetic "
             f"{space['arithmetic_ms']:.1f}, starting kernels {space['launches_ms']:.1f})"
         )
         for row in space["fabrics"]:
             print(
-                f"  {row['fabric']:36} reduction {row['reduction_ms']:8.2f} ms, "
+                f"    {row['fabric']:36} reduction {row['reduction_ms']:8.2f} ms, "
                 f"{row['share']:5.1%} of the step, x{row['speed_up']:.1f}"
             )
-    results = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "load_before": load,
-        "space": options.space,
-        "batch_size": options.batch_size,
-        "steps": options.steps,
-        "rounds": options.rounds,
-        "measured": measured,
-        "assumed": {
-            "images_per_gpu": IMAGES_PER_GPU,
-            "operations_per_s": SUSTAINED,
-            "launch_s": LAUNCH,
-            "fabrics": [asdict(fabric) for fabric in FABRICS],
-        },
-        "on_paper": paper,
-    }
-    path = Path(__file__).parent / "results" / "training_scaling.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
