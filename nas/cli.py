@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nas import bounds
 from nas.cli_devices import calibrate, devices, profile
 from nas.cli_finetune import finetune
 from nas.cli_proxies import proxies
 from nas.cli_scale import scale, seed
 from nas.options import (
+    NUM_CLASSES,
     conditions_given,
     console,
     json_option,
@@ -94,7 +96,11 @@ def cli() -> None:
 @option("--interpolate", is_flag=True, default=None, help="Fill a table's gaps from its shapes.")
 @option("--evaluations", type=click.IntRange(1), help="Architectures to evaluate.")
 @option("--sampler", metavar="NAME", help="Who proposes them: nsga2, optuna-TPE, random, …")
-@option("--population", type=click.IntRange(4), help="Candidates that the sampler begins with.")
+@option(
+    "--population",
+    type=click.IntRange(4, bounds.POPULATION),
+    help="Candidates that the sampler begins with.",
+)
 @option("--optuna-storage", metavar="URL|FILE", help="Database or journal of Optuna's study.")
 @option(
     "--warm-start",
@@ -111,7 +117,7 @@ def cli() -> None:
 @option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
 @option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
 @option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
-@option("--num-classes", type=click.IntRange(1), help="Classes, without --data (default 1000).")
+@option("--num-classes", type=NUM_CLASSES, help="Classes, without --data (default 1000).")
 @option(
     "--score",
     type=click.Choice(["combined", "deepmad"]),
@@ -211,7 +217,7 @@ def spaces(name: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name", metavar="NAME_OR_FILE")
-@option("--num-classes", type=click.IntRange(1), default=1000, show_default=True)
+@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
 @option("--device", metavar="NAME", help="Also show the latency measured on this device.")
 @latency_options
 @json_option
@@ -373,6 +379,11 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     for metric in config.limits():
         if metric.startswith("latency_ms@"):
             find_device(metric.partition("@")[2])
+    if config.data is not None:
+        from supernet.named_optimizer import check_optimizer
+
+        check_optimizer(config.train)
+        check_optimizer(config.finetune)
     space = config.search_space()
     plan = {
         "run": str(path),

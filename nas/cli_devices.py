@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from nas.options import (
+    BATCH_SIZE,
+    NUM_CLASSES,
     conditions_given,
     console,
     json_option,
@@ -22,7 +24,7 @@ from search_space.errors import UsageError
 from search_space.units import format_duration, format_latency
 
 classes_option = option(
-    "--num-classes", type=click.IntRange(1), default=1000, show_default=True, help="Of the head."
+    "--num-classes", type=NUM_CLASSES, default=1000, show_default=True, help="Of the head."
 )
 interpolate_option = click.option(
     "--interpolate", is_flag=True, help="Fill a table's gaps from its measured shapes."
@@ -116,7 +118,7 @@ def _profile(
 @click.argument("folder", type=click.Path(path_type=Path))
 @space_option
 @classes_option
-@option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
+@option("--batch-size", type=BATCH_SIZE, default=1, show_default=True)
 @option("--precision", metavar="fp32|fp16", default="fp32", show_default=True)
 @quiet_option
 def bundle(
@@ -164,7 +166,7 @@ def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
     if not file.exists():
         raise UsageError(f"{file}: there is no such file.")
     if file.suffix == ".parquet":
-        table = LatencyTable.load(file)
+        table = LatencyTable.load(file, "Give a table that `nas profile` printed the path of.")
     elif folder is None:
         raise UsageError(
             f"{file} is no table; if it is what a bundle's run.py wrote, give the bundle's folder "

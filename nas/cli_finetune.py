@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.options import console, json_option, option, print_json, quiet_option
+from nas.options import SEED, console, json_option, option, print_json, quiet_option
 from search_space.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="Name of the fine-tuning (default: the search's, and -finetuned).")
 @option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
-@option("--seed", type=click.IntRange(0), help="Of what is tried (default: the search's).")
+@option("--seed", type=SEED, help="Of what is tried (default: the search's).")
 @click.option("--resume", is_flag=True, help="Continue the fine-tuning of this name.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and stop.")
 @json_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.options import (
+    SEED,
     check_compute_device,
     console,
     image_sizes,
@@ -57,7 +58,7 @@ def list_(as_json: bool) -> None:
     metavar="NAME",
     help="Proxy to score with; repeat it for several (default: all closed forms).",
 )
-@option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first repeat.")
+@option("--seed", type=SEED, default=0, show_default=True, help="Of the first repeat.")
 @option(
     "--repeats",
     type=click.IntRange(1),

@@ -13,6 +13,8 @@ import click
 from click.core import ParameterSource
 
 from nas.options import (
+    NUM_CLASSES,
+    SEED,
     check_compute_device,
     conditions_given,
     console,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from nas.scaling import ScaledFamily
 
 score_options = options(
-    option("--random-seed", type=click.IntRange(0), default=0, show_default=True),
+    option("--random-seed", type=SEED, default=0, show_default=True),
     option(
         "--repeats",
         type=click.IntRange(1),
@@ -75,7 +77,7 @@ score_options = options(
 )
 @option("--device", metavar="NAME", help="Also show the members' latency on this device.")
 @latency_options
-@option("--num-classes", type=click.IntRange(1), default=1000, show_default=True)
+@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
 @click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
 @click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
 @option(

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nas import bounds
 from search import window_for
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
+from search.samplers.registry import check_sampler
 from search_space.architecture import Architecture
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space, read_mapping
@@ -55,10 +57,10 @@ class LatencyConfig(_Model):
         where winners cannot be measured here, otherwise nothing.
     """
 
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, le=bounds.BATCH_SIZE)
     precision: str | None = None
     runtime: str | None = None
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=bounds.THREADS)
     interpolate: bool = False
     margin: float | None = Field(default=None, ge=0, lt=1)
 
@@ -82,7 +84,7 @@ class SearchConfig(_Model):
 
     evaluations: int = Field(default=400, ge=1)
     sampler: str = DEFAULT_SAMPLER
-    population: int = Field(default=POPULATION, ge=4)
+    population: int = Field(default=POPULATION, ge=4, le=bounds.POPULATION)
     window: int | None = Field(default=None, ge=1)
     optuna_storage: str | None = None
     warm_start: tuple[str, ...] = ()
@@ -120,13 +122,13 @@ class RunConfig(_Model):
     max: dict[str, str] = {}
     min: dict[str, str] = {}
     minimize: tuple[str, ...] = ("latency",)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=bounds.SEED)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     image_column: str = "image"
     label_column: str = "label"
     supernet: str | None = None
     architecture: dict[str, Any] | None = None
-    num_classes: int = Field(default=1000, ge=1)
+    num_classes: int = Field(default=1000, ge=1, le=bounds.NUM_CLASSES)
     loader_workers: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -214,7 +216,12 @@ def resolve(
             if not isinstance(target, dict):
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
         bound = leaf in ("max", "min")
-        target[leaf] = {**target.get(leaf, {}), **value} if bound else value
+        if bound:
+            there = target.get(leaf) or {}
+            if not isinstance(there, dict):
+                raise UsageError(f"{file}: {leaf}={there!r} must be a mapping, as in params: 5M.")
+            value = {**there, **value}
+        target[leaf] = value
     _check_mode(given, data)
     if not with_budget:
         data["target_latency"] = data["target_throughput"] = None
@@ -259,6 +266,8 @@ def resolve(
         config = RunConfig.model_validate(data)
         # units and names are checked now, not after training
         config.limits(), config.lower_limits(), config.minimised()
+        if config.data is not None:
+            check_sampler(config.search.sampler, config.search.optuna_storage)
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
     except NasError as error:  # a rule of a training, a quantity

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,13 @@ class Console:
 
     def warn(self, text: str) -> None:
         self.rich.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def python_warnings(self) -> Iterator[None]:
+        """Python's warnings are warnings here, without the line of code that gave them."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: self.warn(str(message))
+            yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[PhaseProgress]:

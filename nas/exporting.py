@@ -8,7 +8,7 @@ from nas.config import RunConfig
 from nas.console import Console
 from nas.finishing import export_untrained, preprocessing
 from nas.network_training import NETWORK
-from nas.trained_search import CHECKPOINTS, FINETUNE
+from nas.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export import VERIFIED, ModelCard, export_network
 from results.files import read_json
 from results.journal import Evaluation, read_journal
@@ -61,17 +61,23 @@ def export_from_run(
     )
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
-    checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
+    with console.python_warnings():
+        checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
     if checkpoint is None:
-        raise RunError(f"{source} holds no trained supernet; finish it with --resume first.")
+        raise RunError(no_supernet(source))
     supernet.load_state_dict(checkpoint.trained_weights())
     architecture = Architecture.from_dict(evaluation.architecture)
     network = supernet.extract(architecture)
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
     if digest is None:
-        tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
+        with console.python_warnings():
+            tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
         if tuned is None:
-            raise RunError(f"{run} has no fine-tuned network; give a DIGEST, or finish the run.")
+            raise RunError(
+                f"{run} has no good checkpoint of its fine-tuned network. If the run is not "
+                "finished, finish it with --resume; if it is, the network is in its folder "
+                f"{EXPORT}, or give a DIGEST for one with inherited weights."
+            )
         network.load_state_dict(tuned.trained_weights())
         notes = []
     # beside the export of the chosen network, never in its place: that one is fine-tuned

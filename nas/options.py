@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from nas import bounds
 from search_space.errors import UsageError
 
 
@@ -27,6 +28,11 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+SEED = click.IntRange(0, bounds.SEED)
+BATCH_SIZE = click.IntRange(1, bounds.BATCH_SIZE)
+NUM_CLASSES = click.IntRange(1, bounds.NUM_CLASSES)
+
+
 def image_sizes(least: int = 1) -> click.IntRange:
     """Sides of square images that a command takes."""
     return click.IntRange(least, 2048)
@@ -36,14 +42,16 @@ space_option = option("--space", metavar="NAME|FILE", help="Search space: a pres
 json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")
 latency_options = options(
-    option("--batch-size", type=click.IntRange(1), help="Images per forward pass (default 1)."),
+    option("--batch-size", type=BATCH_SIZE, help="Images per forward pass (default 1)."),
     option("--precision", metavar="fp32|bf16|fp16", help="Default: what is usual on the device."),
     option(
         "--runtime",
         metavar="NAME",
         help="eager, cudagraph, inductor, onnxruntime or tensorrt (default: the device's usual).",
     ),
-    option("--threads", type=click.IntRange(1), help="CPU threads (default: torch's)."),
+    option(
+        "--threads", type=click.IntRange(1, bounds.THREADS), help="CPU threads (default: torch's)."
+    ),
 )
 run_options = options(
     click.option("--config", metavar="FILE", help="YAML file of options; flags override it."),
@@ -55,9 +63,9 @@ run_options = options(
     space_option,
     option("--name", help="Name of the run (default: from data and budget)."),
     option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder of runs."),
-    option("--seed", type=click.IntRange(0), help="Default 0."),
+    option("--seed", type=SEED, help="Default 0."),
     option("--epochs", type=click.IntRange(1), help="Epochs of supernet training."),
-    option("--train-batch-size", type=click.IntRange(1), help="Images per training step."),
+    option("--train-batch-size", type=BATCH_SIZE, help="Images per training step."),
     option("--lr", type=float, help="Peak learning rate of supernet training."),
     option(
         "--strategy",

@@ -22,7 +22,7 @@ from nas.trained_search import CHECKPOINTS, TrainedSearch
 from nas.training_free import TrainingFreeSearch
 from results.report_data import ReportData
 from results.store import JOURNAL, SUPERNET
-from search_space.errors import NasError, UsageError
+from search_space.errors import UsageError
 
 R = TypeVar("R", bound=Run)
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
@@ -89,7 +89,7 @@ def _start(
     with open_run(path, config.to_dict(), manifest, console, resume=resume) as (directory, new):
         try:
             return steps(kind(config, directory, console))
-        except NasError:
+        except Exception:
             if new and not _can_be_continued(path):
                 shutil.rmtree(path)
                 if first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -57,6 +56,5 @@ def open_run(
         except CorruptFileError as error:
             console.warn(f"{error} It is written anew; times of earlier phases are lost.")
             directory.write_json(MANIFEST, {"phases": [], **manifest})
-    with directory, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: console.warn(str(message))
+    with directory, console.python_warnings():
         yield directory, new

@@ -27,7 +27,7 @@ from predictors.latency.table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report_data import Chosen, ReportData
-from results.store import EXPORT, JOURNAL, SNAPSHOT, SUPERNET, RunDirectory
+from results.store import CONFIG, EXPORT, JOURNAL, SNAPSHOT, SUPERNET, RunDirectory
 from search import (
     Executor,
     InProcessExecutor,
@@ -39,14 +39,15 @@ from search import (
 )
 from search.evaluator import SupernetEvaluator, SupernetFactory
 from search.problem import Values
-from search.samplers import make_sampler
+from search.samplers import Sampler, make_sampler
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.checkpoints import load_latest
 from supernet.cluster import quieten
 from supernet.data import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
-from supernet.loop import ProgressCallback
+from supernet.loop import ProgressCallback, check_batch_size, check_groups
+from supernet.named_optimizer import check_optimizer
 from supernet.sampling import COST_STRATEGIES
 from supernet.training import train_supernet
 
@@ -77,11 +78,13 @@ class TrainedSearch(Run):
             return done
         _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
+        self._check_trainings()
         self._check_halvings()
         table = self.latency_table()
         problem = self.problem(table)
+        sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
         supernet = self.trained_supernet()
-        found = self.searched(problem, supernet)
+        found = self.searched(problem, sampler, first, supernet)
         self._note_idle_budget(found)
         baselines = self.baselines(problem, supernet)
         measured = self.measured([*found.values(), *baselines.values()])
@@ -101,6 +104,7 @@ class TrainedSearch(Run):
 
     def training_only(self) -> ReportData:
         self.open_data(self.space.resolutions[-1])
+        self._check_trainings()
         self.trained_supernet()
         self.directory.update_manifest(status="trained")
         return ReportData(run=self.path.name, status="trained", training=curves(self.path))
@@ -209,7 +213,7 @@ class TrainedSearch(Run):
     def _load_supernet(self, supernet: Supernet, run: Path) -> None:
         checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
         if checkpoint is None:
-            raise RunError(f"{run} holds no trained supernet; train one with `nas train`.")
+            raise RunError(no_supernet(run))
         identity = checkpoint.metadata["identity"]
         if identity.get("space") != self.space.digest:
             raise RunError(
@@ -231,11 +235,10 @@ class TrainedSearch(Run):
         supernet.load_state_dict(checkpoint.trained_weights())
         self.notes.append(f"The supernet's weights come from {run}.")
 
-    def searched(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
-        """Search with inherited weights; the front by digest, fastest first."""
+    def sampler(self, problem: Problem) -> Sampler:
+        """Who proposes architectures."""
         config = self.config
-        parts = doubling_batches(self.data.validation, config.search.halvings)
-        sampler = make_sampler(
+        return make_sampler(
             config.search.sampler,
             problem,
             seed=config.seed,
@@ -244,12 +247,23 @@ class TrainedSearch(Run):
             storage=config.search.optuna_storage,
             study=self.path.name,
         )
+
+    def searched(
+        self,
+        problem: Problem,
+        sampler: Sampler,
+        first: Sequence[Architecture],
+        supernet: Supernet,
+    ) -> dict[str, Evaluation]:
+        """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
+        config = self.config
+        parts = doubling_batches(self.data.validation, config.search.halvings)
         batch_size = max(2, config.search.population // 2)
         window = config.search.window or window_for(config.workers, batch_size)
         journal = self.directory.journal()
         for warning in journal.warnings:
             self.console.warn(warning)
-        started, first = time.perf_counter(), len(journal)
+        started, known_before = time.perf_counter(), len(journal)
         events = SearchEvents(self.path / EVENTS)
         with (
             self.phase("searching") as progress,
@@ -260,7 +274,7 @@ class TrainedSearch(Run):
             def show(state: Progress) -> None:
                 events.add(state)
                 best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
-                rate = (state.evaluations - first) / (time.perf_counter() - started)
+                rate = (state.evaluations - known_before) / (time.perf_counter() - started)
                 text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
                 progress(state.evaluations, state.total, text)
 
@@ -273,7 +287,7 @@ class TrainedSearch(Run):
                 batch_size=min(batch_size, window),
                 window=window,
                 halvings=config.search.halvings,
-                warm_start=self._warm_start(),
+                warm_start=first,
                 on_progress=show,
             )
         journal.snapshot(self.path / SNAPSHOT)
@@ -294,6 +308,16 @@ class TrainedSearch(Run):
         if note is not None:
             self.console.say(f"  {note}")
             self.notes.append(note)
+
+    def _check_trainings(self) -> None:
+        """Raises RunError where a training cannot begin, of which the last does after hours."""
+        config, images = self.config, len(self.data.train)
+        if config.supernet is None:
+            check_batch_size(config.train, images, config.workers)
+            check_groups(config.train, images, config.workers)
+            check_optimizer(config.train)
+        check_batch_size(config.finetune, images, workers=1)
+        check_optimizer(config.finetune)
 
     def _check_halvings(self) -> None:
         """Raises UsageError where the first look would see too few images to tell anything."""
@@ -321,7 +345,7 @@ class TrainedSearch(Run):
             num_gpus=float(on_gpu) if gpus is None else gpus,
         )
 
-    def _warm_start(self) -> list[Architecture]:
+    def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
         result: dict[str, Architecture] = {}
         for run in map(Path, self.config.search.warm_start):
@@ -398,3 +422,12 @@ def training_text(info: Mapping[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "?" if value is None else f"{value:.1%}"
+
+
+def no_supernet(run: Path) -> str:
+    """What to do where ``run`` has no good checkpoint of a supernet."""
+    return (
+        f"{run} holds no good checkpoint of a supernet. If it is not finished, finish it with "
+        f"--resume; otherwise train the supernet again with `nas train --config "
+        f"{run / CONFIG} --name NEW` and give --supernet with the folder of that run."
+    )

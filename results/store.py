@@ -121,6 +121,7 @@ class RunDirectory:
                     "would mix two runs (stored -> asked):\n  "
                     + "\n  ".join(changes)
                     + "\nAsk for the stored values, or start a new run with another --name."
+                    + _supernet_hint(path)
                 )
             for leftover in path.glob(".*.tmp"):  # a file that was being replaced at the kill
                 leftover.unlink(missing_ok=True)
@@ -242,6 +243,12 @@ def _taken(path: Path) -> str:
         f"{path} exists and is not empty. Continue that run with --resume, or choose another "
         "--name for a new one."
     )
+
+
+def _supernet_hint(path: Path) -> str:
+    if not (path / SUPERNET).exists():
+        return ""
+    return f" With --supernet {path} it need not train another supernet for the same images."
 
 
 def _missing(path: Path) -> str:

@@ -8,6 +8,7 @@ pipeline on single PIL images was measured at 85 µs for a 32 px crop, flip and 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ class AugmentConfig:
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} is {getattr(self, name)}; it must not be negative")
+            if not math.isfinite(getattr(self, name)):
+                raise DataError(f"{name} is {getattr(self, name)}; it must be a finite number")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError(f"scale is {self.scale}; it must be two rising shares in (0, 1]")
 

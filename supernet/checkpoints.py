@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
-from search_space.errors import CorruptFileError
+from search_space.errors import CorruptFileError, RunError
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -76,7 +76,7 @@ class LocalStore:
         return str(self.directory)
 
     def load(self) -> Checkpoint | None:
-        return load_latest(self.directory)
+        return load_latest(self.directory, set_aside=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         save_checkpoint(self.directory, checkpoint)
@@ -135,29 +135,40 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def load_latest(directory: Path) -> Checkpoint | None:
-    """The newest good checkpoint, or ``None``; each damaged one is warned about and renamed.
+def load_latest(directory: Path, *, set_aside: bool = False) -> Checkpoint | None:
+    """The newest good checkpoint, or ``None``; each damaged one is warned about.
+
+    set_aside: rename damaged ones, as a training must that is going to write new ones.
 
     Raises ``PickleRefusedError``: damage does not make a pickle, somebody put it there.
     """
-    for path in _checkpoints(directory):
+    paths = _checkpoints(directory)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except PickleRefusedError:
             raise
         except CorruptFileError as error:
+            last = " No good one is left." if path == paths[-1] else ""
             warnings.warn(
-                f"checkpoint {path.name} is damaged and left out, the one before it is used: "
-                f"{error}",
-                stacklevel=2,
+                f"checkpoint {path.name} is damaged and left out: {error}.{last}", stacklevel=2
             )
-            path.rename(path.with_name(f"damaged-{path.name}"))
+            if set_aside:
+                path.rename(path.with_name(f"damaged-{path.name}"))
     return None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Save tensors by name as safetensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Save tensors by name as safetensors; raises RunError where the disk takes no more."""
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path
+        )
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} cannot be written ({error}); free some space, then give the same command with "
+            "--resume"
+        ) from error
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:

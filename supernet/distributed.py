@@ -38,7 +38,7 @@ from supernet.checkpoints import Checkpoint, LocalStore, save_checkpoint
 from supernet.cluster import connected, nodes, share
 from supernet.data import ImageData
 from supernet.distributed_worker import TELL_SECONDS, Cost, Job, work
-from supernet.loop import ProgressCallback, check_batch_size
+from supernet.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.metric_files import MetricFiles
 from supernet.storage import Storage
 from supernet.supernet import Supernet
@@ -103,6 +103,7 @@ def train_distributed(
     found = local.load()
     if not _is_finished(found, config):
         check_batch_size(config, len(data.train), workers.count)
+        check_groups(config, len(data.train), workers.count)
         own = workers.storage is None
         storage = Storage(
             str(directory) if workers.storage is None else workers.storage,

@@ -83,6 +83,19 @@ def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None
         )
 
 
+def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where a batch has fewer images than ``multi_architecture`` makes groups."""
+    parts = workers * config.accumulate
+    images = min(config.batch_size, num_images) // parts
+    if config.strategy == "multi_architecture" and images < config.groups:
+        raise RunError(
+            f"{images} images are trained at a time (batch_size {config.batch_size}, {num_images} "
+            f"training images, {workers} workers, accumulate {config.accumulate}), and strategy "
+            f"'multi_architecture' cuts them into {config.groups} groups of at least one; give a "
+            f"batch_size of {parts * config.groups} or more, fewer groups, or strategy 'uniform'"
+        )
+
+
 class TrainingLoop:
     """Trains ``module`` in place by ``objective``; see ``supernet.training`` for arguments."""
 

@@ -98,6 +98,11 @@ class NamedOptimizer:
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises RunError where timm has no such optimiser or schedule."""
+    _made(nn.Linear(1, 1), config, steps_per_epoch=1)
+
+
 def _made(
     module: nn.Module, config: TrainConfig, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, Any]:

@@ -93,7 +93,7 @@ class Storage:
     def newest(self) -> tuple[str, Checkpoint] | None:
         """The newest good checkpoint and its name; damaged ones are warned about."""
         if self.folder is not None:
-            found = load_latest(self.folder)
+            found = load_latest(self.folder, set_aside=True)
             return None if found is None else (self.names()[0], found)
         for name in self.names():
             try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search_space.errors import NasError, RunError
 from supernet.augmentation import AugmentConfig
 from supernet.sampling.factory import SHRINKINGS, STRATEGIES
+from supernet.tokenisation import TokenSchedule
 
 CHOICES = {
     "amp": ("auto", "off"),
@@ -103,6 +105,10 @@ class TrainConfig:
                 f"distillation is {list(self.distillation)}; it must be two shares, of the "
                 "beginning and of the end of the training, in [0, 1]: [0, 1] is the default"
             )
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunError(f"{name} is {value}; it must be a finite number")
+        TokenSchedule(self.tokens)
         positive = (
             *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
             *("accumulate", "groups", "banks", "shrink_epsilon"),

@@ -188,6 +188,21 @@ def test_altered_tables_are_refused(
     assert "nas profile" in str(error.value)
 
 
+def test_a_flipped_bit_changes_nothing_or_is_found(table: LatencyTable, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    table.save(path)
+    whole, found = path.read_bytes(), 0
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    end = columns.column(columns.num_columns - 1)
+    for position in range(4, end.data_page_offset + end.total_compressed_size, 17):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        try:
+            assert LatencyTable.load(path) == table
+        except CorruptFileError:
+            found += 1
+    assert found > 10
+
+
 def test_unreadable_tables_are_refused(table: LatencyTable, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     table.save(path)

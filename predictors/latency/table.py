@@ -36,6 +36,7 @@ from search_space.errors import CorruptFileError, NasError
 
 SCHEMA_VERSION = 2
 ORIGINS = ("measured", "interpolated", "estimated")
+MEASURE_AGAIN = "Delete the file and run `nas profile` to measure it again."
 _METADATA_KEY = b"nas.latency_table"
 _SCHEMA = pa.schema(
     [
@@ -208,8 +209,8 @@ class LatencyTable:
         write_parquet(path, pa.table(columns, schema=_SCHEMA), _METADATA_KEY, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> LatencyTable:
-        """Table in ``path``.
+    def load(cls, path: Path, fix: str = MEASURE_AGAIN) -> LatencyTable:
+        """Table in ``path``; ``fix`` is what an error advises.
 
         Raises CorruptFileError where the file is missing, cut short, of another schema version,
         or holds cells that no measurement gives.
@@ -234,8 +235,7 @@ class LatencyTable:
             if not isinstance(name, str) or not isinstance(created, str):
                 raise CorruptFileError("name and created must be text.")
         except NasError as error:
-            text = f"{path}: {error} Delete the file and run `nas profile` to measure it again."
-            raise CorruptFileError(text) from None
+            raise CorruptFileError(f"{path}: {error} {fix}") from None
         return cls(conditions, measured, corrections, calibration, name, created)
 
 
@@ -268,7 +268,9 @@ def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            pq.write_table(table.replace_schema_metadata({key: text}), file)
+            pq.write_table(
+                table.replace_schema_metadata({key: text}), file, write_page_checksum=True
+            )
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -281,7 +283,7 @@ def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str
 def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
     """Table and metadata; raises CorruptFileError where it is not what ``write_parquet`` wrote."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise CorruptFileError("there is no such file.") from None
     except (pa.ArrowException, OSError) as error:

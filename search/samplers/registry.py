@@ -86,6 +86,21 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
 search."""
 
 
+def check_sampler(name: str, storage: str | None = None) -> None:
+    """Raises UnknownNameError for an unknown name, UsageError for a storage that nothing uses."""
+    base = name.removesuffix(POLISHED)
+    if base.startswith(OPTUNA):
+        return
+    if base not in SAMPLERS:
+        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP", "nsga2+local"]
+        raise UnknownNameError("sampler", name, known)
+    if storage is not None:
+        raise UsageError(
+            f"an Optuna storage is of no use to the sampler {name!r}; take optuna-TPE or another "
+            "of Optuna's, or leave the storage out."
+        )
+
+
 def make_sampler(
     name: str,
     problem: Problem,
@@ -98,22 +113,12 @@ def make_sampler(
 ) -> Sampler:
     """The sampler ``name``: one of ``SAMPLERS``, ``optuna-TPE`` and the like, ``nsga2+local``.
 
-    Args as in ``Settings``. Raises UnknownNameError for an unknown name, UsageError for a storage
-    where nothing is stored.
+    Args as in ``Settings``. Raises as ``check_sampler``.
     """
+    check_sampler(name, storage)
     settings = Settings(problem, seed, population, budget, storage, study)
     base = name.removesuffix(POLISHED)
-    maker = SAMPLERS.get(base)
-    if base.startswith(OPTUNA):
-        maker = _optuna(base.removeprefix(OPTUNA))
-    elif storage is not None:
-        raise UsageError(
-            f"an Optuna storage is of no use to the sampler {name!r}; take optuna-TPE or another "
-            "of Optuna's, or leave the storage out."
-        )
-    if maker is None:
-        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP", "nsga2+local"]
-        raise UnknownNameError("sampler", name, known)
+    maker = SAMPLERS.get(base) or _optuna(base.removeprefix(OPTUNA))
     sampler = maker(settings)
     if not name.endswith(POLISHED):
         return sampler
