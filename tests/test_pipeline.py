@@ -287,7 +287,7 @@ def test_a_trained_supernet_serves_other_searches(finished: Job) -> None:
     assert "give the same --data and --seed" in refused.err
     refused = finished.search("nothing", "--supernet", finished.runs / "shard")
     assert refused.code == 1
-    assert "holds no trained supernet; train one with `nas train`" in refused.err
+    assert "holds no trained supernet. Finish it with --resume" in refused.err
     assert tree(shared) == before
     shutil.rmtree(max((shared / "supernet" / "checkpoints").glob("step-*")))
     refused = finished.search("unfinished", "--supernet", shared)
