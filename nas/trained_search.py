@@ -427,7 +427,7 @@ def _percent(value: float | None) -> str:
 def no_supernet(run: Path) -> str:
     """What to do where ``run`` has no good checkpoint of a supernet."""
     return (
-        f"{run} holds no trained supernet. Finish it with --resume if it is not finished; otherwise "
+        f"{run} holds no trained supernet. Finish it with --resume if it is not finished, or "
         f"train one with `nas train --config {run / CONFIG} --name NEW`, and search with "
         "--supernet and the folder of that run."
     )
