@@ -8,7 +8,6 @@ memory works; class names come from the schema's metadata where it has them.
 from __future__ import annotations
 
 import io
-import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from search_space.errors import DataError
+from supernet.parquet_schema import check_schemas
 from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
@@ -136,9 +136,7 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
         by_role.setdefault("train" if path.is_file() else _role(file, root), []).append(file)
     if "train" not in by_role:
         raise DataError(f"{path} has no training files; name them train*.parquet")
-    class_names: tuple[str, ...] = ()
-    for file in files:
-        class_names = class_names or _check_schema(file, image_column, label_column)
+    class_names = check_schemas(files, image_column, label_column)
     images = {
         role: ParquetImages(root, members, image_column, label_column)
         for role, members in by_role.items()
@@ -174,54 +172,6 @@ def _role(file: Path, root: Path) -> str:
         if word in SPLIT_FOLDERS:
             return SPLIT_FOLDERS[word]
     return "train"
-
-
-def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
-    """Check the columns' presence and types; returns class names, or () where there are none."""
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file} is not a readable Parquet file ({error})") from error
-    for column in (image_column, label_column):
-        if column not in schema.names:
-            raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
-                "image and label columns, or rename them to 'image' and 'label'"
-            )
-    label_type = schema.field(label_column).type
-    if not pa.types.is_integer(label_type):
-        raise DataError(
-            f"label column {label_column!r} of {file} has type {label_type}, not integer; store "
-            "class indices (0, 1, …) as int64, or name another label column"
-        )
-    image_type = schema.field(image_column).type
-    inner = image_type
-    if pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0:
-        inner = image_type.field("bytes").type
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-        raise DataError(
-            f"image column {image_column!r} of {file} has type {image_type}; it must hold encoded "
-            "images as bytes or as a struct {bytes, path}"
-        )
-    return _class_names(schema, label_column)
-
-
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """From the key ``classes`` (JSON list or comma-separated), or Hugging Face's features."""
-    metadata = schema.metadata or {}
-    raw = metadata.get(b"classes")
-    if raw is not None:
-        text = raw.decode("utf-8")
-        try:
-            names = json.loads(text)
-        except ValueError:
-            names = [name.strip() for name in text.split(",")]
-        return tuple(str(name) for name in names)
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(str(name) for name in features[label_column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
 
 
 def _check_range(
