@@ -11,7 +11,7 @@ import io
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.parquet_schema import check_schemas
+from supernet.parquet_schema import READ_ERRORS, check_schemas, unreadable
 from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
@@ -54,7 +54,10 @@ class ParquetImages:
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         total = 0
         for number, file in enumerate(self._files):
-            column = file.read(columns=[label]).column(label)
+            try:
+                column = file.read(columns=[label]).column(label)
+            except READ_ERRORS as error:
+                raise unreadable(files[number], error) from error
             if column.null_count:
                 raise DataError(
                     f"label column {label!r} of {files[number]} has {column.null_count} empty "
@@ -74,11 +77,7 @@ class ParquetImages:
         with self._lock:
             column = self._cache.get(position)
             if column is None:
-                number, group = self._groups[position]
-                table = self._files[number].read_row_group(
-                    group, columns=[self.image_column], use_threads=False
-                )
-                column = self._cache[position] = table.column(0)
+                column = self._cache[position] = self._read_group(*self._groups[position])
                 kept = sum(entry.nbytes for entry in self._cache.values())
                 while kept > self._cache_bytes and len(self._cache) > 1:
                     kept -= self._cache.popitem(last=False)[1].nbytes
@@ -87,6 +86,14 @@ class ParquetImages:
         if data is None:
             raise DataError(f"{self._where(index)} has no image bytes; store the encoded image")
         return bytes(data)
+
+    def _read_group(self, number: int, group: int) -> pa.ChunkedArray:
+        columns = [self.image_column]
+        try:
+            table = self._files[number].read_row_group(group, columns=columns, use_threads=False)
+        except READ_ERRORS as error:
+            raise unreadable(self._paths[number], error) from error
+        return table.column(0)
 
     def __getstate__(self) -> dict[str, Any]:
         # For data-loading workers that are not forked: open files and locks stay behind.
@@ -120,7 +127,18 @@ class ParquetImages:
 
 def _open(files: list[Path]) -> list[pq.ParquetFile]:
     # Memory-mapped files have no shared position, so forked workers do not disturb each other.
-    return [pq.ParquetFile(file, memory_map=True) for file in files]
+    opened = []
+    for file in files:
+        try:
+            opened.append(pq.ParquetFile(file, memory_map=True))
+        except READ_ERRORS as error:
+            raise unreadable(file, error) from error
+    return opened
+
+
+def parquet_files(folder: Path) -> Iterator[Path]:
+    """The Parquet files below a folder; folders may have such names too."""
+    return (path for path in folder.rglob("*.parquet") if path.is_file())
 
 
 def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
@@ -130,7 +148,7 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
     file is training data.
     """
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else sorted(parquet_files(path))
     by_role: dict[str, list[Path]] = {}
     for file in files:
         by_role.setdefault("train" if path.is_file() else _role(file, root), []).append(file)
@@ -168,7 +186,8 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
 
 def _role(file: Path, root: Path) -> str:
     for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
-        word = name.lower().replace("_", "-").split("-")[0].rstrip("0123456789")
+        word = name.lower().removesuffix(".parquet").replace("_", "-").split("-")[0]
+        word = word.rstrip("0123456789")
         if word in SPLIT_FOLDERS:
             return SPLIT_FOLDERS[word]
     return "train"

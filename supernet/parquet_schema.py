@@ -16,7 +16,8 @@ READ_ERRORS = (OSError, pa.ArrowException)
 
 def unreadable(file: Path, error: Exception) -> DataError:
     """The error to raise where reading ``file`` raised one of ``READ_ERRORS``."""
-    return DataError(f"{file} is not a readable Parquet file ({error}); replace or remove it")
+    reason = " ".join(str(error).split())
+    return DataError(f"{file} is not a readable Parquet file ({reason}); replace or remove it")
 
 
 def check_schemas(files: Sequence[Path], image_column: str, label_column: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.parquet_images import open_parquet
+from supernet.parquet_images import open_parquet, parquet_files
 from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
@@ -113,7 +113,7 @@ def open_source(
             )
         return open_parquet(path, image_column, label_column)
     if path.is_dir():
-        if next(path.rglob("*.parquet"), None) is not None:
+        if next(parquet_files(path), None) is not None:
             return open_parquet(path, image_column, label_column)
         return _image_folder(path)
     prefix = source.partition("/")[0].lower()

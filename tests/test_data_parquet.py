@@ -77,3 +77,33 @@ def test_a_shard_without_names_takes_those_of_the_others(tmp_path):
     write(tmp_path / "train-0.parquet", metadata=None)
     write(tmp_path / "train-1.parquet")
     assert open_data(str(tmp_path), 12).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_damaged_pages_are_those_of_a_named_file(tmp_path, column):
+    path = write(tmp_path / "train.parquet")
+    metadata = pq.read_metadata(path).row_group(0)
+    number = [metadata.column(i).path_in_schema for i in range(2)].index(column)
+    chunk = metadata.column(number)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + 20 : start + chunk.total_compressed_size] = b"\xff" * (
+        chunk.total_compressed_size - 20
+    )
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.parquet is not a readable.*replace or remove"):
+        open_data(str(path), 12)
+
+
+def test_folders_may_be_called_as_parquet_files(tmp_path):
+    write(tmp_path / "train.parquet" / "part-0.parquet")
+    write(tmp_path / "test.parquet" / "part-0.parquet")
+    data = open_data(str(tmp_path), 12)
+    assert len(data.train) + len(data.validation) == len(data.test) == 20
+
+
+@pytest.mark.parametrize("classes", [b"5", b"null", b'"cat"', b"caf\xe9,bar"])
+def test_classes_that_are_no_list_are_refused(tmp_path, classes):
+    write(tmp_path / "train.parquet", {b"classes": classes})
+    with pytest.raises(DataError, match=r"'classes' of .*train\.parquet is b'.*JSON list"):
+        open_data(str(tmp_path), 12)
