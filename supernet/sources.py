@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from search_space.errors import DataError
+from supernet.image_modes import to_rgb
 from supernet.parquet_images import open_parquet, parquet_files
 from supernet.raw_images import (
     SPLIT_FOLDERS,
@@ -81,10 +82,9 @@ class TimmImages:
 
     def image(self, index: int) -> Image.Image:
         try:
-            image = self.dataset[index][0]
+            return to_rgb(self.dataset[index][0], f"image {index} of {self.name}")
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"image {index} of {self.name} cannot be read ({error})") from error
-        return image.convert("RGB")
 
     def verify(self) -> None:
         pass  # the library that made the data set checks its own files
@@ -221,7 +221,13 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
         raise DataError(f"{source!r} names a format; give the path of the image folder instead")
 
     def opened(split: str) -> Any:
-        return create_dataset(source, root=root or ".", split=split, download=download)
+        return create_dataset(
+            source,
+            root=root or ".",
+            split=split,
+            download=download,
+            input_img_mode="",  # as it is stored: PIL's conversion cuts 16 bits off
+        )
 
     try:
         train = opened("train")
