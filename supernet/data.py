@@ -44,11 +44,13 @@ MEMORY_LIMIT_BYTES = 2**30  # decoded splits up to this size are kept
 
 
 class ImageData:
-    """An opened data set: ``train``, ``validation`` and (decoded when first asked for) ``test``.
+    """An opened data set: ``train``, ``validation`` and ``test``.
 
     mean, std: per channel, of pixel values in 0..1: measured on the training split for images
     up to 64 px, ImageNet's for larger ones (published weights expect those).
-    fingerprint: 12 hex digits over contents, labels and split membership.
+    fingerprint: 12 hex digits over contents, labels and split membership of all that training
+        and search see; images of a test split of its own are no part of it.
+    test_fingerprint: the same of the test split.
     """
 
     def __init__(
@@ -74,11 +76,14 @@ class ImageData:
             self.mean, self.std = statistics(train.decoded)
         for split in (train, validation, test):
             split.mean, split.std = self.mean, self.std
-        self.fingerprint = self._fingerprint()
+        # A test split that was cut from the training images decides what is left to train on.
+        seen = (train, validation, test) if test.raw is train.raw else (train, validation)
+        self.fingerprint = self._fingerprint(*seen)
+        self.test_fingerprint = self._fingerprint(test)
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, *splits: ImageSplit) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.resolution} {self.class_names}".encode())
-        for split in (self.train, self.validation, self.test):
+        for split in splits:
             digest.update(split.raw.content())
             digest.update("\n".join(split.raw.keys[index] for index in split.indices).encode())
             digest.update(split.labels.astype("<i8").tobytes())
@@ -157,8 +162,10 @@ def open_data(
     train = split(train_raw, rest, training=True)
     validation = split(validation_raw, validation_indices)
     test = split(test_raw, test_indices)
-    # What is decoded now is checked by that; of the rest at least every header is read.
-    decoded_now = [part for part in (train, validation) if part.in_memory]
+    # What is decoded now is checked by that; of the rest at least every header is read. Large
+    # test images wait until they are needed.
+    now = (train, validation, test) if resolution <= SMALL_IMAGE else (train, validation)
+    decoded_now = [part for part in now if part.in_memory]
     for part in decoded_now:
         _ = part.decoded
     pending = [part.raw for part in (train, validation, test) if part not in decoded_now]
