@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from search_space.errors import DataError
 from supernet.augmentation import (
@@ -28,6 +28,7 @@ from supernet.augmentation import (
     preserved_generators,
     seed_generators,
 )
+from supernet.loading import load
 from supernet.raw_images import RawImages
 from supernet.sources import open_source
 from supernet.splits import (
@@ -271,16 +272,9 @@ class _Augmented(Dataset[Any]):
         labels = torch.from_numpy(self.split.labels[indices])
         return Batch(images, labels, torch.tensor(indices), self.variant)
 
-    def loader(self, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+    def batches(self, positions: list[list[int]], workers: int) -> Iterator[Batch]:
         """The batches of these positions, in this order."""
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=min(workers, len(batches)),
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
+        return load(self, positions, workers, pinned=torch.cuda.is_available())
 
 
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
@@ -328,7 +322,7 @@ def train_loader(
         batches.append(batch)
     variant = epoch if variants is None else epoch % variants
     dataset = _Augmented(data.train, config, seed, variant)
-    for step, batch in enumerate(dataset.loader(batches, workers), start):
+    for step, batch in enumerate(dataset.batches(batches, workers), start):
         if mixup is not None:
             with preserved_generators():
                 seed_generators(mix_seed(seed, epoch, step, 2))
@@ -350,11 +344,7 @@ def augmented_batches(
     config = augment or default_augment(data.kind, data.resolution)
     positions = list(range(len(data.train)))
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-    yield from _Augmented(data.train, config, seed, variant).loader(batches, workers)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    yield from _Augmented(data.train, config, seed, variant).batches(batches, workers)
 
 
 class EvalBatches:
@@ -376,13 +366,8 @@ class EvalBatches:
             yield from self._kept
             return
         size = self.batch_size
-        loader: DataLoader[Any] = DataLoader(
-            self.split,
-            batch_sampler=[self.chosen[i : i + size] for i in range(0, self.num_images, size)],
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+        positions = [self.chosen[i : i + size] for i in range(0, self.num_images, size)]
+        loader = load(self.split, positions, self.workers)
         if self.num_images * self.split.resolution**2 * 12 <= MEMORY_LIMIT_BYTES:
             self._kept = list(loader)
             yield from self._kept

@@ -255,6 +255,26 @@ def test_truncated_image_is_named_when_decoded(tmp_path):
         [list(part) for part in used]
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_loading_processes_raise_the_same_error(tmp_path, split):
+    root = make_folder(tmp_path, {"cat": 8, "dog": 8})
+    data = open_data(str(root), 96)
+    data.validation.in_memory = False
+    first = getattr(data, split)
+    (root / first.raw.keys[first.indices[0]]).write_bytes(b"no image any more")
+
+    def message(workers: int) -> str:
+        batches = eval_batches(data.validation, 4, workers=workers)
+        if split == "train":
+            batches = train_loader(data, 4, 0, 0, workers, augment=AugmentConfig(crop="none"))
+        with pytest.raises(DataError) as caught:
+            list(batches)
+        return str(caught.value)
+
+    assert message(1) == message(0)
+    assert "cannot be read as an image" in message(1)
+
+
 def test_empty_class_and_missing_train(tmp_path):
     root = make_folder(tmp_path / "a", {"cat": 5, "dog": 0})
     with pytest.raises(DataError, match="dog has no images"):
