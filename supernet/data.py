@@ -29,7 +29,7 @@ from supernet.augmentation import (
     seed_generators,
 )
 from supernet.loading import load
-from supernet.raw_images import RawImages
+from supernet.raw_images import RawImages, key_bytes, printable
 from supernet.sources import open_source
 from supernet.splits import (
     IMAGENET_MEAN,
@@ -86,7 +86,7 @@ class ImageData:
         digest = hashlib.sha256(f"{self.kind} {self.resolution} {self.class_names}".encode())
         for split in splits:
             digest.update(split.raw.content())
-            digest.update("\n".join(split.raw.keys[index] for index in split.indices).encode())
+            digest.update(b"\n".join(key_bytes(split.raw.keys[index]) for index in split.indices))
             digest.update(split.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:12]
 
@@ -176,7 +176,7 @@ def open_data(
         source=source,
         kind=opened.kind,
         resolution=resolution,
-        class_names=opened.class_names,
+        class_names=tuple(printable(name) for name in opened.class_names),
         train=train,
         validation=validation,
         test=test,
@@ -195,7 +195,7 @@ def _cut(
     ranks = np.array(
         [
             int.from_bytes(
-                hashlib.blake2b(f"{seed}:{raw.keys[i]}".encode(), digest_size=8).digest()
+                hashlib.blake2b(key_bytes(f"{seed}:{raw.keys[i]}"), digest_size=8).digest()
             )
             for i in indices
         ],

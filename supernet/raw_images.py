@@ -61,6 +61,16 @@ class Source:
     class_names: tuple[str, ...]
 
 
+def key_bytes(key: str) -> bytes:
+    """A key to be hashed; names of files need not be UTF-8, those of old archives are not."""
+    return key.encode(errors="surrogateescape")
+
+
+def printable(name: str) -> str:
+    """A name with what is not UTF-8 in it as an escape, which every file and terminal takes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def decode(stream: Any, name: str) -> Image.Image:
     """Decode to RGB."""
     try:
