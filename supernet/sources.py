@@ -19,7 +19,6 @@ from search_space.errors import DataError
 from supernet.image_modes import to_rgb
 from supernet.parquet_images import open_parquet, parquet_files
 from supernet.raw_images import (
-    SPLIT_FOLDERS,
     Source,
     check_classes,
     check_covered,
@@ -27,10 +26,7 @@ from supernet.raw_images import (
     decode,
     verify_each,
 )
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-)
+from supernet.split_folders import IMAGE_SUFFIXES, image_files, split_folders, subfolders
 
 
 class ArrayImages:
@@ -136,26 +132,10 @@ def _digits() -> Source:
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
 def _image_folder(path: Path) -> Source:
     """A subfolder per class, or ``train/``, ``val/``, ``test/`` with subfolders per class."""
-    folders = _subfolders(path)
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        role = SPLIT_FOLDERS.get(folder.name.lower())
-        if role is not None:
-            splits.setdefault(role, folder)
-    if "train" not in splits:
-        if folders and all(folder.name.lower() in SPLIT_FOLDERS for folder in folders):
-            names = ", ".join(folder.name for folder in folders)
-            raise DataError(f"{path} holds {names} but no train/ folder to train on")
-        splits = {"train": path}
-    class_names = tuple(folder.name for folder in _subfolders(splits["train"]))
+    splits = split_folders(path)
+    class_names = tuple(folder.name for folder in subfolders(splits["train"]))
     if not class_names:
         raise DataError(
             f"no images in {splits['train']}: it needs one subfolder per class, with image files "
@@ -175,12 +155,8 @@ def _image_folder(path: Path) -> Source:
 def _read_split(folder: Path, class_names: tuple[str, ...], role: str) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
-    for class_folder in _subfolders(folder):
-        files = sorted(
-            file
-            for file in class_folder.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-        )
+    for class_folder in subfolders(folder):
+        files = sorted(image_files(class_folder))
         if class_folder.name not in class_names:
             raise DataError(
                 f"class {class_folder.name!r} is in {folder} but has no training image; "
