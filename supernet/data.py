@@ -151,8 +151,9 @@ def open_data(
     for name, indices in (("validation", validation_indices), ("test", test_indices)):
         if len(indices) == 0:
             raise DataError(
-                f"the {name} split of {source!r} is empty: {len(train_raw.labels)} images are too "
-                "few to cut it; add images (at least three per class) or raise its fraction"
+                f"the {name} split of {source!r} is empty: with {len(train_raw.labels)} images no "
+                "class has one to spare for it, whatever its fraction; add images (at least three "
+                "per class)"
             )
 
     def split(raw: RawImages, indices: np.ndarray, *, training: bool = False) -> ImageSplit:

@@ -286,6 +286,14 @@ def test_empty_class_and_missing_train(tmp_path):
         open_data(str(tmp_path / "b" / "test" / "cat"), 12)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_classes_without_an_image_to_spare(tmp_path, images):
+    source = str(make_folder(tmp_path, {"cat": images, "dog": images}))
+    for fraction in (0.2, 0.9):
+        with pytest.raises(DataError, match=r"is empty.*whatever its fraction; .*three per class"):
+            open_data(source, 12, validation_fraction=fraction, test_fraction=fraction)
+
+
 def test_class_only_in_test(tmp_path):
     make_folder(tmp_path / "train", {"cat": 5, "dog": 5})
     make_folder(tmp_path / "test", {"cat": 2, "emu": 2})
