@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from search_space.errors import NasError
+from search_space.errors import DataError
 
 
 class _ErrorsAsValues(Dataset[Any]):
@@ -19,7 +19,7 @@ class _ErrorsAsValues(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> Any:
         try:
             return self.dataset.__getitems__(indices)
-        except NasError as error:
+        except DataError as error:
             return error
 
 
@@ -30,7 +30,7 @@ def load(
 
     workers: processes that fetch batches; with 0 it is this one. pinned: in pinned memory.
 
-    Raises the NasError that fetching a batch raised.
+    Raises the DataError that fetching a batch raised.
     """
     loader: DataLoader[Any] = DataLoader(
         _ErrorsAsValues(dataset),
@@ -41,7 +41,7 @@ def load(
         generator=torch.Generator(),  # or it would draw from the global one
     )
     for batch in loader:
-        if isinstance(batch, NasError):
+        if isinstance(batch, DataError):
             raise batch
         yield batch
 

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.parquet_schema import READ_ERRORS, check_schemas, unreadable
+from supernet.parquet_schema import READ_ERRORS, check_schemas, open_file, unreadable
 from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
@@ -44,7 +43,7 @@ class ParquetImages:
         self.image_column = image
         keys: list[str] = []
         labels: list[np.ndarray] = []
-        self._files = _open(files)
+        self._files = [open_file(file) for file in files]
         self._cache_bytes = psutil.virtual_memory().available // 4
         self._lock = threading.Lock()
         self._names = [file.relative_to(root).as_posix() for file in files]
@@ -104,7 +103,7 @@ class ParquetImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._files = _open(self._paths)
+        self._files = [open_file(path) for path in self._paths]
         self._lock = threading.Lock()
         self._cache = OrderedDict()
 
@@ -123,17 +122,6 @@ class ParquetImages:
 
     def content(self) -> bytes:
         return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
-
-
-def _open(files: list[Path]) -> list[pq.ParquetFile]:
-    # Memory-mapped files have no shared position, so forked workers do not disturb each other.
-    opened = []
-    for file in files:
-        try:
-            opened.append(pq.ParquetFile(file, memory_map=True))
-        except READ_ERRORS as error:
-            raise unreadable(file, error) from error
-    return opened
 
 
 def parquet_files(folder: Path) -> Iterator[Path]:

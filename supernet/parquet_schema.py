@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,16 @@ def unreadable(file: Path, error: Exception) -> DataError:
     """The error to raise where reading ``file`` raised one of ``READ_ERRORS``."""
     reason = " ".join(str(error).split())
     return DataError(f"{file} is not a readable Parquet file ({reason}); replace or remove it")
+
+
+def open_file(file: Path) -> pq.ParquetFile:
+    """Open a file, memory-mapped. Raises DataError."""
+    # Such files have no shared position, so forked workers do not disturb each other. The name is
+    # given as bytes because Arrow takes only UTF-8 as text.
+    try:
+        return pq.ParquetFile(pa.memory_map(os.fsencode(file)))
+    except READ_ERRORS as error:
+        raise unreadable(file, error) from error
 
 
 def check_schemas(files: Sequence[Path], image_column: str, label_column: str) -> tuple[str, ...]:
@@ -50,10 +61,7 @@ def _first_difference(left: tuple[str, ...], right: tuple[str, ...]) -> str:
 
 def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
     """Check the columns' presence and types; returns class names, or () where there are none."""
-    try:
-        schema = pq.read_schema(file)
-    except READ_ERRORS as error:
-        raise unreadable(file, error) from error
+    schema = open_file(file).schema_arrow
     for column in (image_column, label_column):
         if column not in schema.names:
             raise DataError(

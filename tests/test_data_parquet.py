@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,4 +108,17 @@ def test_folders_may_be_called_as_parquet_files(tmp_path):
 def test_classes_that_are_no_list_are_refused(tmp_path, classes):
     write(tmp_path / "train.parquet", {b"classes": classes})
     with pytest.raises(DataError, match=r"'classes' of .*train\.parquet is b'.*JSON list"):
+        open_data(str(tmp_path), 12)
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="its file names are unicode")
+def test_names_of_files_need_not_be_utf8(tmp_path):
+    write(tmp_path / "train.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    assert open_data(str(tmp_path), 12).class_names == ("cat", "dog")
+
+
+def test_an_empty_file_is_named(tmp_path):
+    write(tmp_path / "train-0.parquet")
+    (tmp_path / "train-1.parquet").touch()
+    with pytest.raises(DataError, match=r"train-1\.parquet is not a readable.*replace or remove"):
         open_data(str(tmp_path), 12)
