@@ -71,6 +71,7 @@ class FinishedSearch:
     path: Path
     config: RunConfig
     fingerprint: str
+    test_fingerprint: str | None
     result: ReportData
     chosen: Chosen
 
@@ -109,7 +110,8 @@ class FinishedSearch:
         result = ReportData.from_dict(read_json(path / RESULT))
         if result.chosen is None:
             raise RunError(f"{run} chose no network; there is none to fine-tune.")
-        return cls(path, config, manifest["data"], result, result.chosen)
+        data, test_data = manifest["data"], manifest.get("test_data")
+        return cls(path, config, data, test_data, result, result.chosen)
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Networks that were evaluated, by digest."""

@@ -305,7 +305,8 @@ def run_finetuning(
 
 
 def _manifest(config: FinetuneConfig, source: FinishedSearch, command: str) -> dict[str, Any]:
-    return {**new_manifest(config.seed, command, _PACKAGES), "data": source.fingerprint}
+    manifest = new_manifest(config.seed, command, _PACKAGES)
+    return {**manifest, "data": source.fingerprint, "test_data": source.test_fingerprint}
 
 
 def _before(source: FinishedSearch) -> Baseline:

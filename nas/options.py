@@ -102,7 +102,8 @@ run_options = options(
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())  # names need not be UTF-8
 
 
 def console(options: dict[str, Any]) -> Any:

@@ -127,14 +127,25 @@ class TrainedSearch(Run):
             path = Path(config.data)
             absolute = str(path.resolve()) if path.exists() else config.data
             self.open_images = partial(open_images, absolute)
-        known_data = self.directory.manifest.get("data")
+        manifest = self.directory.manifest
+        known_data, known_test = manifest.get("data"), manifest.get("test_data")
         if known_data not in (None, self.data.fingerprint):
             raise RunError(
                 f"the images of {config.data!r} changed since this run began (fingerprint "
                 f"{known_data} -> {self.data.fingerprint}). Restore them, or start a new run "
                 "with another --name."
             )
-        self.directory.update_manifest(data=self.data.fingerprint)
+        if known_test not in (None, self.data.test_fingerprint):
+            message = (
+                f"the test images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_test} -> {self.data.test_fingerprint}); test accuracies from here on are "
+                "of the new ones."
+            )
+            self.console.warn(message)
+            self.notes.append(message[0].upper() + message[1:])
+        self.directory.update_manifest(
+            data=self.data.fingerprint, test_data=self.data.test_fingerprint
+        )
         self.console.say(
             f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
             f"{len(self.data.test)} test images of {self.data.num_classes} classes"

@@ -95,7 +95,8 @@ def export_network(
         if "torch_export" in formats:
             torch.export.save(program, staging / FILES["torch_export"])
         exported = [_verify(name, staging, directory, images[:3], expected) for name in formats]
-        (staging / "README.md").write_text(_model_card(network, exported, preprocessing, card))
+        text = _model_card(network, exported, preprocessing, card)
+        (staging / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         _seal(staging, exported)
         sync_folder(staging)
         if directory.exists():

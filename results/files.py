@@ -18,9 +18,10 @@ from search_space.errors import CorruptFileError, RunError
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content``: a reader sees the old file or the new one, never a part.
 
-    The data and the folder entry are on the disk when this returns.
+    The data and the folder entry are on the disk when this returns. What is not UTF-8 in the name
+    of a file is written as an escape, from which JSON gives it back.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with _replacing(path) as handle, os.fdopen(os.dup(handle), "wb") as file:
         file.write(data)
 

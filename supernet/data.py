@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from search_space.errors import DataError
 from supernet.augmentation import (
@@ -28,7 +28,8 @@ from supernet.augmentation import (
     preserved_generators,
     seed_generators,
 )
-from supernet.raw_images import RawImages
+from supernet.loading import load
+from supernet.raw_images import RawImages, key_bytes, printable
 from supernet.sources import open_source
 from supernet.splits import (
     IMAGENET_MEAN,
@@ -44,11 +45,13 @@ MEMORY_LIMIT_BYTES = 2**30  # decoded splits up to this size are kept
 
 
 class ImageData:
-    """An opened data set: ``train``, ``validation`` and (decoded when first asked for) ``test``.
+    """An opened data set: ``train``, ``validation`` and ``test``.
 
     mean, std: per channel, of pixel values in 0..1: measured on the training split for images
     up to 64 px, ImageNet's for larger ones (published weights expect those).
-    fingerprint: 12 hex digits over contents, labels and split membership.
+    fingerprint: 12 hex digits over contents, labels and split membership of all that training
+        and search see; images of a test split of its own are no part of it.
+    test_fingerprint: the same of the test split.
     """
 
     def __init__(
@@ -74,13 +77,16 @@ class ImageData:
             self.mean, self.std = statistics(train.decoded)
         for split in (train, validation, test):
             split.mean, split.std = self.mean, self.std
-        self.fingerprint = self._fingerprint()
+        # A test split that was cut from the training images decides what is left to train on.
+        seen = (train, validation, test) if test.raw is train.raw else (train, validation)
+        self.fingerprint = self._fingerprint(*seen)
+        self.test_fingerprint = self._fingerprint(test)
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, *splits: ImageSplit) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.resolution} {self.class_names}".encode())
-        for split in (self.train, self.validation, self.test):
+        for split in splits:
             digest.update(split.raw.content())
-            digest.update("\n".join(split.raw.keys[index] for index in split.indices).encode())
+            digest.update(b"\n".join(key_bytes(split.raw.keys[index]) for index in split.indices))
             digest.update(split.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:12]
 
@@ -145,8 +151,9 @@ def open_data(
     for name, indices in (("validation", validation_indices), ("test", test_indices)):
         if len(indices) == 0:
             raise DataError(
-                f"the {name} split of {source!r} is empty: {len(train_raw.labels)} images are too "
-                "few to cut it; add images (at least three per class) or raise its fraction"
+                f"the {name} split of {source!r} is empty: with {len(train_raw.labels)} images no "
+                "class has one to spare for it, whatever its fraction; add images (at least three "
+                "per class)"
             )
 
     def split(raw: RawImages, indices: np.ndarray, *, training: bool = False) -> ImageSplit:
@@ -157,8 +164,10 @@ def open_data(
     train = split(train_raw, rest, training=True)
     validation = split(validation_raw, validation_indices)
     test = split(test_raw, test_indices)
-    # What is decoded now is checked by that; of the rest at least every header is read.
-    decoded_now = [part for part in (train, validation) if part.in_memory]
+    # What is decoded now is checked by that; of the rest at least every header is read. Large
+    # test images wait until they are needed.
+    now = (train, validation, test) if resolution <= SMALL_IMAGE else (train, validation)
+    decoded_now = [part for part in now if part.in_memory]
     for part in decoded_now:
         _ = part.decoded
     pending = [part.raw for part in (train, validation, test) if part not in decoded_now]
@@ -168,7 +177,7 @@ def open_data(
         source=source,
         kind=opened.kind,
         resolution=resolution,
-        class_names=opened.class_names,
+        class_names=tuple(printable(name) for name in opened.class_names),
         train=train,
         validation=validation,
         test=test,
@@ -187,7 +196,7 @@ def _cut(
     ranks = np.array(
         [
             int.from_bytes(
-                hashlib.blake2b(f"{seed}:{raw.keys[i]}".encode(), digest_size=8).digest()
+                hashlib.blake2b(key_bytes(f"{seed}:{raw.keys[i]}"), digest_size=8).digest()
             )
             for i in indices
         ],
@@ -264,16 +273,9 @@ class _Augmented(Dataset[Any]):
         labels = torch.from_numpy(self.split.labels[indices])
         return Batch(images, labels, torch.tensor(indices), self.variant)
 
-    def loader(self, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+    def batches(self, positions: list[list[int]], workers: int) -> Iterator[Batch]:
         """The batches of these positions, in this order."""
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=min(workers, len(batches)),
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
+        return load(self, positions, workers, pinned=torch.cuda.is_available())
 
 
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
@@ -321,7 +323,7 @@ def train_loader(
         batches.append(batch)
     variant = epoch if variants is None else epoch % variants
     dataset = _Augmented(data.train, config, seed, variant)
-    for step, batch in enumerate(dataset.loader(batches, workers), start):
+    for step, batch in enumerate(dataset.batches(batches, workers), start):
         if mixup is not None:
             with preserved_generators():
                 seed_generators(mix_seed(seed, epoch, step, 2))
@@ -343,11 +345,7 @@ def augmented_batches(
     config = augment or default_augment(data.kind, data.resolution)
     positions = list(range(len(data.train)))
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-    yield from _Augmented(data.train, config, seed, variant).loader(batches, workers)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    yield from _Augmented(data.train, config, seed, variant).batches(batches, workers)
 
 
 class EvalBatches:
@@ -369,13 +367,8 @@ class EvalBatches:
             yield from self._kept
             return
         size = self.batch_size
-        loader: DataLoader[Any] = DataLoader(
-            self.split,
-            batch_sampler=[self.chosen[i : i + size] for i in range(0, self.num_images, size)],
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+        positions = [self.chosen[i : i + size] for i in range(0, self.num_images, size)]
+        loader = load(self.split, positions, self.workers)
         if self.num_images * self.split.resolution**2 * 12 <= MEMORY_LIMIT_BYTES:
             self._kept = list(loader)
             yield from self._kept

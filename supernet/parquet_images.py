@@ -8,21 +8,20 @@ memory works; class names come from the schema's metadata where it has them.
 from __future__ import annotations
 
 import io
-import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from search_space.errors import DataError
+from supernet.parquet_schema import READ_ERRORS, check_schemas, open_file, unreadable
 from supernet.raw_images import (
     SPLIT_FOLDERS,
     Source,
@@ -44,7 +43,7 @@ class ParquetImages:
         self.image_column = image
         keys: list[str] = []
         labels: list[np.ndarray] = []
-        self._files = _open(files)
+        self._files = [open_file(file) for file in files]
         self._cache_bytes = psutil.virtual_memory().available // 4
         self._lock = threading.Lock()
         self._names = [file.relative_to(root).as_posix() for file in files]
@@ -54,7 +53,10 @@ class ParquetImages:
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         total = 0
         for number, file in enumerate(self._files):
-            column = file.read(columns=[label]).column(label)
+            try:
+                column = file.read(columns=[label]).column(label)
+            except READ_ERRORS as error:
+                raise unreadable(files[number], error) from error
             if column.null_count:
                 raise DataError(
                     f"label column {label!r} of {files[number]} has {column.null_count} empty "
@@ -74,11 +76,7 @@ class ParquetImages:
         with self._lock:
             column = self._cache.get(position)
             if column is None:
-                number, group = self._groups[position]
-                table = self._files[number].read_row_group(
-                    group, columns=[self.image_column], use_threads=False
-                )
-                column = self._cache[position] = table.column(0)
+                column = self._cache[position] = self._read_group(*self._groups[position])
                 kept = sum(entry.nbytes for entry in self._cache.values())
                 while kept > self._cache_bytes and len(self._cache) > 1:
                     kept -= self._cache.popitem(last=False)[1].nbytes
@@ -87,6 +85,14 @@ class ParquetImages:
         if data is None:
             raise DataError(f"{self._where(index)} has no image bytes; store the encoded image")
         return bytes(data)
+
+    def _read_group(self, number: int, group: int) -> pa.ChunkedArray:
+        columns = [self.image_column]
+        try:
+            table = self._files[number].read_row_group(group, columns=columns, use_threads=False)
+        except READ_ERRORS as error:
+            raise unreadable(self._paths[number], error) from error
+        return table.column(0)
 
     def __getstate__(self) -> dict[str, Any]:
         # For data-loading workers that are not forked: open files and locks stay behind.
@@ -97,7 +103,7 @@ class ParquetImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._files = _open(self._paths)
+        self._files = [open_file(path) for path in self._paths]
         self._lock = threading.Lock()
         self._cache = OrderedDict()
 
@@ -118,9 +124,9 @@ class ParquetImages:
         return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
 
 
-def _open(files: list[Path]) -> list[pq.ParquetFile]:
-    # Memory-mapped files have no shared position, so forked workers do not disturb each other.
-    return [pq.ParquetFile(file, memory_map=True) for file in files]
+def parquet_files(folder: Path) -> Iterator[Path]:
+    """The Parquet files below a folder; folders may have such names too."""
+    return (path for path in folder.rglob("*.parquet") if path.is_file())
 
 
 def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
@@ -130,15 +136,13 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
     file is training data.
     """
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else sorted(parquet_files(path))
     by_role: dict[str, list[Path]] = {}
     for file in files:
         by_role.setdefault("train" if path.is_file() else _role(file, root), []).append(file)
     if "train" not in by_role:
         raise DataError(f"{path} has no training files; name them train*.parquet")
-    class_names: tuple[str, ...] = ()
-    for file in files:
-        class_names = class_names or _check_schema(file, image_column, label_column)
+    class_names = check_schemas(files, image_column, label_column)
     images = {
         role: ParquetImages(root, members, image_column, label_column)
         for role, members in by_role.items()
@@ -170,58 +174,11 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
 
 def _role(file: Path, root: Path) -> str:
     for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
-        word = name.lower().replace("_", "-").split("-")[0].rstrip("0123456789")
+        word = name.lower().removesuffix(".parquet").replace("_", "-").split("-")[0]
+        word = word.rstrip("0123456789")
         if word in SPLIT_FOLDERS:
             return SPLIT_FOLDERS[word]
     return "train"
-
-
-def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
-    """Check the columns' presence and types; returns class names, or () where there are none."""
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file} is not a readable Parquet file ({error})") from error
-    for column in (image_column, label_column):
-        if column not in schema.names:
-            raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
-                "image and label columns, or rename them to 'image' and 'label'"
-            )
-    label_type = schema.field(label_column).type
-    if not pa.types.is_integer(label_type):
-        raise DataError(
-            f"label column {label_column!r} of {file} has type {label_type}, not integer; store "
-            "class indices (0, 1, …) as int64, or name another label column"
-        )
-    image_type = schema.field(image_column).type
-    inner = image_type
-    if pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0:
-        inner = image_type.field("bytes").type
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-        raise DataError(
-            f"image column {image_column!r} of {file} has type {image_type}; it must hold encoded "
-            "images as bytes or as a struct {bytes, path}"
-        )
-    return _class_names(schema, label_column)
-
-
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """From the key ``classes`` (JSON list or comma-separated), or Hugging Face's features."""
-    metadata = schema.metadata or {}
-    raw = metadata.get(b"classes")
-    if raw is not None:
-        text = raw.decode("utf-8")
-        try:
-            names = json.loads(text)
-        except ValueError:
-            names = [name.strip() for name in text.split(",")]
-        return tuple(str(name) for name in names)
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(str(name) for name in features[label_column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
 
 
 def _check_range(

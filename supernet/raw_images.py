@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from search_space.errors import DataError
+from supernet.image_modes import check_mode, to_rgb
 
 # Opening a header takes some 50 µs; beyond this many, an evenly spaced selection is checked.
 VERIFY_AT_MOST = 100_000
@@ -60,11 +61,21 @@ class Source:
     class_names: tuple[str, ...]
 
 
+def key_bytes(key: str) -> bytes:
+    """A key to be hashed; names of files need not be UTF-8, those of old archives are not."""
+    return key.encode(errors="surrogateescape")
+
+
+def printable(name: str) -> str:
+    """A name with what is not UTF-8 in it as an escape, which every file and terminal takes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def decode(stream: Any, name: str) -> Image.Image:
-    """Decode to RGB; transparent images are laid on black by PIL's conversion."""
+    """Decode to RGB."""
     try:
         with Image.open(stream) as image:
-            return image.convert("RGB")
+            return to_rgb(image, name)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{name} cannot be read as an image ({error}); replace or remove it"
@@ -74,8 +85,8 @@ def decode(stream: Any, name: str) -> Image.Image:
 def check_header(stream: Any, name: str) -> None:
     """Read the header only."""
     try:
-        with Image.open(stream):
-            pass
+        with Image.open(stream) as image:
+            check_mode(image, name)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{name} cannot be read as an image ({error}); replace or remove it"

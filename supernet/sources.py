@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.parquet_images import open_parquet
+from supernet.image_modes import to_rgb
+from supernet.parquet_images import open_parquet, parquet_files
 from supernet.raw_images import (
-    SPLIT_FOLDERS,
     Source,
     check_classes,
     check_covered,
@@ -26,10 +26,7 @@ from supernet.raw_images import (
     decode,
     verify_each,
 )
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-)
+from supernet.split_folders import IMAGE_SUFFIXES, image_files, split_folders, subfolders
 
 
 class ArrayImages:
@@ -81,10 +78,9 @@ class TimmImages:
 
     def image(self, index: int) -> Image.Image:
         try:
-            image = self.dataset[index][0]
+            return to_rgb(self.dataset[index][0], f"image {index} of {self.name}")
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"image {index} of {self.name} cannot be read ({error})") from error
-        return image.convert("RGB")
 
     def verify(self) -> None:
         pass  # the library that made the data set checks its own files
@@ -113,7 +109,7 @@ def open_source(
             )
         return open_parquet(path, image_column, label_column)
     if path.is_dir():
-        if next(path.rglob("*.parquet"), None) is not None:
+        if next(parquet_files(path), None) is not None:
             return open_parquet(path, image_column, label_column)
         return _image_folder(path)
     prefix = source.partition("/")[0].lower()
@@ -136,26 +132,10 @@ def _digits() -> Source:
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
 def _image_folder(path: Path) -> Source:
     """A subfolder per class, or ``train/``, ``val/``, ``test/`` with subfolders per class."""
-    folders = _subfolders(path)
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        role = SPLIT_FOLDERS.get(folder.name.lower())
-        if role is not None:
-            splits.setdefault(role, folder)
-    if "train" not in splits:
-        if folders and all(folder.name.lower() in SPLIT_FOLDERS for folder in folders):
-            names = ", ".join(folder.name for folder in folders)
-            raise DataError(f"{path} holds {names} but no train/ folder to train on")
-        splits = {"train": path}
-    class_names = tuple(folder.name for folder in _subfolders(splits["train"]))
+    splits = split_folders(path)
+    class_names = tuple(folder.name for folder in subfolders(splits["train"]))
     if not class_names:
         raise DataError(
             f"no images in {splits['train']}: it needs one subfolder per class, with image files "
@@ -175,12 +155,8 @@ def _image_folder(path: Path) -> Source:
 def _read_split(folder: Path, class_names: tuple[str, ...], role: str) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
-    for class_folder in _subfolders(folder):
-        files = sorted(
-            file
-            for file in class_folder.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-        )
+    for class_folder in subfolders(folder):
+        files = sorted(image_files(class_folder))
         if class_folder.name not in class_names:
             raise DataError(
                 f"class {class_folder.name!r} is in {folder} but has no training image; "
@@ -221,7 +197,13 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
         raise DataError(f"{source!r} names a format; give the path of the image folder instead")
 
     def opened(split: str) -> Any:
-        return create_dataset(source, root=root or ".", split=split, download=download)
+        return create_dataset(
+            source,
+            root=root or ".",
+            split=split,
+            download=download,
+            input_img_mode="",  # as it is stored: PIL's conversion cuts 16 bits off
+        )
 
     try:
         train = opened("train")

@@ -255,6 +255,26 @@ def test_truncated_image_is_named_when_decoded(tmp_path):
         [list(part) for part in used]
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_loading_processes_raise_the_same_error(tmp_path, split):
+    root = make_folder(tmp_path, {"cat": 8, "dog": 8})
+    data = open_data(str(root), 96)
+    data.validation.in_memory = False
+    first = getattr(data, split)
+    (root / first.raw.keys[first.indices[0]]).write_bytes(b"no image any more")
+
+    def message(workers: int) -> str:
+        batches = eval_batches(data.validation, 4, workers=workers)
+        if split == "train":
+            batches = train_loader(data, 4, 0, 0, workers, augment=AugmentConfig(crop="none"))
+        with pytest.raises(DataError) as caught:
+            list(batches)
+        return str(caught.value)
+
+    assert message(1) == message(0)
+    assert "cannot be read as an image" in message(1)
+
+
 def test_empty_class_and_missing_train(tmp_path):
     root = make_folder(tmp_path / "a", {"cat": 5, "dog": 0})
     with pytest.raises(DataError, match="dog has no images"):
@@ -264,6 +284,14 @@ def test_empty_class_and_missing_train(tmp_path):
         open_data(str(tmp_path / "b"), 12)
     with pytest.raises(DataError, match="no images"):
         open_data(str(tmp_path / "b" / "test" / "cat"), 12)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_classes_without_an_image_to_spare(tmp_path, images):
+    source = str(make_folder(tmp_path, {"cat": images, "dog": images}))
+    for fraction in (0.2, 0.9):
+        with pytest.raises(DataError, match=r"is empty.*whatever its fraction; .*three per class"):
+            open_data(source, 12, validation_fraction=fraction, test_fraction=fraction)
 
 
 def test_class_only_in_test(tmp_path):

@@ -137,3 +137,14 @@ def test_a_run_that_another_process_writes_is_left_alone(finished: Job) -> None:
         said = finished.resume("locked")
         assert said.code == 1
         assert f"is being written by another process (process {os.getpid()})" in said.err
+
+
+def test_other_test_images_are_said_and_noted(finished: Job) -> None:
+    run = finished.copy("others")
+    manifest = read_json(run / "manifest.json")
+    (run / "manifest.json").write_text(json.dumps({**manifest, "test_data": "000000000000"}))
+    said = finished.resume("others")
+    assert front_of(said) == front_of(finished.said)
+    assert "the test images of 'digits' changed since this run began" in said.err
+    notes = " ".join(read_json(run / "result.json")["notes"])
+    assert "test accuracies from here on are of the new ones" in notes
