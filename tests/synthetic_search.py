@@ -12,7 +12,7 @@ import numpy as np
 from predictors.additive import AdditiveTable
 from results.journal import Evaluation
 from search import Constraint, InProcessExecutor, Objective, Problem, SearchResult, search
-from search.executors.base import Evaluate
+from search.executors.base import Evaluate, attempt
 from search.samplers import NSGA2
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace
 
@@ -150,3 +150,22 @@ class Stubborn:
 
     def tell(self, genes: Genes, objectives: Any, violations: Any) -> None:
         self.told.append((objectives, violations))
+
+
+class Shuffled:
+    """An executor that holds all that is submitted and completes it in a random order."""
+
+    def __init__(self, evaluate: Evaluate, seed: int = 0) -> None:
+        self.evaluate, self.most = evaluate, 0
+        self.open: list[tuple[int, Architecture, int | None]] = []
+        self.rng = np.random.default_rng(seed)
+
+    def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
+        self.open.append((ticket, architecture, part))
+        self.most = max(self.most, len(self.open))
+
+    def wait(self) -> Any:
+        return attempt(self.evaluate, *self.open.pop(self.rng.integers(len(self.open))))
+
+    def close(self) -> None:
+        self.open.clear()

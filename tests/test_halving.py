@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_search import Accuracy, MemoryJournal, bounded_problem, brute_force_front
-from test_loop import Shuffled, summary
+from synthetic_search import (
+    Accuracy,
+    MemoryJournal,
+    Shuffled,
+    bounded_problem,
+    brute_force_front,
+    summary,
+)
 
 from results.store import Journal
 from search import InProcessExecutor, search

@@ -13,6 +13,7 @@ from synthetic_search import (
     Accuracy,
     Interrupted,
     MemoryJournal,
+    Shuffled,
     Stubborn,
     bounded_problem,
     run,
@@ -28,24 +29,6 @@ from search_space import load_space
 from search_space.errors import UsageError
 
 SPACE = small_space()
-
-
-class Shuffled:
-    """An executor that holds all that is submitted and completes it in a random order."""
-
-    def __init__(self, evaluate, seed=0):
-        self.evaluate, self.open, self.most = evaluate, [], 0
-        self.rng = np.random.default_rng(seed)
-
-    def submit(self, ticket, architecture, part=None):
-        self.open.append((ticket, architecture, part))
-        self.most = max(self.most, len(self.open))
-
-    def wait(self):
-        return attempt(self.evaluate, *self.open.pop(self.rng.integers(len(self.open))))
-
-    def close(self):
-        self.open.clear()
 
 
 DIGITS = bounded_problem(load_space("digits"))
