@@ -332,8 +332,12 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
     if name is None:
         name = _default_name(resolve(given, options["config"], with_budget=with_budget))
     file, stored = options["config"], folder / name / "config.yaml"
-    if options["resume"] and file is None and stored.exists():
-        file = str(stored)  # only what is asked anew is compared, not the defaults of today
+    if options["resume"]:
+        from results.store import check_resumable
+
+        check_resumable(folder / name)
+        if file is None and stored.exists():
+            file = str(stored)  # only what is asked anew is compared, not the defaults of today
     return resolve(given, file, with_budget=with_budget), folder / name
 
 

@@ -23,7 +23,9 @@ import yaml
 
 from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
 from results.journal import Evaluation, Journal, read_journal
+from results.manifest import read_manifest
 from search_space.errors import CorruptFileError, RunError
+from search_space.files import read_mapping
 
 __all__ = ["Evaluation", "Journal", "RunDirectory", "atomic_write", "is_run", "read_journal"]
 
@@ -35,6 +37,7 @@ RESULT = "result.json"
 REPORT = "report.html"
 SUPERNET = "supernet"
 EXPORT = "export"
+RESTORE = "Restore it from a copy, or start a new run with another --name."
 _LOCK = ".lock"
 
 SEARCH_HEADER = """\
@@ -144,8 +147,8 @@ class RunDirectory:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Versions, device, command line, phases … as stored."""
-        return dict(self.read_json(MANIFEST))
+        """Versions, device, command line, phases … as stored; raises CorruptFileError."""
+        return read_manifest(self.path / MANIFEST)
 
     def update_manifest(self, **entries: Any) -> None:
         """Set top-level entries of the manifest, atomically."""
@@ -156,7 +159,7 @@ class RunDirectory:
         manifest = self.manifest
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"name": name, "seconds": round(seconds, 3), "status": status, "ended": ended}
-        self.update_manifest(phases=[*manifest.get("phases", []), entry])
+        self.update_manifest(phases=[*manifest["phases"], entry])
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -188,6 +191,15 @@ class RunDirectory:
 def is_run(path: Path) -> bool:
     """Whether ``path`` holds a run that can be resumed."""
     return (Path(path) / CONFIG).is_file()
+
+
+def check_resumable(path: Path) -> None:
+    """Raises RunError where ``path`` holds something that cannot be continued as a run."""
+    if path.is_dir() and any(path.iterdir()) and not is_run(path):
+        raise RunError(
+            f"{path} has no {CONFIG}, so it cannot be continued: restore that file from a copy, "
+            "or start a new run with another --name."
+        )
 
 
 def differences(
@@ -227,14 +239,9 @@ def _json(value: object) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise CorruptFileError(
-            f"{path} cannot be read ({error}). Restore it from a copy."
-        ) from None
-    if not isinstance(config, dict):
-        raise CorruptFileError(f"{path} holds no configuration. Restore it from a copy.")
-    return config
+        return read_mapping(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error} {RESTORE}") from None
 
 
 def _taken(path: Path) -> str:

@@ -48,7 +48,7 @@ _TOO_DEEP = "is nested too deeply to be read; a file for nas has a few levels, t
 class _Loader(yaml.SafeLoader):
     """Reads ``1e-6`` as the number that people mean; YAML 1.1 wants ``1.0e-6``."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # here, not where mappings are constructed: merge keys may repeat what they override
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple[str, str], int] = {}
