@@ -24,6 +24,7 @@ import yaml
 from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
+from results.run_name import has_control
 from search_space.errors import CorruptFileError, RunError
 from search_space.files import read_mapping
 
@@ -71,6 +72,11 @@ class RunDirectory:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(_taken(path))
+        if has_control(str(path)):  # its name is in comments of the configuration
+            raise RunError(
+                f"{str(path)!r} has a line break or another control character, and a run's folder "
+                "cannot; choose another folder with --runs, or another --name."
+            )
         check_parents(path, "choose another folder with --runs.")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -197,8 +203,8 @@ def check_resumable(path: Path) -> None:
     """Raises RunError where ``path`` holds something that cannot be continued as a run."""
     if path.is_dir() and any(path.iterdir()) and not is_run(path):
         raise RunError(
-            f"{path} has no {CONFIG}, so it cannot be continued: restore that file from a copy, "
-            "or start a new run with another --name."
+            f"{path} exists and is not empty, but has no {CONFIG}, so it is no run that can be "
+            "continued: restore that file from a copy, or start a new run with another --name."
         )
 
 

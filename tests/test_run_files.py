@@ -116,7 +116,7 @@ def test_a_run_without_configuration_is_not_continued(job: Path) -> None:
         nas("train", "--data", "digits", "--name", "one", "--resume"),
     ):
         assert said.code == FAILED
-        assert "runs/one has no config.yaml" in said.err
+        assert "runs/one exists and is not empty, but has no config.yaml" in said.err
         assert "restore that file from a copy, or start a new run with another --name" in said.err
     with (
         pytest.raises(RunError, match=r"no config\.yaml"),
