@@ -165,7 +165,10 @@ class RunConfig(_Model):
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
             return load_space(self.space)
-        return SearchSpace.from_dict(self.space)
+        try:
+            return SearchSpace.from_dict(self.space)
+        except NasError as error:
+            raise error.located("space") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, every default spelled out."""
@@ -259,6 +262,8 @@ def resolve(
         config = RunConfig.model_validate(data)
         # units and names are checked now, not after training
         config.limits(), config.lower_limits(), config.minimised()
+        if not isinstance(config.space, str):
+            config.search_space()
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
     except NasError as error:  # a rule of a training, a quantity

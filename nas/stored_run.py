@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from nas.config import RunConfig
 from results.store import CONFIG, RESTORE, is_run
-from search_space.errors import CorruptFileError, RunError
+from search_space.errors import CorruptFileError, NasError, RunError
 from search_space.files import read_mapping
 
 FINETUNING = frozenset({"run", "networks", "trials"})
@@ -26,11 +26,16 @@ def stored_config(run: Path) -> RunConfig:
     if stored.keys() >= FINETUNING:
         raise RunError(f"{run} is no run of `nas search`; give the directory of one that is.")
     try:
-        return RunConfig.model_validate(stored)
+        config = RunConfig.model_validate(stored)
+        config.search_space()
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
         )
-        raise CorruptFileError(
-            f"{run / CONFIG} is not the configuration of a run ({problems}). {RESTORE}"
-        ) from None
+    except NasError as error:
+        problems = str(error)
+    else:
+        return config
+    raise CorruptFileError(
+        f"{run / CONFIG} is not the configuration of a run ({problems}). {RESTORE}"
+    )

@@ -154,6 +154,7 @@ def test_an_unknown_mixer_in_a_space_file(job: Path) -> None:
         ("seed: seven", ["seed='seven'", "integer"]),
         ("max: {params: many}", ["'many' is not a count", "30M"]),
         ("- a list", ["must hold a mapping"]),
+        ("seed: 1\nseed: 2", ["key 'seed' twice, in lines 1 and 2", "keep one"]),
         ("seed: [", ["not valid YAML"]),
     ],
 )
@@ -164,6 +165,17 @@ def test_wrong_config_files_are_answered(job: Path, content: str, expected: list
     assert "job.yaml" in ran.err
     for text in expected:
         assert text in ran.err
+    assert not Path("runs").exists()
+
+
+def test_a_space_inside_a_config_file_is_checked(job: Path) -> None:
+    Path("job.yaml").write_text("space: {resolution: 16, stages: []}")
+    for more in ([], ["--name", "mine"]):
+        ran = nas(
+            "search", "--data", "digits", "--target-latency", "1s", "--config", "job.yaml", *more
+        )
+        assert ran.code == USAGE
+        assert "job.yaml: space: key 'name' is missing" in ran.err
     assert not Path("runs").exists()
 
 

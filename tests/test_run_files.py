@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_job import FAILED, nas, search, tree
 
 from nas.config import resolve
@@ -104,6 +105,18 @@ def test_a_configuration_that_is_none(job: Path, content: str) -> None:
         said = nas(command, run)
         assert said.code == FAILED
         assert f"{run / 'config.yaml'}" in said.err
+
+
+def test_a_configuration_whose_space_is_damaged(job: Path) -> None:
+    run = finished_run()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["space"]["stages"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in ("export", "finetune"):
+        said = nas(command, run)
+        assert said.code == FAILED
+        assert "space: key 'stages' is missing" in said.err
+        assert f"{run / 'config.yaml'} is not the configuration of a run" in said.err
 
 
 def test_a_run_without_configuration_is_not_continued(job: Path) -> None:
