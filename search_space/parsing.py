@@ -38,7 +38,8 @@ def parse_yaml(text: str) -> Any:
         raise UnreadableTextError(_TOO_DEEP) from None
     except UnreadableTextError:
         raise
-    except ValueError as error:  # an integer of thousands of digits, a date in month 13
+    # an integer of thousands of digits, a date in month 13, a tag that does not suit its value
+    except (ValueError, KeyError, AttributeError) as error:
         raise UnreadableTextError(f"holds what cannot be read: {error}.") from None
 
 

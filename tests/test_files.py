@@ -218,6 +218,7 @@ def test_a_space_is_no_architecture(tmp_path: Path) -> None:
         ("deep.json", "[" * 200_000, "nested too deeply"),
         ("long.yaml", "resolution: 1" + "0" * 5000, "cannot be read: Exceeds the limit"),
         ("long.json", '{"resolution": 1' + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
+        ("tag.yaml", "name: !!bool 7", "cannot be read"),
         ("date.yaml", "name: 2024-13-45", "cannot be read: month must be"),
     ],
 )
