@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas import bounds
+from nas import bounds, endings
 from nas.cli_devices import calibrate, devices, profile
 from nas.cli_finetune import finetune
 from nas.cli_proxies import proxies
@@ -32,19 +30,12 @@ from nas.options import (
     quiet_option,
     run_options,
 )
-from search_space.errors import (
-    InfeasibleError,
-    InvalidQuantityError,
-    NasError,
-    UnknownNameError,
-    UsageError,
-)
+from results.run_name import check_run_name
+from search_space.errors import UsageError
 from search_space.units import parse_latency, parse_throughput
 
 if TYPE_CHECKING:
     from nas.config import RunConfig
-
-FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,7 +43,8 @@ FAILED, USAGE, INFEASIBLE, INTERRUPTED = 1, 2, 3, 130
 def cli() -> None:
     """From images, a device and a latency budget to the vision backbone that fits.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no feasible architecture, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no feasible architecture, 130 interrupted, 141
+    nobody reads the output.
     """
 
 
@@ -145,7 +137,7 @@ def search(**options: Any) -> None:
         return
     with console(options) as screen:
         data = run_search(
-            config, path, resume=options["resume"], command=_command(), console=screen
+            config, path, resume=options["resume"], command=endings.this_command(), console=screen
         )
     if options["as_json"]:
         print_json(summary(data, path))
@@ -168,7 +160,7 @@ def train(**options: Any) -> None:
         return
     with console(options) as screen:
         data = run_training(
-            config, path, resume=options["resume"], command=_command(), console=screen
+            config, path, resume=options["resume"], command=endings.this_command(), console=screen
         )
     if config.architecture is not None:
         if options["as_json"]:
@@ -332,14 +324,19 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         "minimize": options.get("minimize") or None,
     }
     name = options["name"]
-    if name is not None and (Path(name).name != name or name in ("", "..")):
-        raise UsageError(f"--name {name!r} must be a plain name; the folder is --runs.")
+    if name is not None:
+        check_run_name(name)
     folder = Path(options["runs"])
     if name is None:
         name = _default_name(resolve(given, options["config"], with_budget=with_budget))
+        check_run_name(name)
     file, stored = options["config"], folder / name / "config.yaml"
-    if options["resume"] and file is None and stored.exists():
-        file = str(stored)  # only what is asked anew is compared, not the defaults of today
+    if options["resume"]:
+        from results.store import check_resumable
+
+        check_resumable(folder / name)
+        if file is None and stored.exists():
+            file = str(stored)  # only what is asked anew is compared, not the defaults of today
     return resolve(given, file, with_budget=with_budget), folder / name
 
 
@@ -405,43 +402,12 @@ for command in (finetune, profile, devices, calibrate, scale, seed, proxies):
     cli.add_command(command)
 
 
-def _command() -> str:
-    return shlex.join(["nas", *sys.argv[1:]])
-
-
 def main() -> None:
     """Entry point: every error that a user can mend is one message, not a traceback."""
     # OpenMP's threads wait for each other by spinning, for milliseconds as libgomp has it: where
     # other work holds a core, the one that is waited for then gets none. Read when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _say_interrupted()
-        sys.exit(INTERRUPTED)
-    except InfeasibleError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(INFEASIBLE)
-    except NasError as error:
-        click.echo(f"error: {error}", err=True)
-        usage = isinstance(error, (InvalidQuantityError, UnknownNameError, UsageError))
-        sys.exit(USAGE if usage else FAILED)
-    except OSError as error:  # a full disk, a folder that may not be written
-        click.echo(f"error: {error}", err=True)
-        sys.exit(FAILED)
-
-
-def _say_interrupted() -> None:
-    message = "interrupted; everything finished so far is saved."
-    if len(sys.argv) > 1 and sys.argv[1] in ("search", "train", "finetune"):
-        resume = "" if "--resume" in sys.argv else " --resume"
-        message += f" Continue with: {_command()}{resume}"
-    click.echo(f"\n{message}", err=True)
+    endings.run(cli)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nas.endings import this_command
 from nas.options import SEED, console, json_option, option, print_json, quiet_option
-from search_space.errors import UsageError
+from results.run_name import check_run_name
 
 if TYPE_CHECKING:
     from nas.finetune_config import FinetuneConfig, FinishedSearch
@@ -65,14 +64,15 @@ def finetune(run: Path, **options: Any) -> None:
             *("address", "storage", "seed"),
         )
     }
-    name = options["name"]
-    if name is not None and (Path(name).name != name or name in ("", "..")):
-        raise UsageError(f"--name {name!r} must be a plain name; the folder is --runs.")
+    if options["name"] is not None:
+        check_run_name(options["name"])
     from nas.finetune_config import FinishedSearch, resolve_finetuning, stored_finetuning
 
     source = FinishedSearch.open(run)
     folder = run.parent if options["runs"] is None else Path(options["runs"])
-    path = folder / (name or f"{source.path.name}-finetuned")
+    name = options["name"] or f"{source.path.name}-finetuned"
+    check_run_name(name)
+    path = folder / name
     stored = stored_finetuning(path) if options["resume"] else None
     config = resolve_finetuning(source, given, stored)
     if options["dry_run"]:
@@ -80,7 +80,7 @@ def finetune(run: Path, **options: Any) -> None:
         return
     from nas.finetuning import run_finetuning, summary
 
-    command = shlex.join(["nas", *sys.argv[1:]])
+    command = this_command()
     with console(options) as screen:
         data, trials = run_finetuning(
             config, source, path, resume=options["resume"], command=command, console=screen

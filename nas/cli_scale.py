@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from nas.endings import this_command
 from nas.options import (
     NUM_CLASSES,
     SEED,
@@ -148,7 +147,7 @@ def scale(**given: Any) -> None:
             image_size=given["score_size"],
         ),
     )
-    command = shlex.join(["nas", *sys.argv[1:]])
+    command = this_command()
     with console(given) as screen:
         result = scale_family(request, command, screen)
     if given["as_json"]:

@@ -167,7 +167,10 @@ class RunConfig(_Model):
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
             return load_space(self.space)
-        return SearchSpace.from_dict(self.space)
+        try:
+            return SearchSpace.from_dict(self.space)
+        except NasError as error:
+            raise error.located("space") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, every default spelled out."""
@@ -268,6 +271,8 @@ def resolve(
         config.limits(), config.lower_limits(), config.minimised()
         if config.data is not None:
             check_sampler(config.search.sampler, config.search.optuna_storage)
+        if not isinstance(config.space, str):
+            config.search_space()
     except ValidationError as error:
         raise UsageError(_explain(error, file)) from None
     except NasError as error:  # a rule of a training, a quantity

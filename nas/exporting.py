@@ -8,15 +8,14 @@ from nas.config import RunConfig
 from nas.console import Console
 from nas.finishing import export_untrained, preprocessing
 from nas.network_training import NETWORK
+from nas.stored_run import stored_config
 from nas.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export import VERIFIED, ModelCard, export_network
-from results.files import read_json
 from results.journal import Evaluation, read_journal
-from results.report_data import Export
+from results.report_data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET, is_run
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError, UsageError
-from search_space.files import read_mapping
 from search_space.units import format_count, format_latency
 from supernet import Supernet
 from supernet.checkpoints import load_latest
@@ -47,7 +46,7 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
-    config = RunConfig.model_validate(read_mapping(run / "config.yaml"))
+    config = stored_config(run)
     if config.data is None:
         return _export_untrained(run, config, evaluation, output, console)
     space = config.search_space()
@@ -130,7 +129,10 @@ def _find(run: Path, digest: str | None) -> Evaluation:
     if digest is None:
         if not (run / RESULT).exists():
             raise RunError(f"{run} has not chosen a network yet; give a DIGEST, or finish the run.")
-        digest = str(read_json(run / RESULT)["chosen"]["digest"])
+        chosen = read_result(run / RESULT).chosen
+        if chosen is None:
+            raise RunError(f"{run} chose no network; give a DIGEST.")
+        digest = chosen.digest
     found = [e for e in evaluations if e.digest.startswith(digest)]
     if len(found) > 1:
         digests = ", ".join(e.digest for e in found)

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nas.config import RunConfig
-from results.files import read_json
+from nas.stored_run import FINETUNING, stored_config
 from results.journal import Evaluation, read_journal
-from results.report_data import Chosen, FrontMember, ReportData
+from results.manifest import read_manifest
+from results.report_data import Chosen, FrontMember, ReportData, read_result
 from results.store import CONFIG, JOURNAL, MANIFEST, RESULT, is_run
 from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.files import read_mapping
@@ -78,15 +79,7 @@ class FinishedSearch:
     @classmethod
     def open(cls, run: Path) -> FinishedSearch:
         """Raises RunError where ``run`` is none; CorruptFileError."""
-        path = run.resolve()
-        if not is_run(path):
-            raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
-        try:
-            config = RunConfig.model_validate(read_mapping(path / CONFIG))
-        except ValidationError:
-            raise RunError(
-                f"{run} is no run of `nas search`; give the directory of one that is."
-            ) from None
+        config, path = stored_config(run), run.resolve()
         if config.architecture is not None:
             raise RunError(
                 f"{run} trained one network and searched nothing; give a run of `nas search`."
@@ -97,7 +90,7 @@ class FinishedSearch:
                 "--data, or train its network with: nas train --data SOURCE --architecture "
                 "EXPORT/config.json"
             )
-        manifest = read_json(path / MANIFEST)
+        manifest = read_manifest(path / MANIFEST)
         if manifest.get("status") == "trained":
             raise RunError(
                 f"{run} holds a supernet and no search; search first: nas search --supernet {run}"
@@ -107,7 +100,8 @@ class FinishedSearch:
                 f"{run} is not finished. Finish it first: nas search --config {run / CONFIG} "
                 f"--name {path.name} --resume"
             )
-        result = ReportData.from_dict(read_json(path / RESULT))
+        manifest = read_manifest(path / MANIFEST, ("phases", "data"))
+        result = read_result(path / RESULT)
         if result.chosen is None:
             raise RunError(f"{run} chose no network; there is none to fine-tune.")
         data, test_data = manifest["data"], manifest.get("test_data")
@@ -200,6 +194,6 @@ def stored_finetuning(path: Path) -> dict[str, Any] | None:
     if not is_run(path):
         return None
     stored = read_mapping(path / CONFIG)
-    if not {"run", "networks", "trials"} <= stored.keys():
+    if not stored.keys() >= FINETUNING:
         raise CorruptFileError(f"{path} is no fine-tuning; choose another --name.")
     return stored

@@ -127,8 +127,9 @@ class Finetuning(TrainedSearch):
         """What is known of the trials so far."""
         if not (self.path / TABLE).exists():
             return []
+        stored = read_json(self.path / TABLE, list)
         try:
-            return [Trial.from_dict(item) for item in read_json(self.path / TABLE)]
+            return [Trial.from_dict(item) for item in stored]
         except CorruptFileError as error:
             raise CorruptFileError(
                 f"{self.path / TABLE}: {error}. Restore it from a copy, or start anew with another "

@@ -60,7 +60,7 @@ def read_measured(path: Path) -> dict[str, Measured]:
     """What ``to_json`` gave, nothing where there is no file; raises CorruptFileError."""
     if not path.exists():
         return {}
-    stored = read_json(path)
+    stored = read_json(path, dict)
     try:
         return {d: Measured(*(Measurement(**item) for item in stored[d])) for d in stored}
     except (TypeError, KeyError) as error:

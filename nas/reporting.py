@@ -12,7 +12,6 @@ from nas.config import RunConfig
 from nas.measuring import Measured
 from predictors.latency.catalog import provenance
 from predictors.latency.table import LatencyTable
-from results.files import read_json
 from results.journal import Evaluation
 from results.report import rank_rows, write_report
 from results.report_data import (
@@ -25,6 +24,7 @@ from results.report_data import (
     Phase,
     Point,
     ReportData,
+    read_result,
 )
 from results.report_views import latency_errors
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
@@ -193,7 +193,7 @@ def rebuild_report(path: Path) -> ReportData:
             f"{path} has no result yet. Finish the run first: nas search --config "
             f"{path / 'config.yaml'} --name {path.name} --resume"
         )
-    data = ReportData.from_dict(read_json(path / RESULT))
+    data = read_result(path / RESULT)
     write_report(path, data)
     return data
 

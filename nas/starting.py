@@ -12,7 +12,8 @@ from typing import Any
 
 from nas.config import MAY_DIFFER
 from nas.console import Console
-from results.store import MANIFEST, SEARCH_HEADER, RunDirectory, is_run
+from results.manifest import read_manifest
+from results.store import MANIFEST, SEARCH_HEADER, RunDirectory, check_resumable, is_run
 from search_space.errors import CorruptFileError
 
 
@@ -46,13 +47,14 @@ def open_run(
     new = not (resume and is_run(path))
     if new:
         if resume:
+            check_resumable(path)
             console.say(f"nothing to continue at {path} yet: starting it")
         directory = RunDirectory.create(path, config, manifest, header)
     else:
         directory = RunDirectory.resume(path, config, MAY_DIFFER)
         console.say(f"continuing {path}")
         try:
-            _ = directory.manifest
+            read_manifest(path / MANIFEST, ("phases", *manifest))
         except CorruptFileError as error:
             console.warn(f"{error} It is written anew; times of earlier phases are lost.")
             directory.write_json(MANIFEST, {"phases": [], **manifest})

@@ -60,19 +60,31 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path) -> Any:
-    """Data of a JSON file. Raises CorruptFileError where it is missing, cut short or no JSON."""
+KINDS: dict[type, str] = {dict: "a mapping", list: "a list", str: "text"}
+WRITTEN_AGAIN = (
+    "Restore it from a copy, or delete it and continue the run with --resume to have it written "
+    "again."
+)
+
+
+def read_json(path: Path, kind: type = object) -> Any:
+    """Data of a JSON file of a run, which must be of ``kind``.
+
+    Raises CorruptFileError where it is missing, cut short, no JSON or of another kind.
+    """
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; the run is incomplete. Continue it with --resume."
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
+        raise CorruptFileError(f"{path} cannot be read ({error}). {WRITTEN_AGAIN}") from None
+    if not isinstance(data, kind):
         raise CorruptFileError(
-            f"{path} cannot be read ({error}). Restore it from a copy, or delete it and continue "
-            "the run with --resume to have it written again."
-        ) from None
+            f"{path} holds {data!r:.60} instead of {KINDS[kind]}. {WRITTEN_AGAIN}"
+        )
+    return data
 
 
 _held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

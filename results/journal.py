@@ -24,10 +24,15 @@ from search_space.errors import CorruptFileError, RunError
 
 logger = logging.getLogger(__name__)
 
+_BEGINNING = b'{"digest":"'
 _CHECKSUM_KEY = b',"checksum":"'
 _CHECKSUM_DIGITS = 12
 _COLUMNS = ("digest", "index", "status", "error", "seconds", "architecture")
 SNAPSHOT_VERSION = 1
+_MOVE = (
+    "Restore it from a copy, or move it away and continue the run with --resume to have everything "
+    "evaluated again."
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Evaluation:
 
     def to_line(self) -> bytes:
         """One line of strict JSON that ends with a checksum of what precedes it, and a newline."""
-        body = {
+        body = {  # begins as ``_BEGINNING`` does
             "digest": self.digest,
             "index": self.index,
             "status": self.status,
@@ -99,7 +104,12 @@ def _encode_float(value: float) -> float | str:
 
 
 def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
-    """Intact evaluations of a journal, the byte where they end, and what is wrong after it."""
+    """Intact evaluations of a journal, the byte where they end, and what is wrong after it.
+
+    Lines may end with CR LF, as some editors and version control write them.
+    """
+    if path.is_dir():
+        raise CorruptFileError(f"{path} is a folder, not a journal of evaluations. {_MOVE}")
     evaluations: list[Evaluation] = []
     seen: dict[str, int] = {}
     good = 0
@@ -108,9 +118,14 @@ def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
     if not lines[-1]:
         lines.pop()
     for number, line in enumerate(lines, 1):
+        sound = line[:-2] + b"\n" if line.endswith(b"\r\n") else line
         try:
-            evaluation = Evaluation.from_line(line)
+            evaluation = Evaluation.from_line(sound)
         except ValueError as error:
+            if number == 1 and not _may_be_torn(line):
+                raise CorruptFileError(
+                    f"{path} is no journal of evaluations: it begins with {line[:20]!r}. {_MOVE}"
+                ) from None
             if number == len(lines):
                 return evaluations, good, f"{path}, line {number} (the last): {error}"
             raise CorruptFileError(
@@ -127,6 +142,12 @@ def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
         evaluations.append(evaluation)
         good += len(line)
     return evaluations, good, None
+
+
+def _may_be_torn(line: bytes) -> bool:
+    """Whether it is a journal's line, or what an interrupted write of one may have left."""
+    zeros = not line.strip(b"\0")  # blocks that a power cut left without their content
+    return zeros or line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
 
 
 def read_journal(path: Path) -> tuple[Evaluation, ...]:
@@ -153,11 +174,11 @@ class Journal:
         self._handle = -1
         try:
             fresh = not path.exists()
+            evaluations, self._size, torn = ([], 0, None) if fresh else _scan(path)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._handle = os.open(path, flags, 0o644)
             if fresh:
                 sync_folder(path.parent)
-            evaluations, self._size, torn = _scan(path)
             if torn:
                 cut = os.fstat(self._handle).st_size - self._size
                 os.ftruncate(self._handle, self._size)

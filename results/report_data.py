@@ -11,8 +11,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
+from results.files import WRITTEN_AGAIN, read_json
 from search_space.errors import CorruptFileError
 
 Metrics = Mapping[str, float | None]
@@ -236,9 +238,17 @@ class ReportData:
                 for item in error.errors()[:5]
             )
             raise CorruptFileError(
-                f"this is not the data of a report ({problems}). Run the search again with "
-                "--resume to have its result written anew."
+                f"this is not the data of a report ({problems}). {WRITTEN_AGAIN}"
             ) from None
+
+
+def read_result(path: Path) -> ReportData:
+    """The result of a run from its file; raises CorruptFileError that names it."""
+    data = read_json(path)
+    try:
+        return ReportData.from_dict(data)
+    except CorruptFileError as error:
+        raise error.located(path) from None
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,10 @@ import yaml
 
 from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
 from results.journal import Evaluation, Journal, read_journal
+from results.manifest import read_manifest
+from results.run_name import has_control
 from search_space.errors import CorruptFileError, RunError
+from search_space.files import read_mapping
 
 __all__ = ["Evaluation", "Journal", "RunDirectory", "atomic_write", "is_run", "read_journal"]
 
@@ -35,6 +38,7 @@ RESULT = "result.json"
 REPORT = "report.html"
 SUPERNET = "supernet"
 EXPORT = "export"
+RESTORE = "Restore it from a copy, or start a new run with another --name."
 _LOCK = ".lock"
 
 SEARCH_HEADER = """\
@@ -68,6 +72,11 @@ class RunDirectory:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(_taken(path))
+        if has_control(str(path)):  # its name is in comments of the configuration
+            raise RunError(
+                f"{str(path)!r} has a line break or another control character, and a run's folder "
+                "cannot; choose another folder with --runs, or another --name."
+            )
         check_parents(path, "choose another folder with --runs.")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -145,8 +154,8 @@ class RunDirectory:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Versions, device, command line, phases … as stored."""
-        return dict(self.read_json(MANIFEST))
+        """Versions, device, command line, phases … as stored; raises CorruptFileError."""
+        return read_manifest(self.path / MANIFEST)
 
     def update_manifest(self, **entries: Any) -> None:
         """Set top-level entries of the manifest, atomically."""
@@ -157,7 +166,7 @@ class RunDirectory:
         manifest = self.manifest
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"name": name, "seconds": round(seconds, 3), "status": status, "ended": ended}
-        self.update_manifest(phases=[*manifest.get("phases", []), entry])
+        self.update_manifest(phases=[*manifest["phases"], entry])
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -189,6 +198,15 @@ class RunDirectory:
 def is_run(path: Path) -> bool:
     """Whether ``path`` holds a run that can be resumed."""
     return (Path(path) / CONFIG).is_file()
+
+
+def check_resumable(path: Path) -> None:
+    """Raises RunError where ``path`` holds something that cannot be continued as a run."""
+    if path.is_dir() and any(path.iterdir()) and not is_run(path):
+        raise RunError(
+            f"{path} exists and is not empty, but has no {CONFIG}, so it is no run that can be "
+            "continued: restore that file from a copy, or start a new run with another --name."
+        )
 
 
 def differences(
@@ -228,14 +246,9 @@ def _json(value: object) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise CorruptFileError(
-            f"{path} cannot be read ({error}). Restore it from a copy."
-        ) from None
-    if not isinstance(config, dict):
-        raise CorruptFileError(f"{path} holds no configuration. Restore it from a copy.")
-    return config
+        return read_mapping(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error} {RESTORE}") from None
 
 
 def _taken(path: Path) -> str:

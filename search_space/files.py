@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,10 @@ import yaml
 from search_space.architecture import Architecture
 from search_space.errors import CorruptFileError, NasError, UnknownNameError
 from search_space.known import known, known_names
+from search_space.parsing import UnreadableTextError, parse_json, parse_yaml
 from search_space.space import SearchSpace
 
 _SUFFIXES = (".yaml", ".yml", ".json")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-6`` as the number that people mean; YAML 1.1 wants ``1.0e-6``."""
-
-
-# only with a sign in the exponent: a digest such as 12345e678901 stays text
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+[eE][-+]\d+$"), list("-+0123456789")
-)
 
 
 def space_names() -> list[str]:
@@ -95,19 +84,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; errors name the file."""
     try:
         text = path.read_text("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        data = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; give the path of a YAML or JSON file."
         ) from None
+    except UnreadableTextError as error:
+        raise CorruptFileError(f"{path} {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
-    except json.JSONDecodeError as error:
-        raise CorruptFileError(f"{path} is not valid JSON: {error}.") from None
-    except yaml.YAMLError as error:
-        raise CorruptFileError(
-            f"{path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
     if not isinstance(data, dict):
         raise CorruptFileError(f"{path} must hold a mapping, not {type(data).__name__}.")
     return data

@@ -33,6 +33,8 @@ from search_space.errors import InvalidArchitectureError, InvalidSpaceError, Nas
 
 Genes = npt.NDArray[np.int64]
 INACTIVE = -1
+MAX_DEPTH = 1000  # blocks of a stage; published networks have below a hundred
+MAX_SIZE = 10**300  # architectures; more than a float holds is a slip, and no one could print it
 
 
 def _check_choices(name: str, values: Sequence[object]) -> None:
@@ -55,6 +57,10 @@ class StageSpace:
     def __post_init__(self) -> None:
         _check_choices("width", self.widths)
         _check_choices("depth", self.depths)
+        if self.max_depth > MAX_DEPTH:
+            raise InvalidSpaceError(
+                f"depth {self.max_depth} is more than {MAX_DEPTH} blocks in a stage; take less."
+            )
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):
             raise InvalidSpaceError("block choices must be distinct and at least one.")
         for width in self.widths:
@@ -109,6 +115,12 @@ class SearchSpace:
             raise InvalidSpaceError(
                 f"resolution {self.resolutions[0]} is too small: after the stem and three "
                 f"downsampling steps the feature maps have sides {sizes}; take a larger one."
+            )
+        if self.size > MAX_SIZE:
+            depths = [stage.max_depth for stage in self.stages]
+            raise InvalidSpaceError(
+                f"depths up to {depths} with so many block choices make more than 1e300 "
+                "architectures; take smaller depths or fewer choices."
             )
 
     # Layout of a row of genes ------------------------------------------------------------
@@ -369,8 +381,11 @@ class SearchSpace:
                 stages.append(_stage_from_dict(raw))
             except NasError as error:
                 raise error.located(f"stages[{i}]") from None
+        name = data["name"]
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":
+            raise InvalidSpaceError(f"name {name!r} must be text, as in name: mine.")
         macro = Macro.from_dict(data.get("macro", {}))
-        return cls(str(data["name"]), macro, _tuple(data["resolution"]), tuple(stages))
+        return cls(str(name), macro, _tuple(data["resolution"]), tuple(stages))
 
 
 def _tuple(value: object) -> tuple[Any, ...]:

@@ -60,7 +60,14 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
         (["--precision", "fp61"], ["unknown precision 'fp61'", "mean 'fp16'", "bf16, fp16, fp32"]),
         (["--name", "a/b"], ["--name 'a/b'", "plain name", "--runs"]),
         (["--name", ".."], ["--name '..'", "plain name"]),
-        (["--name", ""], ["--name ''", "plain name"]),
+        (["--name", "a\nfoo: 5"], ["--name 'a\\nfoo: 5'", "control character"]),
+        (["--name", "a" * 300], ["has 300 characters", "at most 100 characters"]),
+        (["--name", "é" * 101], ["has 101 characters (202 bytes)"]),
+        (["--name", ".hidden"], ["--name '.hidden'", "begins with a dot"]),
+        (["--name", ""], ["--name '' is empty", "give a value, or leave it out"]),
+        (["--supernet", ""], ["--supernet '' is empty"]),
+        (["--warm-start="], ["--warm-start '' is empty", "A variable may not be set"]),
+        (["--resume", ""], ["--resume '' is empty"]),
         (["--seed", "-1"], ["--seed", "-1", "0<=x<="]),
         (["--epochs", "0"], ["--epochs", "x>=1"]),
         (["--evaluations", "-3"], ["--evaluations", "-3", "x>=1"]),
@@ -147,6 +154,7 @@ def test_an_unknown_mixer_in_a_space_file(job: Path) -> None:
         ("seed: seven", ["seed='seven'", "integer"]),
         ("max: {params: many}", ["'many' is not a count", "30M"]),
         ("- a list", ["must hold a mapping"]),
+        ("seed: 1\nseed: 2", ["key 'seed' twice, in lines 1 and 2", "keep one"]),
         ("seed: [", ["not valid YAML"]),
     ],
 )
@@ -157,6 +165,17 @@ def test_wrong_config_files_are_answered(job: Path, content: str, expected: list
     assert "job.yaml" in ran.err
     for text in expected:
         assert text in ran.err
+    assert not Path("runs").exists()
+
+
+def test_a_space_inside_a_config_file_is_checked(job: Path) -> None:
+    Path("job.yaml").write_text("space: {resolution: 16, stages: []}")
+    for more in ([], ["--name", "mine"]):
+        ran = nas(
+            "search", "--data", "digits", "--target-latency", "1s", "--config", "job.yaml", *more
+        )
+        assert ran.code == USAGE
+        assert "job.yaml: space: key 'name' is missing" in ran.err
     assert not Path("runs").exists()
 
 

@@ -66,6 +66,23 @@ def test_unknown_devices_are_answered_with_all_names(space: SearchSpace) -> None
         find_device("phome")
 
 
+def test_a_table_without_a_name_is_not_found_by_none(space: SearchSpace) -> None:
+    table = known_table(space)
+    table.save(table_path(table.conditions))
+    with pytest.raises(UnknownNameError, match="unknown device ''"):
+        find_device("")
+
+
+def test_a_cache_that_is_a_file_is_named(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    for cache in ("file", "file/below"):
+        monkeypatch.setenv("NAS_CACHE", cache)
+        for command in (["devices"], ["profile", "--space", "pebble.yaml"]):
+            ran = nas(*command)
+            assert ran.code == USAGE
+            assert f"NAS_CACHE={cache} is no folder: file is a file" in ran.err
+
+
 @pytest.mark.parametrize("name", ["", "9lives", "a b", "a/b", "ä", "-x"])
 def test_names_that_cannot_be_used(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used: a name has letters"):

@@ -27,6 +27,7 @@ from search_space.errors import (
     NasError,
     UnknownNameError,
 )
+from search_space.files import read_mapping
 
 SWIN = known("swin_t")
 
@@ -203,3 +204,34 @@ def test_a_space_is_no_architecture(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="key in architecture 'name'") as info:
         load_architecture(path)
     assert path in str(info.value)
+
+
+@pytest.mark.parametrize("load", [load_architecture, load_space])
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("twice.yaml", "name: a\nstages: []\nname: b", "key 'name' twice, in lines 1 and 3; keep"),
+        ("line.yaml", "{name: a, name: b}", "key 'name' twice, in lines 1 and 1"),
+        ("inner.yaml", "macro:\n  act: a\n  'act': b", "key 'act' twice, in lines 2 and 3"),
+        ("twice.json", '{"macro": {"act": 1, "act": 2}}', "key 'act' twice; keep one"),
+        ("deep.yaml", "a: " + "[" * 3000, "nested too deeply"),
+        ("deep.json", "[" * 200_000, "nested too deeply"),
+        ("long.yaml", "resolution: 1" + "0" * 5000, "cannot be read: Exceeds the limit"),
+        ("long.json", '{"resolution": 1' + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
+        ("tag.yaml", "name: !!bool 7", "cannot be read"),
+        ("date.yaml", "name: 2024-13-45", "cannot be read: month must be"),
+    ],
+)
+def test_what_yaml_and_json_would_let_pass_or_crash_on(
+    tmp_path: Path, load: object, name: str, content: str, problem: str
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(CorruptFileError, match=problem) as info:
+        load(path)  # type: ignore[operator]
+    assert str(info.value).startswith(path)
+
+
+def test_a_merge_key_may_be_overridden(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}"
+    data = read_mapping(Path(write(tmp_path / "merged.yaml", text)))
+    assert data == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}

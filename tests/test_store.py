@@ -126,6 +126,47 @@ def test_a_broken_line_in_the_middle_is_refused_and_left_alone(tmp_path: Path) -
         assert len(journal) == 1
 
 
+@pytest.mark.parametrize("content", [b"garbage", b"garbage\n", b"PAR1\0\0", b"[1]\n[2]\n", b"{}\n"])
+def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(content)
+    for read in (Journal, read_journal):
+        with pytest.raises(CorruptFileError, match="j is no journal of evaluations: it begins"):
+            read(path)
+    assert path.read_bytes() == content
+
+
+def test_a_torn_first_line_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    line = written(path, 1)
+    for torn in (*(line[:end] for end in range(1, len(line))), b"\0" * 512):
+        path.write_bytes(torn)
+        with Journal(path) as journal:
+            assert len(journal.warnings) == 1
+        assert path.read_bytes() == b""
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "j").mkdir()
+    for read in (Journal, read_journal):
+        with pytest.raises(CorruptFileError, match=r"j is a folder.*move it away"):
+            read(tmp_path / "j")
+
+
+def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(written(path, 3).replace(b"\n", b"\r\n"))
+    assert len(read_journal(path)) == 3
+    with Journal(path) as journal:
+        assert not journal.warnings
+        journal.append(evaluation(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole + evaluation(4).to_line()[:30])
+    with Journal(path) as journal:
+        assert [e.index for e in journal] == [0, 1, 2, 3]
+    assert path.read_bytes() == whole
+
+
 def test_a_doubled_line_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j"
     path.write_bytes(written(path, 1) * 2)

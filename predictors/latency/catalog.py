@@ -140,7 +140,7 @@ def find_device(
         conditions = estimated_conditions(name, **given)
         return Target(name, conditions, "datasheet", table_path(conditions, folder))
     named = [k for k in known_tables(folder) if k.table is not None and k.table.name == name]
-    if not named:
+    if not name or not named:  # tables without a name are of no device that is asked for
         raise UnknownNameError("device", name, device_names(folder))
     return _named_target(name, named, given)
 

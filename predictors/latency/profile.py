@@ -39,7 +39,7 @@ from predictors.latency.table import (
     write_parquet,
 )
 from search_space import Architecture, SearchSpace, components
-from search_space.errors import CorruptFileError
+from search_space.errors import CorruptFileError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,20 @@ Progress = Callable[[int, int, float], None]
 
 
 def cache_folder() -> Path:
-    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``."""
+    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
+
+    Raises UsageError where a file stands in the way of what the variable says.
+    """
     root = os.environ.get("NAS_CACHE")
     if root:
-        return Path(root) / "latency"
+        folder = Path(root) / "latency"
+        for part in (folder, *folder.parents):
+            if part.is_file():
+                raise UsageError(
+                    f"NAS_CACHE={root} is no folder: {part} is a file; set NAS_CACHE to a folder, "
+                    "or unset it."
+                )
+        return folder
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas" / "latency"
 
 

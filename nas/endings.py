@@ -1,0 +1,131 @@
+"""How a command ends: its exit code, and one message for everything that a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import select
+import shlex
+import sys
+from collections.abc import Sequence
+
+import click
+
+from search_space.errors import (
+    InfeasibleError,
+    InvalidQuantityError,
+    NasError,
+    UnknownNameError,
+    UsageError,
+)
+
+FAILED, USAGE, INFEASIBLE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow it, or choose another folder"),
+}
+
+
+def run(command: click.Command) -> None:
+    """Run ``command`` with the arguments of this process, and exit with its code."""
+    try:
+        refuse_empty(sys.argv[1:])
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+    except InfeasibleError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(INFEASIBLE)
+    except NasError as error:
+        click.echo(f"error: {error}", err=True)
+        usage = isinstance(error, (InvalidQuantityError, UnknownNameError, UsageError))
+        sys.exit(USAGE if usage else FAILED)
+    except SystemExit:  # click's, for a pipe that nobody reads any more
+        if _reader_gone():
+            sys.exit(PIPE_CLOSED)
+        click.echo(f"error: a pipe to another process broke. {_again('Mend this')}", err=True)
+        sys.exit(FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        fix = "Take smaller batches (--batch-size, --train-batch-size) or a smaller --space"
+        click.echo(f"error: not enough memory: {_first_line(error)}. {_again(fix)}", err=True)
+        sys.exit(FAILED)
+    except OSError as error:  # a full disk, a folder that may not be written
+        click.echo(f"error: {_explain(error)}", err=True)
+        sys.exit(FAILED)
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises UsageError for empty text, which would mean the current folder as a path.
+
+    It is what a variable of the shell that is not set leaves.
+    """
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:
+            what = f"{argument[:-1]} ''"
+        elif argument == "":
+            before = arguments[i - 1] if i else "nas"
+            what = f"{before} ''" if before.startswith("-") else f"'' after {before!r}"
+        else:
+            continue
+        raise UsageError(
+            f"{what} is empty; give a value, or leave it out. A variable may not be set."
+        )
+
+
+def this_command() -> str:
+    """The command of this process, as it can be typed again."""
+    return shlex.join(["nas", *sys.argv[1:]])
+
+
+def _reader_gone() -> bool:
+    """Whether standard output or standard error is a pipe whose other end is closed."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, NumPy's or torch's error for memory that is not there."""
+    text = str(error)  # torch's on the CPU has no class of its own
+    return isinstance(error, MemoryError) or any(
+        part in text for part in ("can't allocate memory", "out of memory")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _explain(error: OSError) -> str:
+    problem = error.strerror or str(error)
+    if error.filename is not None:
+        problem = f"{error.filename}: {problem}"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem += ", for standard output or a file"
+    return f"{problem}. {_again(_FIXES.get(error.errno or 0, 'Mend this'))}"
+
+
+def _again(fix: str) -> str:
+    resume = " with --resume" if _has_run() and "--resume" not in sys.argv else ""
+    return f"{fix}, then give the same command again{resume}."
+
+
+def _has_run() -> bool:
+    return len(sys.argv) > 1 and sys.argv[1] in ("search", "train", "finetune")
+
+
+def _say_interrupted() -> None:
+    message = "interrupted; everything finished so far is saved."
+    if _has_run():
+        resume = "" if "--resume" in sys.argv else " --resume"
+        message += f" Continue with: {this_command()}{resume}"
+    click.echo(f"\n{message}", err=True)

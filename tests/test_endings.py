@@ -1,0 +1,105 @@
+"""How commands end: closed pipes, full disks, and empty text where a value should be."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from tiny_job import FAILED, USAGE, nas, search, tree
+
+from results.store import RunDirectory
+from search_space.errors import RunError
+
+PIPE_CLOSED = 141
+
+
+@pytest.mark.parametrize("options", [["spaces"], ["spaces", "base", "--json"]])
+def test_a_closed_pipe_is_left_quietly(job: Path, options: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas.cli", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == PIPE_CLOSED
+
+
+def test_a_broken_pipe_elsewhere_is_no_quiet_end(job: Path) -> None:
+    with mock.patch("search_space.load_space", side_effect=BrokenPipeError(errno.EPIPE, "broken")):
+        ran = nas("spaces")
+    assert ran.code == FAILED
+    assert "a pipe to another process broke. Mend this, then give the same command" in ran.err
+
+
+def test_a_full_standard_output_says_what_to_do(job: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "nas.cli", "spaces"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == FAILED
+    assert ran.stderr == (
+        "error: No space left on device, for standard output or a file. Free some space, then give "
+        "the same command again.\n"
+    )
+
+
+def test_an_error_of_a_file_names_it_and_what_to_do(job: Path) -> None:
+    refused = OSError(errno.ENOSPC, "No space left on device", "runs/one/x.json")
+    with mock.patch("nas.pipeline.run_search", side_effect=refused):
+        ran = search()
+    assert ran.code == FAILED
+    assert "error: runs/one/x.json: No space left on device. Free some space, " in ran.err
+    assert "the same command again with --resume." in ran.err
+    with mock.patch("nas.pipeline.run_search", side_effect=PermissionError(13, "Denied", "runs")):
+        assert "error: runs: Denied. Allow it, or choose another folder, then" in search().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search", "--data", ""], "--data '' is empty; give a value, or leave it out"),
+        (["search", "--config="], "--config '' is empty"),
+        (["train", "--data", "digits", "--teacher", ""], "--teacher '' is empty"),
+        (["devices", "show", ""], "'' after 'show' is empty"),
+        (["profile", "import", "x", "--bundle", "", "--name", "a"], "--bundle '' is empty"),
+    ],
+)
+def test_empty_text_is_no_value(job: Path, arguments: list[str], expected: str) -> None:
+    before = tree(job)
+    ran = nas(*arguments)
+    assert ran.code == USAGE
+    assert expected in ran.err
+    assert tree(job) == before
+
+
+def test_a_folder_of_runs_whose_name_would_end_a_comment(job: Path) -> None:
+    with pytest.raises(RunError, match="control character"):
+        RunDirectory.create(Path("a\nfoo: 5") / "run", {}, {})
+    assert not Path("a\nfoo: 5").exists()
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_memory_that_is_not_there_is_said(job: Path, library: str) -> None:
+    import numpy as np
+    import torch
+
+    def too_much(*arguments: object, **options: object) -> None:
+        _ = torch.empty(2**60) if library == "torch" else np.empty(2**58)
+
+    with mock.patch("nas.pipeline.run_search", side_effect=too_much):
+        ran = search()
+    assert ran.code == FAILED
+    assert "error: not enough memory: " in ran.err
+    assert "Take smaller batches (--batch-size, --train-batch-size)" in ran.err
+    bug = mock.patch("nas.pipeline.run_search", side_effect=RuntimeError("a bug"))
+    with bug, pytest.raises(RuntimeError, match="a bug"):
+        search()
