@@ -78,7 +78,7 @@ def list_(as_json: bool) -> None:
     type=image_sizes(),
     help="Side of the images (default: each one's own).",
 )
-@option("--device", default="cpu", show_default=True, help="Where networks run.")
+@click.option("--device", default="cpu", show_default=True, help="Where networks run.")
 @json_option
 @quiet_option
 def score(

@@ -283,7 +283,7 @@ def resolve(
 def _fix_window(data: dict[str, Any]) -> None:
     """Decide the window once: a run that goes on with other workers must propose the same."""
     search = data.setdefault("search", {})
-    if data.get("data") is None or not isinstance(search, dict) or search.get("window"):
+    if data.get("data") is None or not isinstance(search, dict) or search.get("window") is not None:
         return
     workers, population = data.get("workers", 1), search.get("population", POPULATION)
     if isinstance(workers, int) and isinstance(population, int):  # else an error comes later

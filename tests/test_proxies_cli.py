@@ -50,6 +50,13 @@ def test_score_of_a_file_is_the_proxys() -> None:
     assert row["scores"]["zico"]["spread"] == pytest.approx(expected.spread, rel=1e-3)
 
 
+def test_the_device_that_latencies_are_for_is_not_where_networks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NAS_DEVICE", "a100")
+    assert nas("proxies", "score", "mine.yaml", "--proxy", "deepmad").code == 0
+
+
 def test_closed_forms_are_the_default_and_every_network_gets_a_block() -> None:
     ran = nas("proxies", "score", "mine.yaml", "test_convnext", "--image-size", 64, "-q")
     assert ran.code == 0

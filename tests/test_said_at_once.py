@@ -31,6 +31,7 @@ NAMES = [
     ({"finetune": {"weight_decay": float("inf")}}, ["weight_decay is inf", "finite"]),
     ({"train": {"warmup_epochs": float("nan")}}, ["warmup_epochs is nan", "finite"]),
     ({"max": "5M"}, ["more.yaml: max='5M' must be a mapping"]),
+    ({"search": {"window": 0}}, ["search.window=0", "greater than or equal to 1"]),
     ({"seed": 2**64}, ["seed=18446744073709551616", "less than or equal to 9223372036854775807"]),
 ]
 
