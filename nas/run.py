@@ -22,6 +22,7 @@ from nas.config import RunConfig
 from nas.console import Console, PhaseProgress
 from nas.measuring import Measured, measure_twice, read_measured, to_json
 from nas.reporting import rebuild_report
+from nas.speed_change import check_networks, speed_change, speed_note
 from predictors.counts import counts
 from predictors.latency.catalog import (
     Target,
@@ -252,8 +253,13 @@ class Run(ABC):
             ) from None
         return problem
 
-    def measured(self, evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
-        """Every network measured twice on the device; kept in the run."""
+    def measured(
+        self, front: Sequence[Evaluation], others: Sequence[Evaluation], table: LatencyTable
+    ) -> dict[str, Measured]:
+        """Networks of the front and others measured twice on the device; kept in the run.
+
+        With them those that were measured with the table, which tell how its speed changed.
+        """
         if not self.target.at_hand:
             if self.config.device in local_device_names():
                 self.console.warn(
@@ -261,7 +267,18 @@ class Run(ABC):
                     "measured on; networks are not measured again."
                 )
             return {}
-        by_digest = {e.digest: Architecture.from_dict(e.architecture) for e in evaluations}
+        by_digest = {
+            e.digest: Architecture.from_dict(e.architecture) for e in (*front, *others)
+        } | check_networks(table, self.space)
+        result = self._measured(by_digest)
+        change = speed_change(table, self.space, result)
+        note = None if change is None else speed_note(change, front, result)
+        if note is not None:
+            self.console.warn(note)
+            self.notes.append(note)
+        return result
+
+    def _measured(self, by_digest: Mapping[str, Architecture]) -> dict[str, Measured]:
         file = self.path / MEASURED
         try:
             stored = read_measured(file)

@@ -87,7 +87,7 @@ class TrainedSearch(Run):
         found = self.searched(problem, sampler, first, supernet)
         self._note_idle_budget(found)
         baselines = self.baselines(problem, supernet)
-        measured = self.measured([*found.values(), *baselines.values()])
+        measured = self.measured([*found.values()], [*baselines.values()], table)
         finalists = self.finalists(found, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)

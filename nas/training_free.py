@@ -64,7 +64,7 @@ class TrainingFreeSearch(Run):
         problem = self.problem(table)
         found = self.searched(problem)
         baselines = self.baselines(found, table)
-        measured = self.measured([*found.values(), *baselines.values()])
+        measured = self.measured([*found.values()], [*baselines.values()], table)
         best, reason = self.best(self.finalists(found, measured))
         chosen = self.exported(best, measured.get(best.digest), table, reason)
         self.notes.append(
