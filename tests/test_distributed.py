@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -28,6 +29,7 @@ from supernet.data import open_data
 from supernet.storage import Storage
 from supernet.train_config import TrainConfig, TrainingDivergedError
 from supernet.training import train_supernet
+from supernet.worker_images import open_on_worker
 
 open_images = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
 LINEAR = {"optimizer": "sgd", "lr": 0.05, "num_random": 0}  # see tests/test_parallel.py
@@ -310,6 +312,17 @@ def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, t
     assert found.step == 36
 
 
+def test_images_that_a_worker_cannot_open_name_it(tmp_path):
+    storage = Storage(str(tmp_path), "checkpoints")
+    storage.create("token")
+    nowhere = partial(open_data, "nowhere", 16)
+    with (
+        mock.patch("ray.util.get_node_ip_address", return_value="10.0.0.7"),
+        pytest.raises(DataError, match=r"the worker on 10.0.0.7 cannot open the images: .*nowhere"),
+    ):
+        open_on_worker(nowhere, "0" * 12, storage, "token")
+
+
 @pytest.mark.slow
 def test_what_a_user_can_mend_is_said_at_once(cluster, tmp_path):
     with pytest.raises(RunError, match=r"batch_size is 18; with 2 workers .* 20 is the next"):
@@ -320,8 +333,6 @@ def test_what_a_user_can_mend_is_said_at_once(cluster, tmp_path):
     others = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.6)
     with pytest.raises(DataError, match=r"finds other images \(fingerprint"):
         train(tmp_path / "others", config(), images=others)
-    with pytest.raises(DataError, match=r"cannot open the images: .*nowhere"):
-        train(tmp_path / "nowhere", config(), images=partial(open_data, "nowhere", 16))
     with pytest.raises(TrainingDivergedError, match="diverged"):
         train(tmp_path / "wild", config(lr=1e38, optimizer="sgd", clip_norm=0, max_bad_steps=0))
 
