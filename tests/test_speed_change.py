@@ -61,7 +61,7 @@ def test_the_note_tells_drift_from_error() -> None:
     note = speed_note(1.25, front, found)
     assert note is not None
     assert "took 1.25 times as long" in note
-    assert "by 20% on average therefore, and by 2% at the table's speed" in note
+    assert "off by 20% on average, and by 2% at the table's speed" in note
     assert speed_note(1.04, front, found) is None
     assert speed_note(0.96, front, found) is None
     assert speed_note(1.25, front, {}) is None
