@@ -56,6 +56,6 @@ def speed_note(
     plain, same_speed = np.abs(ratios - 1).mean(), np.abs(ratios * change - 1).mean()
     return (
         f"The machine took {change:.2f} times as long when the front was measured as when its "
-        "latency table was, by networks that were measured both times. Predictions are therefore off "
+        "latency table was, by networks measured both times. Predictions are therefore off "
         f"by {plain:.0%} on average, and by {same_speed:.0%} at the table's speed."
     )
