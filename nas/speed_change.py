@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nas.measuring import Measured
+from predictors.latency.correction import CheckNetwork
 from predictors.latency.profile import check_architectures
 from predictors.latency.table import LatencyTable
 from results.journal import Evaluation
@@ -22,8 +23,7 @@ NOTICED = 0.05  # a change of less is within what a machine does from one minute
 
 def check_networks(table: LatencyTable, space: SearchSpace) -> dict[str, Architecture]:
     """Networks of ``space`` that were measured as wholes with ``table``, by digest."""
-    correction = table.corrections.get(space.digest)
-    known = () if correction is None else [check.digest for check in correction.checks]
+    known = {check.digest for check in _checks(table, space)}
     return {a.digest: a for a in check_architectures(space) if a.digest in known}
 
 
@@ -31,13 +31,17 @@ def speed_change(
     table: LatencyTable, space: SearchSpace, measured: Mapping[str, Measured]
 ) -> float | None:
     """Median of latency now over latency then; None where no network was measured twice."""
-    correction = table.corrections.get(space.digest)
     ratios = [
         measured[check.digest].metrics["latency_ms"] / check.measured_ms
-        for check in (() if correction is None else correction.checks)
+        for check in _checks(table, space)
         if check.digest in measured
     ]
     return float(np.median(ratios)) if ratios else None
+
+
+def _checks(table: LatencyTable, space: SearchSpace) -> Sequence[CheckNetwork]:
+    correction = table.corrections.get(space.digest)
+    return () if correction is None else correction.checks
 
 
 def speed_note(

@@ -130,6 +130,18 @@ def summary(result: SearchResult) -> str:
     return repr((drop, [e.digest for e in result.front], result.hypervolume))
 
 
+def interrupted_after(evaluate: Evaluate, count: int) -> Evaluate:
+    """``evaluate`` for so many calls; the next one ends the search as Ctrl-C would."""
+    calls = itertools.count()
+
+    def dying(architecture: Architecture) -> Any:
+        if next(calls) == count:
+            raise Interrupted
+        return evaluate(architecture)
+
+    return dying
+
+
 class Interrupted(BaseException):
     """As Ctrl-C would."""
 

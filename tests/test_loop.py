@@ -14,6 +14,7 @@ from synthetic_search import (
     brute_force_front,
     cost_table,
     every_row,
+    interrupted_after,
     run,
     small_space,
     summary,
@@ -126,15 +127,7 @@ def test_interrupted_anywhere_and_resumed_equals_uninterrupted(failing, tmp_path
     assert whole.failed == sum(e.status == "failed" for e in whole.evaluations)
     assert (whole.failed > 0) == failing
     for cut in range(0, 40, 3):
-        left = cut
-
-        def dying(architecture):
-            nonlocal left
-            if left == 0:
-                raise Interrupted
-            left -= 1
-            return evaluate(architecture)
-
+        dying = interrupted_after(evaluate, cut)
         path = tmp_path / f"{cut}.jsonl"
         with Journal(path) as journal, pytest.raises(Interrupted):
             run(problem, dying, journal, **options)

@@ -16,6 +16,7 @@ from synthetic_search import (
     Shuffled,
     Stubborn,
     bounded_problem,
+    interrupted_after,
     run,
     small_space,
     summary,
@@ -165,15 +166,7 @@ def test_interrupted_with_a_window_and_resumed_equals_uninterrupted(cut, tmp_pat
     options = {"batch_size": 3, "window": 11}
     accuracy = Accuracy(DIGITS.space)
     whole, _, _ = shuffled_run(accuracy, 1, **options)
-    left = cut
-
-    def dying(architecture):
-        nonlocal left
-        if left == 0:
-            raise Interrupted
-        left -= 1
-        return accuracy(architecture)
-
+    dying = interrupted_after(accuracy, cut)
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal, pytest.raises(Interrupted):
         shuffled_run(dying, 2, journal, **options)
