@@ -13,7 +13,7 @@ from nas.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export import VERIFIED, ModelCard, export_network
 from results.journal import Evaluation, read_journal
 from results.report_data import Export, read_result
-from results.store import EXPORT, JOURNAL, RESULT, SUPERNET, is_run
+from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError, UsageError
 from search_space.units import format_count, format_latency
@@ -35,8 +35,7 @@ def export_from_run(
     """
     if output is not None:
         _check_replaceable(output)
-    if not is_run(run):
-        raise RunError(f"{run} is no run; give the directory of one, such as runs/NAME.")
+    config = stored_config(run)
     if (run / NETWORK).exists():
         raise RunError(
             f"{run} trained one network, and its export is in {run / EXPORT}; there is no other."
@@ -46,7 +45,6 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
-    config = stored_config(run)
     if config.data is None:
         return _export_untrained(run, config, evaluation, output, console)
     space = config.search_space()
