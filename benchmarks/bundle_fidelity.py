@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from predictors.latency.bundle import write_bundle
-from predictors.latency.bundle_import import import_bundle
-from predictors.latency.devices import local_conditions
-from predictors.latency.profile import profile
-from predictors.latency.table import LatencyTable
+from predictors.bundles.bundle import write_bundle
+from predictors.bundles.bundle_import import import_bundle
+from predictors.measuring.conditions import local_conditions
+from predictors.measuring.profile import profile
+from predictors.tables.latency_table import LatencyTable
 from search_space import SearchSpace, load_space
 
 OUT = Path(__file__).parent / "results" / "bundle_fidelity.json"

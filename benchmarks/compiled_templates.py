@@ -28,7 +28,7 @@ from weight_sharing import compare
 
 from search_space import load_space
 from search_space.components import ModuleSpec, components, input_shape
-from supernet.modules import build_module
+from supernet.network.modules import build_module
 
 OUT = Path(__file__).parent / "results" / "compiled_templates.json"
 DRAWN = 2000  # subnets, for the rates

@@ -31,9 +31,9 @@ from designs_made import Preset, asides, designs
 from designs_view import page
 from scipy.stats import kendalltau
 
-from predictors.latency.anchors import constants, expected_error
-from predictors.latency.datasheets import datasheet
-from results.designs_page import write_designs_page
+from predictors.estimates.anchors import constants, expected_error
+from predictors.estimates.datasheets import datasheet
+from results.report.designs_page import write_designs_page
 from search.scaling.quantities import latency_metric
 from search_space import Block, Mixer, Stage, known, load_space
 from search_space.known import known_names

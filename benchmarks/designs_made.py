@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from designs_cases import BUDGET_DEVICE, Reference, Yardstick
 
-from predictors.additive import AdditiveTable
 from predictors.counts import counts
 from predictors.proxies.space_tables import SpaceScores
+from predictors.tables.additive import AdditiveTable
 from search import Constraint, Objective, Problem
 from search.closed_form import scored_front
 from search.exact import optimise

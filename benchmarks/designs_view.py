@@ -8,8 +8,16 @@ from typing import Any
 import yaml
 from designs_cases import BUDGET_DEVICE, DEVICES, REFERENCES
 
-from results.charts import format_metric, metric_title, thousands
-from results.designs_page import Aside, Case, Design, DesignsPage, Finding, TextTable, shape_text
+from results.report.charts import format_metric, metric_title, thousands
+from results.report.designs_page import (
+    Aside,
+    Case,
+    Design,
+    DesignsPage,
+    Finding,
+    TextTable,
+    shape_text,
+)
 
 JUDGED = yaml.safe_load((Path(__file__).parent / "data" / "designs_judged.yaml").read_text("utf-8"))
 NOT_JUDGED = {"digest": "", "text": ""}

@@ -23,9 +23,9 @@ from torch import nn
 
 from nas.config import resolve
 from supernet import Supernet
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import evaluate, finetune
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import evaluate, finetune
 
 RATES = (1 / 8, 1 / 2, 1.0, 2.0)  # times the supernet's
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"

@@ -34,12 +34,7 @@ import numpy.typing as npt
 import torch
 from scipy.stats import kendalltau
 
-from predictors.additive import Entry
-from predictors.latency.correction import fit_correction
-from predictors.latency.devices import Conditions, local_conditions
-from predictors.latency.entry_plan import EntryPlan
-from predictors.latency.load import LoadMeter
-from predictors.latency.measure import (
+from predictors.measuring.bench import (
     Bench,
     Limits,
     Subject,
@@ -50,8 +45,13 @@ from predictors.latency.measure import (
     statistic,
     steady,
 )
-from predictors.latency.profile import check_architectures, profile
-from predictors.latency.remeasure import measure_networks
+from predictors.measuring.conditions import Conditions, local_conditions
+from predictors.measuring.disturbances import LoadMeter
+from predictors.measuring.entry_plan import EntryPlan
+from predictors.measuring.profile import check_architectures, profile
+from predictors.measuring.remeasure import measure_networks
+from predictors.tables.additive import Entry
+from predictors.tables.correction import fit_correction
 from search_space import Architecture, SearchSpace, components, load_space
 from search_space.errors import UsageError
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from predictors.latency.calibrate import predict_network
-from predictors.latency.estimate import estimate, estimated_conditions
+from predictors.estimates.calibrate import predict_network
+from predictors.estimates.estimate import estimate, estimated_conditions
 from search_space import load_space
 
 PLAIN = 300

@@ -39,10 +39,10 @@ from predictors.counts import counts
 from search_space import Architecture, SearchSpace, load_space
 from search_space.errors import RunError
 from supernet import Supernet, build
-from supernet.data import ImageData, eval_batches, open_data, steps_per_epoch
-from supernet.sampling import make_sampler
-from supernet.tokenisation import TokenSchedule
-from supernet.training import TrainConfig, evaluate, finetune, train_supernet
+from supernet.data.dataset import ImageData, eval_batches, open_data, steps_per_epoch
+from supernet.training.strategies import make_sampler
+from supernet.training.tokenisation import TokenSchedule
+from supernet.training.train import TrainConfig, evaluate, finetune, train_supernet
 
 RESULTS = Path(__file__).parent / "results" / "rank_fidelity.json"
 BANDS = 3

@@ -17,11 +17,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from predictors.latency.anchors import anchors, basis, constants, expected_error
-from predictors.latency.datasheets import datasheet
-from predictors.latency.estimate import anchor_errors
-from predictors.latency.transfer import transfer_error
-from supernet.mixers import registered_mixers
+from predictors.estimates.anchors import anchors, basis, constants, expected_error
+from predictors.estimates.datasheets import datasheet
+from predictors.estimates.estimate import anchor_errors
+from predictors.estimates.transfer import transfer_error
+from supernet.network.mixers import registered_mixers
 
 DEVICES = ("a100-40gb", "a100-80gb", "h100", "t4")  # others have no figures, as the H100
 RUNTIMES = ("eager", "cudagraph", "inductor", "tensorrt")

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas.cli.console import Console
 from nas.config import resolve
-from nas.console import Console
-from nas.pipeline import run_search
-from predictors.latency.table import LatencyTable
+from nas.workflows.pipeline import run_search
+from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture
 from supernet import Supernet
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import evaluate, finetune
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import evaluate, finetune
 
 
 def one_seed(seed: int, target: str, n: int, folder: Path) -> dict[str, Any]:

@@ -35,17 +35,17 @@ import torch
 from torch import nn
 
 from nas.config import RunConfig, resolve
-from nas.pipeline import run_search, run_training
-from predictors.latency.devices import local_conditions
-from predictors.latency.measure import Bench, Limits, Subject, run_rounds, statistic, steady
-from results.report_data import ReportData
+from nas.workflows.pipeline import run_search, run_training
+from predictors.measuring.bench import Bench, Limits, Subject, run_rounds, statistic, steady
+from predictors.measuring.conditions import local_conditions
+from results.report.data import ReportData
 from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import build
-from supernet.data import eval_batches, open_data
-from supernet.metric_files import METRICS
-from supernet.training import evaluate, finetune
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.metric_files import METRICS
+from supernet.training.train import evaluate, finetune
 
 BENCHMARKS = Path(__file__).parent
 SIDE = 32

@@ -22,9 +22,9 @@ from rank_fidelity import reduced_space
 from search.samplers.base import enumerate_rows
 from search_space import load_space
 from supernet import Supernet
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import CHECKPOINTS, evaluate
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import CHECKPOINTS, evaluate
 
 DATA = Path(__file__).parent / "data"
 

@@ -39,10 +39,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from predictors.counts import count_architecture
 from search_space import load_space
 from supernet import Supernet
-from supernet.data import open_data
-from supernet.parallel import Group
-from supernet.sampling import make_sampler
-from supernet.training import TrainConfig, train_supernet
+from supernet.data.dataset import open_data
+from supernet.training.parallel import Group
+from supernet.training.strategies import make_sampler
+from supernet.training.train import TrainConfig, train_supernet
 
 WARM_UP = 5
 
@@ -110,9 +110,9 @@ def _work(
     if size > 1:
         meet = f"file://{folder}/meet-{size}"
         dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
-    import supernet.training
+    import supernet.training.train
 
-    supernet.training.Group = TimedGroup  # type: ignore[misc]
+    supernet.training.train.Group = TimedGroup  # type: ignore[misc]
     space = load_space(space_name)
     data = open_data("digits", max(space.resolutions))
     torch.manual_seed(0)

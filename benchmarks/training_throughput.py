@@ -31,11 +31,11 @@ from torch import nn
 
 from search_space import load_space
 from supernet import Backbone, Supernet
-from supernet.data import Batch, ImageData, open_data, train_loader
-from supernet.loop import TrainingLoop
-from supernet.objectives import NetworkObjective, SupernetObjective, autocast
-from supernet.sampling import SandwichSampler, SubnetSampler
-from supernet.train_config import TrainConfig
+from supernet.data.dataset import Batch, ImageData, open_data, train_loader
+from supernet.training.config import TrainConfig
+from supernet.training.loop import TrainingLoop
+from supernet.training.objectives import NetworkObjective, SupernetObjective, autocast
+from supernet.training.strategies import SandwichSampler, SubnetSampler
 
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"
 

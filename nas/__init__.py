@@ -22,8 +22,8 @@ _API = {
     "known_names": "search_space",
     "load_architecture": "search_space",
     "load_space": "search_space",
-    "load_timm_checkpoint": "supernet.timm_weights",
-    "run_search": "nas.pipeline",
+    "load_timm_checkpoint": "supernet.network.timm_weights",
+    "run_search": "nas.workflows.pipeline",
     "space_names": "search_space",
 }
 

@@ -23,8 +23,8 @@ from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space, read_mapping
 from search_space.space import SearchSpace
 from search_space.units import parse_count, parse_latency, parse_memory, parse_throughput
-from supernet.augmentation import AugmentConfig
-from supernet.train_config import TrainConfig
+from supernet.data.augmentation import AugmentConfig
+from supernet.training.config import TrainConfig
 
 # What a user can limit and minimise: metric and unit by the name on the command line.
 MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {

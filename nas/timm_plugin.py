@@ -18,7 +18,7 @@ from types import ModuleType
 def register_with_timm() -> None:
     """Register ``nas_backbone`` with timm: now if timm is loaded, else when it will be."""
     if "timm" in sys.modules:
-        importlib.import_module("supernet.backbone")
+        importlib.import_module("supernet.network.backbone")
     elif not any(isinstance(finder, _WaitForTimm) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WaitForTimm())
 
@@ -59,4 +59,4 @@ class _ThenRegister(Loader):
         self.loader.exec_module(module)
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
-        importlib.import_module("supernet.backbone")
+        importlib.import_module("supernet.network.backbone")

@@ -13,10 +13,10 @@ from functools import lru_cache
 
 import torch
 
-from predictors.additive import AdditiveTable, entries
+from predictors.tables.additive import AdditiveTable, entries
 from search_space import Architecture, ModuleSpec, SearchSpace, components
-from supernet.axes import StaticModule
-from supernet.modules import build_module
+from supernet.network.axes import StaticModule
+from supernet.network.modules import build_module
 
 COUNT_METRICS = ("num_params", "macs", "activations")
 

@@ -20,9 +20,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from predictors.additive import AdditiveTable
 from predictors.counts import meta_module
-from predictors.latency.measure import DTYPES
+from predictors.measuring.bench import DTYPES
+from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, ModuleSpec, SearchSpace, components
 from search_space.components import input_shape
 

@@ -22,7 +22,7 @@ from search_space.space import SearchSpace
 if TYPE_CHECKING:
     import torch
 
-    from supernet.supernet import Supernet
+    from supernet.network.supernet import Supernet
 
     Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -56,7 +56,7 @@ class SupernetEvaluator:
         self.amp = amp
 
     def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
-        from supernet.training import evaluate
+        from supernet.training.train import evaluate
 
         quality = evaluate(
             self.supernet,
@@ -119,7 +119,7 @@ class SupernetFactory:
     def __call__(self) -> SupernetEvaluator:
         import torch
 
-        from supernet.supernet import Supernet
+        from supernet.network.supernet import Supernet
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -139,7 +139,7 @@ class SupernetFactory:
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:
     """All images as arrays; None where they take more memory than decoded images may."""
-    from supernet.data import MEMORY_LIMIT_BYTES
+    from supernet.data.dataset import MEMORY_LIMIT_BYTES
 
     arrays: list[list[tuple[Array, Array]]] = []
     size = 0

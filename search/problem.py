@@ -26,7 +26,7 @@ REFERENCE_MARGIN = 0.1  # of the range between ideal and worst, so that front en
 
 
 class Table(Protocol):
-    """A cheap metric; ``predictors.additive.AdditiveTable`` is one."""
+    """A cheap metric; ``predictors.tables.additive.AdditiveTable`` is one."""
 
     def predict(self, genes: Genes) -> Values:
         """Values of rows of genes, shape (n, genes) to (n,)."""

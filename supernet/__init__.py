@@ -1,6 +1,6 @@
 """The network: mixers, blocks, backbone, weight sharing, training, data."""
 
-from supernet.backbone import Backbone, build
-from supernet.supernet import Supernet
+from supernet.network.backbone import Backbone, build
+from supernet.network.supernet import Supernet
 
 __all__ = ["Backbone", "Supernet", "build"]

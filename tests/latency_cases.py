@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from tiny_job import known_table
 
-from predictors.latency.devices import Conditions, DeviceIdentity
-from predictors.latency.measure import Limits
-from predictors.latency.profile import table_path
-from predictors.latency.table import LatencyTable
+from predictors.measuring.bench import Limits
+from predictors.measuring.conditions import Conditions, DeviceIdentity
+from predictors.measuring.profile import table_path
+from predictors.tables.latency_table import LatencyTable
 from search_space import Block, Macro, Mixer, SearchSpace, StageSpace
 
 QUICK = Limits(min_rounds=3, max_rounds=4, min_seconds=0.0)

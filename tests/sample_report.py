@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from results.pareto import non_dominated
-from results.report import (
+from results.report.render import (
     Baseline,
     Chosen,
     Epoch,

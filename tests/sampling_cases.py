@@ -8,13 +8,13 @@ import numpy as np
 
 from predictors.counts import counts
 from search_space import SearchSpace, load_space
-from supernet.sampling import (
+from supernet.training.strategies import (
     Banks,
     StepSubnet,
     SubnetSampler,
     make_sampler,
 )
-from supernet.sampling.banks import CostFunction
+from supernet.training.strategies.banks import CostFunction
 
 SPACE = load_space("digits")
 MACS = counts(SPACE, 10)["macs"].predict

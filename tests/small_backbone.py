@@ -12,7 +12,7 @@ from torch import Tensor
 
 from search_space import Architecture, Block, Macro, Mixer, Stage
 from supernet import build
-from supernet.backbone import Backbone
+from supernet.network.backbone import Backbone
 
 STYLES = {
     "swin": Macro(

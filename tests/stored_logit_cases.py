@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from supernet.augmentation import AugmentConfig
-from supernet.data import Batch
-from supernet.stored_logits import (
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.dataset import Batch
+from supernet.training.stored_logits import (
     ImageIdentity,
     StoredLogits,
     write_logits,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from results.journal import Evaluation
 from search import Constraint, InProcessExecutor, Objective, Problem, SearchResult, search
 from search.executors.base import Evaluate, attempt

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from predictors.additive import AdditiveTable, entries
+from predictors.tables.additive import AdditiveTable, entries
 from search_space import (
     Block,
     Macro,

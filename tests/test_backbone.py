@@ -17,9 +17,9 @@ from search_space import Architecture, components, known, load_space, space_name
 from search_space.components import ModuleSpec
 from search_space.errors import InvalidArchitectureError
 from supernet import build
-from supernet.backbone import Backbone
-from supernet.mixers import registered_mixers
-from supernet.modules import build_module
+from supernet.network.backbone import Backbone
+from supernet.network.mixers import registered_mixers
+from supernet.network.modules import build_module
 
 
 def test_the_small_network_has_every_mixer() -> None:

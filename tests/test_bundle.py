@@ -19,13 +19,13 @@ import pytest
 import torch
 from latency_cases import CLASSES, small_space
 
-from predictors.additive import entries
-from predictors.latency import bundle_runner
-from predictors.latency.bundle import write_bundle
-from predictors.latency.bundle_import import import_bundle
-from predictors.latency.devices import local_conditions
-from predictors.latency.profile import check_architectures
-from predictors.latency.table import LatencyTable, spec_to_json
+from predictors.bundles import runner as bundle_runner
+from predictors.bundles.bundle import write_bundle
+from predictors.bundles.bundle_import import import_bundle
+from predictors.measuring.conditions import local_conditions
+from predictors.measuring.profile import check_architectures
+from predictors.tables.additive import entries
+from predictors.tables.latency_table import LatencyTable, spec_to_json
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
 

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from latency_cases import phone_table
 from tiny_job import FAILED, every_architecture, known_table, latency_ms, nas
 
-from predictors.latency.calibrate import (
+from predictors.estimates.calibrate import (
     MeasurementError,
     NetworkMeasurement,
     calibrate,
     predict_network,
     read_measurements,
 )
-from predictors.latency.catalog import find_device, latency_table
-from predictors.latency.correction import leave_one_out_error
-from predictors.latency.datasheets import datasheet
-from predictors.latency.estimate import estimate, estimated_conditions
-from predictors.latency.profile import table_path
-from predictors.latency.table import LatencyTable, MissingLatencyError
+from predictors.estimates.datasheets import datasheet
+from predictors.estimates.estimate import estimate, estimated_conditions
+from predictors.measuring.profile import table_path
+from predictors.tables.catalogue import find_device, latency_table
+from predictors.tables.correction import leave_one_out_error
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import (
     Architecture,
     SearchSpace,

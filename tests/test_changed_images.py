@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_job import nas
 
 from search_space.errors import DataError
-from supernet.data import open_data
+from supernet.data.dataset import open_data
 
 SIDE = 32
 

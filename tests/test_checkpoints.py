@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_training import config, few_images, small_network
 
 from search_space.errors import CorruptFileError
-from supernet.checkpoints import (
+from supernet.training.checkpoints import (
     Checkpoint,
     PickleRefusedError,
     load_checkpoint,
@@ -20,7 +20,7 @@ from supernet.checkpoints import (
     read_tensors,
     save_checkpoint,
 )
-from supernet.training import finetune
+from supernet.training.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -127,7 +127,7 @@ def test_help_imports_nothing_heavy(job: Path) -> None:
     shown = fresh_process(
         "import sys\n"
         "sys.argv = ['nas', '--help']\n"
-        "from nas.cli import main\n"
+        "from nas.cli.main import main\n"
         "main()\n"
         "print('heavy:', sorted({'torch', 'ray', 'timm', 'pandas'} & set(sys.modules)))\n"
     )

@@ -223,7 +223,7 @@ def test_a_latency_below_the_fastest_names_it(job: Path) -> None:
 
 @pytest.mark.slow
 def test_a_latency_below_the_fastest_as_it_is_measured(job: Path) -> None:
-    command = "-m nas.cli search --data digits --space pebble.yaml --target-latency 1us"
+    command = "-m nas.cli.main search --data digits --space pebble.yaml --target-latency 1us"
     ran = subprocess.run(
         [sys.executable, *command.split()],
         capture_output=True,

@@ -24,8 +24,8 @@ from results.journal import Evaluation, Journal
 from results.store import RunDirectory
 from search_space import dump_architecture, known, load_space
 from search_space.errors import CorruptFileError
-from supernet.checkpoints import Checkpoint, PickleRefusedError, save_checkpoint
-from supernet.timm_weights import load_timm_checkpoint
+from supernet.network.timm_weights import load_timm_checkpoint
+from supernet.training.checkpoints import Checkpoint, PickleRefusedError, save_checkpoint
 
 
 def make_run(name: str = "run", **given: object) -> RunDirectory:
@@ -110,7 +110,7 @@ def test_an_interrupted_command_says_how_to_continue(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nas.pipeline.run_search", interrupted)
+    monkeypatch.setattr("nas.workflows.pipeline.run_search", interrupted)
     ran = search("--name", "mine")
     assert ran.code == INTERRUPTED
     assert "everything finished so far is saved" in ran.err

@@ -16,7 +16,7 @@ from nas.config import LatencyConfig, RunConfig, SearchConfig, resolve
 from search_space import load_space, space_names
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.units import parse_count, parse_latency, parse_memory
-from supernet.train_config import TrainConfig
+from supernet.training.config import TrainConfig
 
 LEAST = {"data": "digits", "target_latency": "2ms"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nas import console
-from nas.console import Remaining
+from nas.cli import console
+from nas.cli.console import Remaining
 
 
 class Clock:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.augmentation import AugmentConfig, default_augment, mix_seed
-from supernet.data import eval_batches, open_data, resize_images, train_loader
+from supernet.data.augmentation import AugmentConfig, default_augment, mix_seed
+from supernet.data.dataset import eval_batches, open_data, resize_images, train_loader
 
 CIFAR = Path(os.environ.get("NAS_TEST_CIFAR10", "/nonexistent"))
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.data import open_data
-from supernet.image_modes import to_rgb
+from supernet.data.dataset import open_data
+from supernet.data.image_modes import to_rgb
 
 SIDE = 16
 WIDE = np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)

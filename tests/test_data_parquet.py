@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.data import open_data
+from supernet.data.dataset import open_data
 
 LABELS = np.array([0, 1] * 10)
 NAMED = {"classes": json.dumps(["cat", "dog"])}

@@ -23,13 +23,13 @@ from worker_pair import small_space
 from nas.config import resolve
 from search_space import load_space
 from search_space.errors import CorruptFileError, DataError, RunError, UnknownNameError, UsageError
-from supernet.checkpoints import METADATA, WEIGHTS, Checkpoint, load_latest
-from supernet.cluster import connected, room, share, use_token
-from supernet.data import open_data
-from supernet.storage import Storage
-from supernet.train_config import TrainConfig, TrainingDivergedError
-from supernet.training import train_supernet
-from supernet.worker_images import open_on_worker
+from supernet.cluster.connection import connected, room, share, use_token
+from supernet.cluster.worker_images import open_on_worker
+from supernet.data.dataset import open_data
+from supernet.training.checkpoints import METADATA, WEIGHTS, Checkpoint, load_latest
+from supernet.training.config import TrainConfig, TrainingDivergedError
+from supernet.training.storage import Storage
+from supernet.training.train import train_supernet
 
 open_images = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
 LINEAR = {"optimizer": "sgd", "lr": 0.05, "num_random": 0}  # see tests/test_parallel.py
@@ -68,7 +68,7 @@ def test_an_address_without_a_cluster_is_refused(address, message):
 
 
 def test_a_training_goes_on_with_every_number_of_workers_that_cuts_the_batch():
-    from supernet.distributed import fewest_workers
+    from supernet.cluster.distributed import fewest_workers
 
     def divides(batch: int, parts: int, workers: int) -> bool:
         return batch % (parts * (2 * workers if workers > 1 else 1)) == 0
@@ -154,7 +154,7 @@ def test_storage_that_nothing_opens_is_refused(tmp_path):
 
 
 def test_errors_reach_this_process_whatever_they_are_made_of():
-    from supernet.distributed_worker import portable
+    from supernet.cluster.distributed_worker import portable
 
     diverged = TrainingDivergedError("at step 3")
     assert portable(diverged) is diverged
@@ -195,7 +195,7 @@ def train(
     images: Callable[[], Any] = open_images,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Weights at the end, and what was noticed on the way."""
-    from supernet.distributed import Workers, train_distributed
+    from supernet.cluster.distributed import Workers, train_distributed
 
     notices: list[str] = []
     supernet = fresh(small_space())

@@ -20,7 +20,9 @@ PIPE_CLOSED = 141
 @pytest.mark.parametrize("options", [["spaces"], ["spaces", "base", "--json"]])
 def test_a_closed_pipe_is_left_quietly(job: Path, options: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "nas.cli", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "nas.cli.main", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -39,7 +41,7 @@ def test_a_broken_pipe_elsewhere_is_no_quiet_end(job: Path) -> None:
 def test_a_full_standard_output_says_what_to_do(job: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "nas.cli", "spaces"],
+            [sys.executable, "-m", "nas.cli.main", "spaces"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -54,12 +56,14 @@ def test_a_full_standard_output_says_what_to_do(job: Path) -> None:
 
 def test_an_error_of_a_file_names_it_and_what_to_do(job: Path) -> None:
     refused = OSError(errno.ENOSPC, "No space left on device", "runs/one/x.json")
-    with mock.patch("nas.pipeline.run_search", side_effect=refused):
+    with mock.patch("nas.workflows.pipeline.run_search", side_effect=refused):
         ran = search()
     assert ran.code == FAILED
     assert "error: runs/one/x.json: No space left on device. Free some space, " in ran.err
     assert "the same command again with --resume." in ran.err
-    with mock.patch("nas.pipeline.run_search", side_effect=PermissionError(13, "Denied", "runs")):
+    with mock.patch(
+        "nas.workflows.pipeline.run_search", side_effect=PermissionError(13, "Denied", "runs")
+    ):
         assert "error: runs: Denied. Allow it, or choose another folder, then" in search().err
 
 
@@ -95,11 +99,11 @@ def test_memory_that_is_not_there_is_said(job: Path, library: str) -> None:
     def too_much(*arguments: object, **options: object) -> None:
         _ = torch.empty(2**60) if library == "torch" else np.empty(2**58)
 
-    with mock.patch("nas.pipeline.run_search", side_effect=too_much):
+    with mock.patch("nas.workflows.pipeline.run_search", side_effect=too_much):
         ran = search()
     assert ran.code == FAILED
     assert "error: not enough memory: " in ran.err
     assert "Take smaller batches (--batch-size, --train-batch-size)" in ran.err
-    bug = mock.patch("nas.pipeline.run_search", side_effect=RuntimeError("a bug"))
+    bug = mock.patch("nas.workflows.pipeline.run_search", side_effect=RuntimeError("a bug"))
     with bug, pytest.raises(RuntimeError, match="a bug"):
         search()

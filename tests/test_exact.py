@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_search import cost_table, every_row
 
-from predictors.additive import AdditiveTable
 from predictors.counts import counts
 from predictors.memory import peak_memory
 from predictors.proxies.space_tables import PathTables
+from predictors.tables.additive import AdditiveTable
 from search import Constraint
 from search.exact import optimise
 from search.shape import ShapeRule

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_search import Accuracy, cost_table, small_space
 
-from predictors.additive import AdditiveTable
 from predictors.counts import counts
 from predictors.memory import peak_memory
 from predictors.proxies.space_tables import PathTables
+from predictors.tables.additive import AdditiveTable
 from results.pareto import non_dominated
 from search import Constraint, Objective, Problem
 from search.exact import Front, Optimum, Programme, optimise, solve, sweep, weighted_sum

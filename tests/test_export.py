@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from results.export import FILES, ModelCard, Preprocessing, export_network, read_export
+from results.export.write import FILES, ModelCard, Preprocessing, export_network, read_export
 from search_space import Architecture, Block, Mixer, Stage, load_space
 from search_space.errors import CorruptFileError, ExportError
 from supernet import Supernet, build

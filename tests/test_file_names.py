@@ -15,7 +15,7 @@ from tiny_job import nas
 from results.files import atomic_write, read_json
 from search_space import dump_architecture, load_space
 from search_space.errors import DataError
-from supernet.data import open_data
+from supernet.data.dataset import open_data
 
 pytestmark = pytest.mark.skipif(
     sys.platform in ("darwin", "win32"), reason="its file names are UTF-8 or UTF-16"

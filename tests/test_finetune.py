@@ -24,10 +24,10 @@ from results.store import RunDirectory
 from search_space import load_space
 from search_space.errors import DataError, RunError
 from supernet import build
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import evaluate
-from supernet.trials import Trial, TrialFolders, best_trial
+from supernet.cluster.trials import Trial, TrialFolders, best_trial
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import evaluate
 
 open_few = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
 
@@ -179,7 +179,7 @@ def test_the_first_trial_is_the_search_s_own_fine_tuning(finished: Job) -> None:
 
 
 def command(job: Job, *more: object) -> list[str]:
-    return [sys.executable, "-m", "nas.cli", "finetune", *map(str, (job.run, *more))]
+    return [sys.executable, "-m", "nas.cli.main", "finetune", *map(str, (job.run, *more))]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def _begun(table: Path, number: int) -> bool:
 
 @pytest.mark.slow
 def test_a_trial_survives_its_worker(tmp_path: Path) -> None:
-    from supernet.tuning import Tuning, tune_networks
+    from supernet.cluster.tuning import Tuning, tune_networks
 
     space = load_space(str(write_space(tmp_path)))
     torch.manual_seed(0)
@@ -246,7 +246,7 @@ def test_a_trial_survives_its_worker(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_no_trial_can_be_trained_on_ends_all_of_them(tmp_path: Path) -> None:
-    from supernet.tuning import Tuning, tune_networks
+    from supernet.cluster.tuning import Tuning, tune_networks
 
     space = load_space(str(write_space(tmp_path)))
     network = build(space.smallest, 10)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nas.idle_budget import idle_budget
+from nas.workflows.idle_budget import idle_budget
 from results.journal import Evaluation
 from search import Objective
 

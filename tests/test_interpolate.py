@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_job import SPACE, known_table, write_space
 
-from predictors.additive import entries
 from predictors.counts import count_entry
-from predictors.latency.interpolate import interpolated
-from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
+from predictors.tables.additive import entries
+from predictors.tables.interpolate import interpolated
+from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search_space import SearchSpace, load_space
 
 

@@ -22,9 +22,9 @@ import pytest
 import torch
 from tiny_job import write_space
 
-from results.export import read_export
+from results.export.write import read_export
 from results.journal import read_journal
-from supernet.checkpoints import load_latest
+from supernet.training.checkpoints import load_latest
 
 EVALUATIONS = 80
 PHASE_SECONDS = 240.0
@@ -33,9 +33,9 @@ SCRIPT = """
 import sys
 from unittest import mock
 from tiny_job import quick_measurements
-from nas.cli import main
+from nas.cli.main import main
 sys.argv[0] = "nas"
-with mock.patch("predictors.latency.profile.SAVE_SECONDS", 0.3), quick_measurements(2.0):
+with mock.patch("predictors.measuring.profile.SAVE_SECONDS", 0.3), quick_measurements(2.0):
     main()
 """
 

@@ -18,17 +18,8 @@ import torch
 from latency_cases import CLASSES, QUICK, made_up_table, small_space
 from torch import nn
 
-from predictors.additive import entries
-from predictors.latency import profile as profiling
-from predictors.latency.devices import (
-    Conditions,
-    DeviceIdentity,
-    identify,
-    local_conditions,
-    local_device_names,
-    torch_device,
-)
-from predictors.latency.measure import (
+from predictors.measuring import profile as profiling
+from predictors.measuring.bench import (
     Bench,
     Limits,
     Subject,
@@ -40,9 +31,18 @@ from predictors.latency.measure import (
     statistic,
     steady,
 )
-from predictors.latency.profile import check_architectures, profile, table_path
-from predictors.latency.remeasure import measure_network, measure_networks
-from predictors.latency.table import (
+from predictors.measuring.conditions import (
+    Conditions,
+    DeviceIdentity,
+    identify,
+    local_conditions,
+    local_device_names,
+    torch_device,
+)
+from predictors.measuring.profile import check_architectures, profile, table_path
+from predictors.measuring.remeasure import measure_network, measure_networks
+from predictors.tables.additive import entries
+from predictors.tables.latency_table import (
     LatencyTable,
 )
 from search_space import (
@@ -53,7 +53,7 @@ from search_space import (
     space_names,
 )
 from search_space.errors import CorruptFileError, InvalidQuantityError, UnknownNameError
-from supernet.modules import build_module
+from supernet.network.modules import build_module
 
 
 @pytest.fixture(scope="module")
@@ -330,9 +330,9 @@ def test_killed_profile_loses_only_the_last_seconds(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from predictors.latency import profile as profiling
-        from predictors.latency.devices import local_conditions
-        from predictors.latency.measure import Limits
+        from predictors.measuring import profile as profiling
+        from predictors.measuring.conditions import local_conditions
+        from predictors.measuring.bench import Limits
         from search_space import load_space
 
         profiling.SAVE_SECONDS = 0.0

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from latency_cases import CLASSES, made_up_table, small_space
 
-from predictors.additive import entries
-from predictors.latency.correction import (
+from predictors.measuring.conditions import local_conditions
+from predictors.tables.additive import entries
+from predictors.tables.correction import (
     CheckNetwork,
     Correction,
     correction_of,
     fit_correction,
     leave_one_out_error,
 )
-from predictors.latency.devices import local_conditions
-from predictors.latency.table import (
+from predictors.tables.latency_table import (
     LatencyTable,
     MissingLatencyError,
     spec_from_json,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from predictors.additive import AdditiveTable
 from predictors.memory import _Ledger, peak_elements, peak_memory, peak_memory_of
+from predictors.tables.additive import AdditiveTable
 from search_space import Block, Macro, Mixer, SearchSpace, StageSpace, components, known
 from supernet import build
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from search_space.errors import UnknownNameError
 from search_space.mixers import mixer_names, mixer_spec
-from supernet.axes import shape
-from supernet.mixers import (
+from supernet.network.axes import shape
+from supernet.network.mixers import (
     DepthwiseConv,
     FocalModulation,
     GnConv,

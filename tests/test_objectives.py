@@ -9,13 +9,19 @@ from tiny_training import few_images, fresh, small_network
 from torch import nn
 
 from search_space import load_space
-from supernet.augmentation import AugmentConfig
-from supernet.data import eval_batches, open_data, train_loader
-from supernet.distillation import alpha_divergence, distillation_loss, label_loss
-from supernet.named_optimizer import NO_WEIGHT_DECAY
-from supernet.objectives import NetworkObjective, SupernetObjective
-from supernet.sampling import Observation, SandwichSampler, StepSubnet, SubnetSampler, Target
-from supernet.training import TrainConfig, evaluate, finetune
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.dataset import eval_batches, open_data, train_loader
+from supernet.training.distillation import alpha_divergence, distillation_loss, label_loss
+from supernet.training.named_optimizer import NO_WEIGHT_DECAY
+from supernet.training.objectives import NetworkObjective, SupernetObjective
+from supernet.training.strategies import (
+    Observation,
+    SandwichSampler,
+    StepSubnet,
+    SubnetSampler,
+    Target,
+)
+from supernet.training.train import TrainConfig, evaluate, finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -262,7 +268,7 @@ def test_evaluate_is_accuracy_and_loss_and_restores_modes():
     architecture = space.smallest
     batches = eval_batches(data.validation, 64, limit=100)
     found = evaluate(supernet, batches, architecture=architecture)
-    assert supernet.training
+    assert supernet.training.train
     extracted = supernet.extract(architecture).eval()
     assert evaluate(extracted, batches) == found
     right, losses = 0, []

@@ -7,10 +7,10 @@ import torch
 from tiny_training import config, few_images, fresh
 from worker_pair import Case, Ended, small_space, train_pair
 
-from supernet.augmentation import AugmentConfig
-from supernet.parallel import Group
-from supernet.sampling import SandwichSampler
-from supernet.training import train_supernet
+from supernet.data.augmentation import AugmentConfig
+from supernet.training.parallel import Group
+from supernet.training.strategies import SandwichSampler
+from supernet.training.train import train_supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,20 +16,20 @@ import timm
 import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, nas, tree
 
+from nas.cli.console import Console
 from nas.config import resolve
-from nas.console import Console
-from nas.exporting import export_from_run
-from results.export import read_export
+from nas.workflows.exporting import export_from_run
+from results.export.write import read_export
 from results.files import read_json
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
-from results.report_data import ReportData
+from results.report.data import ReportData
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
 from supernet import Supernet, build
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import evaluate
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import evaluate
 
 METRICS = {
     *("accuracy", "loss", "validation_images"),

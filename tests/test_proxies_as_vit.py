@@ -35,7 +35,7 @@ from predictors.proxies.synflow import log_synaptic_flow
 from search_space import Stage
 from search_space.known import SWIN
 from supernet import build
-from supernet.timm_weights import from_timm
+from supernet.network.timm_weights import from_timm
 
 mixers = pytest.mark.parametrize("mixer", MACROS)
 

@@ -34,7 +34,7 @@ from search.executors.on_ray import ClusterError, RayConnection, RayExecutor
 from search.executors.on_ray.cluster import Node, cpu_share
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
-from supernet.cluster import use_token
+from supernet.cluster.connection import use_token
 
 SPACE = load_space("digits")
 TESTS = Path(__file__).parent
@@ -261,7 +261,7 @@ def test_images_too_many_for_memory_are_left_to_the_workers(monkeypatch):
     batches = [(torch.zeros(4, 3, 24, 24), torch.zeros(4, dtype=torch.int64)) for _ in range(2)]
     one = 4 * 3 * 24 * 24 * 4
     for limit, held in ((2 * one, np.ndarray), (2 * one - 1, torch.Tensor)):
-        monkeypatch.setattr("supernet.data.MEMORY_LIMIT_BYTES", limit)
+        monkeypatch.setattr("supernet.data.dataset.MEMORY_LIMIT_BYTES", limit)
         factory = SupernetFactory.of(supernet, [batches])
         assert isinstance(next(iter(factory.parts[0]))[0], held)
 

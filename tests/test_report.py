@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from sample_report import TARGET_MS, Page, sample_report
 
-from results.charts import Scale, fit_scale, format_metric, place_labels
-from results.report import (
+from results.report.charts import Scale, fit_scale, format_metric, place_labels
+from results.report.front import front_chart
+from results.report.render import (
     Chosen,
     LatencyCheck,
     LatencyPair,
@@ -24,8 +25,7 @@ from results.report import (
     render_report,
     write_report,
 )
-from results.report_front import front_chart
-from results.report_views import latency_errors
+from results.report.views import latency_errors
 from search_space.architecture import Architecture
 from search_space.errors import CorruptFileError, NasError
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from sample_report import Page, made_up_costs, sample_report
 
-from results.charts import fit_scale, format_metric
 from results.pareto import non_dominated
-from results.report import (
+from results.report.charts import fit_scale, format_metric
+from results.report.data import Metrics
+from results.report.front import FRONT_BOX, front_chart
+from results.report.render import (
     Baseline,
     Chosen,
     Export,
@@ -27,9 +29,7 @@ from results.report import (
     rank_rows,
     render_report,
 )
-from results.report_data import Metrics
-from results.report_front import FRONT_BOX, front_chart
-from results.report_tables import baseline_table, front_table
+from results.report.tables import baseline_table, front_table
 from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
 from search_space.components import components
 from search_space.files import load_space

@@ -11,12 +11,12 @@ import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, tree
 
 from nas.config import resolve
-from nas.measuring import read_measured
-from results.export import read_export
+from nas.workflows.measuring import read_measured
+from results.export.write import read_export
 from results.files import read_json
 from results.store import RunDirectory
 from search_space.errors import CorruptFileError
-from supernet.checkpoints import load_latest
+from supernet.training.checkpoints import load_latest
 
 
 def halve(path: Path) -> None:

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.utils.flop_counter import FlopCounterMode
 
-from predictors.additive import entries
-from predictors.latency.anchors import (
+from predictors.estimates.anchors import (
     anchor_network,
     anchors,
     basis,
@@ -30,25 +29,26 @@ from predictors.latency.anchors import (
     leave_out,
     one_figure,
 )
-from predictors.latency.calibrate import predict_network
-from predictors.latency.datasheets import datasheet, datasheet_names, datasheet_of
-from predictors.latency.devices import RUNTIMES
-from predictors.latency.estimate import (
+from predictors.estimates.calibrate import predict_network
+from predictors.estimates.datasheets import datasheet, datasheet_names, datasheet_of
+from predictors.estimates.estimate import (
     anchor_errors,
     estimate,
     estimated_conditions,
     is_estimated,
 )
-from predictors.latency.operators import operators
-from predictors.latency.roofline import Constants, Demand, fit
-from predictors.latency.table import LatencyTable
+from predictors.estimates.operators import operators
+from predictors.estimates.roofline import Constants, Demand, fit
+from predictors.measuring.conditions import RUNTIMES
+from predictors.tables.additive import entries
+from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture, Block, Mixer, ModuleSpec, components, known, load_space
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
 from supernet import build
-from supernet.mixers import build_mixer, registered_mixers
-from supernet.modules import build_module
+from supernet.network.mixers import build_mixer, registered_mixers
+from supernet.network.modules import build_module
 
 # Operators ----------------------------------------------------------------------------------------
 

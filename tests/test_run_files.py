@@ -9,10 +9,10 @@ import pytest
 import yaml
 from tiny_job import FAILED, nas, search, tree
 
+from nas.cli.console import Console
 from nas.config import resolve
-from nas.console import Console
-from nas.finetune_config import FinishedSearch
-from nas.starting import new_manifest, open_run
+from nas.workflows.finetune_config import FinishedSearch
+from nas.workflows.starting import new_manifest, open_run
 from results.journal import Evaluation
 from results.manifest import read_manifest
 from results.store import RunDirectory
@@ -140,7 +140,7 @@ def test_a_run_without_configuration_is_not_continued(job: Path) -> None:
 
 
 def test_measurements_that_are_none(job: Path) -> None:
-    from nas.measuring import read_measured
+    from nas.workflows.measuring import read_measured
 
     Path("measured.json").write_text(json.dumps([1]))
     with pytest.raises(CorruptFileError, match=r"measured.json holds \[1\] instead of a mapping"):

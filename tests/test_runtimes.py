@@ -14,19 +14,10 @@ import torch
 from latency_cases import ATTENTION, CLASSES, MACRO, POOLING, QUICK, small_space
 from torch import nn
 
-from predictors.additive import Entry, entries
-from predictors.latency import entry_plan, load
-from predictors.latency import profile as profiling
-from predictors.latency.devices import RUNTIMES, Conditions, local_conditions
-from predictors.latency.entry_plan import (
-    Copies,
-    EntryPlan,
-    copies_subject,
-    first_portion,
-    without_cost,
-)
-from predictors.latency.load import clock_warnings, cpu_clock
-from predictors.latency.measure import (
+from predictors.measuring import disturbances as load
+from predictors.measuring import entry_plan
+from predictors.measuring import profile as profiling
+from predictors.measuring.bench import (
     Bench,
     Subject,
     WeightPool,
@@ -35,10 +26,20 @@ from predictors.latency.measure import (
     statistic,
     steady,
 )
-from predictors.latency.profile import profile
-from predictors.latency.remeasure import measure_networks
-from predictors.latency.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
-from predictors.latency.runtimes.onnx_graph import to_onnx
+from predictors.measuring.conditions import RUNTIMES, Conditions, local_conditions
+from predictors.measuring.disturbances import clock_warnings, cpu_clock
+from predictors.measuring.entry_plan import (
+    Copies,
+    EntryPlan,
+    copies_subject,
+    first_portion,
+    without_cost,
+)
+from predictors.measuring.profile import profile
+from predictors.measuring.remeasure import measure_networks
+from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
+from predictors.measuring.runtimes.onnx_graph import to_onnx
+from predictors.tables.additive import Entry, entries
 from search_space import Block, Mixer, ModuleSpec, SearchSpace
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import UnknownNameError, UsageError

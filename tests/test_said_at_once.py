@@ -10,10 +10,10 @@ import yaml
 from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 
 from search_space.errors import DataError, RunError
-from supernet.augmentation import AugmentConfig
-from supernet.checkpoints import write_tensors
-from supernet.loop import check_groups
-from supernet.train_config import TrainConfig
+from supernet.data.augmentation import AugmentConfig
+from supernet.training.checkpoints import write_tensors
+from supernet.training.config import TrainConfig
+from supernet.training.loop import check_groups
 
 
 def configured(**parts: object) -> Path:

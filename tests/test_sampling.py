@@ -14,7 +14,7 @@ from sampling_cases import MACS, SPACE, STEPS, filled_banks, make
 
 from search_space import Block, Genes, Macro, SearchSpace, StageSpace
 from search_space.errors import NasError, UnknownNameError, UsageError
-from supernet.sampling import (
+from supernet.training.strategies import (
     STRATEGIES,
     Banks,
     ComplexitySampler,
@@ -27,7 +27,7 @@ from supernet.sampling import (
     UniformSampler,
     make_sampler,
 )
-from supernet.sampling.shrinking import DIMENSIONS, clamp
+from supernet.training.strategies.shrinking import DIMENSIONS, clamp
 
 
 def choices(values: list[int]) -> st.SearchStrategy[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from sampling_cases import MACS, SPACE, STEPS, filled_banks, macs_of
 from predictors.counts import counts
 from search_space import load_space
 from search_space.errors import RunError, UsageError
-from supernet.sampling import (
+from supernet.training.strategies import (
     Banks,
     ComplexitySampler,
     DelayedShrinking,
@@ -23,8 +23,8 @@ from supernet.sampling import (
     SubnetSampler,
     Target,
 )
-from supernet.sampling.complexity import CHUNK, BankWalk
-from supernet.sampling.performance import wideness
+from supernet.training.strategies.complexity import CHUNK, BankWalk
+from supernet.training.strategies.performance import wideness
 
 
 @pytest.fixture(scope="module")

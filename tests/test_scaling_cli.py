@@ -15,7 +15,12 @@ from tiny_job import FAILED, INFEASIBLE, USAGE, Ran, nas, quick_measurements
 
 from predictors.proxies import Network, ScoreSettings
 from predictors.proxies.base import SampledProxy
-from results.family_report import FamilyReport, growth_curves, path_chart, render_family_report
+from results.report.family_report import (
+    FamilyReport,
+    growth_curves,
+    path_chart,
+    render_family_report,
+)
 from search_space import Architecture, dump_architecture, load_architecture
 
 
@@ -99,11 +104,11 @@ def test_latencies_of_budgets_have_units_of_time(seed: Architecture) -> None:
 def test_members_are_measured_where_the_device_is_at_hand(seed: Architecture) -> None:
     from unittest import mock
 
-    from predictors.latency.remeasure import Measurement
+    from predictors.measuring.remeasure import Measurement
 
     with (
         quick_measurements(),
-        mock.patch("nas.scaling.measure_networks") as measure,
+        mock.patch("nas.workflows.scaling.measure_networks") as measure,
     ):
         measure.side_effect = lambda networks, *more, **options: [
             Measurement(float(sum(a.depths)), 1.0, 9.0, 5, 0.0) for a in networks

@@ -13,11 +13,11 @@ from scaling_cases import (
 
 import search.scaling.cost as cost_module
 from predictors.counts import count_architecture
-from predictors.latency.calibrate import predict_network
-from predictors.latency.catalog import Target, find_device
-from predictors.latency.correction import Correction
-from predictors.latency.devices import local_conditions
-from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
+from predictors.estimates.calibrate import predict_network
+from predictors.measuring.conditions import local_conditions
+from predictors.tables.catalogue import Target, find_device
+from predictors.tables.correction import Correction
+from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search.scaling.base import (
     ScalingTask,
 )

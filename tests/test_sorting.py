@@ -20,8 +20,8 @@ from search_space import (
     load_space,
 )
 from supernet import Supernet
-from supernet.mixers import registered_mixers
-from supernet.sorting import ChannelLayout, axes_that_move, sort_channels
+from supernet.network.channel_order import ChannelLayout, axes_that_move, sort_channels
+from supernet.network.mixers import registered_mixers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,7 +234,7 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
         found = axes_that_move(macro, mixer)
         return found if mixer == MIXERS[1] else tuple(s for s in found if "dim" not in s)
 
-    monkeypatch.setattr("supernet.sorting.axes_that_move", moving)
+    monkeypatch.setattr("supernet.network.channel_order.axes_that_move", moving)
     supernet = randomised(space)
     bias = "stages.1.downsample.conv.bias", "stages.2.downsample.conv.bias"
     before = {name: supernet.get_parameter(name).clone() for name in bias}

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_job import SPACE, Job, known_table
 
-from nas.measuring import Measured
-from nas.speed_change import check_networks, speed_change, speed_note
-from predictors.latency.profile import check_architectures
-from predictors.latency.remeasure import Measurement
+from nas.workflows.measuring import Measured
+from nas.workflows.speed_change import check_networks, speed_change, speed_note
+from predictors.measuring.profile import check_architectures
+from predictors.measuring.remeasure import Measurement
 from results.files import read_json
 from results.journal import Evaluation
-from results.report_data import ReportData
+from results.report.data import ReportData
 from search_space import SearchSpace, load_space
 from search_space.parsing import parse_yaml
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.data import open_data
+from supernet.data.dataset import open_data
 
 
 def fill(root: Path, *folders: str) -> str:

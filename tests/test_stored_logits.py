@@ -16,10 +16,10 @@ from stored_logit_cases import stored
 from tiny_training import few_images, small_network
 
 from search_space.errors import DataError
-from supernet import logit_files
-from supernet.augmentation import AugmentConfig, default_augment
-from supernet.data import ImageData, augmented_batches, train_loader
-from supernet.stored_logits import (
+from supernet.data.augmentation import AugmentConfig, default_augment
+from supernet.data.dataset import ImageData, augmented_batches, train_loader
+from supernet.training import logit_files
+from supernet.training.stored_logits import (
     ImageIdentity,
     StoredLogits,
     image_signature,

@@ -14,9 +14,9 @@ import torch
 from stored_logit_cases import LOGITS, Table, identity, numbered, stored
 
 from search_space.errors import CorruptFileError, DataError, NasError, UsageError
-from supernet.augmentation import AugmentConfig
-from supernet.data import Batch
-from supernet.stored_logits import (
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.dataset import Batch
+from supernet.training.stored_logits import (
     ImageIdentity,
     StoredLogits,
     check_unmixed,

@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import Normalize
 
-from results.export import ModelCard, Preprocessing, export_network
+from results.export.write import ModelCard, Preprocessing, export_network
 from search_space.errors import CorruptFileError, DataError, UsageError
-from supernet.data import Batch
-from supernet.distillation import distillation_loss
-from supernet.teachers import load_teacher
+from supernet.data.dataset import Batch
+from supernet.training.distillation import distillation_loss
+from supernet.training.teachers import load_teacher
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 STATISTICS: dict[str, Any] = {"data_mean": MEAN, "data_std": STD}

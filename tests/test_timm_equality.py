@@ -9,7 +9,7 @@ import torch
 from search_space import known
 from search_space.errors import NasError
 from supernet import build
-from supernet.timm_weights import from_timm, load_timm_checkpoint
+from supernet.network.timm_weights import from_timm, load_timm_checkpoint
 
 PAIRS = [
     ("swin_t", "swin_tiny_patch4_window7_224"),

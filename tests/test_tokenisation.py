@@ -17,8 +17,8 @@ from search_space import Macro, known, load_space
 from search_space.architecture import conv_padding
 from search_space.components import stem_spec
 from search_space.errors import RunError
-from supernet.modules import build_module
-from supernet.tokenisation import (
+from supernet.network.modules import build_module
+from supernet.training.tokenisation import (
     AS_VIT_SCHEDULE,
     TokenSchedule,
     coarse,

@@ -14,10 +14,10 @@ from torch import nn
 
 from search_space import load_space
 from search_space.errors import RunError
-from supernet.augmentation import AugmentConfig
-from supernet.checkpoints import load_latest
-from supernet.data import eval_batches, open_data
-from supernet.training import (
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.train import (
     TrainConfig,
     TrainingDivergedError,
     evaluate,

@@ -14,9 +14,9 @@ import timm
 import torch
 from tiny_job import FAILED, INFEASIBLE, USAGE, Ran, every_architecture, fresh_job, nas, search
 
-from predictors.latency.table import LatencyTable
 from predictors.proxies.space_tables import score_architecture
-from results.export import export_network
+from predictors.tables.latency_table import LatencyTable
+from results.export.write import export_network
 from results.journal import read_journal
 from search.scaling.two_criteria import TwoScores
 from search_space import Architecture, SearchSpace, dump_architecture, load_space
@@ -39,7 +39,7 @@ def allowed(space: SearchSpace) -> list[Architecture]:
 def light_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the fastest format is written."""
     light = functools.partial(export_network, formats=("timm",))
-    monkeypatch.setattr("nas.finishing.export_network", light)
+    monkeypatch.setattr("nas.workflows.finishing.export_network", light)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_the_best_are_ordered_by_the_proxies_that_run_them(
     # ranks by κ, by L^E and by score: 2 + 2 + 0, 0 + 0 + 1, 1 + 1 + 2
     made_up = dict(zip(digests, [(9.0, 1.0), (1.0, 9.0), (5.0, 5.0)], strict=True))
     monkeypatch.setattr(
-        "nas.training_free.TwoScorer",
+        "nas.workflows.training_free.TwoScorer",
         lambda settings: lambda architecture: TwoScores(*made_up[architecture.digest]),
     )
     ran = scored("--rerank", 3, name="stubbed")
@@ -245,7 +245,7 @@ def test_a_network_whose_export_fails_keeps_its_training(
     def fail(*arguments: object, **options: object) -> None:
         raise ExportError("the disk said no")
 
-    monkeypatch.setattr("nas.network_training.export_network", fail)
+    monkeypatch.setattr("nas.workflows.network_training.export_network", fail)
     file = job / "small.yaml"
     file.write_text(dump_architecture(load_space(str(job / "pebble.yaml")).smallest))
     arguments = ("train", "--architecture", file, "--data", "digits", "--epochs", 1)

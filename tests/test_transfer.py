@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from predictors.latency.anchors import basis
-from predictors.latency.correction import Correction
-from predictors.latency.datasheets import datasheet
-from predictors.latency.estimate import estimate, estimated_conditions
-from predictors.latency.table import EntryLatency, LatencyTable, MissingLatencyError
-from predictors.latency.transfer import transfer, transfer_error, transferred
+from predictors.estimates.anchors import basis
+from predictors.estimates.datasheets import datasheet
+from predictors.estimates.estimate import estimate, estimated_conditions
+from predictors.estimates.transfer import transfer, transfer_error, transferred
+from predictors.tables.correction import Correction
+from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search_space import load_space
 from search_space.errors import UsageError
 

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import config, few_images, small_network
 
-from results.report import render_report
-from results.report_data import ReportData, TrialRow
+from results.report.data import ReportData, TrialRow
+from results.report.render import render_report
 from search_space.errors import CorruptFileError, RunError
-from supernet.augmentation import AugmentConfig, build_transform
-from supernet.data import eval_batches, open_data
-from supernet.hyperparameters import configured, ranges, strengthened
-from supernet.train_config import TrainConfig
-from supernet.training import evaluate, finetune
-from supernet.trials import Trial, TrialEpoch, TrialFolders, best_trial
+from supernet.cluster.trials import Trial, TrialEpoch, TrialFolders, best_trial
+from supernet.data.augmentation import AugmentConfig, build_transform
+from supernet.data.dataset import eval_batches, open_data
+from supernet.training.config import TrainConfig
+from supernet.training.hyperparameters import configured, ranges, strengthened
+from supernet.training.train import evaluate, finetune
 
 open_few = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
 
@@ -162,7 +162,7 @@ def decisions(scheduler: Any, known: Trial, start: int = 0) -> list[str]:
 
 
 def test_asha_stops_who_falls_behind_but_never_a_recipe():
-    from supernet.tuning_state import Halving
+    from supernet.cluster.tuning_state import Halving
 
     bad, good = trial(1, [5.0] * 9), trial(2, [1.0] * 9)
     scheduler = Halving([], {bad.key}, epochs=9, first=1, reduction=3)
@@ -178,7 +178,7 @@ curves = st.lists(st.floats(0, 9), min_size=9, max_size=9)
 
 @given(st.lists(curves, min_size=2, max_size=8), st.data())
 def test_a_continued_asha_decides_as_if_it_had_not_been_interrupted(losses, data):
-    from supernet.tuning_state import Halving
+    from supernet.cluster.tuning_state import Halving
 
     every = [trial(i + 1, own) for i, own in enumerate(losses)]
     make = partial(Halving, recipes=frozenset(), epochs=9, first=1, reduction=3)
@@ -198,7 +198,7 @@ def test_a_continued_asha_decides_as_if_it_had_not_been_interrupted(losses, data
 
 
 def test_optuna_is_told_what_is_known_and_begins_with_the_recipe():
-    from supernet.tuning import Tuning, _recipe, _search, _space
+    from supernet.cluster.tuning import Tuning, _recipe, _search, _space
 
     recipe = TrainConfig(epochs=4)
     networks: Any = {"a": None, "b": None}
@@ -233,7 +233,7 @@ def test_optuna_is_told_what_is_known_and_begins_with_the_recipe():
 
 
 def test_trials_that_do_not_reach_for_the_recipes_are_refused(tmp_path):
-    from supernet.tuning import Tuning, tune_networks
+    from supernet.cluster.tuning import Tuning, tune_networks
 
     folders = TrialFolders.at(tmp_path, "trials")
     networks: Any = {"a": None, "b": None}

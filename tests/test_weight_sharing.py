@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from search_space import Architecture, SearchSpace, components, known, load_space, space_names
 from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
-from supernet.axes import (
+from supernet.network.axes import (
     Axis,
     Centre,
     Concat,
@@ -25,7 +25,7 @@ from supernet.axes import (
     permute,
     shape,
 )
-from supernet.supernet import template
+from supernet.network.supernet import template
 
 SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64}
 

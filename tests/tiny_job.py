@@ -18,14 +18,14 @@ from unittest import mock
 
 import pytest
 
-from nas.cli import main
-from predictors.additive import entries
-from predictors.latency.correction import CheckNetwork, Correction
-from predictors.latency.devices import local_conditions
-from predictors.latency.measure import Limits
-from predictors.latency.profile import check_architectures, profile, table_path
-from predictors.latency.remeasure import measure_networks
-from predictors.latency.table import EntryLatency, LatencyTable
+from nas.cli.main import main
+from predictors.measuring.bench import Limits
+from predictors.measuring.conditions import local_conditions
+from predictors.measuring.profile import check_architectures, profile, table_path
+from predictors.measuring.remeasure import measure_networks
+from predictors.tables.additive import entries
+from predictors.tables.correction import CheckNetwork, Correction
+from predictors.tables.latency_table import EntryLatency, LatencyTable
 from results.journal import read_journal
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
 
@@ -148,8 +148,10 @@ def quick_measurements(profile_seconds: float = 0.3) -> Iterator[None]:
     """Real measurements, but short ones: a second or so instead of half a minute."""
     limits = replace(QUICK, min_seconds=profile_seconds)
     with (
-        mock.patch("predictors.latency.catalog.profile", partial(profile, limits=limits)),
-        mock.patch("nas.measuring.measure_networks", partial(measure_networks, limits=QUICK)),
+        mock.patch("predictors.tables.catalogue.profile", partial(profile, limits=limits)),
+        mock.patch(
+            "nas.workflows.measuring.measure_networks", partial(measure_networks, limits=QUICK)
+        ),
     ):
         yield
 

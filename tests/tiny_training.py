@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from supernet import Supernet
-from supernet.data import ImageData, open_data
-from supernet.training import TrainConfig
+from supernet.data.dataset import ImageData, open_data
+from supernet.training.train import TrainConfig
 
 
 def few_images() -> ImageData:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_training import few_images, fresh
 
 from search_space import SearchSpace
-from supernet import objectives
-from supernet.train_config import TrainConfig
-from supernet.training import train_supernet
+from supernet.training import objectives
+from supernet.training.config import TrainConfig
+from supernet.training.train import train_supernet
 
 _MIXERS = ["pooling", {"depthwise_conv": {"kernel": [3, 5]}}]
 _ATTENTION = {"window_attention": {"window": 4, "head_dim": 8}}

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from predictors.additive import AdditiveTable, Slice
 from predictors.counts import count_architecture
 from predictors.counts import counts as count_tables
 from predictors.proxies.combined import combined_score
@@ -28,11 +27,12 @@ from predictors.proxies.deepmad import (
     score_of_ends,
 )
 from predictors.proxies.structure import Path, trace
+from predictors.tables.additive import AdditiveTable, Slice
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
 from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import UnknownNameError
-from supernet.mixers import build_mixer
-from supernet.modules import Mlp, build_module
+from supernet.network.mixers import build_mixer
+from supernet.network.modules import Mlp, build_module
 
 Values = npt.NDArray[np.float64]
 _WEIGHTS = np.array([1.0] * (NUM_STAGES - 1) + [LAST_WEIGHT])

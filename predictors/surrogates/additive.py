@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from predictors.additive import AdditiveTable
 from predictors.surrogates.base import Prediction, Values, rank_quality
 from predictors.surrogates.features import AdditiveFeatures
+from predictors.tables.additive import AdditiveTable
 from search_space import Genes, SearchSpace
 from search_space.errors import UsageError
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from search_space import Block, Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from search.exact.best import Solver
 from search.exact.optimum import Combinations, Sliceable, optimise
 from search.exact.programme import Limit, Programme, Values

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from predictors.additive import Slice
+from predictors.tables.additive import Slice
 from search.exact.programme import GAP, Effectiveness, Programme, Solution, Values, undominated
 from search_space.errors import RunError
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from predictors.additive import AdditiveTable, Slice
 from predictors.proxies.space_tables import PathTables
+from predictors.tables.additive import AdditiveTable, Slice
 from search.exact.best import Best, best_of
 from search.exact.programme import GAP, Choices, Effectiveness, Limit, Programme
 from search.problem import Constraint

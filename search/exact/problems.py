@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from search.exact.front import Front, sweep
 from search.exact.optimum import Optimum, optimise
 from search.exact.programme import GAP

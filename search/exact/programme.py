@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from predictors.additive import Slice
+from predictors.tables.additive import Slice
 from search.problem import ROUNDING
 
 Values = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from predictors.additive import Slice
+from predictors.tables.additive import Slice
 from search.exact.programme import Programme, Values
 from search.problem import ROUNDING
 

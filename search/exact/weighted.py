@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from search.exact.programme import Values
 from search_space.errors import UsageError
 

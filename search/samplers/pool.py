@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from predictors.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable
 from search.feasibility import unique_rows
 from search.problem import Problem, Values
 from search.samplers.ranking import constrained_ranks, crowding_distance

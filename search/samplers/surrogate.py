@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from predictors.additive import AdditiveTable
 from predictors.surrogates import (
     AdditiveAccuracy,
     EnsembleSurrogate,
     GaussianProcess,
     Surrogate,
 )
+from predictors.tables.additive import AdditiveTable
 from search.feasibility import diverse_sample
 from search.problem import Problem, Values
 from search.samplers.acquisition import boxes, expected_hypervolume_improvement

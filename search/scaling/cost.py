@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from predictors.additive import AdditiveTable, Entry
 from predictors.counts import COUNT_METRICS, Counts, count_entry
-from predictors.latency.anchors import expected_error
-from predictors.latency.catalog import Target, provenance
-from predictors.latency.datasheets import datasheet_of
-from predictors.latency.estimate import estimate_entry, is_estimated
-from predictors.latency.interpolate import interpolated
-from predictors.latency.table import LatencyTable, MissingLatencyError
+from predictors.estimates.anchors import expected_error
+from predictors.estimates.datasheets import datasheet_of
+from predictors.estimates.estimate import estimate_entry, is_estimated
+from predictors.tables.additive import AdditiveTable, Entry
+from predictors.tables.catalogue import Target, provenance
+from predictors.tables.interpolate import interpolated
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search.scaling.quantities import latency_metric
 from search_space import Architecture, Component, ModuleSpec, SearchSpace, StageSpace, components
 

@@ -1,6 +1,6 @@
 """Evaluations on a Ray cluster, or on a Ray of our own on this machine."""
 
-from supernet.cluster import quieten
+from supernet.cluster.connection import quieten
 
 quieten()  # Ray is imported below
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ray
 
 from search_space.errors import NasError
-from supernet.cluster import connect, head_address
+from supernet.cluster.connection import connect, head_address
 
 AUTO = "auto"
 _SMALLEST_SHARE = 1e-4  # Ray counts in steps of this
@@ -26,7 +26,7 @@ class RayConnection:
     """Ray for this process: the one that it uses already, else one connected to or started here.
 
     Args:
-        address: as of ``supernet.cluster.connect``.
+        address: as of ``supernet.cluster.connection.connect``.
 
     Raises RunError where there is no cluster at the address, and ClusterError where this process
     is connected to another one.

@@ -1,0 +1,313 @@
+"""``nas profile``, ``nas devices`` and ``nas calibrate``: where latencies come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nas.cli.options import (
+    BATCH_SIZE,
+    NUM_CLASSES,
+    conditions_given,
+    console,
+    json_option,
+    latency_options,
+    option,
+    options_after,
+    print_json,
+    quiet_option,
+    space_option,
+)
+from search_space.errors import UsageError
+from search_space.units import format_duration, format_latency
+
+classes_option = option(
+    "--num-classes", type=NUM_CLASSES, default=1000, show_default=True, help="Of the head."
+)
+interpolate_option = click.option(
+    "--interpolate", is_flag=True, help="Fill a table's gaps from its measured shapes."
+)
+
+
+@click.group(invoke_without_command=True)
+@space_option
+@option("--device", default="cpu", show_default=True, help="Device of this machine.")
+@classes_option
+@latency_options
+@click.option("--name", help="Call this device so, here and where the table is carried to.")
+@click.option("--fresh", is_flag=True, help="Forget what was measured and measure again.")
+@json_option
+@quiet_option
+@click.pass_context
+def profile(context: click.Context, **options: Any) -> None:
+    """Measure the latency table of a space on this machine; only what is missing is measured.
+
+    For a device that cannot run this program: `nas profile bundle` writes a folder to carry
+    there, `nas profile import` reads back what was measured.
+    """
+    if context.invoked_subcommand is None:
+        _profile(**options)
+    else:
+        options_after(context)
+
+
+def _profile(
+    space: str | None,
+    device: str,
+    num_classes: int,
+    name: str | None,
+    fresh: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from dataclasses import replace
+
+    from predictors.measuring.conditions import local_conditions
+    from predictors.measuring.profile import profile as measure
+    from predictors.measuring.profile import table_path
+    from predictors.tables.catalogue import check_name
+    from search_space import load_space
+
+    chosen = load_space(space or "digits")
+    conditions = local_conditions(device, **conditions_given(options))
+    if name is not None:
+        check_name(name, conditions.device)
+    path = table_path(conditions)
+    with console(options) as screen:
+        with screen.phase(f"measuring {chosen.name}") as progress:
+            table = measure(
+                chosen,
+                num_classes,
+                conditions,
+                progress=lambda done, total, left: progress(done, total, "rounds", left),
+                fresh=fresh,
+            )
+        correction = table.correction(chosen)
+        for warning in correction.warnings:
+            screen.warn(warning)
+        if name is not None and table.name != name:
+            if table.name:
+                screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
+            table = replace(table, name=name)
+            table.save(path)
+    if as_json:
+        print_json(
+            {
+                "name": table.name,
+                "device": conditions.to_dict(),
+                "space": chosen.name,
+                "entries": len(table.entries),
+                "expected_error": correction.expected_error,
+                "path": str(path),
+                "warnings": list(correction.warnings),
+            }
+        )
+        return
+    click.echo(f"{len(table.entries)} entries for {conditions}")
+    click.echo(
+        f"error on whole networks left out: {correction.expected_error:.1%} "
+        f"({len(correction.checks)} networks, {correction.rounds} rounds, "
+        f"{format_duration(correction.seconds)})"
+    )
+    click.echo(f"table: {path}")
+
+
+@profile.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@space_option
+@classes_option
+@option("--batch-size", type=BATCH_SIZE, default=1, show_default=True)
+@option("--precision", metavar="fp32|fp16", default="fp32", show_default=True)
+@quiet_option
+def bundle(
+    folder: Path, space: str | None, num_classes: int, batch_size: int, precision: str, quiet: bool
+) -> None:
+    """Write FOLDER with everything to measure a space on a device without this program.
+
+    The device needs Python, numpy and onnxruntime: run `python run.py` in the folder there, carry
+    results.json back, and read it with `nas profile import`.
+    """
+    from predictors.bundles.bundle import write_bundle
+    from search_space import load_space
+
+    chosen = load_space(space or "digits")
+    with (
+        console({"quiet": quiet}) as screen,
+        screen.phase(f"writing the bundle of {chosen.name}") as progress,
+    ):
+        write_bundle(
+            folder,
+            chosen,
+            num_classes,
+            batch_size=batch_size,
+            precision=precision,
+            progress=lambda done, total: progress(done, total, "files"),
+        )
+    click.echo(f"{folder}: carry it to the device and run there: python run.py")
+    click.echo(
+        "then, with the results.json that it wrote: "
+        f"nas profile import results.json --bundle {folder} --name DEVICE"
+    )
+
+
+@profile.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--bundle", "folder", type=click.Path(path_type=Path), help="Its bundle's folder.")
+@click.option("--name", required=True, help="What the device is called from now on.")
+@json_option
+def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
+    """Take in what was measured elsewhere: a bundle's results, or a table's Parquet file."""
+    from predictors.bundles.bundle import import_bundle
+    from predictors.tables.catalogue import take_in
+    from predictors.tables.latency_table import LatencyTable
+
+    if not file.exists():
+        raise UsageError(f"{file}: there is no such file.")
+    if file.suffix == ".parquet":
+        table = LatencyTable.load(file, "Give a table that `nas profile` printed the path of.")
+    elif folder is None:
+        raise UsageError(
+            f"{file} is no table; if it is what a bundle's run.py wrote, give the bundle's folder "
+            "too, by --bundle FOLDER."
+        )
+    else:
+        table = import_bundle(file, folder, name)
+    path, notes = take_in(table, name)
+    for note in notes:
+        click.echo(f"warning: {note}", err=True)
+    table = LatencyTable.load(path)
+    errors = {c.space: c.expected_error for c in table.corrections.values()}
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "path": str(path),
+                "entries": len(table.entries),
+                "expected_error": errors,
+            }
+        )
+        return
+    click.echo(f"{name}: {table.conditions}, {len(table.entries)} entries")
+    click.echo(f"use it with: nas search --device {name}")
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def devices(context: click.Context, as_json: bool) -> None:
+    """Devices that latencies are known or estimated for, and their tables."""
+    if context.invoked_subcommand is not None:
+        options_after(context)
+        return
+    from nas.cli.printing import print_devices
+    from nas.workflows.known_devices import overview
+
+    found = overview()
+    for problem in found["problems"]:
+        click.echo(f"warning: {problem}", err=True)
+    if as_json:
+        print_json(found)
+        return
+    print_devices(found)
+
+
+@devices.command(name="show")
+@click.argument("name")
+@latency_options
+@json_option
+def show_device(name: str, as_json: bool, **options: Any) -> None:
+    """All that is known about the latencies of a device, and how sure it is."""
+    from nas.cli.printing import print_device
+    from nas.workflows.known_devices import describe_device
+
+    described = describe_device(name, conditions_given(options))
+    if as_json:
+        print_json(described)
+        return
+    print_device(described)
+
+
+@devices.command()
+@click.argument("first")
+@click.argument("second")
+@space_option
+@classes_option
+@latency_options
+@interpolate_option
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the scatter as HTML.")
+@json_option
+@quiet_option
+def compare(
+    first: str,
+    second: str,
+    space: str | None,
+    num_classes: int,
+    output: Path | None,
+    interpolate: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """How differently two devices rank the same architectures: why one searches per device."""
+    from nas.workflows.comparing import compare_devices, write_scatter
+    from predictors.tables.catalogue import find_device
+    from search_space import load_space
+
+    chosen = load_space(space or "digits")
+    given = conditions_given(options)
+    targets = [find_device(name, **given) for name in (first, second)]
+    with console(options) as screen:
+        compared = compare_devices(targets[0], targets[1], chosen, num_classes, interpolate, screen)
+    if output is not None:
+        write_scatter(output, compared)
+    if as_json:
+        print_json(compared.to_dict())
+        return
+    click.echo(
+        f"{first} and {second} on {compared.count} architectures of {chosen.name}: "
+        f"Kendall τ {compared.kendall_tau:.3f}"
+    )
+    click.echo(
+        f"of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in the fastest tenth "
+        f"on {second}"
+    )
+    for name, low, high in compared.ranges:
+        click.echo(f"{name}: {format_latency(low)} to {format_latency(high)}")
+    if output is not None:
+        click.echo(f"scatter: {output}")
+
+
+@click.command()
+@option("--device", required=True, metavar="NAME", help="Whose latencies are corrected.")
+@click.option(
+    "--measured",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="CSV with the columns network and latency_ms (or latency_us, latency_s).",
+)
+@classes_option
+@latency_options
+@click.option("--dry-run", is_flag=True, help="Show the errors and change nothing.")
+@json_option
+def calibrate(
+    device: str, measured: Path, num_classes: int, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Correct a device's latencies by a handful of your own whole-network measurements."""
+    from dataclasses import asdict
+
+    from nas.workflows.known_devices import calibrate_device
+
+    calibration, path = calibrate_device(
+        device, measured, num_classes, conditions_given(options), dry_run
+    )
+    if as_json:
+        print_json({"device": device, "path": str(path), **asdict(calibration)})
+        return
+    count = len(calibration.networks)
+    click.echo(
+        f"error on {count} networks: {calibration.error_before:.1%} before, "
+        f"{calibration.error_after:.1%} after (each predicted from the others)"
+    )
+    click.echo(f"latency = {calibration.offset_ms:.4g} ms + {calibration.scale:.4g} × prediction")
+    click.echo("nothing was changed (--dry-run)" if dry_run else f"stored in {path}")

@@ -1,0 +1,146 @@
+"""``nas finetune``: final candidates of a finished search, trained as trials."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nas.cli.endings import this_command
+from nas.cli.options import SEED, console, json_option, option, print_json, quiet_option
+from results.run_name import check_run_name
+
+if TYPE_CHECKING:
+    from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch
+    from results.report.data import ReportData
+    from supernet.cluster.trials import Trial
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@option(
+    "--networks",
+    metavar="chosen|front|DIGEST,…",
+    help="What to train (default: the network that the search chose).",
+)
+@option("--trials", type=click.IntRange(1), help="Trainings in all (default 16).")
+@click.option("--epochs", type=click.IntRange(1), help="Of each (default: the search's own).")
+@option("--workers", type=click.IntRange(1), help="Trials at a time (default 1).")
+@option(
+    "--gpus-per-worker",
+    type=click.FloatRange(0),
+    help="GPUs of each trial (default: 1 where the cluster has any).",
+)
+@option("--loader-workers", type=click.IntRange(0), help="Data-loading processes of each trial.")
+@option(
+    "--address",
+    metavar="auto|HOST",
+    help="Ray cluster to train on (default: start one on this machine).",
+)
+@option(
+    "--storage",
+    metavar="URL|FOLDER",
+    help="Where all workers find checkpoints (default: the run's folder).",
+)
+@click.option("--name", help="Name of the fine-tuning (default: the search's, and -finetuned).")
+@option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
+@option("--seed", type=SEED, help="Of what is tried (default: the search's).")
+@click.option("--resume", is_flag=True, help="Continue the fine-tuning of this name.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done and stop.")
+@json_option
+@quiet_option
+def finetune(run: Path, **options: Any) -> None:
+    """Train networks of the finished search RUN on, and export the best.
+
+    Learning rate, weight decay, regularisation and augmentation are searched around the search's
+    own settings, which are tried first; trials that fall behind are stopped early.
+    """
+    given = {
+        name: options[name]
+        for name in (
+            *("networks", "trials", "epochs", "workers", "gpus_per_worker", "loader_workers"),
+            *("address", "storage", "seed"),
+        )
+    }
+    if options["name"] is not None:
+        check_run_name(options["name"])
+    from nas.workflows.finetune_config import FinishedSearch, resolve_finetuning, stored_finetuning
+
+    source = FinishedSearch.open(run)
+    folder = run.parent if options["runs"] is None else Path(options["runs"])
+    name = options["name"] or f"{source.path.name}-finetuned"
+    check_run_name(name)
+    path = folder / name
+    stored = stored_finetuning(path) if options["resume"] else None
+    config = resolve_finetuning(source, given, stored)
+    if options["dry_run"]:
+        _dry_run(config, source, path, options["as_json"])
+        return
+    from nas.workflows.finetuning import run_finetuning, summary
+
+    command = this_command()
+    with console(options) as screen:
+        data, trials = run_finetuning(
+            config, source, path, resume=options["resume"], command=command, console=screen
+        )
+    if options["as_json"]:
+        print_json(summary(data, trials, path))
+    else:
+        _print_trials(data, trials, path)
+
+
+def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json: bool) -> None:
+    from search_space.units import format_latency
+    from supernet.training.hyperparameters import ranges
+
+    evaluations = source.evaluations()
+    networks = {digest: dict(evaluations[digest].metrics) for digest in config.networks}
+    searched = {
+        name: {"low": found.low, "recipe": found.recipe, "high": found.high, "log": found.log}
+        for name, found in ranges(config.recipe).items()
+    }
+    if as_json:
+        print_json(
+            {
+                "run": str(path),
+                "exists": path.exists(),
+                "networks": networks,
+                "hyperparameters": searched,
+                "config": config.to_dict(),
+            }
+        )
+        return
+    click.echo(f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}")
+    for digest, metrics in networks.items():
+        click.echo(
+            f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
+            f"{format_latency(metrics['latency_ms'])}"
+        )
+    click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
+    for name, found in searched.items():
+        click.echo(
+            f"  {name:15} {found['low']:.4g} to {found['high']:.4g}, first {found['recipe']:.4g}"
+        )
+
+
+def _print_trials(data: ReportData, trials: list[Trial], path: Path) -> None:
+    """A line a trial, best first; then the chosen network as of a search."""
+    from nas.cli.printing import print_result
+
+    names = list(dict.fromkeys(name for trial in trials for name in trial.hyperparameters))
+    heads = [re.sub(r"_(rate|smoothing)$", "", name) for name in names]
+    click.echo(
+        f"{'trial':>5}  {'network':12}  {'status':8}  {'epochs':>6}  {'val. loss':>9}  "
+        + "  ".join(f"{head:>12}" for head in heads)
+    )
+    # no order among losses of different epochs: those trained to their end come first
+    order = {"finished": 0, "stopped": 1}
+    for trial in sorted(trials, key=lambda t: (order.get(t.status, 2), t.validation_loss)):
+        cells = (f"{trial.hyperparameters[name]:>12.4g}" for name in names)
+        click.echo(
+            f"{trial.number:>5}  {trial.network:12}  {trial.status:8}  {len(trial.epochs):>6}  "
+            f"{trial.validation_loss:>9.4f}  {'  '.join(cells)}"
+        )
+    print_result(data, path)

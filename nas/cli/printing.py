@@ -1,0 +1,184 @@
+"""Results as text tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from results.report.data import FrontMember, ReportData
+from search_space.units import format_count, format_latency
+
+
+def print_result(data: ReportData, path: Path) -> None:
+    """The front, the chosen network and where its files are."""
+    chosen = data.chosen
+    columns = [
+        (name, form)
+        for name, form in _COLUMNS.items()
+        if any(_shown(member, name) is not None for member in data.front)
+    ]
+    if columns:
+        click.echo(f"\n{'digest':12}" + "".join(f"  {name:>10}" for name, _ in columns))
+    for member in data.front:
+        mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
+        cells = [(_shown(member, name), form) for name, form in columns]
+        texts = ("–" if value is None else form(value) for value, form in cells)
+        click.echo(f"{member.digest:12}" + "".join(f"  {text:>10}" for text in texts) + mark)
+    if chosen is not None:
+        facts = []
+        if chosen.measured:
+            facts.append(f"{format_latency(chosen.measured['latency_ms'] or 0)} measured")
+        elif chosen.predicted.get("latency_ms") is not None:
+            facts.append(f"{format_latency(chosen.predicted['latency_ms'] or 0)} predicted")
+        if chosen.test_accuracy is not None:
+            facts.append(f"test accuracy {chosen.test_accuracy:.2%}")
+        if chosen.test_accuracy_before is not None:
+            facts[-1] += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
+        if chosen.predicted.get("score") is not None:
+            facts.append(f"score {chosen.predicted['score']:.4g}, untrained")
+        click.echo(f"\nchosen {chosen.digest}: {', '.join(facts)}")
+        for item in chosen.exports:
+            click.echo(f"  {item.path}")
+    click.echo(f"report: {path / 'report.html'}")
+
+
+_COLUMNS: dict[str, Callable[[float], str]] = {
+    "accuracy": "{:.2%}".format,
+    "loss": "{:.3f}".format,
+    "score": "{:.4g}".format,
+    "predicted": format_latency,
+    "measured": format_latency,
+    "params": format_count,
+}
+
+
+def _shown(member: FrontMember, column: str) -> float | None:
+    match column:
+        case "predicted":
+            return member.predicted.get("latency_ms")
+        case "measured":
+            return member.measured.get("latency_ms")
+        case "params":
+            return member.predicted.get("num_params")
+    return member.predicted.get(column)
+
+
+def print_network(described: Mapping[str, Any]) -> None:
+    """A network of ``nas.workflows.show.describe``, a line per module, and its totals."""
+    header = (
+        f"{'module':22} {'what':44} {'input':>9} {'params':>10} {'MACs':>10} {'activations':>12}"
+    )
+    click.echo(header)
+    for row in described["components"]:
+        click.echo(
+            f"{row['path']:22} {row['what']:44} {row['input']:>9} "
+            f"{format_count(row['num_params']):>10} {format_count(row['macs']):>10} "
+            f"{format_count(row['activations']):>12}"
+        )
+    click.echo(
+        f"\n{described['digest']} at {described['resolution']} px, "
+        f"{described['num_classes']} classes: "
+        f"{format_count(described['num_params'])} parameters, "
+        f"{format_count(described['macs'])} MACs, "
+        f"{format_count(described['activations'])} activations"
+    )
+    if "latency_ms" in described:
+        click.echo(
+            f"latency {format_latency(described['latency_ms'])}, "
+            f"{described['latency_provenance']}; {described['latency_conditions']}"
+        )
+
+
+def print_devices(found: Mapping[str, Any]) -> None:
+    """What ``nas.workflows.known_devices.overview`` gives."""
+    click.echo("this machine")
+    for name, identity in found["devices"].items():
+        click.echo(f"  {name:14} {identity}")
+    click.echo("\ntables")
+    for item in found["tables"]:
+        errors = ", ".join(f"{s} ±{e:.1%}" for s, e in item["expected_error"].items())
+        origins = ", ".join(f"{n} {origin}" for origin, n in item["origins"].items())
+        click.echo(f"  {item['name'] or '(unnamed)':14} {item['conditions']}")
+        calibrated = "; calibrated" if item["calibrated"] else ""
+        click.echo(f"  {'':14} {origins or 'no entries'}; {errors or 'no correction'}{calibrated}")
+        click.echo(f"  {'':14} {item['path']}")
+    if not found["tables"]:
+        click.echo("  none yet; measure one with: nas profile --space NAME")
+    click.echo("\nestimated from datasheets")
+    for name, model in found["estimated"].items():
+        click.echo(f"  {name:14} {model}")
+
+
+def print_device(described: Mapping[str, Any]) -> None:
+    """What ``nas.workflows.known_devices.describe_device`` gives."""
+    conditions = dict(described["conditions"])
+    device = conditions.pop("device")
+    click.echo(f"{described['name']}: {device['model']}, {described['provenance']}")
+    for key, value in conditions.items():
+        click.echo(f"  {key.replace('_', ' '):16} {value}")
+    if described["path"] is not None:
+        click.echo(f"  {'table':16} {described['path']}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in described["kinds"].items())
+        click.echo(f"  {'entries':16} {kinds or 'none'}")
+        if described["created"]:
+            click.echo(f"  {'measured':16} {described['created']}")
+        for correction in described["corrections"]:
+            click.echo(
+                f"  {correction['space']:16} ±{correction['expected_error']:.1%}; "
+                f"{correction['offset_ms']:.3g} ms + {correction['scale']:.4g} × sum, "
+                f"{correction['checks']} networks, {correction['rounds']} rounds, "
+                f"{correction['stopped']}"
+            )
+            for warning in correction["warnings"]:
+                click.echo(f"  {'':16} warning: {warning}")
+        calibration = described["calibration"]
+        if calibration is not None:
+            click.echo(
+                f"  {'calibration':16} {calibration['offset_ms']:.3g} ms + "
+                f"{calibration['scale']:.4g} × sum, from "
+                f"{len(calibration['networks'])} networks: error "
+                f"{calibration['error_before']:.1%} before, {calibration['error_after']:.1%} after"
+            )
+    elif described["kind"] == "local":
+        click.echo("  no table yet; measure one with: nas profile")
+    if described["kind"] == "datasheet":
+        _print_expected_errors(described)
+    rows = described.get("anchors", [])
+    for held_out, title in _HELD_OUT.items():
+        shown = [row for row in rows if row["held_out"] == held_out]
+        if not shown:
+            continue
+        click.echo(f"\nerror against published figures, {title}")
+        for row in shown:
+            click.echo(
+                f"  {row['device'][:10]:10} {row['implementation'][:24]:24} {row['precision']:5} "
+                f"{row['mixer'][:16]:16} {row['n']:3} figures {row['mean_error']:7.1%}   "
+                f"{row['source']}"
+            )
+
+
+def _print_expected_errors(described: Mapping[str, Any]) -> None:
+    """Runtimes down, mixers across; what the asked runtime's figure stands on below."""
+    rows = described["expected_error"]
+    mixers = list(dict.fromkeys(row["mixer"] for row in rows))
+    click.echo(f"\nexpected error, {described['conditions']['precision']}")
+    click.echo(f"  {'':12}" + "".join(f"{mixer:>18}" for mixer in mixers))
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        cells = [row["error"] for row in rows if row["runtime"] == runtime]
+        click.echo(f"  {runtime:12}" + "".join(f"{f'±{error:.0%}':>18}" for error in cells))
+    reasons = {
+        row["reason"] for row in rows if row["runtime"] == described["conditions"]["runtime"]
+    }
+    for reason in sorted(reasons):
+        click.echo(f"  {described['conditions']['runtime']}: found by {reason}")
+
+
+_HELD_OUT = {
+    "figure": "each predicted from the others of its source",
+    "device": "each device predicted from other devices",
+    "mixer": "each mixer predicted from other mixers",
+    "implementation": "each implementation's kernels predicted from another's",
+}

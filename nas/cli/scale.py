@@ -1,0 +1,307 @@
+"""``nas scale`` and ``nas seed``: families of networks from one seed, and seeds to start from."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from nas.cli.endings import this_command
+from nas.cli.options import (
+    NUM_CLASSES,
+    SEED,
+    check_compute_device,
+    conditions_given,
+    console,
+    image_sizes,
+    json_option,
+    latency_options,
+    option,
+    options,
+    print_json,
+    quiet_option,
+)
+from search_space.errors import UsageError
+
+if TYPE_CHECKING:
+    from nas.workflows.scaling import ScaledFamily
+
+score_options = options(
+    option("--random-seed", type=SEED, default=0, show_default=True),
+    option(
+        "--repeats",
+        type=click.IntRange(1),
+        default=5,
+        show_default=True,
+        help="Fresh weights that each score is the mean of.",
+    ),
+    option(
+        "--score-images",
+        type=click.IntRange(2),
+        default=16,
+        show_default=True,
+        help="Images of each repeat.",
+    ),
+    option("--score-size", type=image_sizes(32), help="Side of these images (the network's own)."),
+    option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
+)
+
+
+@click.command()
+@click.option("--seed", "seed_name", required=True, metavar="ARCH", help="A design or a file.")
+@click.option("--to", required=True, metavar="5M,10M", help="Budgets, with units.")
+@click.option(
+    "--by",
+    default="params",
+    show_default=True,
+    metavar="METRIC",
+    help="What the budgets limit: params, macs, activations or latency@DEVICE.",
+)
+@click.option(
+    "--method",
+    default="compound",
+    show_default=True,
+    metavar="NAME",
+    help="as-vit, compound, fast, resnet-rs and deepmad grow the seed, contract shrinks it.",
+)
+@click.option(
+    "--max-latency",
+    multiple=True,
+    metavar="5ms@a100",
+    help="Keep every member within this latency; may be given for several devices.",
+)
+@option("--device", metavar="NAME", help="Also show the members' latency on this device.")
+@latency_options
+@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
+@click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
+@click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
+@option(
+    "--planned-epochs",
+    "epochs",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Planned epochs of training (resnet-rs).",
+)
+@click.option(
+    "--score",
+    default="deepmad",
+    show_default=True,
+    metavar="PROXY",
+    help="What contract keeps as much of as it can.",
+)
+@score_options
+@click.option("--out", type=click.Path(path_type=Path), help="Folder (default: in runs).")
+@json_option
+@quiet_option
+def scale(**given: Any) -> None:
+    """Scale one network into a family: a member for each budget.
+
+    Writes a folder with a YAML file a member (nas show FILE), family.json and report.html. The
+    same command again goes on where it was interrupted.
+    """
+    from search.scaling.quantities import parse_budget, parse_limit, parse_metric
+    from search_space import load_architecture
+
+    _check_used(given["method"])
+    by = parse_metric(given["by"])
+    budgets = tuple(parse_budget(by, text) for text in _listed("--to", given["to"]))
+    limits: dict[str, float] = {}
+    for text in given["max_latency"]:
+        metric, milliseconds = parse_limit(text)
+        if metric in limits:
+            raise UsageError(f"--max-latency {text!r}: its device is there twice; give it once.")
+        limits[metric] = milliseconds
+    seed = load_architecture(given["seed_name"])
+    # here heavy packages load: everything that is quick to refuse has been refused
+    from nas.workflows.scaling import ScaleRequest, scale_family
+    from predictors.proxies import ScoreSettings
+
+    name = Path(given["seed_name"]).stem
+    if name == "config":  # an export's, as all of them are called
+        name = seed.digest
+    request = ScaleRequest(
+        seed_name=name,
+        seed=seed,
+        by=by,
+        budgets=budgets,
+        limits=limits,
+        method=given["method"],
+        folder=given["out"] or Path("runs") / _folder_name(name, given),
+        device=given["device"],
+        conditions=conditions_given(given),
+        num_classes=given["num_classes"],
+        interpolate=given["interpolate"],
+        measure=not given["no_measure"],
+        epochs=given["epochs"],
+        proxy=given["score"],
+        score=ScoreSettings(
+            seed=given["random_seed"],
+            repeats=given["repeats"],
+            batch_size=given["score_images"],
+            device=_score_device(given),
+            image_size=given["score_size"],
+        ),
+    )
+    command = this_command()
+    with console(given) as screen:
+        result = scale_family(request, command, screen)
+    if given["as_json"]:
+        print_json(result.to_dict())
+    else:
+        _print_family(result)
+
+
+@click.command()
+@click.option(
+    "--method",
+    default="reinforce",
+    show_default=True,
+    metavar="NAME",
+    help="reinforce (as published) or evolution.",
+)
+@option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Proposals.")
+@click.option(
+    "--mixers",
+    default="window_attention",
+    show_default=True,
+    metavar="A,B",
+    help="Mixers to choose from in each stage, or all.",
+)
+@option("--image-size", type=image_sizes(), default=224, show_default=True)
+@score_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("seed.yaml"),
+    show_default=True,
+    help="File of the seed found.",
+)
+@json_option
+@quiet_option
+def seed(**given: Any) -> None:
+    """Search a seed to scale from, without training: one block a stage, 32 channels wide.
+
+    The same command again goes on where it was interrupted.
+    """
+    from nas.workflows.scaling import find_seed
+    from predictors.proxies import ScoreSettings
+    from search.seeds import SeedSpace
+    from search_space import mixer_names
+
+    everything = given["mixers"] == "all"
+    mixers = mixer_names() if everything else _listed("--mixers", given["mixers"])
+    space = SeedSpace(given["image_size"], tuple(mixers))
+    settings = ScoreSettings(
+        seed=given["random_seed"],
+        repeats=given["repeats"],
+        batch_size=given["score_images"],
+        device=_score_device(given),
+        image_size=given["score_size"],
+    )
+    with console(given) as screen:
+        result = find_seed(
+            space,
+            method=given["method"],
+            steps=given["steps"],
+            settings=settings,
+            output=given["out"],
+            console=screen,
+        )
+    best = result.best
+    if given["as_json"]:
+        print_json(
+            {
+                "method": result.method,
+                "steps": result.steps,
+                "scored": len(result.seen),
+                "digest": best.architecture.digest,
+                **{k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()},
+                "architecture": best.architecture.to_dict(),
+                "file": str(given["out"]),
+            }
+        )
+        return
+    click.echo(f"{best.architecture}, of {len(result.seen)} topologies scored")
+    click.echo(
+        f"NTK condition number {best.scores.kappa:.4g}, expected length distortion "
+        f"{best.scores.length:.4g}"
+    )
+    click.echo(f"{given['out']}: scale it with: nas scale --seed {given['out']} --to 5M,10M")
+
+
+def _listed(name: str, text: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
+    return items
+
+
+# Methods that an option concerns; all others would ignore it.
+_CONCERNS = {
+    "epochs": ("resnet-rs",),
+    "score": ("contract",),
+    **dict.fromkeys(
+        ("random_seed", "repeats", "score_images", "score_size", "score_device"),
+        ("as-vit", "contract"),
+    ),
+}
+
+
+def _check_used(method: str) -> None:
+    """Raises UsageError for an option on the command line that ``method`` would ignore."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        methods = _CONCERNS.get(parameter.name or "")
+        source = context.get_parameter_source(parameter.name or "")
+        if methods and method not in methods and source is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{parameter.opts[0]} does nothing with --method {method}, only with "
+                f"{' and '.join(methods)}; leave it out."
+            )
+
+
+def _score_device(given: dict[str, Any]) -> str:
+    check_compute_device("--score-device", given["score_device"])
+    return str(given["score_device"])
+
+
+def _folder_name(seed_name: str, given: dict[str, Any]) -> str:
+    """From all that most commands differ in."""
+    parts = [seed_name, given["method"], given["by"], given["to"], *given["max_latency"]]
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
+
+
+def _print_family(result: ScaledFamily) -> None:
+    """A line a member, and where the files are."""
+    from search.scaling.quantities import COUNTS, device_of, format_cost, metric_words
+
+    family = result.family
+    devices = [m for m in family.path[0].costs if device_of(m) is not None]
+    columns = [*COUNTS.values(), *devices]
+    heads = [metric_words(metric) for metric in columns]
+    heads += [f"measured on {device}" for device in result.measured_ms]
+    click.echo(
+        f"{'member':>8}  {'digest':12}  "
+        + "  ".join(f"{head:>11}" for head in heads)
+        + "   px  width×depth"
+    )
+    for member in family.members:
+        cells = [format_cost(metric, member.costs[metric]) for metric in columns]
+        for by_member in result.measured_ms.values():
+            cells.append(format_cost("latency_ms@", by_member[member.name]))
+        shape = ", ".join(f"{s.width}×{s.depth}" for s in member.architecture.stages)
+        padded = (f"{c:>{max(11, len(h))}}" for c, h in zip(cells, heads, strict=True))
+        click.echo(
+            f"{member.name:>8}  {member.architecture.digest}  {'  '.join(padded)}  "
+            f"{member.architecture.resolution:3}  {shape}"
+        )
+    for device, facts in result.latencies.items():
+        click.echo(f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items()))
+    for note in family.notes:
+        click.echo(f"\nnote: {note}")
+    click.echo(f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}")

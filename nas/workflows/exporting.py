@@ -1,0 +1,140 @@
+"""Export of any architecture that a run evaluated, after the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.cli.console import Console
+from nas.config import RunConfig
+from nas.workflows.finishing import export_untrained, preprocessing
+from nas.workflows.network_training import NETWORK
+from nas.workflows.stored_run import stored_config
+from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
+from results.export.write import VERIFIED, ModelCard, export_network
+from results.journal import Evaluation, read_journal
+from results.report.data import Export, read_result
+from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
+from search_space import Architecture
+from search_space.errors import RunError, UnknownNameError, UsageError
+from search_space.units import format_count, format_latency
+from supernet import Supernet
+from supernet.data.dataset import open_data
+from supernet.training.checkpoints import load_latest
+
+
+def export_from_run(
+    run: Path, digest: str | None, output: Path | None, console: Console
+) -> list[Export]:
+    """Export an evaluated architecture with inherited weights, or the chosen network.
+
+    ``digest`` may be the unique beginning of one; None means the chosen network with its
+    fine-tuned weights. Only an empty folder or an earlier export is replaced. Raises RunError
+    where the run lacks what is asked, UnknownNameError for a digest that was not evaluated,
+    UsageError for a folder with other things in it, ExportError where a format does not
+    reproduce the subnet.
+    """
+    if output is not None:
+        _check_replaceable(output)
+    config = stored_config(run)
+    if (run / NETWORK).exists():
+        raise RunError(
+            f"{run} trained one network, and its export is in {run / EXPORT}; there is no other."
+        )
+    if not (run / JOURNAL).exists():
+        raise RunError(
+            f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
+        )
+    evaluation = _find(run, digest)
+    if config.data is None:
+        return _export_untrained(run, config, evaluation, output, console)
+    space = config.search_space()
+    data = open_data(
+        config.data,
+        space.resolutions[-1],
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    supernet = Supernet(space, data.num_classes).eval()
+    source = run if config.supernet is None else Path(config.supernet)
+    with console.python_warnings():
+        checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
+    if checkpoint is None:
+        raise RunError(no_supernet(source))
+    supernet.load_state_dict(checkpoint.trained_weights())
+    architecture = Architecture.from_dict(evaluation.architecture)
+    network = supernet.extract(architecture)
+    notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
+    if digest is None:
+        with console.python_warnings():
+            tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
+        if tuned is None:
+            raise RunError(
+                f"{run} has no good checkpoint of its fine-tuned network. If the run is not "
+                "finished, finish it with --resume; if it is, the network is in its folder "
+                f"{EXPORT}, or give a DIGEST for one with inherited weights."
+            )
+        network.load_state_dict(tuned.trained_weights())
+        notes = []
+    # beside the export of the chosen network, never in its place: that one is fine-tuned
+    name = architecture.digest if digest is None else f"{architecture.digest}-inherited"
+    directory = run / EXPORT / name if output is None else output.resolve()
+    with console.phase(f"exporting {architecture.digest}"):
+        return export_network(
+            network,
+            directory,
+            preprocessing=preprocessing(data, architecture),
+            card=ModelCard(
+                title=f"{config.data} network {architecture.digest}",
+                metrics={
+                    "parameters": format_count(evaluation.metrics["num_params"]),
+                    "MACs": format_count(evaluation.metrics["macs"]),
+                    "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
+                },
+                class_names=data.class_names,
+                trained_on=f"{config.data}, {len(data.train)} images",
+                notes=notes,
+            ),
+            reference=None if digest is None else lambda x: supernet(x, architecture),
+        )
+
+
+def _export_untrained(
+    run: Path, config: RunConfig, evaluation: Evaluation, output: Path | None, console: Console
+) -> list[Export]:
+    """Export a network of a search without images, with random weights."""
+    architecture = Architecture.from_dict(evaluation.architecture)
+    # beside the export of the chosen network, whose card has what was measured of it
+    name = f"{architecture.digest}-untrained"
+    directory = run / EXPORT / name if output is None else output.resolve()
+    with console.phase(f"exporting {architecture.digest}"):
+        return export_untrained(evaluation, directory, config.num_classes, config.seed)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() or (folder / VERIFIED).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UsageError(
+            f"--output {folder} exists and is no export, and an export replaces its folder; give "
+            "a new folder."
+        )
+
+
+def _find(run: Path, digest: str | None) -> Evaluation:
+    evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+    if digest is None:
+        if not (run / RESULT).exists():
+            raise RunError(f"{run} has not chosen a network yet; give a DIGEST, or finish the run.")
+        chosen = read_result(run / RESULT).chosen
+        if chosen is None:
+            raise RunError(f"{run} chose no network; give a DIGEST.")
+        digest = chosen.digest
+    found = [e for e in evaluations if e.digest.startswith(digest)]
+    if len(found) > 1:
+        digests = ", ".join(e.digest for e in found)
+        raise UsageError(f"{digest!r} begins {len(found)} digests: {digests}; give more of one.")
+    if not found:
+        raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
+    return found[0]

@@ -1,0 +1,361 @@
+"""The phases of a fine-tuning: networks of a finished search, trained as trials, the best exported.
+
+What is validated decides; the test split is opened once, for the network that was chosen.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas.cli.console import Console
+from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch
+from nas.workflows.finishing import judged
+from nas.workflows.measuring import read_measured
+from nas.workflows.reporting import phases
+from nas.workflows.run import MEASURED
+from nas.workflows.starting import new_manifest, open_run
+from nas.workflows.trained_search import TrainedSearch
+from predictors.tables.catalogue import provenance
+from predictors.tables.latency_table import LatencyTable
+from results.files import read_json
+from results.journal import Evaluation
+from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
+from results.store import RESULT, RunDirectory
+from search_space import Architecture
+from search_space.errors import CorruptFileError, NasError, RunError
+from supernet import Backbone, Supernet
+from supernet.cluster.connection import quieten
+from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
+
+TRIALS = "trials"  # folder of their checkpoints
+TABLE = "trials.json"
+_PACKAGES = ("nas", "torch", "timm", "numpy", "ray", "optuna")
+_HEADER = """\
+# Configuration of this fine-tuning, everything resolved: all that decides its result is here.
+# Continue it where it stopped:  nas finetune {run} --name {name} --resume
+"""
+
+
+class Finetuning(TrainedSearch):
+    """Networks of a finished search, each trained with several choices of hyper-parameters."""
+
+    def __init__(
+        self,
+        settings: FinetuneConfig,
+        source: FinishedSearch,
+        directory: RunDirectory,
+        console: Console,
+    ) -> None:
+        supernet = settings.search.supernet or str(source.path)
+        super().__init__(
+            settings.search.model_copy(update={"supernet": supernet}), directory, console
+        )
+        self.settings, self.source = settings, source
+        place = str(self.path) if settings.storage is None else settings.storage
+        name = TRIALS if settings.storage is None else self.path.name
+        self.folders = TrialFolders.at(place, name)
+
+    def all_phases(self) -> ReportData:
+        if (done := self.complete()) is not None:
+            return done
+        for table in self.source.path.glob("latency*.parquet"):  # what the search predicted by
+            if not (self.path / table.name).exists():
+                shutil.copy(table, self.path)
+        self.open_data(self.space.resolutions[-1])
+        supernet = self.trained_supernet()
+        evaluations = self.source.evaluations()
+        networks = {
+            digest: supernet.extract(Architecture.from_dict(evaluations[digest].architecture))
+            for digest in self.settings.networks
+        }
+        trials = self.tuned(networks)
+        best = best_trial(trials)
+        if best is None:
+            raise RunError(
+                "no trial was trained to its end, so there is no network to choose. "
+                + " ".join(self._failures(trials)[:3])
+            )
+        network = self._trained(supernet, best, networks[best.network].architecture)
+        chosen = self._judged(supernet, network, evaluations[best.network], trials, best)
+        latencies = self.latency_table()
+        chosen = self.exported(network, chosen, latencies)
+        data = self._report(chosen, trials, best, latencies)
+        self.directory.write_json(RESULT, data.to_dict())
+        data = self.finish(data)
+        self._tidy(trials)
+        return data
+
+    def tuned(self, networks: dict[str, Backbone]) -> list[Trial]:
+        """All trials of the experiment; what is known of them is stored as they go on."""
+        quieten()  # Ray is imported with the next
+        from supernet.cluster.tuning import Tuning, tune_networks
+
+        settings = self.settings
+        known = self.trials()
+        with self.phase("trying hyper-parameters") as progress:
+            trials = tune_networks(
+                networks,
+                self.data,
+                settings.recipe,
+                Tuning(
+                    trials=settings.trials,
+                    workers=settings.workers,
+                    gpus=settings.gpus_per_worker,
+                    address=settings.address,
+                    seed=settings.seed,
+                ),
+                self.open_images,
+                self.folders,
+                known,
+                on_change=self._store,
+                progress=_Shown(settings, known, progress),
+                notice=self.console.warn,
+                loader_workers=settings.loader_workers,
+            )
+        self._store(trials)
+        for sentence in self._failures(trials):
+            self.console.warn(sentence)
+        return trials
+
+    def trials(self) -> list[Trial]:
+        """What is known of the trials so far."""
+        if not (self.path / TABLE).exists():
+            return []
+        stored = read_json(self.path / TABLE, list)
+        try:
+            return [Trial.from_dict(item) for item in stored]
+        except CorruptFileError as error:
+            raise CorruptFileError(
+                f"{self.path / TABLE}: {error}. Restore it from a copy, or start anew with another "
+                "--name."
+            ) from None
+
+    def _store(self, trials: Sequence[Trial]) -> None:
+        self.directory.write_json(TABLE, [trial.to_dict() for trial in trials])
+
+    def _failures(self, trials: Sequence[Trial]) -> list[str]:
+        return [
+            f"Trial {trial.number} failed after {len(trial.epochs)} epochs: {trial.error}."
+            for trial in trials
+            if trial.status == FAILED
+        ]
+
+    def _trained(self, supernet: Supernet, trial: Trial, architecture: Architecture) -> Backbone:
+        storage = self.folders.trial(trial.key)
+        found = storage.newest()
+        if found is None:
+            raise RunError(
+                f"{storage} holds no checkpoint of trial {trial.number} any more; restore it, or "
+                "start anew with another --name."
+            )
+        network = supernet.extract(architecture)
+        network.load_state_dict(found[1].trained_weights())
+        return network.to(self.compute)
+
+    def _judged(
+        self,
+        supernet: Supernet,
+        network: Backbone,
+        evaluation: Evaluation,
+        trials: Sequence[Trial],
+        best: Trial,
+    ) -> Chosen:
+        measured = read_measured(self.source.path / MEASURED).get(evaluation.digest)
+        chosen = judged(supernet, network, evaluation, measured, self.data)
+        self.console.say(
+            f"  chosen {chosen.digest} of trial {best.number}: test accuracy "
+            f"{chosen.test_accuracy_before:.2%} inherited, {chosen.test_accuracy:.2%} fine-tuned"
+        )
+        ended = sum(trial.status == FINISHED for trial in trials)
+        return replace(
+            chosen,
+            reason=f"trial {best.number} has the smallest validation loss of {ended} trials that "
+            f"were trained to their end",
+        )
+
+    def _report(
+        self, chosen: Chosen, trials: Sequence[Trial], best: Trial, table: LatencyTable
+    ) -> ReportData:
+        settings, source, manifest = self.settings, self.source, self.directory.manifest
+        architecture = Architecture.from_dict(chosen.architecture)
+        latency = table.compile(self.space, self.num_classes)
+        genes = self.space.encode([architecture])[0]
+        return ReportData(
+            run=self.path.name,
+            created=manifest["created"],
+            targets=source.result.targets,
+            summary={
+                "data": self.config.data,
+                "networks from": source.path.name,
+                "device": str(table.conditions),
+                "latency": provenance(table),
+            },
+            chosen=replace(chosen, component_latency_ms=dict(latency.breakdown(genes))),
+            baselines=(_before(source),),
+            training=tuple(
+                Epoch(epoch=epoch.epoch, loss=epoch.loss, accuracy=epoch.validation_accuracy)
+                for epoch in best.epochs
+            ),
+            trials=tuple(_row(trial, best) for trial in trials),
+            phases=phases(manifest),
+            config=settings.to_dict(),
+            versions=manifest["versions"],
+            device=table.conditions.to_dict()["device"],
+            seed=settings.seed,
+            command=manifest["command"],
+            notes=(*self._notes(trials), *self.notes),
+        )
+
+    def _notes(self, trials: Sequence[Trial]) -> list[str]:
+        stopped = sum(trial.status == STOPPED for trial in trials)
+        notes = []
+        if stopped:
+            notes.append(
+                f"{stopped} of {len(trials)} trials were stopped early: their validation loss is "
+                "that of the last epoch they were trained for."
+            )
+        return notes + self._failures(trials)
+
+    def _tidy(self, trials: Sequence[Trial]) -> None:
+        """Keep the last checkpoint of each network's best trial and nothing else."""
+        kept = {best.key for best in best_by_network(trials).values()}
+        for trial in trials:
+            self.folders.trial(trial.key).tidy(1 if trial.key in kept else 0)
+        for digest in self.settings.networks:
+            self.folders.inherited(digest).tidy(0)
+
+
+class _Shown:
+    """Trials as a line of progress: epochs done, and the time that those left will take."""
+
+    def __init__(
+        self, settings: FinetuneConfig, known: Sequence[Trial], progress: Callable[..., None]
+    ) -> None:
+        self.settings, self.progress = settings, progress
+        self.started, self.before = time.monotonic(), self._done(known)
+
+    def __call__(self, trials: Sequence[Trial]) -> None:
+        total, done = self.settings.trials * self.settings.epochs, self._done(trials)
+        left = None
+        if done > self.before:
+            left = (total - done) * (time.monotonic() - self.started) / (done - self.before)
+        counts = {"done": FINISHED, "running": "running", "stopped": STOPPED, "failed": FAILED}
+        found = {
+            name: sum(trial.status == status for trial in trials) for name, status in counts.items()
+        }
+        parts = [f"{count} {name}" for name, count in found.items() if count]
+        losses = [trial.validation_loss for trial in trials if trial.epochs]
+        parts += [f"best validation loss {min(losses):.4g}"] if losses else []
+        self.progress(done, total, f"trials: {', '.join(parts)}" if parts else "", left)
+
+    def _done(self, trials: Sequence[Trial]) -> int:
+        """Epochs that need not be trained any more."""
+        return sum(
+            len(trial.epochs) if trial.status in ("running", FAILED) else self.settings.epochs
+            for trial in trials
+        )
+
+
+def best_by_network(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """The best finished trial of each network that has one."""
+    found = {}
+    for digest in dict.fromkeys(trial.network for trial in trials):
+        best = best_trial(trial for trial in trials if trial.network == digest)
+        if best is not None:
+            found[digest] = best
+    return found
+
+
+def run_finetuning(
+    config: FinetuneConfig,
+    source: FinishedSearch,
+    path: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    console: Console | None = None,
+) -> tuple[ReportData, list[Trial]]:
+    """Run, or continue, the fine-tuning that ``config`` describes in the directory ``path``.
+
+    Returns what the report shows, and all trials. Raises a NasError for everything that the user
+    can mend; a new run that fails before anything was trained is removed again.
+    """
+    console = console or Console()
+    header = _HEADER.replace("{run}", str(source.path))
+    manifest = _manifest(config, source, command)
+    with open_run(path, config.to_dict(), manifest, console, resume=resume, header=header) as (
+        directory,
+        new,
+    ):
+        run = Finetuning(config, source, directory, console)
+        try:
+            return run.all_phases(), run.trials()
+        except NasError:
+            if new and not any(trial.epochs for trial in run.trials()):
+                with suppress(NasError):
+                    for digest in config.networks:
+                        run.folders.inherited(digest).tidy(0)
+                shutil.rmtree(path)
+            raise
+
+
+def _manifest(config: FinetuneConfig, source: FinishedSearch, command: str) -> dict[str, Any]:
+    manifest = new_manifest(config.seed, command, _PACKAGES)
+    return {**manifest, "data": source.fingerprint, "test_data": source.test_fingerprint}
+
+
+def _before(source: FinishedSearch) -> Baseline:
+    chosen = source.chosen
+    return Baseline(
+        name=f"{source.path.name}: {chosen.digest}",
+        metrics=chosen.predicted,
+        measured=chosen.measured,
+        architecture=chosen.architecture,
+        test_accuracy=chosen.test_accuracy,
+        note="as the search itself fine-tuned its chosen network",
+    )
+
+
+def _row(trial: Trial, best: Trial) -> TrialRow:
+    last = trial.epochs[-1] if trial.epochs else None
+    return TrialRow(
+        number=trial.number,
+        network=trial.network,
+        status=trial.status,
+        chosen=trial.number == best.number,
+        epochs=len(trial.epochs),
+        validation_loss=None if last is None else last.validation_loss,
+        validation_accuracy=None if last is None else last.validation_accuracy,
+        hyperparameters=trial.hyperparameters,
+        note=trial.error or ("the search's own settings" if trial.recipe else ""),
+    )
+
+
+def summary(data: ReportData, trials: Sequence[Trial], path: Path) -> dict[str, Any]:
+    """What ``nas finetune --json`` prints; ``best`` as of ``nas search --json``, and more."""
+    from nas.workflows.reporting import summary as search_summary
+
+    found = search_summary(data, path)
+    best = best_trial(trials)
+    assert best is not None  # a fine-tuning without one ends with an error
+    return {
+        "run": found["run"],
+        "status": found["status"],
+        "best": found["best"]
+        | {
+            "trial": best.number,
+            "hyperparameters": dict(best.hyperparameters),
+            "validation_loss": best.validation_loss,
+        },
+        "networks": {
+            digest: {"trial": trial.number, "validation_loss": trial.validation_loss}
+            for digest, trial in best_by_network(trials).items()
+        },
+        "trials": [trial.to_dict() for trial in trials],
+    }

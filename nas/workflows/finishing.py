@@ -1,0 +1,154 @@
+"""From finalists to the exported network: fine-tuning, the last decision, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.config import RunConfig
+from nas.workflows.measuring import Measured
+from predictors.tables.catalogue import provenance
+from predictors.tables.latency_table import LatencyTable
+from results.export.write import ModelCard, Preprocessing, export_network
+from results.journal import Evaluation
+from results.report.data import Chosen, Export
+from search_space import Architecture
+from search_space.units import format_count, format_latency
+from supernet import Backbone, Supernet, build
+from supernet.data.dataset import ImageData, eval_batches
+from supernet.training.train import evaluate, finetune
+
+
+def best_finetuned(
+    supernet: Supernet,
+    finalists: Sequence[Evaluation],
+    data: ImageData,
+    config: RunConfig,
+    folder: Path,
+    device: str,
+    progress: Callable[[int, int, Mapping[str, Any]], None],
+) -> tuple[Backbone, Evaluation]:
+    """Every finalist trained on by itself; the one with the smallest validation loss.
+
+    Inherited weights are close together at the top, and the search has looked at many of
+    them, so the last decision is made on trained networks. Ties go to the earlier finalist.
+    ``folder`` keeps a checkpoint for each, from which a killed run continues.
+    """
+    validation = eval_batches(data.validation)
+    tuned: list[tuple[float, Backbone, Evaluation]] = []
+    for i, evaluation in enumerate(finalists):
+
+        def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
+            progress(done + i * total, len(finalists) * total, info)
+
+        network = supernet.extract(
+            Architecture.from_dict(evaluation.architecture),
+            drop_path_rate=config.finetune.drop_path_rate,
+        )
+        finetune(
+            network,
+            data,
+            config.finetune,
+            folder / evaluation.digest,
+            progress=show,
+            device=device,
+            workers=config.loader_workers,
+        )
+        tuned.append((evaluate(network, validation).loss, network, evaluation))
+    _, network, evaluation = min(tuned, key=lambda item: item[0])
+    return network, evaluation
+
+
+def judged(
+    supernet: Supernet,
+    network: Backbone,
+    evaluation: Evaluation,
+    measured: Measured | None,
+    data: ImageData,
+) -> Chosen:
+    """The chosen network with its test accuracy, inherited and fine-tuned.
+
+    This is the one place that opens the test split.
+    """
+    test = eval_batches(data.test)
+    return Chosen(
+        digest=evaluation.digest,
+        architecture=evaluation.architecture,
+        predicted=evaluation.metrics,
+        measured={} if measured is None else measured.metrics,
+        test_accuracy_before=evaluate(supernet.extract(network.architecture), test).accuracy,
+        test_accuracy=evaluate(network, test).accuracy,
+    )
+
+
+def export_chosen(
+    network: Backbone,
+    chosen: Chosen,
+    folder: Path,
+    data: ImageData,
+    config: RunConfig,
+    table: LatencyTable,
+) -> Chosen:
+    """Export the chosen network; raises ExportError where a format does not reproduce it."""
+    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {provenance(table)}"
+    if chosen.measured:
+        latency = f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured"
+    accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
+    exports = export_network(
+        network,
+        folder,
+        preprocessing=preprocessing(data, network.architecture),
+        card=ModelCard(
+            title=f"{config.data} network {chosen.digest}",
+            metrics={
+                "parameters": format_count(chosen.predicted["num_params"] or 0),
+                "MACs": format_count(chosen.predicted["macs"] or 0),
+                "test accuracy": accuracy,
+                "latency": f"{latency}; {table.conditions}",
+            },
+            class_names=data.class_names,
+            trained_on=f"{config.data}, {len(data.train)} images",
+        ),
+    )
+    return replace(chosen, exports=tuple(exports))
+
+
+def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
+    """What images go through before a network trained on ``data``."""
+    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
+
+
+def export_untrained(
+    evaluation: Evaluation,
+    folder: Path,
+    num_classes: int,
+    seed: int,
+    latency: str | None = None,
+) -> list[Export]:
+    """Export a scored architecture with the random weights of ``seed``, in every format.
+
+    ``latency`` is the model card's text on it, by default the prediction.
+    """
+    architecture = Architecture.from_dict(evaluation.architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(architecture, num_classes)
+    metrics = evaluation.metrics
+    return export_network(
+        network,
+        folder,
+        preprocessing=Preprocessing(resolution=architecture.resolution),
+        card=ModelCard(
+            title=f"Untrained network {architecture.digest}",
+            metrics={
+                "parameters": format_count(metrics["num_params"]),
+                "MACs": format_count(metrics["macs"]),
+                "latency": latency or f"{format_latency(metrics['latency_ms'])}, predicted",
+                "score (not an accuracy)": f"{metrics['score']:.4g}",
+            },
+        ),
+    )

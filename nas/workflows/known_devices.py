@@ -1,0 +1,130 @@
+"""What is known about devices, as plain data, and the calibration of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from predictors.estimates.anchors import expected_error
+from predictors.estimates.calibrate import (
+    calibrate,
+    predict_network,
+    read_measurements,
+    sum_of_entries,
+)
+from predictors.estimates.datasheets import datasheet, datasheet_names
+from predictors.estimates.estimate import anchor_errors
+from predictors.measuring.conditions import RUNTIMES, Conditions, identify, local_device_names
+from predictors.tables.catalogue import find_device, known_tables, provenance
+from predictors.tables.correction import Calibration
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from search_space.mixers import mixer_names
+
+
+def overview() -> dict[str, Any]:
+    """This machine's devices, every table on disk, the datasheets; unreadable tables apart."""
+    tables, problems = [], []
+    for known in known_tables():
+        if known.table is None:
+            problems.append(known.problem)
+            continue
+        tables.append({"path": str(known.path), **_table(known.table)})
+    return {
+        "devices": {name: str(identify(name)) for name in local_device_names()},
+        "tables": tables,
+        "estimated": {name: datasheet(name).model for name in datasheet_names()},
+        "problems": problems,
+    }
+
+
+def _table(table: LatencyTable) -> dict[str, Any]:
+    origins = Counter(value.origin for value in table.entries.values())
+    return {
+        "name": table.name,
+        "conditions": str(table.conditions),
+        "entries": len(table.entries),
+        "origins": dict(origins),
+        "expected_error": {c.space: c.expected_error for c in table.corrections.values()},
+        "created": table.created,
+        "calibrated": table.calibration is not None,
+        "provenance": provenance(table),
+    }
+
+
+def describe_device(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance, conditions and errors of one device; ``given`` are options of ``find_device``.
+
+    Raises UnknownNameError and UsageError as ``find_device`` does.
+    """
+    target = find_device(name, **given)
+    table = LatencyTable.load(target.path) if target.path.exists() else None
+    described: dict[str, Any] = {
+        "name": name,
+        "kind": target.kind,
+        "provenance": provenance(LatencyTable(target.conditions, {}, {})),
+        "conditions": target.conditions.to_dict(),
+        "path": str(target.path) if table is not None else None,
+    }
+    if table is not None:
+        described |= {
+            **_table(table),
+            "name": name,
+            "conditions": target.conditions.to_dict(),
+            "kinds": dict(Counter(spec.kind for spec, _ in table.entries)),
+            "corrections": [
+                {k: v for k, v in asdict(c).items() if k != "checks"} | {"checks": len(c.checks)}
+                for c in table.corrections.values()
+            ],
+            "calibration": None if table.calibration is None else asdict(table.calibration),
+        }
+    if target.kind == "datasheet":
+        described["datasheet"] = asdict(datasheet(name))
+        described["expected_error"] = _errors_by_runtime(name, target.conditions)
+        described["anchors"] = [asdict(row) for row in anchor_errors(name)]
+    return described
+
+
+def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]]:
+    """What to expect of this device under each runtime and mixer, in the asked precision."""
+    sheet = datasheet(name)
+    rows = []
+    for runtime in RUNTIMES:
+        if runtime == "onnxruntime":  # no figures, and not what a GPU is usually run with
+            continue
+        number_format = sheet.number_format(conditions.precision, runtime)
+        for mixer in mixer_names():
+            found = expected_error(sheet, runtime, number_format, mixer)
+            rows.append({"runtime": runtime, "mixer": mixer, **asdict(found)})
+    return rows
+
+
+def calibrate_device(
+    name: str, csv: Path, num_classes: int, given: Mapping[str, Any], dry_run: bool
+) -> tuple[Calibration, Path]:
+    """Calibration of a device by the networks in ``csv``, and the table that holds it.
+
+    An earlier calibration is replaced, not added to. Raises what ``read_measurements`` and
+    ``find_device`` raise, and MissingLatencyError where this machine has not been profiled.
+    """
+    target = find_device(name, **given)
+    measurements = read_measurements(csv)
+    if target.path.exists():
+        table = replace(LatencyTable.load(target.path), calibration=None)
+    elif target.kind == "datasheet":
+        table = LatencyTable(target.conditions, {}, {}, name=name)
+    else:
+        raise MissingLatencyError(
+            f"device {name!r} has no latency table under these conditions yet "
+            f"({target.conditions}); measure one first with: nas profile --device {name}"
+        )
+    sums = [sum_of_entries(table, m.architecture, num_classes) for m in measurements]
+    predicted = [predict_network(table, m.architecture, num_classes) for m in measurements]
+    calibration = calibrate(
+        sums, [m.latency_ms for m in measurements], [m.name for m in measurements], predicted
+    )
+    if not dry_run:
+        replace(table, calibration=calibration).save(target.path)
+    return calibration, target.path

@@ -1,0 +1,67 @@
+"""Networks measured on the device, each in two sessions: the second checks the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from predictors.measuring.conditions import Conditions
+from predictors.measuring.remeasure import Measurement, measure_networks
+from results.files import read_json
+from search_space import Architecture
+from search_space.errors import CorruptFileError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Two measurements of one network: the second checks the first."""
+
+    first: Measurement
+    second: Measurement
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {
+            "latency_ms": (self.first.latency_ms + self.second.latency_ms) / 2,
+            "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
+            "latency_high_ms": max(self.first.high_ms, self.second.high_ms),
+        }
+
+
+def measure_twice(
+    architectures: Mapping[str, Architecture],
+    num_classes: int,
+    conditions: Conditions,
+    seed: int,
+    progress: Callable[[float, float, str, float], None],
+) -> dict[str, Measured]:
+    """Both sessions for every network, by digest; ``progress`` as for a console's phase."""
+
+    def session(which: int) -> list[Measurement]:
+        def show(done: int, total: int, left: float) -> None:
+            progress(done + which * total, 2 * total, "rounds", left + (1 - which) * left)
+
+        return measure_networks(
+            list(architectures.values()), num_classes, conditions, seed=seed + which, progress=show
+        )
+
+    pairs = zip(session(0), session(1), strict=True)
+    return {d: Measured(*pair) for d, pair in zip(architectures, pairs, strict=True)}
+
+
+def to_json(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Plain form; ``read_measured`` inverts it."""
+    return {digest: [asdict(m.first), asdict(m.second)] for digest, m in measured.items()}
+
+
+def read_measured(path: Path) -> dict[str, Measured]:
+    """What ``to_json`` gave, nothing where there is no file; raises CorruptFileError."""
+    if not path.exists():
+        return {}
+    stored = read_json(path, dict)
+    try:
+        return {d: Measured(*(Measurement(**item) for item in stored[d])) for d in stored}
+    except (TypeError, KeyError) as error:
+        raise CorruptFileError(f"{path} holds no measurements ({error}).") from None

@@ -1,0 +1,91 @@
+"""Training one given architecture from scratch, and exporting it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from nas.workflows.finishing import preprocessing
+from nas.workflows.reporting import curves, phases
+from nas.workflows.trained_search import TrainedSearch, training_text
+from predictors.counts import count_architecture
+from results.export.write import ModelCard, export_network
+from results.report.data import Chosen, ReportData
+from results.store import EXPORT, RESULT
+from search_space import Architecture
+from search_space.units import format_count
+from supernet import build
+from supernet.data.dataset import eval_batches
+from supernet.training.train import evaluate, finetune
+
+NETWORK = "network"
+
+
+class NetworkTraining(TrainedSearch):
+    """One architecture, trained from random weights with the settings of ``config.train``."""
+
+    def all_phases(self) -> ReportData:
+        if (done := self.complete()) is not None:
+            return done
+        assert self.config.architecture is not None
+        architecture = Architecture.from_dict(self.config.architecture)
+        self.open_data(architecture.resolution)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            network = build(
+                architecture,
+                self.num_classes,
+                drop_path_rate=self.config.train.drop_path_rate,
+            )
+        with self.phase("training the network") as progress:
+            finetune(
+                network,
+                self.data,
+                self.config.train,
+                self.path / NETWORK,
+                progress=lambda done, total, info: progress(done, total, training_text(info)),
+                device=self.compute,
+                workers=self.config.loader_workers,
+            )
+        accuracy = evaluate(network, eval_batches(self.data.test)).accuracy
+        self.console.say(f"  test accuracy {accuracy:.2%}")
+        counts = count_architecture(architecture, self.num_classes)
+        with self.phase("exporting"):
+            exports = export_network(
+                network,
+                self.path / EXPORT / architecture.digest,
+                preprocessing=preprocessing(self.data, architecture),
+                card=ModelCard(
+                    title=f"{self.config.data} network {architecture.digest}",
+                    metrics={
+                        "parameters": format_count(counts["num_params"]),
+                        "MACs": format_count(counts["macs"]),
+                        "test accuracy": f"{accuracy:.2%}",
+                    },
+                    class_names=self.data.class_names,
+                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                ),
+            )
+        manifest = self.directory.manifest
+        data = ReportData(
+            run=self.path.name,
+            created=manifest["created"],
+            summary={"data": self.config.data},
+            chosen=Chosen(
+                digest=architecture.digest,
+                architecture=architecture.to_dict(),
+                predicted={name: float(value) for name, value in counts.items()},
+                test_accuracy=accuracy,
+                exports=tuple(exports),
+                reason="it was the one to train",
+            ),
+            training=curves(self.path, NETWORK),
+            config=self.config.to_dict(),
+            versions=manifest["versions"],
+            seed=self.config.seed,
+            command=manifest["command"],
+        )
+        data = replace(data, phases=phases(self.directory.manifest))
+        self.directory.write_json(RESULT, data.to_dict())
+        return self.finish(data)

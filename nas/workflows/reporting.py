@@ -1,0 +1,232 @@
+"""What a run found, as the data of its report and of ``--json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nas.config import RunConfig
+from nas.workflows.measuring import Measured
+from predictors.tables.catalogue import provenance
+from predictors.tables.latency_table import LatencyTable
+from results.journal import Evaluation
+from results.report.data import (
+    Baseline,
+    Chosen,
+    Epoch,
+    FrontMember,
+    LatencyCheck,
+    LatencyPair,
+    Phase,
+    Point,
+    ReportData,
+    read_result,
+)
+from results.report.render import rank_rows, write_report
+from results.report.views import latency_errors
+from results.store import RESULT, SUPERNET, RunDirectory, is_run
+from search_space import Architecture, SearchSpace
+from search_space.errors import RunError
+
+METRICS = "metrics.jsonl"
+CHEAP = ("latency_ms", "num_params", "macs", "activations")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the phases of a run found; evaluations and measurements by digest."""
+
+    evaluations: tuple[Evaluation, ...]
+    front: Mapping[str, Evaluation]
+    baselines: Mapping[str, Evaluation]
+    measured: Mapping[str, Measured]
+    chosen: Chosen
+    notes: tuple[str, ...]
+
+
+def assemble(
+    directory: RunDirectory,
+    config: RunConfig,
+    space: SearchSpace,
+    table: LatencyTable,
+    num_classes: int,
+    limits: Mapping[str, float],
+    found: Findings,
+    **quality: Any,
+) -> ReportData:
+    """The data of a run's report, also written to its ``result.json``.
+
+    ``quality``: fields of ReportData that say what networks are judged by, if not by accuracy.
+    """
+    evaluated = [e for e in found.evaluations if e.status == "ok"]
+    architecture = Architecture.from_dict(found.chosen.architecture)
+    latency = table.compile(space, num_classes)
+    manifest = directory.manifest
+    data = ReportData(
+        run=directory.path.name,
+        created=manifest["created"],
+        targets=limits,
+        summary={
+            "data": config.data or "none: networks are judged by a score, untrained",
+            "space": f"{space.name}, {space.size:.2g} architectures",
+            "device": str(table.conditions),
+        },
+        chosen=replace(
+            found.chosen,
+            component_latency_ms=dict(latency.breakdown(space.encode([architecture])[0])),
+        ),
+        evaluated=tuple(
+            Point(digest=e.digest, metrics=e.metrics, architecture=e.architecture)
+            for e in evaluated
+        ),
+        front=tuple(
+            FrontMember(
+                digest=digest,
+                architecture=e.architecture,
+                predicted=e.metrics,
+                measured=_measured(found, digest),
+            )
+            for digest, e in found.front.items()
+        ),
+        baselines=tuple(
+            Baseline(
+                name=name,
+                metrics=e.metrics,
+                measured=_measured(found, e.digest),
+                architecture=e.architecture,
+                note=_over(e.metrics, limits),
+            )
+            for name, e in found.baselines.items()
+        ),
+        latency=latency_check(found.front, found.measured, table, space),
+        ranking=rank_rows(
+            [e.metrics for e in evaluated], CHEAP, against=quality.get("quality", "accuracy")
+        ),
+        training=curves(directory.path),
+        phases=phases(manifest),
+        config=config.to_dict(),
+        versions=manifest["versions"],
+        device=table.conditions.to_dict()["device"],
+        seed=config.seed,
+        command=manifest["command"],
+        notes=found.notes,
+        **quality,
+    )
+    directory.write_json(RESULT, data.to_dict())
+    return data
+
+
+def _measured(found: Findings, digest: str) -> Mapping[str, float]:
+    return found.measured[digest].metrics if digest in found.measured else {}
+
+
+def _over(metrics: Mapping[str, float], maxima: Mapping[str, float]) -> str:
+    over = [name for name, limit in maxima.items() if metrics.get(name, 0.0) > limit]
+    return f"over the limit of {', '.join(over)}" if over else ""
+
+
+def latency_check(
+    front: Mapping[str, Evaluation],
+    measured: Mapping[str, Measured],
+    table: LatencyTable,
+    space: SearchSpace,
+) -> LatencyCheck:
+    """Predicted against measured on the front, beside the machine predicting itself."""
+    pairs = tuple(
+        LatencyPair(
+            predicted_ms=e.metrics["latency_ms"],
+            measured_ms=measured[digest].metrics["latency_ms"],
+            digest=digest,
+        )
+        for digest, e in front.items()
+        if digest in measured
+    )
+    again = LatencyCheck(
+        pairs=tuple(
+            LatencyPair(predicted_ms=m.first.latency_ms, measured_ms=m.second.latency_ms)
+            for digest, m in measured.items()
+            if digest in front
+        )
+    )
+    conditions = table.conditions.to_dict()
+    device = conditions.pop("device")
+    shown = {
+        "kind": provenance(table),
+        "device": device["model"],
+        **conditions,
+        "expected error": f"{table.expected_error(space):.1%} (leave-one-out)",
+    }
+    return LatencyCheck(
+        pairs=pairs, provenance=shown, repeatability=latency_errors(again) if measured else {}
+    )
+
+
+def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
+    """Training curves of a run's supernet, or of what else ``folder`` keeps; empty for none."""
+    file = run / folder / METRICS
+    if not file.exists():
+        return ()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return tuple(
+        Epoch(
+            epoch=row["epoch"],
+            loss_largest=row.get("val_loss_largest"),
+            loss_smallest=row.get("val_loss_smallest"),
+            accuracy_largest=row.get("val_accuracy_largest"),
+            accuracy_smallest=row.get("val_accuracy_smallest"),
+            loss=row.get("val_loss"),
+            accuracy=row.get("val_accuracy"),
+        )
+        for row in rows
+    )
+
+
+def rebuild_report(path: Path) -> ReportData:
+    """Write the report of a finished run anew from its ``result.json``; raises RunError."""
+    if not is_run(path):
+        raise RunError(f"{path} is no run; give the directory of one, such as runs/NAME.")
+    if not (path / RESULT).exists():
+        raise RunError(
+            f"{path} has no result yet. Finish the run first: nas search --config "
+            f"{path / 'config.yaml'} --name {path.name} --resume"
+        )
+    data = read_result(path / RESULT)
+    write_report(path, data)
+    return data
+
+
+def summary(data: ReportData, path: Path) -> dict[str, Any]:
+    """What ``nas search --json`` ends with; the keys are the metric names used everywhere."""
+    chosen = data.chosen
+    best = None
+    if chosen is not None:
+        best = {
+            "digest": chosen.digest,
+            "architecture": chosen.architecture,
+            "predicted": dict(chosen.predicted),
+            "measured": dict(chosen.measured),
+            "test_accuracy": chosen.test_accuracy,
+            "test_accuracy_before": chosen.test_accuracy_before,
+            "exports": [asdict(item) for item in chosen.exports],
+        }
+    front = [
+        {
+            "digest": member.digest,
+            "architecture": member.architecture,
+            "predicted": dict(member.predicted),
+            "measured": dict(member.measured),
+        }
+        for member in data.front
+    ]
+    return {"run": str(path), "status": data.status, "best": best, "front": front}
+
+
+def phases(manifest: Mapping[str, Any]) -> tuple[Phase, ...]:
+    """Wall time by phase; the parts of a phase that was interrupted and continued add up."""
+    total: dict[str, float] = {}
+    for item in manifest["phases"]:
+        total[item["name"]] = total.get(item["name"], 0.0) + item["seconds"]
+    return tuple(Phase(name=name, seconds=seconds) for name, seconds in total.items())

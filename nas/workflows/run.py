@@ -1,0 +1,341 @@
+"""What every run has: its device, limits, latency table and problem, and how it measures.
+
+Each phase of a run leaves its result in the run directory and finds it there when the run is
+continued.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.cli.console import Console, PhaseProgress
+from nas.config import RunConfig
+from nas.workflows.measuring import Measured, measure_twice, read_measured, to_json
+from nas.workflows.reporting import rebuild_report
+from nas.workflows.speed_change import check_networks, speed_change, speed_note
+from predictors.counts import counts
+from predictors.measuring.conditions import local_device_names
+from predictors.memory import peak_memory
+from predictors.tables.catalogue import (
+    Target,
+    find_device,
+    latency_table,
+    provenance,
+    stored_target,
+)
+from predictors.tables.latency_table import LatencyTable
+from results.export.write import read_export
+from results.journal import Evaluation
+from results.report.data import ReportData
+from results.report.render import write_report
+from results.store import EXPORT, RunDirectory
+from search import (
+    Constraint,
+    Objective,
+    Problem,
+    check_feasible,
+    feasible_range,
+    format_metric,
+)
+from search.problem import Table
+from search_space import Architecture, SearchSpace
+from search_space.errors import CorruptFileError, InfeasibleError, RunError
+from search_space.units import format_latency
+
+LATENCY_TABLE = "latency.parquet"
+MEASURED = "measured.json"
+
+
+class Run(ABC):
+    """One run: what all kinds of searches share."""
+
+    quality: Objective
+    """What tells networks apart."""
+    evaluated: tuple[str, ...]
+    """Metrics that have no table."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+        self.config, self.directory, self.console = config, directory, console
+        self.path = directory.path
+        self.space: SearchSpace = config.search_space()
+        self.compute = "cuda" if torch.cuda.is_available() else "cpu"
+        self.notes: list[str] = []
+        self.missed = False  # whether no member of the front met the budget when measured
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Outputs of the classifier."""
+
+    @property
+    def num_finalists(self) -> int:
+        """Front members that the last decision is between."""
+        return self.config.search.finalists
+
+    @abstractmethod
+    def all_phases(self) -> ReportData:
+        """Everything that is not there yet, and the report's data."""
+
+    def complete(self) -> ReportData | None:
+        """A complete run's report; None where there is something left to make."""
+        if self.directory.manifest.get("status") != "complete":
+            return None
+        try:
+            return self._checked()
+        except (CorruptFileError, RunError) as error:
+            self.console.warn(f"{error} What is missing is made again.")
+            return None
+
+    def _checked(self) -> ReportData:
+        """A complete run's report; raises where its result or its export is damaged."""
+        data = rebuild_report(self.path)
+        if data.chosen is not None:
+            read_export(self.path / EXPORT / data.chosen.digest)
+        self.console.say("this run is complete; its report was written again")
+        return data
+
+    @cached_property
+    def target(self) -> Target:
+        """The device that is searched for."""
+        latency = self.config.latency
+        return self._target(
+            self.config.device,
+            runtime=latency.runtime,
+            precision=latency.precision,
+            batch_size=latency.batch_size,
+            threads=latency.threads,
+        )
+
+    @cached_property
+    def others(self) -> dict[str, Target]:
+        """Further devices whose latency is limited, by metric."""
+        batch_size = self.target.conditions.batch_size
+        return {
+            metric: self._target(metric.partition("@")[2], batch_size=batch_size)
+            for metric in dict.fromkeys(
+                [*self.limits, *self.config.lower_limits(), *self.config.minimised()]
+            )
+            if metric.startswith("latency_ms@")
+        }
+
+    def _target(self, device: str, **conditions: Any) -> Target:
+        """A device; a continued run goes on under the conditions of its own table.
+
+        Tables that have come or gone since do not matter to it.
+        """
+        file = self._table_file(device)
+        if file.exists():
+            with suppress(CorruptFileError):  # reported, and measured again, where it is needed
+                return stored_target(device, LatencyTable.load(file))
+        return find_device(device, **conditions)
+
+    def _table_file(self, device: str) -> Path:
+        name = LATENCY_TABLE if device == self.config.device else f"latency-{device}.parquet"
+        return self.path / name
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """Upper limits by metric name, as asked; the margin is not taken off."""
+        return self.config.limits(self.target.conditions.batch_size)
+
+    def margin(self, target: Target, table: LatencyTable) -> float:
+        """Share of a latency budget that the search leaves free."""
+        if self.config.latency.margin is not None:
+            return self.config.latency.margin
+        if target.at_hand or target.name in local_device_names():
+            return 0.0
+        return min(0.9, table.expected_error(self.space))
+
+    def latency_table(self, target: Target | None = None) -> LatencyTable:
+        """The run's own table of a device: a continued run predicts what it predicted before."""
+        target = target or self.target
+        file = self._table_file(target.name)
+        if file.exists():
+            try:
+                return LatencyTable.load(file)
+            except CorruptFileError as error:
+                self.console.warn(f"{error} The table is measured again.")
+        with self.phase(f"latency table of {target.name}") as progress:
+            table = latency_table(
+                target,
+                self.space,
+                self.num_classes,
+                interpolate=self.config.latency.interpolate,
+                seed=self.config.seed,
+                progress=lambda done, total, left: progress(done, total, "rounds", left),
+            )
+        for warning in table.correction(self.space).warnings:
+            self.console.warn(warning)
+        self.console.say(
+            f"  {provenance(table)}; expected error {table.expected_error(self.space):.1%}"
+        )
+        table.save(file)
+        return table
+
+    @cached_property
+    def rules(self) -> dict[str, Table]:
+        """Further cheap metrics that must be 0, and can be, by name."""
+        return {}
+
+    def problem(self, table: LatencyTable) -> Problem:
+        """The search problem; raises InfeasibleError before anything is trained."""
+        cheap = counts(self.space, self.num_classes)
+        latency, rules = table.compile(self.space, self.num_classes), self.rules
+        tables: dict[str, Table] = {"latency_ms": latency, **cheap, **rules}
+        lower, minimised = self.config.lower_limits(), self.config.minimised()
+        if "memory_bytes" in (*self.limits, *lower, *minimised):
+            conditions = self.target.conditions
+            tables["memory_bytes"] = peak_memory(
+                self.space,
+                self.num_classes,
+                batch_size=conditions.batch_size,
+                precision=conditions.precision,
+            )
+        limits, margins = self.limits | dict.fromkeys(rules, 0.0), {}
+        for metric, target in {"latency_ms": self.target, **self.others}.items():
+            if metric in self.others:
+                table = self.latency_table(target)
+                tables[metric] = table.compile(self.space, self.num_classes)
+            if metric in limits and (margin := self.margin(target, table)):
+                margins[target.name] = margin
+                limits[metric] *= 1 - margin
+                note = (
+                    f"Latencies of {target.name} are {provenance(table)}, with an expected error "
+                    f"of {table.expected_error(self.space):.0%}. The search kept {margin:.0%} "
+                    f"below the budget of {format_latency(self.limits[metric])}, at "
+                    f"{format_latency(limits[metric])}."
+                )
+                self.console.say(f"  {note}")
+                self.notes.append(note)
+        problem = Problem(
+            self.space,
+            (self.quality, *(Objective(metric, "minimize") for metric in minimised)),
+            tuple(
+                Constraint(metric, maximum=limits.get(metric), minimum=lower.get(metric))
+                for metric in dict.fromkeys([*limits, *lower])
+            ),
+            tables,
+            evaluated=self.evaluated,
+        )
+        low = latency.predict(latency.argmin()[None])[0]
+        high = latency.predict(latency.argmax()[None])[0]
+        self.console.say(
+            f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
+            f"to {format_latency(high)} on {self.config.device}"
+        )
+        for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
+            metric = found.constraint.metric
+            if metric not in rules:
+                self.console.say(
+                    f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
+                    f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
+                    "architectures meet it"
+                )
+        try:
+            check_feasible(problem)
+        except InfeasibleError as error:
+            if not margins:
+                raise
+            lowered = ", ".join(f"{margin:.0%} for {name}" for name, margin in margins.items())
+            raise InfeasibleError(
+                f"{error} The latency budget was lowered by a margin ({lowered}), since "
+                "predictions cannot be checked here; --margin sets another."
+            ) from None
+        return problem
+
+    def measured(
+        self, front: Sequence[Evaluation], others: Sequence[Evaluation], table: LatencyTable
+    ) -> dict[str, Measured]:
+        """Networks of the front and others measured twice on the device; kept in the run.
+
+        With them those that were measured with the table, which tell how its speed changed.
+        """
+        if not self.target.at_hand:
+            if self.config.device in local_device_names():
+                self.console.warn(
+                    "this machine, or what is installed on it, is not what the latency table was "
+                    "measured on; networks are not measured again."
+                )
+            return {}
+        by_digest = {
+            e.digest: Architecture.from_dict(e.architecture) for e in (*front, *others)
+        } | check_networks(table, self.space)
+        result = self._measured(by_digest)
+        change = speed_change(table, self.space, result)
+        note = None if change is None else speed_note(change, front, result)
+        if note is not None:
+            self.console.warn(note)
+            self.notes.append(note)
+        return result
+
+    def _measured(self, by_digest: Mapping[str, Architecture]) -> dict[str, Measured]:
+        file = self.path / MEASURED
+        try:
+            stored = read_measured(file)
+        except CorruptFileError as error:
+            self.console.warn(f"{error} The networks are measured again.")
+            stored = {}
+        if stored.keys() >= by_digest.keys():
+            return stored
+        with self.phase(f"measuring {len(by_digest)} networks on the device") as progress:
+            result = measure_twice(
+                by_digest, self.num_classes, self.target.conditions, self.config.seed, progress
+            )
+        for warning in sorted({w for m in result.values() for w in m.second.warnings}):
+            self.console.warn(warning)
+        self.directory.write_json(MEASURED, to_json(result))
+        return result
+
+    def finalists(
+        self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
+    ) -> list[Evaluation]:
+        """The best front members that meet the budget when measured, best first."""
+        target = self.limits.get("latency_ms", math.inf)
+
+        def latency(evaluation: Evaluation) -> float:
+            if evaluation.digest not in measured:  # no such device here
+                return evaluation.metrics["latency_ms"]
+            return measured[evaluation.digest].metrics["latency_ms"]
+
+        within = [evaluation for evaluation in front.values() if latency(evaluation) <= target]
+        if within:
+            metric, sign = self.quality.metric, self.quality.sign
+            within.sort(key=lambda e: (sign * e.metrics[metric], latency(e)))
+            return within[: self.num_finalists]
+        fastest = min(front.values(), key=latency)
+        message = (
+            "No member of the front met the budget when measured; the fastest was taken, at "
+            f"{format_latency(latency(fastest))}."
+        )
+        self.console.warn(
+            f"{message} The machine may be busier than when its table was measured: run "
+            "`nas profile --fresh` and search again, or ask for less."
+        )
+        self.notes.append(message)
+        self.missed = True
+        return [fastest]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[PhaseProgress]:
+        """A phase that people see and the manifest remembers."""
+        with self.directory.phase(name), self.console.phase(name) as progress:
+            yield progress
+
+    def finish(self, data: ReportData) -> ReportData:
+        """Write the report and close the run."""
+        with self.phase("report"):
+            write_report(self.path, data)
+        self.directory.update_manifest(
+            status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
+        )
+        return data

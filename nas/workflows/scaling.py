@@ -1,0 +1,368 @@
+"""Scaling and the search for seeds as commands: from options to files.
+
+A family's folder holds ``task.yaml`` (all that decides the result), ``family.json``, a YAML file a
+member, ``report.html``, and the scores of networks as they were found, so that a command that was
+killed goes on where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from nas.cli.console import Console
+from predictors.measuring.remeasure import measure_networks
+from predictors.proxies import ScoreSettings
+from predictors.tables.catalogue import Target, find_device
+from results.files import atomic_write, check_parents
+from results.journal import Evaluation, Journal, read_journal
+from results.report.family_report import FamilyReport, write_family_report
+from search.scaling.base import Family, Member, ScalingOptions, ScalingTask, scaling_method
+from search.scaling.cost import NetworkCosts
+from search.scaling.quantities import budget_name, device_of, metric_words
+from search.scaling.two_criteria import TwoScorer
+from search.seeds import SeedResult, SeedSpace, search_seed, seed_sampler
+from search_space import Architecture, dump_architecture
+from search_space.errors import RunError, UsageError
+from search_space.files import read_mapping
+from search_space.units import format_count
+
+TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleRequest:
+    """What ``nas scale`` was asked for.
+
+    Args:
+        seed_name: what the user calls the seed.
+        seed: the architecture.
+        by, budgets, limits: see ``ScalingTask``.
+        method: name of the method.
+        folder: where the family goes.
+        device: also wanted for the report; None for no other than those of ``by`` and ``limits``.
+        conditions: options of ``find_device`` for all devices.
+        num_classes: of the head.
+        interpolate: fill the gaps of measured tables.
+        measure: measure the members on devices that are at hand.
+        epochs: planned epochs of training.
+        proxy: what a contraction keeps as much of as it can.
+        score: how networks are scored, where a method does that.
+    """
+
+    seed_name: str
+    seed: Architecture
+    by: str
+    budgets: tuple[float, ...]
+    method: str
+    folder: Path
+    limits: Mapping[str, float] = field(default_factory=dict)
+    device: str | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int = 1000
+    interpolate: bool = False
+    measure: bool = True
+    epochs: int = 300
+    proxy: str = "deepmad"
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+
+    def options(self) -> ScalingOptions:
+        """What the method is told, without scores of an earlier run."""
+        return ScalingOptions(score=self.score, epochs=self.epochs, proxy=self.proxy)
+
+    def scoring(self) -> dict[str, Any]:
+        """All that decides a network's scores, as plain data."""
+        return {"method": self.method, "proxy": self.proxy, **asdict(self.score)}
+
+    def decisive(self) -> dict[str, Any]:
+        """All that decides the family, as plain data."""
+        return {
+            "seed": {"name": self.seed_name, "digest": self.seed.digest},
+            "method": self.method,
+            "by": self.by,
+            "budgets": [budget_name(self.by, b) for b in sorted(self.budgets)],
+            "limits": {m: budget_name(m, limit) for m, limit in self.limits.items()},
+            "conditions": dict(self.conditions),
+            "num_classes": self.num_classes,
+            "interpolate": self.interpolate,
+            "epochs": self.epochs,
+            "proxy": self.proxy,
+            "score": asdict(self.score),
+        }
+
+
+@dataclass(frozen=True)
+class ScaledFamily:
+    """A family and what was written of it; ``measured_ms`` by device and member name."""
+
+    family: Family
+    folder: Path
+    files: Mapping[str, Path]
+    latencies: Mapping[str, Mapping[str, str]]
+    measured_ms: Mapping[str, Mapping[str, float]]
+
+    def members(self) -> list[dict[str, Any]]:
+        """Members in plain form with their files and measured latencies."""
+        return [
+            {
+                **member.to_dict(),
+                "file": str(self.files[member.name]),
+                "measured_ms": {d: by[member.name] for d, by in self.measured_ms.items()},
+            }
+            for member in self.family.members
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Members and where everything is; the path is in the folder."""
+        family = self.family.to_dict()
+        del family["path"]
+        return {
+            **family,
+            "members": self.members(),
+            "steps": len(self.family.path) - 1,
+            "latencies": {name: dict(facts) for name, facts in self.latencies.items()},
+            "folder": str(self.folder),
+            "report": str(self.folder / REPORT),
+        }
+
+
+def scale_family(request: ScaleRequest, command: str, console: Console) -> ScaledFamily:
+    """Make the family and write its folder.
+
+    Raises RunError where the folder holds something else, and what methods, devices and tables
+    raise.
+    """
+    method = scaling_method(request.method)
+    guiding = [d for m in (request.by, *request.limits) if (d := device_of(m)) is not None]
+    names = dict.fromkeys([*guiding, *([request.device] if request.device else [])])
+    targets = {name: find_device(name, **request.conditions) for name in names}
+    # what only the report wants and this machine measures needs no table
+    predicted = [t for name, t in targets.items() if name in guiding or not t.at_hand]
+    costs = NetworkCosts(predicted, request.num_classes, interpolate=request.interpolate)
+    _check_folder(request)
+    with (
+        ScoreFile(request.folder / "scores", request.scoring(), console) as scores,
+        console.phase(f"{request.method} from {request.seed_name}") as progress,
+    ):
+        options = replace(request.options(), known_scores=scores.known, record=scores.record)
+        task = ScalingTask(
+            seed=request.seed,
+            by=request.by,
+            budgets=request.budgets,
+            costs=costs,
+            limits=request.limits,
+            progress=lambda done, total, text: progress(100 * done / total, 100, text),
+        )
+        family = method.from_options(options).scale(task)
+    measured = {}
+    if request.measure:
+        for name, target in targets.items():
+            if target.at_hand:
+                measured[name] = _measured_ms(family.members, target, request, console)
+    latencies = {name: _provenance(costs, target, family) for name, target in targets.items()}
+    files = {m.name: request.folder / MEMBERS / f"{m.name}.yaml" for m in family.members}
+    result = ScaledFamily(family, request.folder, files, latencies, measured)
+    _write(request, result, command)
+    return result
+
+
+def _provenance(costs: NetworkCosts, target: Target, family: Family) -> dict[str, str]:
+    if target.name not in costs.latencies:
+        return {"predicted": "no", "measured": f"whole members; {target.conditions}"}
+    latency = costs.latencies[target.name]
+    error = latency.expected_error([member.architecture for member in family.members])
+    shown = "unknown" if error is None else f"±{error:.0%}"
+    return {"predicted": latency.provenance(), "expected error": shown}
+
+
+def _measured_ms(
+    members: Sequence[Member], target: Target, request: ScaleRequest, console: Console
+) -> dict[str, float]:
+    distinct = {member.architecture.digest: member.architecture for member in members}
+    with console.phase(f"measuring {len(distinct)} members on {target.name}") as progress:
+        found = measure_networks(
+            list(distinct.values()),
+            request.num_classes,
+            target.conditions,
+            progress=lambda done, total, left: progress(done, total, "rounds", left),
+        )
+    for warning in dict.fromkeys(w for measurement in found for w in measurement.warnings):
+        console.warn(warning)
+    by_digest = dict(zip(distinct, found, strict=True))
+    return {m.name: by_digest[m.architecture.digest].latency_ms for m in members}
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def _check_folder(request: ScaleRequest) -> None:
+    """Refuse a folder that holds something else, before anything is computed."""
+    folder, fix = request.folder, "choose another --out, or delete it."
+    check_parents(folder, fix)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file, not a folder; {fix}")
+    if not (folder / TASK).exists():
+        if any(path.name[:6] != "scores" for path in folder.iterdir()):
+            raise RunError(f"{folder} exists and holds no family; {fix}")
+        return
+    stored, asked = read_mapping(folder / TASK), _plain(request.decisive())
+    different = [key for key in asked if stored.get(key) != asked[key]]
+    if different:
+        listed = "; ".join(f"{key} {stored.get(key)}, now {asked[key]}" for key in different)
+        raise RunError(f"{folder} holds another family ({listed}); {fix}")
+
+
+def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
+    folder, family = request.folder, result.family
+    (folder / MEMBERS).mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(_plain(request.decisive()), sort_keys=False, allow_unicode=True)
+    atomic_write(folder / TASK, text)
+    for member in family.members:
+        atomic_write(result.files[member.name], dump_architecture(member.architecture))
+    data = {**family.to_dict(), "members": result.members(), "latencies": result.latencies}
+    atomic_write(folder / FAMILY, json.dumps(_plain(data), indent=1, ensure_ascii=False))
+    seed_costs = family.path[0].costs
+    report = FamilyReport(
+        name=f"{request.seed_name} by {family.method}",
+        method=family.method,
+        rule=family.rule,
+        by=family.by,
+        limits=family.limits,
+        members=[{**m, "file": f"{MEMBERS}/{Path(m['file']).name}"} for m in result.members()],
+        path=[step.to_dict() for step in family.path],
+        latencies=result.latencies,
+        summary={
+            "seed": f"{request.seed_name} ({family.seed.digest})",
+            "method": family.method,
+            "budgets": f"{', '.join(m.name for m in family.members)} {metric_words(family.by)}",
+            "image size": f"{family.seed.resolution} px for the seed",
+            "classes": request.num_classes,
+            "seed MACs": format_count(seed_costs["macs"]),
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=family.notes,
+        command=command,
+        settings=_settings(request),
+    )
+    write_family_report(folder / REPORT, report)
+
+
+def _settings(request: ScaleRequest) -> dict[str, Any]:
+    facts: dict[str, Any] = {"Python": sys.version.split()[0]}
+    if scaling_method(request.method).scores_networks(request.options()):
+        side = request.score.image_size or request.seed.resolution
+        facts |= {
+            "random seed": request.score.seed,
+            "repeats a score": request.score.repeats,
+            "images a repeat": f"{request.score.batch_size} of {side} px",
+            "scored on": request.score.device,
+        }
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts and sequences as lists, as YAML and JSON give them back."""
+    return json.loads(json.dumps(value, default=dict))
+
+
+class ScoreFile:
+    """Scores of networks in a file beside ``base``, each on the disk as soon as it is found.
+
+    The file's name carries the settings, so that scores of others are never taken for these; it
+    is made with the first score.
+
+    Args:
+        base: folder and beginning of the name.
+        settings: all that decides the scores.
+        console: is told what is known already.
+    """
+
+    def __init__(self, base: Path, settings: Mapping[str, Any], console: Console) -> None:
+        text = json.dumps(dict(settings), sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.path = base.with_name(f"{base.name}-{key}.jsonl")
+        self._journal: Journal | None = None
+        stored = read_journal(self.path) if self.path.exists() else ()
+        self.known = {entry.digest: entry.metrics for entry in stored}
+        if self.known:
+            console.say(f"  {len(self.known)} scores are known already, from {self.path}")
+
+    def record(
+        self, architecture: Architecture, values: Mapping[str, float], seconds: float
+    ) -> None:
+        """Keep a new score."""
+        if self._journal is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.path)
+        plain, index = architecture.to_dict(), len(self._journal)
+        self._journal.append(Evaluation(architecture.digest, plain, values, index, seconds=seconds))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+
+# Seeds -------------------------------------------------------------------------------------------
+
+
+def find_seed(
+    space: SeedSpace,
+    *,
+    method: str,
+    steps: int,
+    settings: ScoreSettings,
+    output: Path,
+    console: Console,
+) -> SeedResult:
+    """Search a seed and write it to ``output``; scores are kept beside it as they are found.
+
+    Raises UsageError where ``output`` exists, UnknownNameError for an unknown method.
+    """
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another --out, or delete it.")
+    check_parents(output, "choose another --out.")
+    seed_sampler(method, space)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with (
+        ScoreFile(output.with_suffix(".scores"), asdict(settings), console) as stored,
+        console.phase(f"{method} over {space.size:.2e} topologies") as progress,
+    ):
+        scorer = TwoScorer(settings=settings, known=stored.known, record=stored.record)
+        result = search_seed(
+            space,
+            scorer,
+            method=method,
+            steps=steps,
+            seed=settings.seed,
+            progress=progress,
+        )
+    scores = result.best.scores
+    header = (
+        f"# Seed found by {method}: {steps} steps, {len(result.seen)} topologies scored in "
+        f"{time.monotonic() - started:.0f} s.\n"
+        f"# NTK condition number {scores.kappa:.4g}, expected length distortion "
+        f"{scores.length:.4g}.\n"
+    )
+    atomic_write(output, header + dump_architecture(result.best.architecture))
+    return result

@@ -1,0 +1,62 @@
+"""How a run of any kind is begun or continued."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.cli.console import Console
+from nas.config import MAY_DIFFER
+from results.manifest import read_manifest
+from results.store import MANIFEST, SEARCH_HEADER, RunDirectory, check_resumable, is_run
+from search_space.errors import CorruptFileError
+
+
+def new_manifest(seed: int, command: str, packages: Sequence[str]) -> dict[str, Any]:
+    """What a run directory says of itself when it is begun."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "running",
+        "command": command,
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "platform": platform.platform(),
+    }
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    console: Console,
+    *,
+    resume: bool,
+    header: str = SEARCH_HEADER,
+) -> Iterator[tuple[RunDirectory, bool]]:
+    """The run's directory, locked, and whether it is new; warnings go to ``console``.
+
+    ``resume`` continues what is at ``path``, if there is a run. Raises as ``RunDirectory.create``
+    and ``resume`` do.
+    """
+    new = not (resume and is_run(path))
+    if new:
+        if resume:
+            check_resumable(path)
+            console.say(f"nothing to continue at {path} yet: starting it")
+        directory = RunDirectory.create(path, config, manifest, header)
+    else:
+        directory = RunDirectory.resume(path, config, MAY_DIFFER)
+        console.say(f"continuing {path}")
+        try:
+            read_manifest(path / MANIFEST, ("phases", *manifest))
+        except CorruptFileError as error:
+            console.warn(f"{error} It is written anew; times of earlier phases are lost.")
+            directory.write_json(MANIFEST, {"phases": [], **manifest})
+    with directory, console.python_warnings():
+        yield directory, new

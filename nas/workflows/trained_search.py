@@ -1,0 +1,444 @@
+"""The phases of a search with images, in their order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.cli.console import Console
+from nas.config import RunConfig
+from nas.workflows.finishing import best_finetuned, export_chosen, judged
+from nas.workflows.idle_budget import idle_budget
+from nas.workflows.measuring import Measured
+from nas.workflows.reporting import Findings, assemble, curves
+from nas.workflows.run import Run
+from nas.workflows.search_events import SearchEvents
+from predictors.counts import counts
+from predictors.measuring.profile import cache_folder
+from predictors.tables.latency_table import LatencyTable
+from results.journal import Evaluation, read_journal
+from results.pareto import non_dominated
+from results.report.data import Chosen, ReportData
+from results.store import CONFIG, EXPORT, JOURNAL, SNAPSHOT, SUPERNET, RunDirectory
+from search import (
+    Executor,
+    InProcessExecutor,
+    Objective,
+    Problem,
+    Progress,
+    search,
+    window_for,
+)
+from search.evaluator import SupernetEvaluator, SupernetFactory
+from search.problem import Values
+from search.samplers import Sampler, make_sampler
+from search_space import Architecture, Genes, known, known_names
+from search_space.errors import RunError, UsageError
+from supernet import Backbone, Supernet
+from supernet.cluster.connection import quieten
+from supernet.data.dataset import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
+from supernet.training.checkpoints import load_latest
+from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
+from supernet.training.named_optimizer import check_optimizer
+from supernet.training.strategies import COST_STRATEGIES
+from supernet.training.train import train_supernet
+
+EVENTS = "tensorboard"
+FINETUNE = "finetune"
+CHECKPOINTS = "checkpoints"
+MIN_IMAGES = 16
+
+
+class TrainedSearch(Run):
+    """A search with images: a supernet is trained, and networks are judged with its weights."""
+
+    evaluated = ("accuracy", "loss")
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+        super().__init__(config, directory, console)
+        # what tells networks apart with inherited weights
+        self.quality = Objective("loss", "minimize")
+        if config.search.objective == "accuracy":
+            self.quality = Objective("accuracy", "maximize")
+
+    @property
+    def num_classes(self) -> int:
+        return self.data.num_classes
+
+    def all_phases(self) -> ReportData:
+        if (done := self.complete()) is not None:
+            return done
+        _ = self.target, self.others  # one that is not there is an error before images are read
+        self.open_data(self.space.resolutions[-1])
+        self._check_trainings()
+        self._check_halvings()
+        table = self.latency_table()
+        problem = self.problem(table)
+        sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
+        supernet = self.trained_supernet()
+        found = self.searched(problem, sampler, first, supernet)
+        self._note_idle_budget(found)
+        baselines = self.baselines(problem, supernet)
+        measured = self.measured([*found.values()], [*baselines.values()], table)
+        finalists = self.finalists(found, measured)
+        network, chosen = self.finetuned(supernet, finalists, measured)
+        chosen = self.exported(network, chosen, table)
+        data = assemble(
+            self.directory,
+            self.config,
+            self.space,
+            table,
+            self.num_classes,
+            self.limits,
+            Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
+        )
+        return self.finish(data)
+
+    def training_only(self) -> ReportData:
+        self.open_data(self.space.resolutions[-1])
+        self._check_trainings()
+        self.trained_supernet()
+        self.directory.update_manifest(status="trained")
+        return ReportData(run=self.path.name, status="trained", training=curves(self.path))
+
+    def open_data(self, resolution: int) -> None:
+        """Images for networks of up to ``resolution``; a continued run must find the same."""
+        config = self.config
+        assert config.data is not None
+        with self.phase("opening images"):
+            open_images = partial(
+                open_data,
+                resolution=resolution,
+                validation_fraction=config.validation_fraction,
+                seed=config.seed,
+                image_column=config.image_column,
+                label_column=config.label_column,
+            )
+            self.data: ImageData = open_images(config.data)
+            # workers are in other folders
+            path = Path(config.data)
+            absolute = str(path.resolve()) if path.exists() else config.data
+            self.open_images = partial(open_images, absolute)
+        manifest = self.directory.manifest
+        known_data, known_test = manifest.get("data"), manifest.get("test_data")
+        if known_data not in (None, self.data.fingerprint):
+            raise RunError(
+                f"the images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_data} -> {self.data.fingerprint}). Restore them, or start a new run "
+                "with another --name."
+            )
+        if known_test not in (None, self.data.test_fingerprint):
+            message = (
+                f"the test images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_test} -> {self.data.test_fingerprint}); test accuracies from here on are "
+                "of the new ones."
+            )
+            self.console.warn(message)
+            self.notes.append(message[0].upper() + message[1:])
+        self.directory.update_manifest(
+            data=self.data.fingerprint, test_data=self.data.test_fingerprint
+        )
+        self.console.say(
+            f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
+            f"{len(self.data.test)} test images of {self.data.num_classes} classes"
+        )
+
+    def trained_supernet(self) -> Supernet:
+        torch.manual_seed(self.config.seed)
+        supernet = Supernet(self.space, self.data.num_classes).to(self.compute)
+        if self.config.supernet is not None:
+            self._load_supernet(supernet, Path(self.config.supernet))
+            return supernet.eval()
+        with self.phase("training the supernet") as progress:
+
+            def show(done: int, total: int, info: Mapping[str, Any]) -> None:
+                progress(done, total, training_text(info))
+
+            if self.config.workers == 1:
+                train_supernet(
+                    supernet,
+                    self.data,
+                    self.config.train,
+                    self.path / SUPERNET,
+                    progress=show,
+                    device=self.compute,
+                    cost=self._bank_cost(),
+                    logits=self._logits_folder(),
+                    workers=self.config.loader_workers,
+                )
+            else:
+                self._train_with_workers(supernet, show)
+        for epoch in curves(self.path)[-1:]:
+            self.console.say(
+                f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
+                f"smallest {_percent(epoch.accuracy_smallest)}"
+            )
+        return supernet.eval()
+
+    def _train_with_workers(self, supernet: Supernet, progress: ProgressCallback) -> None:
+        quieten()  # Ray is imported with the next
+        from supernet.cluster.distributed import Workers, train_distributed
+
+        config = self.config
+        train_distributed(
+            supernet,
+            self.data,
+            config.train,
+            self.path / SUPERNET,
+            Workers(
+                count=config.workers,
+                gpus=config.gpus_per_worker,
+                address=config.address,
+                storage=config.storage,
+                name=self.path.name,
+            ),
+            self.open_images,
+            progress=progress,
+            notice=self.console.warn,
+            device=self.compute,
+            cost=self._bank_cost(),
+            logits=self._logits_folder(),
+            loader_workers=config.loader_workers,
+        )
+
+    def _bank_cost(self) -> Callable[[Genes], Values] | None:
+        """What a training that draws subnets by cost draws them by."""
+        if self.config.train.strategy not in COST_STRATEGIES:
+            return None
+        if self.config.train.bank_metric == "macs":
+            return counts(self.space, self.num_classes)["macs"].predict
+        return self.latency_table().compile(self.space, self.num_classes).predict
+
+    def _logits_folder(self) -> Path:
+        """Stored predictions of teachers, shared by all runs on the same images."""
+        return cache_folder().parent / "teacher_logits"
+
+    def _load_supernet(self, supernet: Supernet, run: Path) -> None:
+        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
+        if checkpoint is None:
+            raise RunError(no_supernet(run))
+        identity = checkpoint.metadata["identity"]
+        if identity.get("space") != self.space.digest:
+            raise RunError(
+                f"the supernet of {run} was trained for another space (digest "
+                f"{identity.get('space')}, asked {self.space.digest}); give the same --space."
+            )
+        if identity["data"] != self.data.fingerprint:
+            raise RunError(
+                f"the supernet of {run} was trained on other images, or on some that are now for "
+                f"validation (fingerprint {identity['data']}, asked {self.data.fingerprint}); "
+                "give the same --data and --seed."
+            )
+        done, epochs = len(checkpoint.metadata["state"]["history"]), identity["train"]["epochs"]
+        if done < epochs:
+            raise RunError(
+                f"the supernet of {run} is trained for {done} of {epochs} epochs; finish it with "
+                "--resume first."
+            )
+        supernet.load_state_dict(checkpoint.trained_weights())
+        self.notes.append(f"The supernet's weights come from {run}.")
+
+    def sampler(self, problem: Problem) -> Sampler:
+        """Who proposes architectures."""
+        config = self.config
+        return make_sampler(
+            config.search.sampler,
+            problem,
+            seed=config.seed,
+            population=config.search.population,
+            budget=config.search.evaluations,
+            storage=config.search.optuna_storage,
+            study=self.path.name,
+        )
+
+    def searched(
+        self,
+        problem: Problem,
+        sampler: Sampler,
+        first: Sequence[Architecture],
+        supernet: Supernet,
+    ) -> dict[str, Evaluation]:
+        """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
+        config = self.config
+        parts = doubling_batches(self.data.validation, config.search.halvings)
+        batch_size = max(2, config.search.population // 2)
+        window = config.search.window or window_for(config.workers, batch_size)
+        journal = self.directory.journal()
+        for warning in journal.warnings:
+            self.console.warn(warning)
+        started, known_before = time.perf_counter(), len(journal)
+        events = SearchEvents(self.path / EVENTS)
+        with (
+            self.phase("searching") as progress,
+            closing(events),
+            closing(self._executor(supernet, parts)) as executor,
+        ):
+
+            def show(state: Progress) -> None:
+                events.add(state)
+                best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
+                rate = (state.evaluations - known_before) / (time.perf_counter() - started)
+                text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
+                progress(state.evaluations, state.total, text)
+
+            result = search(
+                problem,
+                sampler,
+                executor,
+                journal,
+                num_evaluations=config.search.evaluations,
+                batch_size=min(batch_size, window),
+                window=window,
+                halvings=config.search.halvings,
+                warm_start=first,
+                on_progress=show,
+            )
+        journal.snapshot(self.path / SNAPSHOT)
+        journal.close()
+        self.evaluations = result.evaluations
+        count = result.stopped_early
+        early = f", {count} on a part of the images only" if count else ""
+        self.console.say(
+            f"  {len(result.evaluations)} evaluated ({result.cached} from before{early}), "
+            f"{len(result.front)} on the front"
+        )
+        return {evaluation.digest: evaluation for evaluation in result.front}
+
+    def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
+        if (limit := self.limits.get("latency_ms")) is None:
+            return
+        note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
+        if note is not None:
+            self.console.say(f"  {note}")
+            self.notes.append(note)
+
+    def _check_trainings(self) -> None:
+        """Raises RunError where a training cannot begin, of which the last does after hours."""
+        config, images = self.config, len(self.data.train)
+        if config.supernet is None:
+            check_batch_size(config.train, images, config.workers)
+            check_groups(config.train, images, config.workers)
+            check_optimizer(config.train)
+        check_batch_size(config.finetune, images, workers=1)
+        check_optimizer(config.finetune)
+
+    def _check_halvings(self) -> None:
+        """Raises UsageError where the first look would see too few images to tell anything."""
+        images, halvings = len(self.data.validation), self.config.search.halvings
+        if halvings and images >> halvings < MIN_IMAGES:
+            most = max(0, (images // MIN_IMAGES).bit_length() - 1)
+            raise UsageError(
+                f"--halvings {halvings} leaves {images >> halvings} of {images} validation images "
+                f"for the first look; it must be at least {MIN_IMAGES}. Give --halvings {most} or "
+                "less."
+            )
+
+    def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
+        config = self.config
+        if config.workers == 1:
+            return InProcessExecutor(SupernetEvaluator(supernet, parts, self.compute))
+        from search.executors.on_ray import RayExecutor
+
+        on_gpu = self.compute == "cuda"
+        gpus = config.gpus_per_worker
+        return RayExecutor(
+            SupernetFactory.of(supernet, parts, self.compute),
+            workers=config.workers,
+            address=config.address,
+            num_gpus=float(on_gpu) if gpus is None else gpus,
+        )
+
+    def warm_start(self) -> list[Architecture]:
+        """Members of the fronts of earlier runs that lie in the space."""
+        result: dict[str, Architecture] = {}
+        for run in map(Path, self.config.search.warm_start):
+            if not (run / JOURNAL).exists():
+                raise UsageError(
+                    f"--warm-start {run} holds no evaluations; give the folder of a run that "
+                    "searched."
+                )
+            known_there = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+            quality = self.quality
+            known_there = [e for e in known_there if quality.metric in e.metrics]
+            values = np.array(
+                [
+                    (quality.sign * e.metrics[quality.metric], e.metrics["latency_ms"])
+                    for e in known_there
+                ]
+            ).reshape(-1, 2)
+            front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
+            found = [Architecture.from_dict(e.architecture) for e in front]
+            inside = {a.digest: a for a in found if self.space.contains(a)}
+            self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")
+            result |= inside
+        return list(result.values())
+
+    def baselines(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
+        """Extremes of the space and the known designs that it holds, under the same rules."""
+        designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
+        designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
+        evaluator = SupernetEvaluator(supernet, [eval_batches(self.data.validation)], self.compute)
+        result = {}
+        for name, architecture in designs.items():
+            cheap = problem.cheap_metrics(self.space.encode([architecture]))
+            metrics = {key: float(values[0]) for key, values in cheap.items()}
+            metrics |= evaluator(architecture)
+            result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
+        return result
+
+    def finetuned(
+        self, supernet: Supernet, finalists: Sequence[Evaluation], measured: Mapping[str, Measured]
+    ) -> tuple[Backbone, Chosen]:
+        """The chosen network, trained on, with its test accuracy before and after."""
+        with self.phase("fine-tuning the finalists") as progress:
+            network, evaluation = best_finetuned(
+                supernet,
+                finalists,
+                self.data,
+                self.config,
+                self.path / FINETUNE,
+                self.compute,
+                lambda done, total, info: progress(done, total, training_text(info)),
+            )
+        chosen = judged(supernet, network, evaluation, measured.get(evaluation.digest), self.data)
+        self.console.say(
+            f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
+            f"{chosen.test_accuracy:.2%} fine-tuned"
+        )
+        count = len(finalists)
+        reason = f"the smallest validation loss of {count} front members that were fine-tuned"
+        if count == 1:
+            reason = "the only front member that was fine-tuned"
+        return network, replace(chosen, reason=reason)
+
+    def exported(self, network: Backbone, chosen: Chosen, table: LatencyTable) -> Chosen:
+        folder = self.path / EXPORT / chosen.digest
+        with self.phase("exporting"):
+            return export_chosen(network, chosen, folder, self.data, self.config, table)
+
+
+def training_text(info: Mapping[str, Any]) -> str:
+    parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
+    parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
+    return ", ".join(parts)
+
+
+def _percent(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1%}"
+
+
+def no_supernet(run: Path) -> str:
+    """What to do where ``run`` has no good checkpoint of a supernet."""
+    return (
+        f"{run} holds no trained supernet. Finish it with --resume if it is not finished, or "
+        f"train one with `nas train --config {run / CONFIG} --name NEW`, and search with "
+        "--supernet and the folder of that run."
+    )

@@ -1,0 +1,264 @@
+"""The phases of a search without images: closed-form scores instead of training.
+
+Every architecture is costed and scored in microseconds, so the search sees tens of thousands; the
+best few may be ordered anew by the proxies that run networks. What is exported is untrained.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from nas.workflows.finishing import export_untrained
+from nas.workflows.measuring import Measured
+from nas.workflows.reporting import Findings, assemble
+from nas.workflows.run import Run
+from predictors.counts import count_architecture
+from predictors.estimates.calibrate import predict_network
+from predictors.proxies import ScoreSettings
+from predictors.proxies.combined import RANK_QUALITY
+from predictors.proxies.space_tables import SpaceScores, score_architecture
+from predictors.tables.additive import AdditiveTable
+from predictors.tables.catalogue import provenance
+from predictors.tables.latency_table import LatencyTable
+from results.journal import Evaluation
+from results.report.data import Chosen, ReportData
+from results.store import EXPORT, SNAPSHOT
+from search import Objective, Problem
+from search.closed_form import scored_front
+from search.exact import optimise
+from search.problem import ROUNDING, Table, Values
+from search.scaling.two_criteria import COMPLEXITY, TRAINABILITY, TwoScorer, rank_sums
+from search.shape import SHAPE, ShapeRule
+from search_space import Architecture, Genes, known, known_names
+from search_space.errors import NasError
+from search_space.units import format_latency
+
+FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
+_NOTES = {
+    "combined": f"The score is the mean of three standardised logarithms: MACs, activations, and "
+    f"depth over width on the longest path. {RANK_QUALITY} It says nothing about the images that "
+    "the network will be trained on.",
+    "deepmad": "The score is DeepMAD's entropy of the longest path, weighted by stage.",
+}
+
+
+class TrainingFreeSearch(Run):
+    """A search without images: networks are judged by a closed-form score."""
+
+    quality = Objective("score", "maximize")
+    evaluated = ("score",)
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    def all_phases(self) -> ReportData:
+        if (done := self.complete()) is not None:
+            return done
+        _ = self.target, self.others  # what is not there is an error before anything is made
+        table = self.latency_table()
+        problem = self.problem(table)
+        found = self.searched(problem)
+        baselines = self.baselines(found, table)
+        measured = self.measured([*found.values()], [*baselines.values()], table)
+        best, reason = self.best(self.finalists(found, measured))
+        chosen = self.exported(best, measured.get(best.digest), table, reason)
+        self.notes.append(
+            f"The exported network is untrained. Train it with: nas train --architecture "
+            f"{shlex.quote(str(self.path / EXPORT / chosen.digest / 'config.json'))} --data FOLDER"
+        )
+        data = assemble(
+            self.directory,
+            self.config,
+            self.space,
+            table,
+            self.num_classes,
+            self.limits,
+            Findings(self.shown, found, baselines, measured, chosen, tuple(self.notes)),
+            quality="score",
+            quality_note=_NOTES[self.config.search.score],
+            num_seen=self.num_seen,
+        )
+        return self.finish(data)
+
+    @cached_property
+    def rules(self) -> dict[str, Table]:
+        rule = ShapeRule(self.space)
+        if rule.predict(rule.argmin()[None])[0] == 0:
+            return {SHAPE: rule}
+        note = (
+            "No architecture of this space has the shape of the networks that the score was "
+            "checked on (stages that never get narrower, the third the deepest), so its shape was "
+            "left free."
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return {}
+
+    def searched(self, problem: Problem) -> dict[str, Evaluation]:
+        """The front by digest, fastest first, thinned evenly; a sample of what was seen."""
+        name = self.config.search.score
+        counts = {
+            metric: table
+            for metric, table in problem.tables.items()
+            if isinstance(table, AdditiveTable)
+        }
+        with self.phase("searching") as progress:
+            scores = SpaceScores.build(self.space, counts)
+            start = self.optimum(problem, scores, counts) if name == "deepmad" else None
+
+            def score(genes: Genes) -> Values:
+                values = scores.predict(name, genes)
+                if name != "deepmad":
+                    return values
+                rho = scores.predict("effectiveness", genes)
+                most = self.config.search.max_effectiveness * (1 + ROUNDING)
+                return np.where(rho <= most, values, np.nan)
+
+            result = scored_front(
+                problem,
+                score,
+                seed=self.config.seed,
+                start=start,
+                progress=lambda done, total, best: progress(
+                    done, total, f"best score {-best[0]:.4g}"
+                ),
+            )
+        front = result.genes[_even(problem.cost_axis(result.genes), FRONT_MEMBERS)]
+        best = result.genes[result.objectives[:, 0].argmin()]
+        front = np.unique(np.concatenate([front, best[None]]), axis=0)
+        self.num_seen = result.num_seen
+        members = self._evaluations(front, problem, score)
+        members.sort(key=lambda e: e.metrics["latency_ms"])
+        self.shown = (*members, *self._evaluations(result.sample, problem, score))
+        with self.directory.journal() as journal:
+            for evaluation in self.shown:
+                if journal.get(evaluation.digest) is None:
+                    journal.append(evaluation)
+            journal.snapshot(self.path / SNAPSHOT)
+        self.console.say(f"  {self.num_seen:,} scored, {len(result.genes)} on the front")
+        return {e.digest: e for e in members}
+
+    def optimum(
+        self, problem: Problem, scores: SpaceScores, tables: Mapping[str, AdditiveTable]
+    ) -> Genes:
+        """Proven best row by DeepMAD's score within all limits, shape (1, genes)."""
+        optimum = optimise(
+            self.space,
+            scores.paths,
+            [c for c in problem.constraints if c.metric in tables],
+            tables,
+            paths=scores.paths,
+            effectiveness=self.config.search.max_effectiveness,
+            shape_rule=SHAPE in self.rules,
+        )
+        note = (
+            f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
+            f"the largest that any of {self.space.size:.2g} architectures within the limits has "
+            f"({optimum.proof.programmes} integer programmes in {optimum.proof.seconds:.0f} s)."
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return optimum.genes[None]
+
+    def _evaluations(
+        self, genes: Genes, problem: Problem, score: Callable[[Genes], Values]
+    ) -> list[Evaluation]:
+        metrics = {**problem.cheap_metrics(genes), "score": score(genes)}
+        metrics.pop(SHAPE, None)
+        return [
+            Evaluation(
+                architecture.digest,
+                architecture.to_dict(),
+                {name: float(values[i]) for name, values in metrics.items()},
+                i,
+            )
+            for i, architecture in enumerate(self.space.decode(genes))
+        ]
+
+    def baselines(
+        self, found: Mapping[str, Evaluation], table: LatencyTable
+    ) -> dict[str, Evaluation]:
+        """Known designs up to twice as slow as what the search found.
+
+        Where their latency is not known yet, up to twice the MACs: they are measured with the rest.
+        """
+        most = {m: 2 * max(e.metrics[m] for e in found.values()) for m in ("macs", "latency_ms")}
+        result = {}
+        for name in known_names():
+            architecture = known(name)
+            metrics: dict[str, float] = dict(count_architecture(architecture, self.num_classes))
+            try:
+                metrics["latency_ms"] = predict_network(table, architecture, self.num_classes)
+            except NasError:  # the table was measured for the space alone
+                if not self.target.at_hand:
+                    continue
+            known_of = "latency_ms" if "latency_ms" in metrics else "macs"
+            if metrics[known_of] > most[known_of]:
+                continue
+            metrics["score"] = score_architecture(
+                self.config.search.score, architecture, self.num_classes
+            )
+            result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
+        return result
+
+    def best(self, finalists: Sequence[Evaluation]) -> tuple[Evaluation, str]:
+        """The best finalist and why: by score, or by ranks of the score and of the dear proxies."""
+        if self.config.search.rerank < 2 or len(finalists) < 2:
+            return finalists[0], (
+                "the fastest of the front" if self.missed else "the best score within the budget"
+            )
+        names = f"{TRAINABILITY} and {COMPLEXITY}"
+        scorer = TwoScorer(
+            settings=ScoreSettings(seed=self.config.seed, repeats=3, device=self.compute)
+        )
+        found = []
+        with self.phase(f"ordering {len(finalists)} networks by {names}") as progress:
+            for i, evaluation in enumerate(finalists):
+                found.append(scorer(Architecture.from_dict(evaluation.architecture)))
+                progress(i + 1, len(finalists), evaluation.digest)
+        ranks = rank_sums(found) + np.arange(len(finalists))  # finalists are sorted by score
+        return (
+            finalists[int(np.argmin(ranks))],
+            f"the smallest sum of ranks by score, {names} of the {len(finalists)} best by score",
+        )
+
+    @property
+    def num_finalists(self) -> int:
+        return max(1, self.config.search.rerank)
+
+    def exported(
+        self, evaluation: Evaluation, measured: Measured | None, table: LatencyTable, reason: str
+    ) -> Chosen:
+        """The chosen network with random weights, in every format."""
+        latency = f"{format_latency(evaluation.metrics['latency_ms'])}, {provenance(table)}"
+        if measured is not None:
+            latency = f"{format_latency(measured.metrics['latency_ms'])}, measured"
+        with self.phase("exporting"):
+            exports = export_untrained(
+                evaluation,
+                self.path / EXPORT / evaluation.digest,
+                self.num_classes,
+                self.config.seed,
+                f"{latency}; {table.conditions}",
+            )
+        return Chosen(
+            digest=evaluation.digest,
+            architecture=evaluation.architecture,
+            predicted=evaluation.metrics,
+            measured={} if measured is None else measured.metrics,
+            exports=tuple(exports),
+            reason=reason,
+        )
+
+
+def _even(values: Values, count: int) -> Genes:
+    """Indices of at most ``count`` of ``values``, ascending and evenly spread over their range."""
+    order = np.argsort(values)
+    wanted = np.linspace(values.min(), values.max(), count)
+    nearest = np.abs(values[order][:, None] - wanted).argmin(axis=0)
+    return order[np.unique(nearest)]

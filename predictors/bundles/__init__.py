@@ -1,0 +1,1 @@
+"""Measuring devices that this package is not installed on."""

@@ -1,0 +1,312 @@
+"""Published latencies that the roofline's constants are fitted on, and what it misses them by.
+
+``anchors.csv`` holds those published figures of GPUs that belong to networks our architectures
+express. Left out are networks of other kinds, and figures whose number format is not certain
+(TensorFlow multiplies fp32 in TF32 by default). The same nominal setting differs by 20 to 50 %
+between sources, so constants come from one source and implementation wherever there is one for
+the runtime: ``constants``. No source measured two mixer kinds under one setting; a factor per
+kind would be the difference between sources, and a search would mistake it for one between
+mixers. So all kinds share the constants, and what differs by kind is the expected error.
+
+Errors are those of figures that the fit did not see. Which are held out depends on what an
+estimate stands on (``expected_error``): single figures where the device has its own, all figures
+of a device, of a family of networks or of an implementation where it has not.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+
+import numpy as np
+
+from predictors.estimates.datasheets import Datasheet, datasheet
+from predictors.estimates.operators import operators
+from predictors.estimates.roofline import Constants, Demand, fit
+from search_space import Architecture, components, known
+from search_space.architecture import Stage
+
+_LEAST_FIGURES = 4  # that constants are fitted on
+_LEAST_OF_DEVICE = 3
+_BUSY_BATCH = 16  # from here on the device, not the host, limits a traced network
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One published figure.
+
+    Args:
+        device: name of a datasheet.
+        network: name of a known design, or ``swin_l``.
+        number_format: what products are computed in: ``fp32``, ``tf32`` or ``fp16``.
+        runtime: the runtime of ours that it stands for, or ``fused`` for hand-fused kernels.
+        implementation: as the source calls it.
+        latency_ms: of one batch.
+        source, note: where it is from, and what is not certain about it.
+    """
+
+    device: str
+    network: str
+    batch_size: int
+    number_format: str
+    runtime: str
+    implementation: str
+    latency_ms: float
+    source: str
+    note: str
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Figures that may be compared: one source, implementation and number format."""
+        return self.source, self.implementation, self.number_format
+
+    @property
+    def hosted(self) -> bool:
+        return self.runtime == "eager"
+
+    @property
+    def kernels(self) -> tuple[str, bool]:
+        """Whose kernels run, and whether in half precision; one library's runtimes share them."""
+        library = "PyTorch" if self.hosted else "FasterTransformer"
+        return library, self.number_format == "fp16"
+
+    @property
+    def mixer(self) -> str:
+        return anchor_network(self.network).stages[0].blocks[0].mixer.name
+
+    def demand(self, sheet: Datasheet | None = None) -> Demand:
+        """What the network asks of the anchor's device, or of another."""
+        return _demand(
+            self.network, self.batch_size, self.number_format, sheet or datasheet(self.device)
+        )
+
+
+@cache
+def anchor_network(name: str) -> Architecture:
+    """Known design ``name``, or Swin-L: Swin-B with 1.5 times its widths (Liu et al., 2021)."""
+    if name != "swin_l":
+        return known(name)
+    base = known("swin_b")
+    stages = tuple(Stage(stage.width * 3 // 2, stage.blocks) for stage in base.stages)
+    return Architecture(base.macro, base.resolution, stages)
+
+
+@cache
+def anchors() -> tuple[Anchor, ...]:
+    """All anchors of the package."""
+    text = (resources.files("predictors.estimates") / "anchors.csv").read_text("utf-8")
+    return tuple(
+        Anchor(
+            row["device"],
+            row["network"],
+            int(row["batch_size"]),
+            row["precision"],
+            row["runtime"],
+            row["implementation"],
+            float(row["latency_ms"]),
+            row["source"],
+            row["note"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+@lru_cache(maxsize=4096)
+def _demand(network: str, batch_size: int, number_format: str, sheet: Datasheet) -> Demand:
+    precision = "fp16" if number_format == "fp16" else "fp32"
+    chain = components(anchor_network(network))
+    launched = [op for c in chain for op in operators(c.spec, c.in_size, batch_size, precision)]
+    return Demand.of(launched, sheet, number_format)
+
+
+# Fits ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the constants of a runtime and number format are fitted on.
+
+    Args:
+        figures: one source's, or all that show how busy a device is where there is none.
+        own: whether they belong to the runtime and number format.
+        hosted: see ``Constants``.
+    """
+
+    figures: tuple[Anchor, ...]
+    own: bool
+    hosted: bool
+
+
+def tensor_format(number_format: str) -> str:
+    """The format whose figures count: tensor cores do bf16 as fast as fp16."""
+    return "fp16" if number_format == "bf16" else number_format
+
+
+@cache
+def basis(runtime: str, number_format: str) -> Basis:
+    """The largest group of figures of this runtime and format, or the pool of all groups.
+
+    The pool leaves out traced networks in small batches, whose latency is their host's.
+    """
+    fitting = [
+        a
+        for a in anchors()
+        if a.runtime == runtime and a.number_format == tensor_format(number_format)
+    ]
+    sizes = Counter(a.group for a in fitting)
+    if sizes and max(sizes.values()) >= _LEAST_FIGURES:
+        group = max(sizes, key=lambda key: sizes[key])
+        figures = tuple(a for a in fitting if a.group == group)
+        return Basis(figures, True, figures[0].hosted)
+    return Basis(_pool(), False, False)
+
+
+@cache
+def _pool() -> tuple[Anchor, ...]:
+    return tuple(a for a in anchors() if not a.hosted or a.batch_size >= _BUSY_BATCH)
+
+
+@cache
+def constants(runtime: str, number_format: str) -> Constants:
+    """Constants for estimates of ``runtime`` with products in ``number_format``."""
+    found = basis(runtime, number_format)
+    return fit_anchors(found.figures, found.hosted)
+
+
+def fit_anchors(figures: Sequence[Anchor], hosted: bool) -> Constants:
+    """Constants fitted on ``figures``.
+
+    Every library of kernels counts the same in it, and so does every group within a library.
+    """
+    return _fit_cached(tuple(figures), hosted)
+
+
+@lru_cache(maxsize=1024)
+def _fit_cached(figures: tuple[Anchor, ...], hosted: bool) -> Constants:
+    sizes = Counter(a.group for a in figures)
+    groups = Counter(kernels for kernels, _ in {(a.kernels, a.group) for a in figures})
+    share = len(figures) / len(groups)
+    weights = [share / groups[a.kernels] / sizes[a.group] for a in figures]
+    demands = [a.demand() for a in figures]
+    return fit(demands, [a.latency_ms for a in figures], hosted=hosted, weights=weights)
+
+
+# Held out ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """A figure that was held out, and the relative error of its prediction."""
+
+    anchor: Anchor
+    error: float
+
+
+def leave_out(
+    figures: Iterable[Anchor], hosted: bool, by: Callable[[Anchor], Hashable]
+) -> list[Held]:
+    """Every figure predicted by a fit on those of other ``by``; none where there is no other."""
+    figures = list(figures)
+    result = []
+    for a in figures:
+        rest = [other for other in figures if by(other) != by(a)]
+        if rest:
+            predicted = a.demand().latency_ms(fit_anchors(rest, hosted))
+            result.append(Held(a, predicted / a.latency_ms - 1))
+    return result
+
+
+def one_figure(figures: Iterable[Anchor], hosted: bool) -> list[Held]:
+    """Leave-one-out within one group."""
+    return leave_out(figures, hosted, lambda a: a)
+
+
+def one_device(figures: Iterable[Anchor], hosted: bool) -> list[Held]:
+    return leave_out(figures, hosted, lambda a: a.device)
+
+
+def one_family(runtime: str) -> list[Held]:
+    """Every mixer kind predicted from the others, within the runtime where it has two kinds."""
+    own = [a for a in anchors() if a.runtime == runtime]
+    if len({a.mixer for a in own}) >= 2:
+        return leave_out(own, own[0].hosted, lambda a: a.mixer)
+    return leave_out(_pool(), False, lambda a: a.mixer)
+
+
+def one_implementation() -> list[Held]:
+    """Every library of kernels, in half or in full precision, predicted from the others."""
+    return leave_out(_pool(), False, lambda a: a.kernels)
+
+
+def mean_error(held: Iterable[Held], by: Callable[[Anchor], Hashable] = lambda a: 0) -> float:
+    """Mean of |error| over each value of ``by``, then over these."""
+    parts: dict[Hashable, list[float]] = {}
+    for h in held:
+        parts.setdefault(by(h.anchor), []).append(abs(h.error))
+    return float(np.mean([np.mean(part) for part in parts.values()]))
+
+
+@dataclass(frozen=True)
+class ExpectedError:
+    """Mean relative error to expect of an estimate, and what was held out to find it."""
+
+    error: float
+    reason: str
+
+
+@cache
+def expected_error(
+    sheet: Datasheet, runtime: str, number_format: str, mixer: str | None = None
+) -> ExpectedError:
+    """Expected error on ``sheet``, of networks of one mixer kind where one is named.
+
+    A kind without figures in the basis has at least the error of leaving whole kinds out.
+    """
+    found = basis(runtime, number_format)
+    result = _device_error(sheet, runtime, number_format, found)
+    half = tensor_format(number_format) == "fp16"
+    kinds = {a.mixer for a in found.figures if (a.number_format == "fp16") == half}
+    if mixer is None or mixer in kinds:
+        return result
+    held = one_family(runtime)
+    if any(h.anchor.mixer == mixer for h in held):
+        held = [h for h in held if h.anchor.mixer == mixer]
+    other = mean_error(held, lambda a: a.mixer)
+    if other <= result.error:
+        return result
+    return ExpectedError(other, f"predicting a mixer kind from others, as {mixer} has no figures")
+
+
+def _device_error(
+    sheet: Datasheet, runtime: str, number_format: str, found: Basis
+) -> ExpectedError:
+    if not found.own:
+        half = tensor_format(number_format) == "fp16"
+        held = [h for h in one_implementation() if h.anchor.kernels[1] == half]
+        return ExpectedError(
+            mean_error(held, lambda a: a.kernels),
+            f"predicting an implementation from others, as {runtime} has no figures",
+        )
+    here = [
+        h
+        for h in one_figure(found.figures, found.hosted)
+        if datasheet(h.anchor.device).computes_like(sheet)
+    ]
+    if len(here) >= _LEAST_OF_DEVICE:
+        return ExpectedError(mean_error(here), f"leaving out each of {len(here)} figures")
+    held = one_device(found.figures, found.hosted)
+    if not held:  # one device only in this number format: as in the runtime's other formats
+        own = [a for a in anchors() if a.runtime == runtime]
+        held = [
+            h
+            for group in sorted({a.group for a in own})
+            for h in one_device([a for a in own if a.group == group], found.hosted)
+        ]
+    return ExpectedError(
+        mean_error(held, lambda a: (a.number_format, a.device)),
+        f"predicting a device from others, as {sheet.name} has no figures",
+    )

@@ -1,0 +1,231 @@
+"""Calibration: a handful of the user's own whole-network measurements correct a table.
+
+The measurements come in a CSV file with a column ``network``, the name of a known design or the
+path of an architecture's YAML or JSON file (relative to the CSV), and one column that carries
+the unit in its name: ``latency_ms``, ``latency_us`` or ``latency_s``. Other columns are notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from predictors.estimates.estimate import estimate_entry, is_estimated
+from predictors.tables.correction import Calibration, fit_correction, leave_one_out_error
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from search_space import Architecture, components
+from search_space.errors import CorruptFileError, NasError
+from search_space.files import load_architecture
+from search_space.known import known_names
+
+NETWORK_COLUMN = "network"
+UNITS_MS = {"latency_ms": 1.0, "latency_us": 1e-3, "latency_s": 1e3}
+
+
+class MeasurementError(NasError, ValueError):
+    """Measurements that nothing can be calibrated with; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class NetworkMeasurement:
+    """One row: a network and its measured latency.
+
+    Args:
+        name: as the file has it.
+        architecture: the network.
+        latency_ms: positive, milliseconds.
+        line: in the file, from 1.
+    """
+
+    name: str
+    architecture: Architecture
+    latency_ms: float
+    line: int
+
+
+def read_measurements(path: Path) -> list[NetworkMeasurement]:
+    """Measurements in the file ``path``, in its order.
+
+    Raises MeasurementError for a wrong header or row, UnknownNameError for a network that there
+    is none of, CorruptFileError for a file that cannot be read; all name file and line.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise MeasurementError(f"{path} is empty; its first line must be {_wanted_header()}.")
+    line, header = rows[0]
+    names = [name.strip() for name in header]
+    try:
+        unit = _unit_column(names)
+    except MeasurementError as error:
+        raise error.located(f"{path}, line {line}") from None
+    seen: dict[str, NetworkMeasurement] = {}
+    for line, cells in rows[1:]:
+        try:
+            found = _measurement(path.parent, names, unit, cells, line)
+            earlier = seen.setdefault(found.architecture.digest, found)
+            if earlier is not found:
+                raise MeasurementError(
+                    f"network {found.name!r} is there already, in line {earlier.line}: give each "
+                    "network once."
+                )
+        except NasError as error:
+            raise error.located(f"{path}, line {line}") from None
+    if not seen:
+        raise MeasurementError(
+            f"{path} has a header but no measurements: add a line for each network."
+        )
+    return list(seen.values())
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines that are not blank, with the number that each starts at."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader, rows, start = csv.reader(file, strict=True), [], 1
+            try:
+                for row in reader:
+                    if any(cell.strip() for cell in row):
+                        rows.append((start, row))
+                    start = reader.line_num + 1
+            except csv.Error as error:
+                raise CorruptFileError(
+                    f"{path}, line {start}: not a line of a CSV file ({error})."
+                ) from None
+    except FileNotFoundError:
+        raise CorruptFileError(
+            f"{path} does not exist; give the path of a CSV file of measurements."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
+    return rows
+
+
+def _wanted_header() -> str:
+    return f"{NETWORK_COLUMN!r} and one of {', '.join(map(repr, UNITS_MS))}, separated by a comma"
+
+
+def _unit_column(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names))
+    for name in (NETWORK_COLUMN, *UNITS_MS):
+        if names.count(name) > 1:
+            raise MeasurementError(f"column {name!r} is there twice; keep one.")
+    if NETWORK_COLUMN not in names:
+        raise MeasurementError(
+            f"no column {NETWORK_COLUMN!r} among {shown}; the first line must have "
+            f"{_wanted_header()}."
+        )
+    latencies = [name for name in names if name.startswith("latency")]
+    units = [name for name in latencies if name in UNITS_MS]
+    if len(latencies) > 1:
+        raise MeasurementError(
+            f"more than one latency column: {', '.join(map(repr, latencies))}; keep one of "
+            f"{', '.join(map(repr, UNITS_MS))}."
+        )
+    if not units:
+        problem = (
+            f"column {latencies[0]!r} does not say its unit as we know it"
+            if latencies
+            else f"no latency column among {shown}"
+        )
+        raise MeasurementError(f"{problem}; name it one of {', '.join(map(repr, UNITS_MS))}.")
+    return units[0]
+
+
+def _measurement(
+    folder: Path, names: Sequence[str], unit: str, cells: Sequence[str], line: int
+) -> NetworkMeasurement:
+    if len(cells) != len(names):
+        raise MeasurementError(
+            f"{len(cells)} cells where the header has {len(names)} columns; quote cells that "
+            "contain commas."
+        )
+    name = cells[names.index(NETWORK_COLUMN)].strip()
+    value_ms = _latency_ms(cells[names.index(unit)].strip(), unit)
+    if not name:
+        raise MeasurementError(f"no network; give one of {', '.join(known_names())}, or a path.")
+    where = name if name in known_names() or not Path(name).suffix else str(folder / name)
+    return NetworkMeasurement(name, load_architecture(where), value_ms, line)
+
+
+def _latency_ms(text: str, unit: str) -> float:
+    try:
+        value = math.nan if "_" in text else float(text) * UNITS_MS[unit]
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise MeasurementError(
+            f"{unit} is {text!r:.40} but must be a positive number, with a point for decimals "
+            "and no unit."
+        )
+    return value
+
+
+def calibrate(
+    sums_ms: Sequence[float],
+    measured_ms: Sequence[float],
+    names: Sequence[str],
+    predicted_ms: Sequence[float] | None = None,
+) -> Calibration:
+    """Calibration of sums of entries by measurements of the same networks.
+
+    The median ratio; from four networks on a line, where that predicts each network from the
+    others clearly better (``correction.fit_correction``). ``predicted_ms`` are the predictions
+    without calibration, by default the sums. Raises MeasurementError without networks.
+    """
+    predicted_ms = sums_ms if predicted_ms is None else predicted_ms
+    assert len(sums_ms) == len(measured_ms) == len(names) == len(predicted_ms)
+    assert all(math.isfinite(v) and v > 0 for v in (*sums_ms, *measured_ms))
+    if not names:
+        raise MeasurementError("there are no networks to calibrate with: measure at least one.")
+    ratios = np.asarray(predicted_ms, dtype=np.float64) / np.asarray(measured_ms)
+    before = float(np.mean(np.abs(ratios - 1)))
+    scale, offset = fit_correction(sums_ms, measured_ms)
+    return Calibration(
+        scale=scale,
+        offset_ms=offset,
+        error_before=before,
+        error_after=leave_one_out_error(sums_ms, measured_ms) if len(names) > 1 else before,
+        networks=tuple(names),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def predict_network(
+    table: LatencyTable, architecture: Architecture, num_classes: int = 1000
+) -> float:
+    """Milliseconds of any network whose components the table has, or estimates.
+
+    Corrected by the table's calibration, otherwise by the median correction of its spaces.
+    Raises MissingLatencyError as ``sum_of_entries`` does.
+    """
+    total = sum_of_entries(table, architecture, num_classes)
+    by = table.calibration or table.typical_correction()
+    return by.offset_ms + by.scale * total
+
+
+def sum_of_entries(table: LatencyTable, architecture: Architecture, num_classes: int) -> float:
+    """Milliseconds of a network's components, added; a table of estimates estimates what it lacks.
+
+    Raises MissingLatencyError that names the first component that a measured table lacks.
+    """
+    total = 0.0
+    for part in components(architecture, num_classes):
+        entry = (part.spec, part.in_size)
+        found = table.entries.get(entry)
+        if found is None and is_estimated(table.conditions):
+            found = estimate_entry(table.conditions, entry)
+        if found is None:
+            raise MissingLatencyError(
+                f"the latency table of {table.conditions.device} lacks {part.path} of network "
+                f"{architecture}: {part.spec} on a {part.in_size}-pixel input. Measure a space "
+                "that contains the network with `nas profile`, or calibrate with networks of a "
+                "space that was profiled."
+            )
+        total += found.latency_ms
+    return total

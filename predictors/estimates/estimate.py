@@ -1,0 +1,184 @@
+"""Latency tables of GPUs that nobody here owns: estimated, and labelled as such.
+
+    estimate(estimated_conditions("a100", runtime="eager"), space, 1000)
+
+The roofline (``roofline``) with constants from published figures (``anchors``), or, where a
+table of another GPU was measured, that table times the ratio of rooflines (``transfer``). Every
+estimate comes with the mean relative error of predicting figures that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from predictors.estimates.anchors import (
+    Held,
+    anchors,
+    constants,
+    expected_error,
+    mean_error,
+    one_device,
+    one_family,
+    one_figure,
+    one_implementation,
+)
+from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_of
+from predictors.estimates.roofline import Demand
+from predictors.estimates.transfer import entry_kind, target_sheet, transfer
+from predictors.measuring.conditions import Conditions, implementation_digest
+from predictors.tables.additive import Entry, entries
+from predictors.tables.correction import Correction
+from predictors.tables.latency_table import EntryLatency, LatencyTable
+from search_space import SearchSpace
+
+PROTOCOL = "roofline, v1"
+
+
+def estimated_conditions(
+    name: str, *, batch_size: int = 1, precision: str = "fp16", runtime: str = "cudagraph"
+) -> Conditions:
+    """Conditions of an estimate for the device ``name``.
+
+    Raises UnknownNameError for a device without a datasheet or an unknown runtime or precision,
+    UsageError for a precision that the device does not compute in.
+    """
+    sheet = datasheet(name)
+    conditions = Conditions(
+        device=sheet.identity,
+        runtime=runtime,
+        precision=precision,
+        batch_size=batch_size,
+        threads=1,
+        runtime_version="datasheet",
+        implementation=implementation_digest(),
+        protocol=PROTOCOL,
+    )
+    sheet.number_format(precision, runtime)
+    return conditions
+
+
+def is_estimated(conditions: Conditions) -> bool:
+    """Whether a table of these conditions holds estimates."""
+    return conditions.protocol == PROTOCOL
+
+
+def estimate(
+    conditions: Conditions,
+    space: SearchSpace,
+    num_classes: int = 1000,
+    *,
+    measured: LatencyTable | None = None,
+) -> LatencyTable:
+    """Table of all entries of ``space``, origin ``estimated``.
+
+    ``measured``, a table of a GPU with a datasheet, is transferred where its runtime, precision
+    and batch size are these; otherwise it is left aside. The range of an entry is that of its
+    kind's expected error, a correction's expected error that of the space's worst mixer: a
+    search prefers what is underestimated.
+
+    Raises UnknownNameError where ``conditions`` are of a device without a datasheet.
+    """
+    sheet = target_sheet(conditions)
+    if measured is not None and not measured.conditions.differences(conditions):
+        source = datasheet_of(measured.conditions.device)
+        if source is not None:
+            return transfer(measured, source, conditions, space, num_classes)
+    number_format = sheet.number_format(conditions.precision, conditions.runtime)
+    names = {block.mixer.name for stage in space.stages for block in stage.blocks}
+    expected = max(
+        (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
+        key=lambda found: found.error,
+    )
+    wanted = entries(space, num_classes)
+    correction = Correction(
+        space=space.name,
+        scale=1.0,
+        offset_ms=0.0,
+        expected_error=expected.error,
+        checks=(),
+        rounds=0,
+        seconds=0.0,
+        stopped="estimated",
+        warnings=(
+            "estimated, not measured: by the roofline model from a datasheet; expect errors of "
+            f"±{expected.error:.0%} (found by {expected.reason}).",
+        ),
+    )
+    estimates = {entry: estimate_entry(conditions, entry) for entry in wanted}
+    return LatencyTable(conditions, estimates, {space.digest: correction}, name=sheet.name)
+
+
+def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
+    """The roofline's estimate of one entry, and the range of its kind's expected error."""
+    sheet = target_sheet(conditions)
+    number_format = sheet.number_format(conditions.precision, conditions.runtime)
+    demand = Demand.of_entry(entry, conditions, sheet)
+    value = demand.latency_ms(constants(conditions.runtime, number_format))
+    mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
+    spread = 1 + expected_error(sheet, conditions.runtime, number_format, mixer).error
+    return EntryLatency(value, value / spread, value * spread, 0, "estimated")
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnchorError:
+    """How far estimates are from published figures that the fit did not see.
+
+    Args:
+        held_out: what the fit did not see: the ``figure`` itself, all of its ``device``, its
+            ``mixer`` kind, or its ``implementation``, whose kernels other runtimes do not share.
+        source, implementation, device, runtime, precision, mixer: what the figures are of;
+            ``precision`` is the number format of products.
+        n: number of figures.
+        mean_error: mean of |prediction / figure − 1|.
+        within_10: share of figures with at most 10 % error.
+    """
+
+    held_out: str
+    source: str
+    implementation: str
+    device: str
+    runtime: str
+    precision: str
+    mixer: str
+    n: int
+    mean_error: float
+    within_10: float
+
+
+def anchor_errors(name: str | None = None) -> list[AnchorError]:
+    """What the expected errors of device ``name`` stand on; of all devices without a name.
+
+    Figures of the device itself are held out one by one and as a whole. What was found by
+    leaving out mixer kinds and implementations holds for devices without figures too, so it is
+    always listed. Raises UnknownNameError for a device without a datasheet.
+    """
+    sheet = None if name is None else datasheet(name)
+    groups = defaultdict(list)
+    for a in anchors():
+        groups[a.group].append(a)
+    result: list[AnchorError] = []
+    for figures in groups.values():
+        hosted = figures[0].hosted
+        result += _rows("figure", one_figure(figures, hosted), sheet)
+    for figures in groups.values():
+        result += _rows("device", one_device(figures, figures[0].hosted), sheet)
+    result += _rows("mixer", one_family("eager"), None)
+    result += _rows("implementation", one_implementation(), None)
+    return result
+
+
+def _rows(held_out: str, held: Iterable[Held], sheet: Datasheet | None) -> Iterator[AnchorError]:
+    parts: dict[tuple[str, str, str, str, str, str], list[Held]] = defaultdict(list)
+    for h in held:
+        a = h.anchor
+        if sheet is None or datasheet(a.device).computes_like(sheet):
+            key = (a.source, a.implementation, a.device, a.runtime, a.number_format, a.mixer)
+            parts[key].append(h)
+    for key, part in parts.items():
+        close = sum(abs(h.error) <= 0.1 for h in part) / len(part)
+        yield AnchorError(held_out, *key, len(part), mean_error(part), close)

@@ -1,0 +1,248 @@
+"""Timing many modules against each other so that the machine's drift hits all of them alike.
+
+Every round visits every subject once, in a new random order, and times the first run of the
+visit: weights are then as cold as in a whole network, and minutes of drift are shared by all.
+The statistic is the 25th percentile, which ignores disturbances without chasing the best
+case. Weights are views into one shared pool of noise: speed does not depend on their values,
+and a table of a large space needs no more memory than its largest networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from predictors.measuring.conditions import Conditions, torch_device
+from predictors.measuring.disturbances import ClockMeter
+from predictors.measuring.runtimes import Run, find_runtime
+from search_space import Architecture, ModuleSpec
+from search_space.components import input_shape
+from supernet import build
+from supernet.network.modules import build_module
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
+_ALIGNMENT = 64  # elements
+_WARM_UP = 2
+_LEAST_ROUNDS = 3
+SPLIT_HALF_LIMIT = 0.05
+
+
+def statistic(samples: Sequence[float]) -> float:
+    """25th percentile."""
+    return float(np.percentile(samples, 25))
+
+
+def split_half_disagreement(samples: Sequence[float]) -> float:
+    """Relative difference between the statistics of the first and the second half of the runs."""
+    if len(samples) < 2:
+        return math.inf
+    middle = len(samples) // 2
+    first, second = statistic(samples[:middle]), statistic(samples[middle:])
+    return abs(first - second) / min(first, second)
+
+
+class WeightPool:
+    """Noise that modules built on the meta device take their weights from, one after another."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.device = torch_device(conditions)
+        self.dtype = DTYPES[conditions.precision]
+        self._values = torch.empty(0)
+        self._next = 0
+
+    def fill(self, module: nn.Module) -> nn.Module:
+        """``module`` in eval mode with weights from the pool; it was built on the meta device."""
+        for child in module.modules():
+            for name, parameter in list(child.named_parameters(recurse=False)):
+                values = self.take(parameter.shape)
+                setattr(child, name, nn.Parameter(values, requires_grad=False))
+        assert not any(buffer.is_meta for buffer in module.buffers())
+        return module.eval()
+
+    def take(self, shape: Sequence[int]) -> torch.Tensor:
+        """The next contiguous tensor of ``shape``; the pool starts over at its end."""
+        count = math.prod(shape)
+        if count > len(self._values) or not len(self._values):
+            size = max(_POOL_ELEMENTS, count)
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.empty(size).normal_(0, 0.02, generator=generator)
+            self._values, self._next = noise.to(self.device, self.dtype), 0
+        if self._next + count > len(self._values):
+            self._next = 0
+        start = self._next
+        self._next += math.ceil(count / _ALIGNMENT) * _ALIGNMENT
+        return self._values[start : start + count].view(*shape)
+
+
+@dataclass
+class Subject:
+    """A module and its input, and how many runs of a visit go before the timed one."""
+
+    module: nn.Module
+    images: torch.Tensor
+    settle: int = 0
+
+
+def entry_subject(
+    spec: ModuleSpec, in_size: int, conditions: Conditions, pool: WeightPool
+) -> Subject:
+    """One component with a contiguous input, as it gets it in a network."""
+    with torch.device("meta"):
+        module = build_module(spec)
+    shape = input_shape(spec, in_size, conditions.batch_size)
+    return Subject(pool.fill(module), pool.take(shape))
+
+
+def network_subject(
+    architecture: Architecture, num_classes: int, conditions: Conditions, pool: WeightPool
+) -> Subject:
+    """A whole network; by the runtime's definition runs go before the timed one."""
+    with torch.device("meta"):
+        network = build(architecture, num_classes)
+    side = architecture.resolution
+    images = pool.take((conditions.batch_size, 3, side, side))
+    return Subject(pool.fill(network), images, find_runtime(conditions.runtime).settle)
+
+
+class Bench:
+    """Subjects that are timed in turn; ``samples[i]`` are the milliseconds of subject i."""
+
+    def __init__(self, subjects: Sequence[Subject], conditions: Conditions, seed: int = 0) -> None:
+        self.subjects = list(subjects)
+        self.samples: list[list[float]] = [[] for _ in self.subjects]
+        self._rng = np.random.default_rng(seed)
+        self._device = torch_device(conditions)
+        self._time = self._time_cuda if self._device.type == "cuda" else self._time_cpu
+        self._conditions = conditions
+        self._runs: list[Run] = []
+
+    @property
+    def rounds(self) -> int:
+        return min((len(samples) for samples in self.samples), default=0)
+
+    def warm_up(self, progress: Callable[[int, int, float], None] | None = None) -> None:
+        """Everything is made ready by the runtime, and run twice without a record.
+
+        Kernels are chosen and memory is mapped then. Call inside ``steady``.
+        ``progress(done, total, eta_s)`` is told subjects, and the seconds that the rest takes.
+        Raises UsageError where the runtime cannot run a subject.
+        """
+        runtime, begin = find_runtime(self._conditions.runtime), time.monotonic()
+        total = len(self.subjects)
+        for done, subject in enumerate(self.subjects[len(self._runs) :], len(self._runs) + 1):
+            run = runtime.prepare(subject.module, subject.images, self._conditions)
+            for _ in range(_WARM_UP):
+                run()
+            self._runs.append(run)
+            if progress is not None:
+                progress(done, total, (total - done) * (time.monotonic() - begin) / done)
+
+    def round(self) -> None:
+        """One visit of every subject, in random order. Call inside ``steady``."""
+        if len(self._runs) < len(self.subjects):
+            self.warm_up()
+        for i in self._rng.permutation(len(self.subjects)).tolist():
+            run = self._runs[i]
+            for _ in range(self.subjects[i].settle):
+                run()
+            self.samples[i].append(self._time(run))
+
+    @staticmethod
+    def _time_cpu(run: Run) -> float:
+        start = time.perf_counter_ns()
+        run()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    def _time_cuda(self, run: Run) -> float:
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(self._device)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+@contextlib.contextmanager
+def steady(conditions: Conditions) -> Iterator[None]:
+    """No garbage collection, no autograd, the threads of ``conditions``; restored afterwards."""
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    gc.collect()
+    gc.disable()
+    torch.set_num_threads(conditions.threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: not before ``min_rounds`` and ``min_seconds``, then as soon as the figures
+    are stable, at the latest after ``max_rounds`` and twice ``min_seconds`` or at the budget.
+
+    Rounds of small networks take milliseconds while a machine drifts over tens of seconds, so
+    counting rounds alone would end too early.
+    """
+
+    min_rounds: int = 10
+    max_rounds: int = 40
+    min_seconds: float = 12.0
+    budget_s: float | None = None
+
+
+def run_rounds(
+    bench: Bench,
+    limits: Limits,
+    stable: Callable[[Bench], bool],
+    after_round: Callable[[int, int, float], None] | None = None,
+    seconds_before: float = 0.0,
+    clock: ClockMeter | None = None,
+) -> str:
+    """Rounds until ``limits`` say stop: ``converged``, ``rounds`` or ``time``. Inside ``steady``.
+
+    ``after_round(done, total, eta_s)`` is told rounds done, the most that there will be, and
+    the seconds these take at most. ``seconds_before`` went into rounds of an earlier process.
+    ``clock`` is read between rounds.
+    """
+    begin, checked = time.monotonic(), -math.inf
+    rounds_before = bench.rounds
+    while True:
+        bench.round()
+        if clock is not None:
+            clock.sample()
+        now = time.monotonic()
+        seconds, rounds = seconds_before + now - begin, bench.rounds
+        per_round = (now - begin) / (rounds - rounds_before)
+        total = max(limits.max_rounds, rounds, math.ceil(2 * limits.min_seconds / per_round))
+        eta = (total - rounds) * per_round
+        if limits.budget_s is not None:
+            eta = min(eta, max(0.0, limits.budget_s - (now - begin)))
+        if after_round is not None:
+            after_round(rounds, total, eta)
+        if (
+            limits.budget_s is not None
+            and now - begin > limits.budget_s
+            and rounds >= _LEAST_ROUNDS
+        ):
+            return "time"
+        if rounds >= limits.max_rounds and seconds >= 2 * limits.min_seconds:
+            return "rounds"
+        enough = rounds >= limits.min_rounds and seconds >= limits.min_seconds
+        if enough and (now - checked > 0.5 or per_round > 0.5):
+            if stable(bench):
+                return "converged"
+            checked = time.monotonic()

@@ -1,0 +1,129 @@
+"""What spoils a measurement from outside: other work on the machine, and a throttled clock."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from predictors.measuring.conditions import Conditions, torch_device
+
+BUSY_SHARE = 0.1
+THROTTLED_SHARE = 0.9  # of the fastest clock seen: below it the clock was lowered meanwhile
+SLOW_SHARE = 0.7  # of the rated maximum, which a processor under load need not reach
+_SAMPLE_SECONDS = {"cpu": 1.0, "cuda": 5.0}
+
+
+class LoadMeter:
+    """Share of the machine's processor time that others took since the meter was made."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        cpu, own = psutil.cpu_times(), self._process.cpu_times()
+        busy = sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0)
+        busy -= getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # in user already
+        return busy, own.user + own.system, time.monotonic()
+
+    def others(self) -> float:
+        """Between 0 and 1; includes time that a hypervisor gave to other guests."""
+        busy, own, now = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, (busy - own) / max(now * (psutil.cpu_count() or 1), 1e-9))
+
+    def warnings(self) -> list[str]:
+        share = self.others()
+        if share < BUSY_SHARE:
+            return []
+        return [
+            f"other work took {share:.0%} of the machine during the measurement: latencies may be "
+            "too high; measure again on an idle machine."
+        ]
+
+
+class ClockMeter:
+    """Clock of the device during a measurement, read now and then between rounds.
+
+    On CPUs the fastest core counts, since idle ones are slowed on purpose. Where the clock
+    cannot be read, as in many virtual machines, nothing is said about it.
+    """
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._device = torch_device(conditions)
+        self._read_at = 0.0
+        self.rated_mhz: float | None = None
+        self.seen_mhz: list[float] = []
+
+    def sample(self) -> None:
+        """Read the clock, unless it was read a moment ago."""
+        now = time.monotonic()
+        if now - self._read_at < _SAMPLE_SECONDS[self._device.type]:
+            return
+        self._read_at = now
+        clock = gpu_clock(self._device) if self._device.type == "cuda" else cpu_clock()
+        if clock is not None:
+            self.seen_mhz.append(clock[0])
+            self.rated_mhz = clock[1] or self.rated_mhz
+
+    def warnings(self) -> list[str]:
+        return clock_warnings(self.seen_mhz, self.rated_mhz)
+
+
+def clock_warnings(seen_mhz: list[float], rated_mhz: float | None) -> list[str]:
+    """One warning where a clock was lowered meanwhile, or was low all the time."""
+    if len(seen_mhz) < 3:
+        return []
+    ordered = sorted(seen_mhz)
+    low, fastest = ordered[len(ordered) // 4], ordered[-1]
+    advice = "cool the device, plug in its power supply, and turn power saving off."
+    if low < THROTTLED_SHARE * fastest:
+        return [
+            f"the clock was throttled during the measurement, from {fastest:.0f} to {low:.0f} MHz: "
+            f"latencies may be too high; {advice}"
+        ]
+    if rated_mhz and fastest < SLOW_SHARE * rated_mhz:
+        return [
+            f"the clock stayed at {fastest:.0f} MHz of the rated {rated_mhz:.0f} MHz: latencies "
+            f"hold for this speed only; {advice}"
+        ]
+    return []
+
+
+def cpu_clock() -> tuple[float, float | None] | None:
+    """MHz of the fastest core, and the rated maximum where it is known."""
+    try:
+        cores = psutil.cpu_freq(percpu=True)
+    except (OSError, NotImplementedError, AttributeError):  # not on every platform
+        cores = []
+    if cores:
+        current, rated = max(core.current for core in cores), max(core.max for core in cores)
+        return (current, rated or None) if current > 0 else None
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    except (OSError, ValueError):
+        return None
+    return (max(clocks), None) if clocks else None
+
+
+def gpu_clock(device: torch.device) -> tuple[float, float | None] | None:
+    """MHz of the multiprocessors now and at most, by ``nvidia-smi``."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    which = f"GPU-{uuid}" if uuid is not None else str(device.index or 0)
+    query = ["--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "-i", which, *query],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+        now, most = (float(value) for value in said.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return now, most

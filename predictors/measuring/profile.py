@@ -1,0 +1,327 @@
+"""Profiling: measure what a space needs and a table lacks, and fit its correction.
+
+Entries and whole check networks are timed in the same rounds (see ``measure``), which go on
+until the check networks' halves agree and the sum of the entries stands still. Samples are
+saved every few seconds, so a killed profile continues where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from predictors.measuring.bench import (
+    Bench,
+    Limits,
+    WeightPool,
+    network_subject,
+    run_rounds,
+    split_half_disagreement,
+    statistic,
+    steady,
+)
+from predictors.measuring.conditions import Conditions, local_conditions
+from predictors.measuring.disturbances import ClockMeter, LoadMeter
+from predictors.measuring.entry_plan import EntryPlan, first_portion
+from predictors.tables.correction import CheckNetwork, Correction, correction_of
+from predictors.tables.latency_table import (
+    SCHEMA_VERSION,
+    EntryLatency,
+    LatencyTable,
+    read_parquet,
+    write_parquet,
+)
+from search_space import Architecture, SearchSpace, components
+from search_space.errors import CorruptFileError, UsageError
+
+log = logging.getLogger(__name__)
+
+NUM_CHECKS = 12
+SAVE_SECONDS = 10.0
+_CHECKS_AGREE = 0.02
+_SUM_STANDS = 0.01
+_PARTIAL_KEY = b"nas.latency_samples"
+_PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
+
+Progress = Callable[[int, int, float], None]
+
+
+def cache_folder() -> Path:
+    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
+
+    Raises UsageError where a file stands in the way of what the variable says.
+    """
+    root = os.environ.get("NAS_CACHE")
+    if root:
+        folder = Path(root) / "latency"
+        for part in (folder, *folder.parents):
+            if part.is_file():
+                raise UsageError(
+                    f"NAS_CACHE={root} is no folder: {part} is a file; set NAS_CACHE to a folder, "
+                    "or unset it."
+                )
+        return folder
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas" / "latency"
+
+
+def table_path(conditions: Conditions, cache_dir: Path | None = None) -> Path:
+    """File of the table of ``conditions``."""
+    folder = cache_folder() if cache_dir is None else cache_dir
+    return folder / f"{conditions.device.kind}-{conditions.digest}.parquet"
+
+
+def cached_table(conditions: Conditions, cache_dir: Path | None = None) -> LatencyTable:
+    """The table on disk, or an empty one; raises CorruptFileError for an unusable file."""
+    path = table_path(conditions, cache_dir)
+    if not path.exists():
+        return LatencyTable(conditions, {}, {})
+    table = LatencyTable.load(path)
+    if table.conditions != conditions:
+        raise CorruptFileError(
+            f"{path} holds a table of other conditions ({table.conditions}). Delete the file and "
+            "run `nas profile` to measure it again."
+        )
+    return table
+
+
+def check_architectures(space: SearchSpace) -> list[Architecture]:
+    """The whole networks that a space's correction is fitted on: both extremes and random ones.
+
+    Always the same for a space, so that sessions can be compared.
+    """
+    rng = np.random.default_rng(int(space.digest, 16))
+    drawn = space.decode(space.sample(rng, NUM_CHECKS - 2))
+    return list(dict.fromkeys([space.smallest, space.largest, *drawn]))
+
+
+def profile(
+    space: SearchSpace,
+    num_classes: int = 1000,
+    conditions: Conditions | None = None,
+    cache_dir: Path | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    time_budget_s: float | None = None,
+    limits: Limits | None = None,
+    fresh: bool = False,
+) -> LatencyTable:
+    """Latency table that can ``compile(space, num_classes)``.
+
+    What is on disk for these conditions is used, only the rest is measured. ``seed`` sets the
+    order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
+    be, and how many seconds these take at most; 0 rounds are done while the runtime still
+    compiles or loads, and the seconds are what is left of that. After ``time_budget_s`` the
+    measurement ends with what it has, and the correction says so. Where the runtime keeps memory
+    for each entry there are portions that fit, one after the other; rounds, seconds and the
+    budget are those of one. ``fresh`` measures everything that the space asks for anew and
+    forgets the rest; what is on disk stays until that is done.
+
+    Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
+    the table on disk cannot be used, UsageError where the runtime cannot be used here.
+    """
+    conditions = local_conditions() if conditions is None else conditions
+    table = cached_table(conditions, cache_dir)
+    if fresh:
+        table = LatencyTable(conditions, {}, {}, name=table.name)
+    elif table.complete(space, num_classes):
+        return table
+    path = table_path(conditions, cache_dir)
+    limits = limits or Limits()
+    if time_budget_s is not None:
+        limits = replace(limits, budget_s=time_budget_s)
+    session = _Session(table, space, num_classes, path, limits)
+    if fresh:
+        session.partial.unlink(missing_ok=True)
+    while True:
+        session.run(seed, progress)
+        # another process may have written meanwhile: what is on disk stays
+        table = session.extend(table if fresh else cached_table(conditions, cache_dir))
+        complete = table.complete(space, num_classes)
+        if complete or not fresh:
+            table.save(path)
+        session.partial.unlink(missing_ok=True)
+        if complete:
+            return table
+        session.go_on(table)
+
+
+@dataclass
+class _Progressive:
+    """State that is saved while measuring: samples per subject and the seconds they took."""
+
+    samples: list[list[float]]
+    seconds: float
+
+
+class _Session:
+    """One measurement of a table's missing entries beside the check networks of a space."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        space: SearchSpace,
+        num_classes: int,
+        path: Path,
+        limits: Limits,
+    ) -> None:
+        self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
+        self.checks = check_architectures(space)
+        self.partial = path.with_suffix(f".{space.digest}-{num_classes}.partial.parquet")
+        self.level: dict[str, float] = {}  # milliseconds of the check networks, by digest
+        self.seconds = 0.0
+        self.stopped = "converged"
+        self.warnings: list[str] = []
+        self.go_on(table)
+
+    def go_on(self, table: LatencyTable) -> None:
+        """Turn to what ``table`` lacks, or as much of it as may be loaded at once."""
+        missing = table.missing(self.space, self.num_classes)
+        self.table, self.missing = table, first_portion(missing, table.conditions)
+        self.plan = EntryPlan(self.missing, table.conditions)
+
+    def run(self, seed: int, progress: Progress | None) -> None:
+        conditions = self.table.conditions
+        pool = WeightPool(conditions)
+        subjects = self.plan.subjects(pool)
+        subjects += [network_subject(a, self.num_classes, conditions, pool) for a in self.checks]
+        self.bench = bench = Bench(subjects, conditions, seed)
+        names = self.plan.names()
+        names += [f"network {a.digest}" for a in self.checks]
+        earlier = _load_partial(self.partial, names, conditions)
+        if earlier is not None:
+            bench.samples = earlier.samples
+        before = earlier.seconds if earlier is not None else 0.0
+        begin = saved = time.monotonic()
+
+        def preparing(done: int, total: int, eta_s: float) -> None:
+            nonlocal saved
+            slow = self.plan.runtime.name != "eager" and time.monotonic() - saved > 1
+            if progress is not None and slow:
+                saved = time.monotonic()
+                progress(0, self.limits.max_rounds, eta_s)
+
+        def save() -> None:
+            whole = [samples[: bench.rounds] for samples in bench.samples]
+            state = _Progressive(whole, before + time.monotonic() - begin)
+            _save_partial(self.partial, names, conditions, state)
+
+        def after_round(done: int, total: int, eta_s: float) -> None:
+            nonlocal saved
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+            if progress is not None:
+                progress(done, total, eta_s)
+
+        with steady(conditions):
+            bench.warm_up(preparing)
+            load, clock = LoadMeter(), ClockMeter(conditions)
+            begin = saved = time.monotonic()  # preparing is no measuring
+            try:
+                stopped = run_rounds(bench, self.limits, self._stable, after_round, before, clock)
+            except KeyboardInterrupt:
+                if bench.rounds:
+                    save()
+                raise
+        self.seconds += before + time.monotonic() - begin
+        self.stopped = stopped if self.stopped == "converged" else self.stopped
+        self.warnings += [*load.warnings(), *clock.warnings()]
+
+    def _stable(self, bench: Bench) -> bool:
+        """Whether the checks' halves agree and the entries' sum moved little of late."""
+        entries_part, checks_part = self._split(bench.samples)
+        if max(split_half_disagreement(samples) for samples in checks_part) > _CHECKS_AGREE:
+            return False
+        if not entries_part:
+            return True
+        values = np.array([samples[: bench.rounds] for samples in entries_part])
+        late = max(5, bench.rounds // 4)
+        now = np.percentile(values, 25, axis=1).sum()
+        then = np.percentile(values[:, :-late], 25, axis=1).sum()
+        return bool(abs(now - then) < _SUM_STANDS * now)
+
+    def _split(
+        self, samples: Sequence[list[float]]
+    ) -> tuple[Sequence[list[float]], Sequence[list[float]]]:
+        return samples[: len(self.plan)], samples[len(self.plan) :]
+
+    def extend(self, table: LatencyTable) -> LatencyTable:
+        """``table`` with this session's entries and, once it has all, a correction if it has none.
+
+        Entries are brought to the level of the session that the correction was fitted in, or of
+        the first portion, by the ratio of what the check networks took then and now.
+        """
+        entries_part, checks_part = self._split(self.bench.samples)
+        checked = {a.digest: statistic(s) for a, s in zip(self.checks, checks_part, strict=True)}
+        known = table.corrections.get(self.space.digest)
+        if known is not None:
+            self.level = {check.digest: check.measured_ms for check in known.checks}
+        self.level = self.level or checked
+        drift = float(np.median([then / checked[digest] for digest, then in self.level.items()]))
+        measured = {}
+        latencies = self.plan.latencies(entries_part)
+        for entry, samples in zip(self.missing, latencies, strict=True):
+            scaled = [drift * sample for sample in samples]
+            measured[entry] = EntryLatency.of(scaled, statistic(scaled))
+        table = table.with_session(measured)
+        if known is not None or table.missing(self.space, self.num_classes):
+            return table
+        return table.with_session({}, {self.space.digest: self._correct(table, checks_part)})
+
+    def _correct(self, table: LatencyTable, checks_part: Sequence[list[float]]) -> Correction:
+        checks = []
+        for architecture, samples in zip(self.checks, checks_part, strict=True):
+            chain = components(architecture, self.num_classes)
+            total = sum(table.entries[part.spec, part.in_size].latency_ms for part in chain)
+            digest = architecture.digest
+            checks.append(CheckNetwork(digest, total, self.level[digest], len(samples)))
+        return correction_of(
+            self.space.name,
+            checks,
+            halves=max(map(split_half_disagreement, checks_part)),
+            rounds=self.bench.rounds,
+            seconds=self.seconds,
+            stopped=self.stopped,
+            warnings=self.warnings,
+        )
+
+
+def _save_partial(
+    path: Path, names: list[str], conditions: Conditions, state: _Progressive
+) -> None:
+    table = pa.table({"subject": names, "samples_ms": state.samples}, schema=_PARTIAL_SCHEMA)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "conditions_digest": conditions.digest,
+        "seconds": state.seconds,
+    }
+    write_parquet(path, table, _PARTIAL_KEY, metadata)
+
+
+def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Progressive | None:
+    """Samples of an interrupted session with the same subjects, or None."""
+    if not path.exists():
+        return None
+    try:
+        table, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
+        samples = table["samples_ms"].to_pylist()
+        if table["subject"].to_pylist() != names or (
+            metadata.get("conditions_digest") != conditions.digest
+        ):
+            raise CorruptFileError("it belongs to another session.")
+        counts = {len(values) for values in samples}
+        values = np.array(samples, dtype=np.float64)
+        if len(counts) != 1 or not (np.isfinite(values).all() and (values > 0).all()):
+            raise CorruptFileError("its samples are not complete.")
+        return _Progressive(samples, float(metadata["seconds"]))
+    except (CorruptFileError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s is left out: %s The profile starts over.", path, error)
+        return None

@@ -1,0 +1,117 @@
+"""Measuring whole networks: what was predicted is checked on the device before it is claimed.
+
+Networks are interleaved as entries are, so that comparisons between them are fair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from predictors.measuring.bench import (
+    SPLIT_HALF_LIMIT,
+    Bench,
+    Limits,
+    WeightPool,
+    network_subject,
+    run_rounds,
+    split_half_disagreement,
+    statistic,
+    steady,
+)
+from predictors.measuring.conditions import Conditions, local_conditions
+from predictors.measuring.disturbances import ClockMeter, LoadMeter
+from search_space import Architecture
+
+_AGREE = 0.02
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measured latency of a network.
+
+    Args:
+        latency_ms: 25th percentile of the runs.
+        low_ms, high_ms: 10th and 90th percentile.
+        runs: number of timed runs.
+        split_half_disagreement: relative difference between the first and second half's figures.
+        warnings: what may have spoilt this measurement or those made together with it.
+    """
+
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    split_half_disagreement: float
+    warnings: tuple[str, ...] = ()
+
+
+def measure_networks(
+    architectures: Sequence[Architecture],
+    num_classes: int = 1000,
+    conditions: Conditions | None = None,
+    *,
+    seed: int = 0,
+    limits: Limits | None = None,
+    time_budget_s: float | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[Measurement]:
+    """Measured latency of each network on this machine, in the order given.
+
+    ``progress(done, total, eta_s)`` is told rounds done, the most there will be, and how many
+    seconds these take at most. Raises UnknownNameError where ``conditions`` are another
+    machine's, UsageError where their runtime cannot be used here.
+    """
+    if not architectures:
+        return []
+    conditions = local_conditions() if conditions is None else conditions
+    limits = limits or Limits(min_seconds=5.0)
+    if time_budget_s is not None:
+        limits = replace(limits, budget_s=time_budget_s)
+    pool = WeightPool(conditions)
+    subjects = [network_subject(a, num_classes, conditions, pool) for a in architectures]
+    bench = Bench(subjects, conditions, seed)
+
+    def stable(bench: Bench) -> bool:
+        return max(map(split_half_disagreement, bench.samples)) <= _AGREE
+
+    with steady(conditions):
+        bench.warm_up()
+        load, clock = LoadMeter(), ClockMeter(conditions)
+        run_rounds(bench, limits, stable, progress, clock=clock)
+    halves = [split_half_disagreement(samples) for samples in bench.samples]
+    notes = [*load.warnings(), *clock.warnings()]
+    drifted = [half for half in halves if half > SPLIT_HALF_LIMIT]
+    if drifted:
+        notes.append(
+            f"the first and second half of the runs differ by up to {max(drifted):.0%} for "
+            f"{len(drifted)} of {len(halves)} networks: the machine's speed changed during the "
+            "measurement."
+        )
+    return [
+        _measurement(samples, half, notes)
+        for samples, half in zip(bench.samples, halves, strict=True)
+    ]
+
+
+def measure_network(
+    architecture: Architecture,
+    num_classes: int = 1000,
+    conditions: Conditions | None = None,
+    *,
+    time_budget_s: float | None = None,
+) -> Measurement:
+    """Measured latency of one network on this machine; see ``measure_networks``."""
+    (result,) = measure_networks(
+        [architecture], num_classes, conditions, time_budget_s=time_budget_s
+    )
+    return result
+
+
+def _measurement(samples: Sequence[float], halves: float, notes: Sequence[str]) -> Measurement:
+    low, high = np.percentile(samples, [10, 90])
+    return Measurement(
+        statistic(samples), float(low), float(high), len(samples), halves, tuple(notes)
+    )

@@ -1,0 +1,102 @@
+"""What a runtime is: it turns a module and its input into a call that runs one forward pass.
+
+A runtime also says how the cost of a call is taken out of an entry, since a whole network is
+called once and not once per component:
+
+- ``direct``: nothing to take out, a component costs the same alone and in a network (eager);
+- ``constant``: what a call of an empty network costs is subtracted;
+- ``slope``: n and 2n copies with weights of their own are timed, and the entry is
+  (t₂ₙ − tₙ) / n: the cost of the call cancels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from search_space.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from predictors.measuring.conditions import Conditions
+
+Run = Callable[[], object]
+Method = Literal["direct", "constant", "slope"]
+
+_RUNTIMES: dict[str, Runtime] = {}
+
+
+class Runtime(ABC):
+    """One way to run networks; stateless, one instance is registered by name."""
+
+    name: ClassVar[str]
+    method: ClassVar[Method]
+    device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    settle: ClassVar[int] = 1
+    """Runs of a whole network that go before each timed one: 1 for a network that runs again and
+    again, 0 for one that other work runs between."""
+    keeps_memory: ClassVar[bool] = False
+    """Whether what is prepared holds weights and activations of its own for as long as it lives."""
+    library: ClassVar[str] = "torch"
+    """Import name of what runs the network."""
+    install: ClassVar[str] = "pip install nas"
+
+    @abstractmethod
+    def version(self) -> str:
+        """Name and version of all that the speed depends on, such as ``torch 2.9.0``."""
+
+    @abstractmethod
+    def prepare(self, module: nn.Module, images: Tensor, conditions: Conditions) -> Run:
+        """A call that runs ``module`` on ``images`` once, inputs and outputs resident.
+
+        Whatever is done once per network, such as compilation, is done here. On CUDA the call
+        enqueues work on the current stream. It returns the output where the runtime gives it
+        without a copy: a tensor, or an array on the CPU.
+
+        Raises UsageError where the runtime cannot run the module in this precision.
+        """
+
+    def copies(self, weight_bytes: int, conditions: Conditions) -> int:
+        """n of the ``slope`` method, for a component with weights of this size."""
+        return 1
+
+    def require(self, device_kind: str, precision: str = "fp32") -> None:
+        """Raises UsageError where this runtime cannot be used, with what to do about it."""
+        if device_kind not in self.device_kinds:
+            served = " and ".join(self.device_kinds)
+            others = [name for name, r in _RUNTIMES.items() if device_kind in r.device_kinds]
+            raise UsageError(
+                f"runtime {self.name!r} needs a device of kind {served}, not {device_kind!r}. "
+                f"Measure on such a device, or use one of: {', '.join(others)}."
+            )
+        if not self.installed():
+            raise UsageError(
+                f"runtime {self.name!r} needs the package {self.library!r}, which is not "
+                f"installed. Install it with: {self.install}"
+            )
+
+    def installed(self) -> bool:
+        """Whether the library is there; it is not imported."""
+        return importlib.util.find_spec(self.library) is not None
+
+
+def register(kind: type[Runtime]) -> type[Runtime]:
+    """Class decorator: make a runtime known by its name."""
+    assert kind.name not in _RUNTIMES, kind.name
+    _RUNTIMES[kind.name] = kind()
+    return kind
+
+
+def find_runtime(name: str) -> Runtime:
+    """The runtime of that name; raises UnknownNameError."""
+    if name not in _RUNTIMES:
+        raise UnknownNameError("runtime", name, _RUNTIMES)
+    return _RUNTIMES[name]
+
+
+def runtime_names() -> list[str]:
+    """All runtimes, whether they can be used here or not."""
+    return sorted(_RUNTIMES)

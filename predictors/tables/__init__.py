@@ -1,0 +1,1 @@
+"""Additive tables of costs, the latency table among them."""

@@ -1,0 +1,338 @@
+"""What a device's name stands for: this machine, a named table, or a datasheet.
+
+Every command that takes ``--device`` asks here. Tables lie in one folder, one file per
+conditions; a table's name is a label inside it, so a file copied from another machine is known
+there by the same name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from predictors.estimates.datasheets import datasheet_names, datasheet_of
+from predictors.estimates.estimate import estimate, estimated_conditions, is_estimated
+from predictors.measuring.conditions import (
+    Conditions,
+    DeviceIdentity,
+    identify,
+    local_conditions,
+    local_device_names,
+)
+from predictors.measuring.profile import cache_folder, profile, table_path
+from predictors.tables.interpolate import interpolated
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from search_space import SearchSpace
+from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
+
+Kind = Literal["local", "table", "datasheet"]
+Progress = Callable[[int, int, float], None]
+_NAME_RULE = "a name has letters, digits, '-', '_' and '.', and begins with a letter"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device under given conditions.
+
+    Args:
+        name: what the user calls it.
+        conditions: what its latencies are true under.
+        kind: ``local`` (this machine measures), ``table`` (another machine's measurements) or
+            ``datasheet`` (estimated).
+        path: of its table, which need not exist yet.
+    """
+
+    name: str
+    conditions: Conditions
+    kind: Kind
+    path: Path
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether networks can be measured on it here."""
+        return self.kind == "local"
+
+
+def provenance(table: LatencyTable) -> str:
+    """How the latencies of ``table`` came about, in words for people; from its entries."""
+    origins = Counter(value.origin for value in table.entries.values())
+    if is_estimated(table.conditions):
+        text = "estimated from datasheet figures, not measured"
+    elif not table.entries:
+        text = "not measured yet"
+    else:
+        text = "measured block by block"
+        if origins["interpolated"]:
+            text += f", {origins['interpolated']} of {origins.total()} entries interpolated"
+        if origins["estimated"]:
+            text += f", {origins['estimated']} of {origins.total()} entries estimated"
+    if table.calibration is not None:
+        text += f", calibrated on {len(table.calibration.networks)} whole networks"
+    return text
+
+
+def provenance_of(target: Target) -> str:
+    """``provenance`` of the table that ``target`` has on disk."""
+    return provenance(_stored(target) or LatencyTable(target.conditions, {}, {}))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A table on disk; ``problem`` says why it cannot be read."""
+
+    path: Path
+    table: LatencyTable | None
+    problem: str = ""
+
+
+def known_tables(folder: Path | None = None) -> list[Known]:
+    """Every latency table in the folder of tables, by file name."""
+    result = []
+    for path in sorted((folder or cache_folder()).glob("*.parquet")):
+        if ".partial" in path.name:
+            continue
+        try:
+            result.append(Known(path, LatencyTable.load(path)))
+        except NasError as error:
+            result.append(Known(path, None, str(error)))
+    return result
+
+
+def device_names(folder: Path | None = None) -> list[str]:
+    """Every name that ``--device`` takes: this machine's, those of tables, datasheets."""
+    named = {k.table.name for k in known_tables(folder) if k.table is not None and k.table.name}
+    return [*local_device_names(), *sorted(named), *datasheet_names()]
+
+
+def find_device(
+    name: str,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    folder: Path | None = None,
+) -> Target:
+    """What ``name`` stands for; options that are None take the device's usual value.
+
+    Raises UnknownNameError for a name that nothing has, UsageError where the tables of that name
+    hold under other conditions than asked, or under several.
+    """
+    given: dict[str, Any] = {
+        key: value
+        for key, value in (
+            ("runtime", runtime),
+            ("precision", precision),
+            ("batch_size", batch_size),
+            ("threads", threads),
+        )
+        if value is not None
+    }
+    if name in local_device_names():
+        conditions = local_conditions(name, **given)
+        return Target(name, conditions, "local", table_path(conditions, folder))
+    if name in datasheet_names():
+        given.pop("threads", None)
+        conditions = estimated_conditions(name, **given)
+        return Target(name, conditions, "datasheet", table_path(conditions, folder))
+    named = [k for k in known_tables(folder) if k.table is not None and k.table.name == name]
+    if not name or not named:  # tables without a name are of no device that is asked for
+        raise UnknownNameError("device", name, device_names(folder))
+    return _named_target(name, named, given)
+
+
+def _named_target(name: str, known: list[Known], given: Mapping[str, Any]) -> Target:
+    tables = [(k.path, k.table) for k in known if k.table is not None]
+    fitting = [
+        (path, table)
+        for path, table in tables
+        if all(getattr(table.conditions, key) == value for key, value in given.items())
+    ]
+    listed = "; ".join(_short(table.conditions) for _, table in tables)
+    if not fitting:
+        asked = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise UsageError(
+            f"device {name!r} has no table for {asked}; it has: {listed}. Ask for one of these, "
+            "or measure it there."
+        )
+    devices = {table.conditions.device for _, table in tables}
+    if len(devices) > 1:
+        listed = "; ".join(f"{table.conditions.device} ({path})" for path, table in tables)
+        raise UsageError(
+            f"device {name!r} is the name of several devices: {listed}. Delete the files of all "
+            "but one, or import them under names of their own."
+        )
+    if len({_short(table.conditions) for _, table in fitting}) > 1:
+        raise UsageError(
+            f"device {name!r} has several tables: {listed}. Say which by --runtime, --precision, "
+            "--batch-size or --threads."
+        )
+    # the same but for versions: today's, otherwise the newest
+    path, table = max(fitting, key=lambda item: (is_local(item[1].conditions), item[1].created))
+    own = path == table_path(table.conditions, path.parent) and is_local(table.conditions)
+    return Target(name, table.conditions, "local" if own else "table", path)
+
+
+def stored_target(name: str, table: LatencyTable) -> Target:
+    """What ``name`` stood for when ``table`` was made for it."""
+    kind: Kind = "table"
+    if is_estimated(table.conditions):
+        kind = "datasheet"
+    elif is_local(table.conditions):
+        kind = "local"
+    return Target(name, table.conditions, kind, table_path(table.conditions))
+
+
+def is_local(conditions: Conditions) -> bool:
+    """Whether this machine, with what is installed on it today, measures under ``conditions``."""
+    here = conditions.device in {identify(item) for item in local_device_names()}
+    return here and conditions == _as_of_today(conditions)
+
+
+def _as_of_today(conditions: Conditions) -> Conditions | None:
+    """The same conditions with this machine's versions of everything."""
+    names = [n for n in local_device_names() if identify(n) == conditions.device]
+    try:
+        return local_conditions(
+            names[0],
+            threads=conditions.threads,
+            batch_size=conditions.batch_size,
+            precision=conditions.precision,
+            runtime=conditions.runtime,
+        )
+    except NasError:  # the runtime is not installed here
+        return None
+
+
+def _short(conditions: Conditions) -> str:
+    return (
+        f"{conditions.runtime}, {conditions.precision}, batch {conditions.batch_size}, "
+        f"{conditions.threads} threads"
+    )
+
+
+def check_name(name: str, device: DeviceIdentity, folder: Path | None = None) -> None:
+    """Refuse a name that is malformed or stands for something else already; UsageError."""
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    if not (name[:1].isalpha() and plain.isalnum() and plain.isascii()):
+        raise UsageError(f"device name {name!r} cannot be used: {_NAME_RULE}.")
+    if name in ("cpu", "cuda") or name in datasheet_names() or name.startswith("cuda."):
+        raise UsageError(
+            f"device name {name!r} stands for something else already; choose another --name."
+        )
+    for known in known_tables(folder):
+        table = known.table
+        if table is not None and table.name == name and table.conditions.device != device:
+            raise UsageError(
+                f"device name {name!r} is taken by the table of another device "
+                f"({table.conditions.device}; {known.path}). Choose another --name, or delete "
+                "that file."
+            )
+
+
+def latency_table(
+    target: Target,
+    space: SearchSpace,
+    num_classes: int = 1000,
+    *,
+    interpolate: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """Table of ``target`` that can ``compile(space, num_classes)``.
+
+    What this machine can measure is measured, what a datasheet gives is estimated. With
+    ``interpolate`` missing entries of another machine's table, or of this one's, are interpolated
+    between its measured ones. Raises MissingLatencyError where a table of another machine lacks
+    entries, CorruptFileError where it cannot be read.
+    """
+    stored, folder = _stored(target), target.path.parent
+    if target.kind == "datasheet":
+        if stored is not None and stored.calibration is not None:
+            # a calibration is one of the roofline, not of what a table of another GPU suggests
+            table = estimate(target.conditions, space, num_classes)
+            return replace(table, calibration=stored.calibration)
+        with suppress(MissingLatencyError):  # a table of too few components
+            return estimate(
+                target.conditions,
+                space,
+                num_classes,
+                measured=_comparable(target.conditions, folder),
+            )
+        return estimate(target.conditions, space, num_classes)
+    if interpolate:
+        if stored is None:
+            raise UsageError(
+                f"--interpolate needs a table of {target.name!r} to start from; measure one "
+                "with: nas profile"
+            )
+        return interpolated(stored, space, num_classes)
+    if target.kind == "local":
+        return profile(
+            space, num_classes, target.conditions, target.path.parent, seed=seed, progress=progress
+        )
+    if stored is None:
+        raise CorruptFileError(f"{target.path} is gone; import the table again.")
+    stored.compile(space, num_classes)  # says what is missing
+    return stored
+
+
+def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
+    """A measured table of another GPU that an estimate can be transferred from, the largest."""
+    tables = [
+        k.table
+        for k in known_tables(folder)
+        if k.table is not None
+        and k.table.entries
+        and not is_estimated(k.table.conditions)
+        and k.table.conditions.implementation == conditions.implementation
+        and {value.origin for value in k.table.entries.values()} == {"measured"}
+        and datasheet_of(k.table.conditions.device) is not None
+        and not k.table.conditions.differences(conditions)
+    ]
+    return max(tables, key=lambda table: len(table.entries), default=None)
+
+
+def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple[Path, list[str]]:
+    """Keep a table that was measured elsewhere under ``name``; its file, and what to know.
+
+    With a table of that name and these conditions it is merged: new figures win, but no
+    interpolated one over a measured one; corrections and a calibration that stood on figures
+    that have changed are dropped. Raises UsageError for estimates and for names that cannot be
+    used.
+    """
+    check_name(name, table.conditions.device, folder)
+    origins = {value.origin for value in table.entries.values()}
+    if is_estimated(table.conditions) or "estimated" in origins:
+        raise UsageError(
+            f"the table of {table.conditions.device} holds estimates, and only measurements can "
+            "be imported; the names of `nas devices` have estimates of their own."
+        )
+    file = f"{name}-{table.conditions.digest}.parquet"  # two boards of one kind may differ
+    path, notes = (folder or cache_folder()) / file, []
+    if path.exists():
+        stored = LatencyTable.load(path)
+        entries = {**stored.entries, **table.entries}
+        for entry, value in stored.entries.items():
+            if value.origin == "measured" and entries[entry].origin != "measured":
+                entries[entry] = value
+        corrections = dict(table.corrections)
+        calibration = table.calibration
+        if all(entries[entry] == value for entry, value in stored.entries.items()):
+            corrections = {**stored.corrections, **corrections}
+            calibration = calibration or stored.calibration
+        else:
+            notes.append(f"figures of {name!r} that were known before were replaced.")
+            if stored.calibration is not None and calibration is None:
+                notes.append("its calibration stood on them and was dropped; calibrate again.")
+        table = replace(table, entries=entries, corrections=corrections, calibration=calibration)
+    replace(table, name=name).save(path)
+    return path, notes
+
+
+def _stored(target: Target) -> LatencyTable | None:
+    return LatencyTable.load(target.path) if target.path.exists() else None

@@ -1,0 +1,1 @@
+"""The export of a network to formats that others load."""

@@ -1,0 +1,245 @@
+"""The report's central picture: what the run is judged by against cost, and what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from results.pareto import non_dominated
+from results.report.charts import (
+    Scale,
+    capitalised,
+    fit_scale,
+    format_metric,
+    metric_title,
+    place_labels,
+    staircase,
+    thousands,
+)
+from results.report.data import Baseline, FrontMember, Metrics, ReportData
+from results.report.quality import ACCURACY, Quality, quality_of
+from results.report.views import metric_rows, summarise, value
+
+BUTTONS = {"latency_ms": "Latency", "memory_bytes": "Memory"}
+BUTTONS |= {"macs": "MACs", "num_params": "Parameters"}
+MAX_DOTS = 4000
+HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
+FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
+
+
+def _shown(member: FrontMember | Baseline, name: str) -> float | None:
+    """The measured value where there is one, otherwise the predicted."""
+    predicted = member.predicted if isinstance(member, FrontMember) else member.metrics
+    measured = value(member.measured, name)
+    return measured if measured is not None else value(predicted, name)
+
+
+def _axes(everything: Sequence[Metrics]) -> list[str]:
+    """What quality is drawn against: further devices' latencies come after the first one's."""
+    known = {name for metrics in everything for name in metrics if value(metrics, name) is not None}
+    devices = sorted(name for name in known if name.startswith("latency_ms@"))
+    first, *others = BUTTONS
+    return [name for name in (first, *devices, *others) if name in known]
+
+
+def front_chart(data: ReportData) -> dict[str, Any] | None:
+    """Quality against each cost: dots, front, baselines, target; positions for every x axis."""
+    quality = quality_of(data)
+
+    def reached(metrics: Metrics) -> float:
+        return value(metrics, quality.metric) or 0.0
+
+    front = [m for m in data.front if value(m.predicted, quality.metric) is not None]
+    in_front = {m.digest for m in front}
+    dots = [p for p in data.evaluated if value(p.metrics, quality.metric) is not None]
+    dots = [p for p in dots if p.digest not in in_front]
+    named = [b for b in data.baselines if value(b.metrics, quality.metric) is not None]
+    total = len(dots) + len(front)
+    if dots:
+        kept = [reached(m.predicted) for m in front] + [reached(b.metrics) for b in named]
+        ordered = sorted(reached(p.metrics) for p in dots)
+        lowest = min([*kept, ordered[int(HIDDEN_SHARE * len(ordered))]])
+        dots = [p for p in dots if reached(p.metrics) >= lowest]
+    dropped = total - len(dots) - len(front)
+    sampled = len(dots) > MAX_DOTS
+    if sampled:  # evenly spaced in order of evaluation, so every phase is there
+        dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
+    everything = [p.metrics for p in dots] + [m.predicted for m in front]
+    axes = _axes(everything)
+    if not axes:
+        return None
+    left, top, right, bottom = FRONT_BOX
+    y_scale = fit_scale(
+        [reached(m) for m in [*everything, *(b.metrics for b in named)]],
+        bottom,
+        top,
+        floor=quality.floor,
+        ceiling=quality.ceiling,
+        allow_log=False,
+        pad=0.08,
+    )
+
+    points: list[dict[str, Any]] = [
+        {
+            "kind": "evaluated",
+            "y": y_scale(reached(p.metrics)),
+            "x": {a: value(p.metrics, a) for a in axes},
+            "detail": {
+                "title": p.digest,
+                "role": quality.judged,
+                "rows": metric_rows(p.metrics),
+                "stages": summarise(p.architecture),
+            },
+        }
+        for p in dots
+    ]
+    chosen = data.chosen.digest if data.chosen else None
+    points += [
+        {
+            "kind": "chosen" if m.digest == chosen else "front",
+            "y": y_scale(reached(m.predicted)),
+            "x": {a: _shown(m, a) for a in axes},
+            "detail": {
+                "title": m.digest,
+                "role": "chosen, on the front" if m.digest == chosen else "on the front",
+                "rows": metric_rows(m.predicted, m.measured),
+                "stages": summarise(m.architecture),
+            },
+        }
+        # the chosen one last, so that no other covers it
+        for m in sorted(front, key=lambda m: (m.digest == chosen, _shown(m, axes[0]) or 0.0))
+    ]
+    views = []
+    for axis in axes:
+        xs = [p["x"][axis] for p in points] + [_shown(b, axis) for b in named]
+        xs += [data.targets[axis]] if axis in data.targets else []
+        scale = fit_scale([x for x in xs if x is not None], left, right, floor=0.0)
+        for point in points:
+            x = point["x"][axis]
+            point["x"][axis] = None if x is None else scale(x)
+        views.append(_front_view(data, axis, scale, y_scale, points, front, named))
+    drawn = [
+        (p["x"][axes[0]], p["y"])
+        for p in points
+        if p["kind"] != "evaluated" and p["x"][axes[0]] is not None
+    ]
+    details = [p["detail"] for p in points]
+    for b in named:
+        details.append(
+            {
+                "title": b.name,
+                "role": "baseline" + (f", {b.note}" if b.note else ""),
+                "rows": metric_rows(b.metrics, b.measured),
+                "stages": summarise(b.architecture),
+            }
+        )
+    counts = {
+        "evaluated": total,
+        "shown": len(points),
+        "front": len(front),
+        "dropped": dropped,
+        "sampled": sampled,
+    }
+    measured = any(value(m.measured, "latency_ms") is not None for m in front)
+    # Members of the predicted front that another one beats in quality and measured latency.
+    overtaken = measured and not non_dominated(drawn).all()
+    return {
+        "box": FRONT_BOX,
+        "title": quality.axis,
+        "label": f"{capitalised(quality.noun)} against cost of {total} architectures, "
+        f"{len(front)} of them on the front.",
+        "views": views,
+        "points": points,
+        "details": details,
+        "y_ticks": y_scale.ticks(quality.metric, 6),
+        "counts": counts,
+        "lead": _lead(data, quality, counts, axes[0], measured, overtaken),
+    }
+
+
+def _lead(
+    data: ReportData,
+    quality: Quality,
+    counts: Mapping[str, int],
+    cost: str,
+    measured: bool,
+    overtaken: bool,
+) -> str:
+    """What the chart shows of how many architectures, and how its points are to be read."""
+    total, shown = counts["evaluated"], counts["shown"]
+    seen = data.num_seen or total
+    best = "."
+    if counts["front"]:
+        against = "predicted latency" if cost == "latency_ms" else metric_title(cost)
+        best = (
+            f"; none of them beats one of the {counts['front']} on the front in both "
+            f"{quality.compared} and {against}."
+        )
+    hidden = f"without {quality.lowest}, which would flatten the rest" if counts["dropped"] else ""
+    sample = "of the others an even sample" if hidden else "an even sample"
+    drawn = ", and ".join(filter(None, [hidden, sample if counts["sampled"] else ""]))
+    if quality.metric == ACCURACY:
+        out_of = f" out of {thousands(seen)} that were costed" if data.num_seen else ""
+        text = f"{thousands(total)} architectures were evaluated{out_of}{best}"
+        text += f" {thousands(shown)} are drawn: {drawn}." if shown < total else ""
+    else:
+        seen = max(seen, total)
+        some = f", {thousands(shown)} of them are shown" if shown < seen else ""
+        text = f"{thousands(seen)} architectures were {quality.judged}{some}{best}"
+        text += f" They are shown {drawn}." if drawn else ""
+    if measured:
+        text += " Front points sit at their re-measured latency; the thin tail starts at the "
+        text += "predicted one."
+    if overtaken:
+        text += f" Those below the line are {quality.overtaken}."
+    return text
+
+
+def _front_view(
+    data: ReportData,
+    axis: str,
+    scale: Scale,
+    y_scale: Scale,
+    points: Sequence[Mapping[str, Any]],
+    front: Sequence[FrontMember],
+    named: Sequence[Baseline],
+) -> dict[str, Any]:
+    """What belongs to one x axis alone: ticks, staircase, target, tails, baselines."""
+    quality = data.quality
+    placed = [
+        (p["x"][axis], p["y"])
+        for p in points
+        if p["kind"] != "evaluated" and p["x"][axis] is not None
+    ]
+    best = non_dominated(placed)  # in SVG units both axes grow towards the worse
+    steps = list(dict.fromkeys(p for p, keep in zip(placed, best, strict=True) if keep))
+    tails = []
+    for m in front if axis == "latency_ms" else ():
+        predicted, measured = value(m.predicted, axis), value(m.measured, axis)
+        if predicted is not None and measured is not None:
+            y = y_scale(value(m.predicted, quality) or 0.0)
+            tails.append((scale(predicted), scale(measured), y))
+    markers = []
+    for i, b in enumerate(named):
+        x = _shown(b, axis)
+        if x is not None:
+            y = y_scale(value(b.metrics, quality) or 0.0)
+            markers.append((scale(x), y, b.name, len(points) + i))
+    labels = place_labels([m[:3] for m in markers], placed, FRONT_BOX)
+    target = data.targets.get(axis)
+    return {
+        "metric": axis,
+        "title": metric_title(axis),
+        "button": BUTTONS.get(axis) or capitalised(metric_title(axis)).replace(" (ms)", ""),
+        "log": scale.log,
+        "ticks": scale.ticks(axis, 7),
+        "line": staircase(steps, FRONT_BOX[2]),
+        "tails": tails,
+        "target": None
+        if target is None
+        else {"x": scale(target), "text": f"limit {format_metric(axis, target)}"},
+        "baselines": [
+            {"x": x, "y": y, "name": name, "index": index, "label": label}
+            for (x, y, name, index), label in zip(markers, labels, strict=True)
+        ],
+    }

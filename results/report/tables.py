@@ -1,0 +1,176 @@
+"""The report's tables, worked out from the data; columns without any value are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from results.report.charts import Scale, format_metric, metric_title, signed
+from results.report.data import Metrics, ReportData
+from results.report.quality import ACCURACY, quality_of
+from results.report.views import value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows in a column, and the number that it sorts by."""
+
+    column: str
+    sort: float | None
+    text: str
+    spread: str = ""
+
+
+def _cell(column: str, metric: str, number: float | None, spread: str = "") -> Cell:
+    return Cell(column, number, format_metric(metric, number), spread)
+
+
+def _table(first: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """At least one row, with its cells of columns that hold a value in any row."""
+    held = {cell.column for row in rows for cell in row["cells"] if cell.sort is not None}
+    columns = [cell.column for cell in rows[0]["cells"] if cell.column in held]
+    kept = [{**row, "cells": [c for c in row["cells"] if c.column in held]} for row in rows]
+    return {"columns": [first, *columns], "rows": kept}
+
+
+def front_table(data: ReportData) -> dict[str, Any] | None:
+    """The front, fastest first."""
+    if not data.front:
+        return None
+    quality = quality_of(data)
+    rows = []
+    for m in data.front:
+        predicted, measured = value(m.predicted, "latency_ms"), value(m.measured, "latency_ms")
+        error = predicted / measured - 1 if predicted is not None and measured else None
+        rows.append(
+            {
+                "digest": m.digest,
+                "chosen": data.chosen is not None and data.chosen.digest == m.digest,
+                "order": measured if measured is not None else predicted or 0.0,
+                "cells": [
+                    _cell("latency, predicted", "latency_ms", predicted),
+                    _cell("latency, measured", "latency_ms", measured, _spread(m.measured)),
+                    Cell(
+                        "error",
+                        error,
+                        "–" if error is None else f"{signed(100 * error, 1)}\u00a0%",
+                    ),
+                    _cell(quality.noun, quality.metric, value(m.predicted, quality.metric)),
+                    _cell("loss", "loss", value(m.predicted, "loss")),
+                    _cell("parameters", "num_params", value(m.predicted, "num_params")),
+                    _cell("MACs", "macs", value(m.predicted, "macs")),
+                ],
+            }
+        )
+    table = _table("digest", sorted(rows, key=lambda row: float(row["order"])))
+    treatment = quality.treatment
+    if quality.metric == ACCURACY:
+        both = "and loss are" if "loss" in table["columns"] else "is"
+        treatment = f"Accuracy {both} on the validation split with inherited weights"
+    checked = "error" in table["columns"]
+    against = "; the error is the prediction's against the measurement" if checked else ""
+    return {**table, "caption": f"Members of the front. {treatment}{against}."}
+
+
+def _spread(measured: Metrics) -> str:
+    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
+    if low is None or high is None:
+        return ""
+    low_text = format_metric("latency_ms", low).removesuffix("\u00a0ms")
+    return f"{low_text} to {format_metric('latency_ms', high)}"
+
+
+def baseline_table(data: ReportData) -> dict[str, Any] | None:
+    """Baselines and, for comparison, the chosen network."""
+    if not data.baselines:
+        return None
+    quality = quality_of(data)
+    networks = [(b.name, b.note, b.metrics, b.measured, b.test_accuracy) for b in data.baselines]
+    if data.chosen is not None:
+        c = data.chosen
+        networks.insert(0, (f"chosen: {c.digest}", "", c.predicted, c.measured, c.test_accuracy))
+    rows = [
+        {
+            "name": name,
+            "note": note,
+            "chosen": data.chosen is not None and i == 0,
+            "cells": [
+                _cell("latency, predicted", "latency_ms", value(metrics, "latency_ms")),
+                _cell("latency, measured", "latency_ms", value(measured, "latency_ms")),
+                _cell(quality.full_name, quality.metric, value(metrics, quality.metric)),
+                _cell("test accuracy", ACCURACY, test),
+                _cell("parameters", "num_params", value(metrics, "num_params")),
+                _cell("MACs", "macs", value(metrics, "macs")),
+            ],
+        }
+        for i, (name, note, metrics, measured, test) in enumerate(networks)
+    ]
+    how = (
+        "; below each name is how it was treated"
+        if quality.metric == ACCURACY
+        else f", {quality.judged} alike"
+    )
+    caption = f"Designs to compare with{how}. {quality.treatment}."
+    return {**_table("network", rows), "caption": caption}
+
+
+def trial_table(data: ReportData) -> dict[str, Any] | None:
+    """Trials of a fine-tuning with their hyper-parameters, as they were begun."""
+    if not data.trials:
+        return None
+    names = list(dict.fromkeys(name for trial in data.trials for name in trial.hyperparameters))
+    rows = [
+        {
+            "number": trial.number,
+            "note": f"{trial.network}, {trial.status}" + (f": {trial.note}" if trial.note else ""),
+            "chosen": trial.chosen,
+            "cells": [
+                Cell("epochs", trial.epochs, str(trial.epochs)),
+                _cell("validation loss", "loss", trial.validation_loss),
+                _cell("validation accuracy", ACCURACY, trial.validation_accuracy),
+                *(
+                    _cell(metric_title(name), name, trial.hyperparameters.get(name))
+                    for name in names
+                ),
+            ],
+        }
+        for trial in data.trials
+    ]
+    caption = (
+        "All trials, each with its network; loss and accuracy are on the validation split after "
+        "its last epoch."
+    )
+    return {**_table("trial", rows), "caption": caption}
+
+
+def rank_tables(data: ReportData) -> list[dict[str, Any]]:
+    """Kendall's taus as bars between -1 and 1, cheap metrics and predictors apart."""
+    quality = quality_of(data)
+    tables = []
+    for kind, title, column in (
+        ("metric", f"How {quality.ranked} ranks against each cheap metric", "metric"),
+        ("predictor", "How well each predictor ranked", "predictor"),
+    ):
+        rows = []
+        for row in (r for r in data.ranking if r.kind == kind):
+            scale = Scale(-1.0, 1.0, 4.0, 196.0)
+            rows.append(
+                {
+                    "name": metric_title(row.name).removesuffix(" (ms)"),
+                    "against": metric_title(row.against).removesuffix(" (ms)"),
+                    "n": row.n,
+                    "tau": "–" if row.tau is None else signed(row.tau, 2),
+                    "interval": ""
+                    if row.low is None or row.high is None
+                    else f"{signed(row.low, 2)} to {signed(row.high, 2)}",
+                    "bar": None if row.tau is None else scale(row.tau),
+                    "zero": scale(0.0),
+                    "low": None if row.low is None else scale(row.low),
+                    "high": None if row.high is None else scale(row.high),
+                }
+            )
+        if rows:
+            assumed = quality.noun if kind == "metric" else None  # what the title already says
+            tables.append({"title": title, "column": column, "assumed": assumed, "rows": rows})
+    return tables

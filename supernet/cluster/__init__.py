@@ -1,0 +1,1 @@
+"""Training and tuning by several workers, through Ray."""

@@ -1,0 +1,335 @@
+"""Supernet training by several workers, on this machine or a cluster, through Ray Train.
+
+Each worker runs ``train_supernet`` on its share of every batch. The first one writes checkpoints,
+in the format of ``supernet.training.checkpoints``, to storage that all workers see; when a worker
+is lost all start again from the last one, fewer of them where the lost one has no replacement. This
+process trains nothing: it shows progress, writes metrics, and loads the last checkpoint at the
+end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.exceptions import RayTrainError  # what is no fault of the training's
+from ray.train.v2.api.callback import UserCallback  # ray.train has these, too, but not their types
+from ray.train.v2.api.config import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from search_space.errors import NasError, RunError
+from supernet.cluster.connection import connected, nodes, share
+from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, work
+from supernet.data.dataset import ImageData
+from supernet.network.supernet import Supernet
+from supernet.training.checkpoints import Checkpoint, LocalStore, save_checkpoint
+from supernet.training.config import EpochMetrics, TrainConfig
+from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
+from supernet.training.metric_files import MetricFiles
+from supernet.training.storage import Storage
+from supernet.training.train import CHECKPOINTS, train_supernet
+
+SILENT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who trains.
+
+    count: workers that are asked for. gpus: of each; None for one where the cluster has any.
+    address: of the cluster, see ``supernet.cluster.connection.connect``.
+    storage: folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
+        default they are in the training's own directory, which all nodes must share then.
+    max_failures: lost workers until the training is given up. elastic: whether it goes on with
+        fewer workers where a lost one has no replacement, or waits for one.
+    """
+
+    count: int
+    gpus: float | None = None
+    address: str | None = None
+    storage: str | None = None
+    name: str = "supernet"
+    max_failures: int = 3
+    elastic: bool = True
+
+
+def train_distributed(
+    supernet: Supernet,
+    data: ImageData,
+    config: TrainConfig,
+    directory: str | Path,
+    workers: Workers,
+    open_images: Callable[[], ImageData],
+    *,
+    progress: ProgressCallback | None = None,
+    notice: Callable[[str], None] | None = None,
+    device: str | torch.device = "cpu",
+    cost: Cost | None = None,
+    logits: Path | None = None,
+    loader_workers: int = 0,
+    checkpoint_seconds: float = 60.0,
+    tensorboard: bool = True,
+) -> list[EpochMetrics]:
+    """As ``train_supernet``, by ``workers``; leaves the same files, and weights in ``supernet``.
+
+    It starts from the weights that ``config.seed`` gives, or from the newest checkpoint in
+    ``directory`` or the storage, whatever number of workers wrote it.
+
+    open_images: called on each worker; must give there what ``data`` is here.
+    notice: called with a sentence where the training goes on otherwise than asked.
+    device: of this process, for ``supernet``. cost: must be picklable.
+
+    Raises RunError where cluster, storage or batch size cannot be used, or workers are lost again
+    and again; DataError where a worker finds other images; TrainingDivergedError.
+    """
+    directory = Path(directory).resolve()
+    local = LocalStore(directory / CHECKPOINTS)
+    found = local.load()
+    if not _is_finished(found, config):
+        check_batch_size(config, len(data.train), workers.count)
+        check_groups(config, len(data.train), workers.count)
+        own = workers.storage is None
+        storage = Storage(
+            str(directory) if workers.storage is None else workers.storage,
+            CHECKPOINTS if own else workers.name,
+        )
+        token = uuid.uuid4().hex
+        storage.create(token)
+        try:
+            start = _start(storage, None if own else found)
+            with connected(workers.address):
+                resources = share(nodes(), workers.count, workers.gpus)
+                job = Job(
+                    space=supernet.space,
+                    num_classes=supernet.num_classes,
+                    open_images=open_images,
+                    fingerprint=data.fingerprint,
+                    config=config,
+                    cost=cost,
+                    logits=logits,
+                    loader_workers=loader_workers,
+                    checkpoint_seconds=checkpoint_seconds,
+                    storage=storage,
+                    token=token,
+                    start=None if start is None else start[0],
+                    count=workers.count,
+                    resources=resources,
+                    board=_board(),
+                )
+                files = MetricFiles(directory, tensorboard=tensorboard)
+                epochs = {} if start is None else _epochs(start[1])
+                _run(job, workers, _Listener(files, epochs, progress, notice))
+        finally:
+            storage.tidy()
+        last = storage.newest()
+        if last is not None and not own:
+            save_checkpoint(local.directory, last[1])
+    # Finished: nothing is trained here, but everything is checked, loaded and written as ever.
+    return train_supernet(
+        supernet,
+        data,
+        config,
+        directory,
+        device=device,
+        cost=cost,
+        logits=logits,
+        workers=loader_workers,
+        tensorboard=False,
+    )
+
+
+def fewest_workers(batch_size: int, accumulate: int, count: int) -> int:
+    """With how few workers a training of ``count`` can go on by itself.
+
+    From there up to ``count`` every number cuts the batch into equal parts; Ray may pick any.
+    """
+    least = count
+    while least > 1 and batch_size % (accumulate * (2 * (least - 1) if least > 2 else 1)) == 0:
+        least -= 1
+    return least
+
+
+def _is_finished(found: Checkpoint | None, config: TrainConfig) -> bool:
+    return found is not None and len(found.metadata["state"]["history"]) >= config.epochs
+
+
+def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
+    history = checkpoint.metadata["state"]["history"]
+    return {line["epoch"]: EpochMetrics(**line).to_dict() for line in history}
+
+
+def _start(storage: Storage, found: Checkpoint | None) -> tuple[str, Checkpoint] | None:
+    """Where workers begin: the newest checkpoint in the storage, or ``found`` if that is newer."""
+    stored = storage.newest()
+    if found is None or (stored is not None and stored[1].step >= found.step):
+        return stored
+    return storage.save(found).rpartition("/")[2], found
+
+
+class _Board:
+    """What the workers last said; an actor."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[int, int, dict[str, Any]] | None = None
+        self._epochs: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+
+    def tell(self, done: int, total: int, info: dict[str, Any]) -> None:
+        self._latest = done, total, info
+        if "seconds" in info:
+            self._epochs.append({key: info[key] for key in info if key != "epochs"})
+
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def take(self) -> tuple[Any, list[dict[str, Any]], list[str]]:
+        """Everything since the last call."""
+        taken = self._latest, self._epochs, self._notes
+        self._latest, self._epochs, self._notes = None, [], []
+        return taken
+
+
+def _board() -> Any:
+    here = ray.get_runtime_context().get_node_id()
+    options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    return ray.remote(num_cpus=0)(_Board).options(**options).remote()
+
+
+class _FailFast(UserCallback):
+    """Ends the training at once on an error that no repetition mends. Runs in Ray's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, NasError):
+                raise error
+        ranks = ", ".join(map(str, sorted(worker_exceptions)))
+        self.board.note.remote(f"worker {ranks} failed; going back to the last checkpoint")
+
+
+@dataclass
+class _Listener:
+    """Writes and shows what the board says."""
+
+    files: MetricFiles
+    epochs: dict[int, dict[str, Any]]
+    progress: ProgressCallback | None
+    notice: Callable[[str], None] | None
+    heard: float = 0.0
+
+    def hear(self, board: Any) -> None:
+        try:
+            latest, ended, notes = ray.get(board.take.remote(), timeout=10.0)
+        except ray.exceptions.RayError:
+            return  # progress is not worth the training
+        for epoch in ended:
+            self.epochs[epoch["epoch"]] = epoch
+            self.files.add_events(epoch)
+        if ended:
+            self.files.rewrite(self.epochs[number] for number in sorted(self.epochs))
+        now = time.monotonic()
+        if latest is not None or notes or not self.heard:
+            self.heard = now
+        elif now - self.heard > SILENT_SECONDS:
+            self.heard = now
+            notes = [
+                "no word from the workers for two minutes; `ray status` shows what they wait for"
+            ]
+        if self.notice is not None:
+            for note in notes:
+                self.notice(note)
+        if self.progress is not None and latest is not None:
+            self.progress(*latest)
+
+
+def _run(job: Job, workers: Workers, listener: _Listener) -> None:
+    trainer, ended = _trainer(job, workers), []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            ended.append(error)
+
+    # Not in the main thread, where Ray would answer an interruption by ending this process.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(TELL_SECONDS)
+            listener.hear(job.board)
+    finally:
+        listener.files.close()
+    for error in ended:
+        raise _explained(error, workers)
+
+
+def _trainer(job: Job, workers: Workers) -> TorchTrainer:
+    least = workers.count
+    if workers.elastic:
+        least = fewest_workers(job.config.batch_size, job.config.accumulate, workers.count)
+    return TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count if least == workers.count else (least, workers.count),
+            use_gpu="GPU" in job.resources,
+            resources_per_worker=job.resources,
+        ),
+        run_config=RunConfig(
+            name=job.storage.name,
+            storage_path=job.storage.base,
+            storage_filesystem=job.storage.filesystem,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_FailFast(job.board)],
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+
+
+def _explained(error: BaseException, workers: Workers) -> BaseException:
+    """What a person is told; a bug stays what it is."""
+    if isinstance(error, ray.train.ControllerError):
+        cause = error.controller_failure
+        if isinstance(cause, NasError):
+            return cause
+        if isinstance(cause, RayTrainError):
+            return RunError(f"the workers could not be started: {_line(cause)}")
+    if isinstance(error, ray.train.WorkerGroupError):
+        failures = error.worker_failures.values()
+        if any(isinstance(failure, RayTrainError) for failure in failures):
+            return RunError(
+                f"workers were lost {workers.max_failures + 1} times, the last time as "
+                f"{_line(next(iter(failures)))}. The last checkpoint is kept: look at memory and "
+                "network of the nodes, then continue with --resume"
+            )
+    if isinstance(error, ray.exceptions.RayError):
+        return RunError(
+            f"the connection to the cluster was lost ({_line(error)}). The last checkpoint is "
+            "kept; continue with --resume"
+        )
+    return error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

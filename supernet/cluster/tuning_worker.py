@@ -1,0 +1,126 @@
+"""What a worker of a tuned fine-tuning does: one trial, in a process that Ray Tune started.
+
+It continues from the trial's last checkpoint whoever wrote that, so neither a lost worker nor a
+killed command costs more than what was trained since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from search_space.architecture import Architecture
+from search_space.errors import NasError, RunError
+from supernet.cluster.trials import DIVERGED, TrialEpoch, TrialFolders, trial_key
+from supernet.cluster.worker_images import open_on_worker
+from supernet.data.augmentation import default_augment
+from supernet.data.dataset import ImageData
+from supernet.network.backbone import Backbone, build
+from supernet.training.checkpoints import Checkpoint
+from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.hyperparameters import configured
+from supernet.training.storage import Storage
+from supernet.training.train import finetune
+
+NETWORK = "network"  # the hyper-parameter that is none
+TIME, LOSS = "epochs_done", "validation_loss"  # what schedulers look at
+IMPOSSIBLE = "impossible"  # what a worker reports that no trial can be trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker must know of the experiment; pickled once.
+
+    architectures: plain forms by digest. config: the recipe.
+    """
+
+    architectures: Mapping[str, Mapping[str, Any]]
+    num_classes: int
+    config: TrainConfig
+    open_images: Callable[[], ImageData]
+    fingerprint: str
+    folders: TrialFolders
+    token: str
+    resources: Mapping[str, float]
+    loader_workers: int
+    checkpoint_seconds: float
+
+
+class TrialStore:
+    """Checkpoints of one trial; the last two are kept."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def __str__(self) -> str:
+        return str(self.storage)
+
+    def load(self) -> Checkpoint | None:
+        found = self.storage.newest()
+        return None if found is None else found[1]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.storage.save(checkpoint)
+        self.storage.tidy()
+
+
+def run_trial(values: Mapping[str, Any], job: Job) -> None:
+    """Train the network ``values[NETWORK]`` with the hyper-parameters in ``values``."""
+    try:
+        _train(dict(values), job)
+    except TrainingDivergedError as error:
+        _end(DIVERGED, error)
+    except NasError as error:  # every other trial would find the same
+        _end(IMPOSSIBLE, error)
+
+
+def _end(reason: str, error: NasError) -> None:
+    ray.tune.report({TIME: 0, LOSS: math.nan, reason: str(error)})
+
+
+def _train(values: dict[str, Any], job: Job) -> None:
+    network_digest = values.pop(NETWORK)
+    if not job.resources.get("GPU"):
+        torch.set_num_threads(int(job.resources["CPU"]))
+    device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
+    data = open_on_worker(job.open_images, job.fingerprint, job.folders.seen(), job.token)
+    augment = job.config.augment or default_augment(data.kind, data.resolution)
+    config = configured(job.config, augment, values)
+    finetune(
+        _inherited(job, network_digest, config.drop_path_rate),
+        data,
+        config,
+        device=device,
+        workers=job.loader_workers,
+        checkpoint_seconds=job.checkpoint_seconds,
+        store=TrialStore(job.folders.trial(trial_key(network_digest, values))),
+        on_epoch=_report,
+    )
+
+
+def _report(metrics: EpochMetrics) -> None:
+    epoch = TrialEpoch(
+        epoch=metrics.epoch,
+        loss=metrics.losses[""],
+        validation_loss=metrics.val_loss[""],
+        validation_accuracy=metrics.val_accuracy[""],
+        seconds=metrics.seconds,
+    )
+    ray.tune.report({**asdict(epoch), TIME: metrics.epoch + 1})
+
+
+def _inherited(job: Job, digest: str, drop_path_rate: float) -> Backbone:
+    architecture = Architecture.from_dict(job.architectures[digest])
+    network = build(architecture, job.num_classes, drop_path_rate=drop_path_rate)
+    storage = job.folders.inherited(digest)
+    found = storage.newest()
+    if found is None:
+        raise RunError(f"{storage} holds no weights any more; continue with --resume")
+    network.load_state_dict(found[1].weights)
+    return network

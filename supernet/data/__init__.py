@@ -1,0 +1,1 @@
+"""Images: sources, splits, decoding, augmentation and batches."""

@@ -1,0 +1,1 @@
+"""The network: axes, mixers, modules, backbone, weight sharing; knows no data."""

@@ -1,0 +1,217 @@
+"""The static network of an architecture, as a citizen of timm.
+
+It is the chain of ``search_space.components`` and nothing else. Registered with timm as
+``nas_backbone``, so that an export directory loads with
+``timm.create_model("local-dir:…", pretrained=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+
+from search_space.architecture import Architecture
+from search_space.components import ModuleSpec, components
+from supernet.network.modules import Head, build_module
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Stage(nn.Module):
+    """Downsampling (from the second stage on) and blocks; ``(batch, height, width, dim)``."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and self.training:
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class Backbone(nn.Module):
+    """Four-stage vision backbone.
+
+    Args:
+        architecture: an Architecture or its ``to_dict()`` form.
+        in_chans: channels of the images.
+        num_classes: outputs of the classifier, 0 for none.
+        global_pool: ``avg``, ``max`` or empty (feature maps).
+        drop_rate: dropout before the classifier.
+        drop_path_rate: drop path of the last block, growing linearly from 0.
+
+    Images are ``(batch, in_chans, height, width)``, logits ``(batch, num_classes)``. Inner maps
+    are channels last, as timm's ``output_fmt`` says. Raises InvalidArchitectureError.
+    """
+
+    output_fmt = "NHWC"
+
+    def __init__(
+        self,
+        architecture: Architecture | Mapping[str, Any],
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(architecture, Architecture):
+            architecture = Architecture.from_dict(architecture)
+        self.architecture = architecture
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.num_features = self.head_hidden_size = architecture.widths[-1]
+        self.feature_info = []
+
+        specs = {
+            item.path: item.spec for item in components(architecture, num_classes, drop_path_rate)
+        }
+        self.stem = build_module(specs["stem"], in_chans=in_chans)
+        stages = []
+        for i, stage in enumerate(architecture.stages):
+            downsample = specs.get(f"stages.{i}.downsample")
+            blocks = [build_module(specs[f"stages.{i}.blocks.{j}"]) for j in range(stage.depth)]
+            stages.append(
+                Stage(nn.Identity() if downsample is None else build_module(downsample), blocks)
+            )
+            reduction = architecture.macro.stem_stride * 2**i
+            self.feature_info.append(
+                {"num_chs": stage.width, "reduction": reduction, "module": f"stages.{i}"}
+            )
+        self.stages = nn.Sequential(*stages)
+        self.head = _build_head(specs["head"], global_pool, drop_rate)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Last feature map ``(batch, height, width, dim)`` of images."""
+        return self.head.features(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of ``forward_features``'s result, or what the classifier would see."""
+        return self.head.classify(x, pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, freshly initialised classifier."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, self.head.global_pool if global_pool is None else global_pool)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {n for n, _ in self.named_parameters() if n.endswith("relative_position_bias_table")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks: Any = r"^stages\.(\d+)"
+        if not coarse:
+            blocks = [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^head\.norm", (99999,)),
+            ]
+        return {"stem": r"^stem", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Stage outputs as timm's function of this name gives them.
+
+        Returns a list of maps, ``(batch, dim, height, width)`` or channels last as asked, or
+        the pair (last features, list).
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt {output_fmt!r} must be 'NCHW' or 'NHWC'.")
+        take, last = feature_take_indices(len(self.stages), indices)
+        taken = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last:
+                break
+            x = stage(x)
+            if i in take:
+                at_end = norm and i == len(self.stages) - 1
+                tap = self.head.features(x) if at_end else x
+                taken.append(tap.permute(0, 3, 1, 2) if output_fmt == "NCHW" else tap)
+        if intermediates_only:
+            return taken
+        return self.head.features(x), taken
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the stages ``indices`` do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        ends_early = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or ends_early:
+            self.head.norm = nn.Identity()
+        if prune_head or ends_early:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _build_head(spec: ModuleSpec, global_pool: str, drop_rate: float) -> Head:
+    head = build_module(spec, global_pool=global_pool, drop_rate=drop_rate)
+    assert isinstance(head, Head)
+    return head
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "nas_backbone": {
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "first_conv": "stem.conv",
+            "classifier": "head.fc",
+        }
+    }
+)
+
+
+@register_model
+def nas_backbone(pretrained: bool = False, **kwargs: Any) -> Backbone:
+    """timm's entry point; needs the model argument ``architecture``."""
+    return build_model_with_cfg(
+        Backbone,
+        "nas_backbone",
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **kwargs,
+    )
+
+
+def build(architecture: Architecture, num_classes: int = 1000, **options: Any) -> Backbone:
+    """The static network of ``architecture``; ``options`` as for Backbone."""
+    return Backbone(architecture, num_classes=num_classes, **options)

@@ -1,0 +1,310 @@
+"""Sort the supernet's channels by importance, so that narrow subnets keep the best.
+
+A narrow subnet has the first channels of each axis. Before widths shrink (Cai et al., "Once-for-
+all", 2020) channels are re-ordered by the L1 norm of the weights that write or read them: along
+the residual stream of each stage, the hidden units of each MLP, the heads of each attention and
+whatever else a mixer has. The largest subnets compute what they did.
+
+Axes are named within a module, so what may move is found out, not listed: on a small instance
+with random weights, the smallest sets of axes that can be re-ordered together without a change of
+the block's function. It is tried once for each mixer, in milliseconds. An axis that no set has
+stays as it is. Where configurations of a mixer tie other axes, or use fewer entries at the full
+width (a larger head_dim has fewer heads), entries move only among those that all of them treat
+alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from search_space.architecture import Block, Macro, Mixer
+from search_space.components import (
+    ModuleSpec,
+    block_spec,
+    downsample_spec,
+    head_spec,
+    stem_spec,
+)
+from search_space.space import SearchSpace
+from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute, shape
+from supernet.network.supernet import Supernet, shared_name, template
+
+Key = tuple[str, str]
+"""An axis of the supernet: where its name is known (a stage, a block, a mixer), and the name."""
+
+PROBE_MULTIPLE = 4  # width of the small instance, in multiples of what its mixer asks for
+PROBE_SIDE = 5
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Entries ``start`` to ``stop`` of ``axes``, which are the same channels in all of them."""
+
+    axes: tuple[Key, ...]
+    start: int
+    stop: int
+
+
+class ChannelLayout:
+    """Which channels of a supernet may change places.
+
+    Attributes:
+        groups: all of them, by place.
+        uses: for each shared parameter, axis by local name.
+    """
+
+    def __init__(self, supernet: Supernet) -> None:
+        self.supernet = supernet
+        self.uses: dict[str, dict[str, Key]] = defaultdict(dict)
+        extents: dict[Key, set[int]] = defaultdict(set)
+        ties: list[tuple[Key, Key, int]] = []
+        fixed: set[Key] = set()
+        for module in _largest_modules(supernet.space, supernet.num_classes):
+            keys = module.keys()
+            for shared, local in module.shared_axes():
+                self.uses[shared].update({name: keys[name] for name in local})
+            sizes = template(module.spec).sizes()
+            free = set().union(*module.sets)
+            for together in module.sets:
+                first, *others = sorted(together)
+                assert all(sizes[name] == sizes[first] for name in others)
+                ties += [(keys[first], keys[name], sizes[name]) for name in others]
+            for name, key in keys.items():
+                if sizes[name] > 0:
+                    extents[key].add(sizes[name])
+                    if name not in free:
+                        fixed.add(key)
+        self.groups = list(_groups(extents, ties, fixed))
+
+    def importance(self, group: ChannelGroup) -> Tensor:
+        """L1 norm of the weights that write or read each channel, shape (stop − start,), float64.
+
+        Weights are parameters of two dimensions or more; all that have the axis are summed.
+        """
+        parameters = dict(self.supernet.named_parameters())
+        total = torch.zeros(group.stop - group.start, dtype=torch.float64)
+        for shared, uses in self.uses.items():
+            weight = parameters[shared].detach()
+            for name, key in uses.items():
+                if weight.ndim < 2 or key not in group.axes:
+                    continue
+                axes, sizes = self.supernet.axes[shared], self.supernet.sizes[shared]
+                for dim, axis in enumerate(axes):
+                    entries = torch.tensor(_entries(axis, sizes, name))
+                    inside = (entries >= group.start) & (entries < group.stop)
+                    if inside.any():
+                        others = [d for d in range(weight.ndim) if d != dim]
+                        norms = weight.abs().sum(others, dtype=torch.float64).cpu()
+                        total.index_add_(0, entries[inside] - group.start, norms[inside])
+        return total
+
+
+@torch.no_grad()
+def sort_channels(
+    supernet: nn.Module, states: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> None:
+    """Sort all channel groups of a ``Supernet`` by falling importance, in place.
+
+    states: of an optimiser or a moving average, by parameter and name; tensors of the parameter's
+    shape are permuted alike. Factored moments have other shapes and are left as they are.
+
+    Largest subnets of every mixer keep their function to rounding, smaller ones change theirs.
+    """
+    assert isinstance(supernet, Supernet)
+    layout = ChannelLayout(supernet)
+    orders: dict[Key, list[int]] = {}
+    for group in layout.groups:
+        falling = layout.importance(group).argsort(descending=True, stable=True)
+        moved = [group.start + entry for entry in falling.tolist()]
+        for key in group.axes:
+            order = orders.setdefault(key, [])
+            assert len(order) == group.start
+            order += moved
+    for shared, parameter in supernet.named_parameters():
+        axes, sizes = supernet.network.axes[shared], supernet.sizes[shared]
+        for tensor in (parameter, *(states or {}).get(shared, {}).values()):
+            if tensor.shape != parameter.shape:
+                continue
+            result: Tensor = tensor
+            for name, key in layout.uses[shared].items():
+                if key in orders:
+                    order = orders[key][: sizes[name]]
+                    order += range(len(order), sizes[name])
+                    result = permute({shared: result}, {shared: axes}, sizes, name, order)[shared]
+            tensor.copy_(result)
+
+
+# Which axes are the same --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of a largest subnet.
+
+    stages: stage whose residual stream each of these names is. sets: as ``axes_that_move``.
+    """
+
+    path: str
+    spec: ModuleSpec
+    stages: Mapping[str, int]
+    sets: tuple[frozenset[str], ...]
+
+    def shared_axes(self) -> Iterator[tuple[str, set[str]]]:
+        """The shared parameters of the module and the names that their axes have."""
+        for name, axes in template(self.spec).axes().items():
+            local = set().union(*(_channel_names(axis) for axis in axes))
+            yield shared_name(self.path, name, self.spec), local
+
+    def keys(self) -> dict[str, Key]:
+        """The axis that each name of the module stands for.
+
+        A name in a mixer's own weights is the mixer's, another one the block's.
+        """
+        result: dict[str, Key] = {}
+        mixer = f"{self.path}.mixer.{self.spec.as_dict().get('mixer')}"
+        for shared, local in self.shared_axes():
+            scope = mixer if shared.startswith(f"{mixer}.") else self.path
+            for name in local:
+                stage = self.stages.get(name)
+                result[name] = (scope, name) if stage is None else (f"stages.{stage}", "dim")
+        return result
+
+
+def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
+    """Modules of the largest subnets: full widths, each mixer with its largest MLP."""
+    macro, widths = space.macro, [stage.widths[-1] for stage in space.stages]
+    ends, last = (frozenset({"dim"}),), len(widths) - 1
+    yield _Module("stem", stem_spec(macro, widths[0]), {"dim": 0}, ends)
+    for i, stage in enumerate(space.stages):
+        if i > 0:
+            spec = downsample_spec(macro, widths[i - 1], widths[i])
+            both = (frozenset({"dim"}), frozenset({"out_dim"}))
+            yield _Module(f"stages.{i}.downsample", spec, {"dim": i - 1, "out_dim": i}, both)
+        largest: dict[Mixer, Block] = {}
+        for block in stage.blocks:
+            best = largest.setdefault(block.mixer, block)
+            if block.mlp_ratio > best.mlp_ratio:
+                largest[block.mixer] = block
+        for block in largest.values():
+            sets = axes_that_move(macro, block.mixer)
+            for j in range(stage.max_depth):
+                spec = block_spec(macro, widths[i], block, j)
+                yield _Module(f"stages.{i}.blocks.{j}", spec, {"dim": i}, sets)
+    yield _Module("head", head_spec(macro, widths[last], num_classes), {"dim": last}, ends)
+
+
+def _groups(
+    extents: Mapping[Key, set[int]], ties: list[tuple[Key, Key, int]], fixed: set[Key]
+) -> Iterator[ChannelGroup]:
+    """Entries that every largest subnet treats alike.
+
+    Axes that are tied anywhere are cut at every extent that one of them has. Of a piece, those
+    move together that are tied so far.
+    """
+    for component in _connected(extents, ((a, b) for a, b, _ in ties)):
+        if component & fixed:
+            continue
+        bounds = sorted({0}.union(*(extents[key] for key in component)))
+        for start, stop in itertools.pairwise(bounds):
+            alive = [key for key in component if max(extents[key]) > start]
+            tied = ((a, b) for a, b, length in ties if a in component and length > start)
+            for together in _connected(alive, tied):
+                yield ChannelGroup(tuple(sorted(together)), start, stop)
+
+
+def _connected(keys: Iterable[Key], pairs: Iterable[tuple[Key, Key]]) -> list[set[Key]]:
+    """Connected components, in the order of their first keys."""
+    of = {key: {key} for key in keys}
+    for a, b in pairs:
+        if of[a] is not of[b]:
+            of[a] |= of[b]
+            for key in of[b]:
+                of[key] = of[a]
+    return list({id(component): component for component in of.values()}.values())
+
+
+# Which axes of a block may move -------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def axes_that_move(macro: Macro, mixer: Mixer) -> tuple[frozenset[str], ...]:
+    """Smallest sets of a block's axes that can be re-ordered together.
+
+    With ``dim``, the channels of the input and of the output are re-ordered too. Found by trying
+    them out; sets are disjoint, and axes of one entry are left out.
+    """
+    width = PROBE_MULTIPLE * mixer.width_multiple
+    spec = block_spec(macro, width, Block(mixer, 2.0), 0)
+    axes, sizes = template(spec).axes(), template(spec).sizes()
+    by_extent: dict[int, list[str]] = defaultdict(list)
+    for name in sorted(set().union(*(_channel_names(a) for row in axes.values() for a in row))):
+        if sizes[name] > 1:
+            by_extent[sizes[name]].append(name)
+    found: list[frozenset[str]] = []
+    for candidates in by_extent.values():
+        for size in range(1, len(candidates) + 1):
+            for together in itertools.combinations(candidates, size):
+                new = not any(known & set(together) for known in found)
+                if new and _keeps_function(spec, together):
+                    found.append(frozenset(together))
+    return tuple(found)
+
+
+def _keeps_function(spec: ModuleSpec, together: tuple[str, ...]) -> bool:
+    """Whether a block with random weights computes the same with these axes turned by one."""
+    module = template(spec)
+    axes, sizes = module.axes(), module.sizes()
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    before: dict[str, Tensor] = {}
+    for key, row in axes.items():
+        wanted = shape(row, sizes)
+        before[key] = random(*wanted) / math.sqrt(math.prod(wanted[1:]))
+    after = before
+    for name in together:
+        turned = [*range(1, sizes[name]), 0]
+        after = permute(after, axes, sizes, name, turned)
+    x = random(2, PROBE_SIDE, PROBE_SIDE, sizes["dim"])
+    shift = -1 if "dim" in together else 0
+    expected = torch.func.functional_call(module, before, (x,)).roll(shift, -1)
+    actual = torch.func.functional_call(module, after, (x.roll(shift, -1),))
+    return bool((actual - expected).abs().max() <= 1e-9 * expected.abs().max())
+
+
+def _channel_names(axis: Axis) -> set[str]:
+    """Names of ``axis`` but those that are positions, of which the middle is kept."""
+    match axis:
+        case str():
+            return {axis}
+        case Product(items) | Concat(items):
+            return set().union(*(_channel_names(item) for item in items))
+        case _:
+            return set()
+
+
+def _entries(axis: Axis, sizes: Sizes, name: str) -> list[int]:
+    """Which entry of ``name`` each position of a dimension belongs to; −1 for none."""
+    match axis:
+        case str() if axis == name:
+            return list(range(sizes[name]))
+        case Product(factors):
+            result = [-1]
+            for factor in factors:
+                inner = _entries(factor, sizes, name)
+                result = [max(outer, entry) for outer in result for entry in inner]
+            return result
+        case Concat(parts):
+            return [entry for part in parts for entry in _entries(part, sizes, name)]
+        case _:
+            return [-1] * extent(axis, sizes)

@@ -1,0 +1,27 @@
+"""Token mixers, one file each: plain fixed modules with declared axes."""
+
+from supernet.network.mixers.depthwise import DepthwiseConv
+from supernet.network.mixers.focal_modulation import FocalModulation
+from supernet.network.mixers.gnconv import GnConv
+from supernet.network.mixers.pooling import Pooling
+from supernet.network.mixers.registry import (
+    Mixer,
+    build_mixer,
+    mixer_class,
+    register_mixer,
+    registered_mixers,
+)
+from supernet.network.mixers.window_attention import WindowAttention
+
+__all__ = [
+    "DepthwiseConv",
+    "FocalModulation",
+    "GnConv",
+    "Mixer",
+    "Pooling",
+    "WindowAttention",
+    "build_mixer",
+    "mixer_class",
+    "register_mixer",
+    "registered_mixers",
+]

@@ -1,0 +1,36 @@
+"""Depthwise convolution before the inverted bottleneck (Liu et al., ConvNeXt, 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from supernet.network.axes import Axes, Centre
+from supernet.network.mixers.registry import Mixer, register_mixer
+
+
+@register_mixer("depthwise_conv")
+class DepthwiseConv(Mixer):
+    """One ``kernel`` × ``kernel`` filter per channel, with bias."""
+
+    inside_mlp = True
+
+    def __init__(self, dim: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.dim, self.kernel = dim, kernel
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def axes(self) -> dict[str, Axes]:
+        kernel = Centre("kernel")
+        return {"conv.weight": ("dim", 1, kernel, kernel), "conv.bias": ("dim",)}
+
+    def sizes(self) -> dict[str, int]:
+        return {"dim": self.dim, "kernel": self.kernel}
+
+    def macs(self, size: int) -> int:
+        return size * size * self.dim * self.kernel**2
+
+    def activations(self, size: int) -> int:
+        return size * size * self.dim

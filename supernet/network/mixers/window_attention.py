@@ -1,0 +1,150 @@
+"""Self-attention in windows with relative position bias (Liu et al., Swin Transformer, 2021).
+
+Maps that the window does not divide are padded, and the padding is masked. A window that is
+not smaller than the map becomes global and is never shifted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supernet.network.axes import Axes, Centre, Product
+from supernet.network.mixers.registry import Mixer, register_mixer
+
+
+@register_mixer("window_attention")
+class WindowAttention(Mixer):
+    """Multi-head attention within ``window`` × ``window`` tokens, ``dim / head_dim`` heads.
+
+    ``shifted`` moves the windows by half their side, cyclically, and masks what the wrapping
+    brings together.
+    """
+
+    def __init__(
+        self, dim: int, window: int = 7, head_dim: int = 32, shifted: bool = False
+    ) -> None:
+        super().__init__()
+        self.dim, self.window, self.head_dim, self.shifted = dim, window, head_dim, shifted
+        self.heads = dim // head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        side = 2 * window - 1
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(side * side, self.heads))
+        self._constants: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor | None]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, dim = x.shape
+        side_h, side_w = min(self.window, height), min(self.window, width)
+        shift = (self._shift(height), self._shift(width))
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), (1, 2))
+        qkv = self.qkv(x)
+        pad_h, pad_w = -height % side_h, -width % side_w
+        if pad_h or pad_w:
+            qkv = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
+        rows, columns = (height + pad_h) // side_h, (width + pad_w) // side_w
+        area = side_h * side_w
+        # (batch, rows, side_h, columns, side_w, 3, heads, head_dim) → three times
+        # (batch · windows, heads, area, head_dim)
+        qkv = qkv.reshape(-1, rows, side_h, columns, side_w, 3, self.heads, self.head_dim)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = qkv.reshape(3, -1, self.heads, area, self.head_dim).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(x, rows * columns))
+        out = out.reshape(-1, rows, columns, self.heads, side_h, side_w, self.head_dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6)
+        if torch.compiler.is_compiling():  # exporters may give attention's output other strides
+            out = out.clone(memory_format=torch.contiguous_format)
+        out = out.reshape(batch, height + pad_h, width + pad_w, dim)
+        if pad_h or pad_w:
+            out = out[:, :height, :width]
+        out = self.proj(out)
+        if any(shift):
+            out = out.roll(shift, (1, 2))
+        return out
+
+    def _shift(self, length: int) -> int:
+        return self.window // 2 if self.shifted and length > self.window else 0
+
+    def _mask(self, x: Tensor, windows: int) -> Tensor:
+        """Bias and mask to add to the scores, broadcastable to (batch · windows, heads, …)."""
+        batch, height, width = x.shape[0], int(x.shape[1]), int(x.shape[2])  # tensors when traced
+        key = (height, width, x.device)
+        if key in self._constants:
+            index, mask = self._constants[key]
+        elif torch.compiler.is_compiling():  # tensors of a trace must not outlive it
+            index, mask = self._make_constants(height, width, x.device)
+        else:
+            with torch.inference_mode(False):
+                index, mask = self._make_constants(height, width, x.device)
+            self._constants[key] = index, mask
+        area = min(self.window, height) * min(self.window, width)
+        bias = self.relative_position_bias_table[index].view(area, area, self.heads)
+        bias = bias.permute(2, 0, 1)
+        if mask is None:
+            return bias.unsqueeze(0)
+        both = bias + mask.to(bias.dtype)  # (windows, heads, area, area)
+        return both.expand(batch, -1, -1, -1, -1).reshape(-1, self.heads, area, area)
+
+    def _make_constants(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Index into the bias table (area²,), and 0 / −inf mask (windows, 1, area, area)."""
+        side_h, side_w = min(self.window, height), min(self.window, width)
+        y, x = (axis.ravel() for axis in np.mgrid[:side_h, :side_w])
+        dy, dx = y[:, None] - y + self.window - 1, x[:, None] - x + self.window - 1
+        index = torch.tensor((dy * (2 * self.window - 1) + dx).ravel().tolist(), device=device)
+        regions_y = self._regions(height, side_h)
+        regions_x = self._regions(width, side_w)
+        if not regions_y.any() and not regions_x.any():
+            return index, None
+        regions = regions_y[:, None] * 3 + regions_x
+        regions = regions.reshape(len(regions_y) // side_h, side_h, -1, side_w)
+        regions = regions.transpose(0, 2, 1, 3).reshape(-1, side_h * side_w)
+        apart = regions[:, :, None] != regions[:, None, :]
+        mask = torch.zeros(apart.shape, device=device)
+        blocked = torch.tensor(apart.tolist(), device=device)
+        return index, mask.masked_fill(blocked, float("-inf")).unsqueeze(1)
+
+    def _regions(self, length: int, side: int) -> np.ndarray:
+        """Region of each position after shifting and padding: 0, 1 wrapped, 2 padding."""
+        padded = length + -length % side
+        regions = np.zeros(padded, dtype=np.int64)
+        shift = self._shift(length)
+        regions[length - shift : length] = 1
+        regions[length:] = 2
+        return regions
+
+    def axes(self) -> dict[str, Axes]:
+        rows = Product(3, "heads", "head_dim")
+        table = Product(Centre("table"), Centre("table"))
+        return {
+            "qkv.weight": (rows, "dim"),
+            "qkv.bias": (rows,),
+            "proj.weight": ("dim", Product("heads", "head_dim")),
+            "proj.bias": ("dim",),
+            "relative_position_bias_table": (table, "heads"),
+        }
+
+    def sizes(self) -> dict[str, int]:
+        return {
+            "dim": self.dim,
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "table": 2 * self.window - 1,
+        }
+
+    def _windows(self, size: int) -> tuple[int, int]:
+        """Number of windows on a map of side ``size``, and tokens in each."""
+        side = min(self.window, size)
+        return (-(-size // side)) ** 2, side * side
+
+    def macs(self, size: int) -> int:
+        windows, area = self._windows(size)
+        return 4 * size * size * self.dim**2 + 2 * windows * area**2 * self.dim
+
+    def activations(self, size: int) -> int:
+        windows, area = self._windows(size)
+        return 4 * size * size * self.dim + windows * area * (self.heads * area + self.dim)

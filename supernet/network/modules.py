@@ -1,0 +1,337 @@
+"""Static modules that a network is a chain of: stem, block, downsampling, head.
+
+Maps are ``(batch, height, width, dim)``, contiguous, at every module boundary: the one memory
+layout that latency tables assume. The styles cover the published networks in
+``search_space.known``; ``timm_weights`` shows which is which.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from search_space.architecture import conv_padding, conv_size
+from search_space.components import ModuleSpec
+from supernet.network.axes import Axes, Axis, Product, StaticModule, prefixed
+from supernet.network.mixers import build_mixer
+
+
+class GroupNorm(nn.Module):
+    """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.permute(0, 3, 1, 2)
+        return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
+
+
+def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
+    """``layer_norm``, ``group_norm`` or ``none``."""
+    match norm:
+        case "layer_norm":
+            return nn.LayerNorm(dim, eps=eps)
+        case "group_norm":
+            return GroupNorm(dim, eps)
+        case "none":
+            return nn.Identity()
+    raise ValueError(f"unknown norm {norm!r}")
+
+
+def norm_macs(norm: nn.Module, elements: int) -> int:
+    """Five per element of the norm's input, as fvcore counts (and so published figures)."""
+    return 0 if isinstance(norm, nn.Identity) else 5 * elements
+
+
+def _norm_axes(prefix: str, norm: nn.Module, axis: Axis) -> dict[str, Axes]:
+    if isinstance(norm, nn.Identity):
+        return {}
+    return {f"{prefix}.weight": (axis,), f"{prefix}.bias": (axis,)}
+
+
+class Stem(StaticModule):
+    """Strided convolution of images ``(batch, channels, height, width)``, and a norm."""
+
+    def __init__(
+        self, dim: int, kernel: int, stride: int, norm: str, norm_eps: float, in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        self.dim, self.kernel, self.stride, self.in_chans = dim, kernel, stride, in_chans
+        self.conv = nn.Conv2d(in_chans, dim, kernel, stride, conv_padding(kernel, stride))
+        self.norm = build_norm(norm, dim, norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images.contiguous(memory_format=torch.channels_last))
+        return self.norm(maps.permute(0, 2, 3, 1))
+
+    def axes(self) -> dict[str, Axes]:
+        conv: dict[str, Axes] = {
+            "conv.weight": ("dim", self.in_chans, self.kernel, self.kernel),
+            "conv.bias": ("dim",),
+        }
+        return conv | _norm_axes("norm", self.norm, "dim")
+
+    def sizes(self) -> dict[str, int]:
+        return {"dim": self.dim}
+
+    def macs(self, size: int) -> int:
+        outputs = self.activations(size)
+        return outputs * self.in_chans * self.kernel**2 + norm_macs(self.norm, outputs)
+
+    def activations(self, size: int) -> int:
+        return conv_size(size, self.kernel, self.stride) ** 2 * self.dim
+
+
+class Downsample(StaticModule):
+    """Halves the map and changes the width, in one of the published styles."""
+
+    def __init__(
+        self, dim: int, out_dim: int, style: str, kernel: int, norm: str, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.dim, self.out_dim, self.style, self.kernel = dim, out_dim, style, kernel
+        self.norm: nn.Module = nn.Identity()
+        if style == "patch_merging":
+            self.norm = build_norm(norm, 4 * dim, norm_eps)
+            self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+            return
+        if style != "conv":
+            self.norm = build_norm(norm, dim if style == "norm_conv" else out_dim, norm_eps)
+        self.conv = nn.Conv2d(dim, out_dim, kernel, 2, conv_padding(kernel, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.style == "patch_merging":
+            batch, height, width, dim = x.shape
+            if height % 2 or width % 2:
+                x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+            x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, dim)
+            x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
+            return self.reduction(self.norm(x))
+        if self.style == "norm_conv":
+            x = self.norm(x)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(x) if self.style == "conv_norm" else x
+
+    def axes(self) -> dict[str, Axes]:
+        if self.style == "patch_merging":
+            merged = Product(4, "dim")
+            return _norm_axes("norm", self.norm, merged) | {"reduction.weight": ("out_dim", merged)}
+        conv: dict[str, Axes] = {
+            "conv.weight": ("out_dim", "dim", self.kernel, self.kernel),
+            "conv.bias": ("out_dim",),
+        }
+        axis = "dim" if self.style == "norm_conv" else "out_dim"
+        return conv | _norm_axes("norm", self.norm, axis)
+
+    def sizes(self) -> dict[str, int]:
+        return {"dim": self.dim, "out_dim": self.out_dim}
+
+    def _out_size(self, size: int) -> int:
+        return (size + 1) // 2 if self.style == "patch_merging" else conv_size(size, self.kernel, 2)
+
+    def macs(self, size: int) -> int:
+        outputs = self.activations(size)
+        before = self._out_size(size) ** 2 * 4 if self.style == "patch_merging" else size * size
+        normed = outputs if self.style == "conv_norm" else before * self.dim
+        return outputs * self.dim * self.kernel**2 + norm_macs(self.norm, normed)
+
+    def activations(self, size: int) -> int:
+        return self._out_size(size) ** 2 * self.out_dim
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(StaticModule):
+    """A mixer and an MLP in residual branches.
+
+    Usually ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; a mixer that sits inside the MLP
+    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale and drop path.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: str,
+        params: tuple[tuple[str, Any], ...],
+        hidden: int,
+        norm: str,
+        norm_eps: float,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.hidden = dim, hidden
+        self.mixer = build_mixer(mixer, dim, **dict(params))
+        self.inside_mlp = self.mixer.inside_mlp
+        if not self.inside_mlp:
+            self.norm1 = build_norm(norm, dim, norm_eps)
+        self.norm2 = build_norm(norm, dim, norm_eps)
+        self.mlp = Mlp(dim, hidden)
+        self.scale1: nn.Parameter | None = None
+        self.scale2: nn.Parameter | None = None
+        if layer_scale > 0:
+            self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
+            if not self.inside_mlp:
+                self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inside_mlp:
+            return x + self._branch(self.mlp(self.norm2(self.mixer(x))), self.scale2)
+        x = x + self._branch(self.mixer(self.norm1(x)), self.scale1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
+        return self.drop_path(x if scale is None else x * scale)
+
+    def axes(self) -> dict[str, Axes]:
+        result: dict[str, Axes] = prefixed("mixer", self.mixer.axes())
+        if not self.inside_mlp:
+            result |= _norm_axes("norm1", self.norm1, "dim")
+        result |= _norm_axes("norm2", self.norm2, "dim")
+        result |= {
+            "mlp.fc1.weight": ("hidden", "dim"),
+            "mlp.fc1.bias": ("hidden",),
+            "mlp.fc2.weight": ("dim", "hidden"),
+            "mlp.fc2.bias": ("dim",),
+        }
+        for name in ("scale1", "scale2"):
+            if getattr(self, name) is not None:
+                result[name] = ("dim",)
+        return result
+
+    def sizes(self) -> dict[str, int]:
+        return {**self.mixer.sizes(), "dim": self.dim, "hidden": self.hidden}
+
+    def macs(self, size: int) -> int:
+        norms = norm_macs(self.norm2, size * size * self.dim) * (1 if self.inside_mlp else 2)
+        return self.mixer.macs(size) + size * size * 2 * self.dim * self.hidden + norms
+
+    def activations(self, size: int) -> int:
+        return self.mixer.activations(size) + size * size * (self.dim + self.hidden)
+
+
+class Head(StaticModule):
+    """Norm, global pooling (in either order) and a linear classifier.
+
+    ``num_classes`` 0 leaves out the classifier; ``global_pool`` is ``avg``, ``max`` or empty.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        norm: str,
+        norm_eps: float,
+        norm_after_pool: bool,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.norm_after_pool, self.drop_rate = dim, norm_after_pool, drop_rate
+        self.norm = build_norm(norm, dim, norm_eps)
+        self.reset(num_classes, global_pool)
+
+    def reset(self, num_classes: int, global_pool: str) -> None:
+        """A new classifier; raises ValueError for an unknown pooling."""
+        if global_pool not in ("avg", "max", ""):
+            raise ValueError(f"global_pool {global_pool!r} must be 'avg', 'max' or ''.")
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
+
+    def features(self, x: Tensor) -> Tensor:
+        """Last feature map, normed where the norm comes before pooling."""
+        return x if self.norm_after_pool else self.norm(x)
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (batch, classes) of the last feature map, or what the classifier would see."""
+        if self.global_pool == "avg":
+            x = x.mean((1, 2), keepdim=True)
+        elif self.global_pool == "max":
+            x = x.amax((1, 2), keepdim=True)
+        if self.norm_after_pool:
+            x = self.norm(x)
+        if self.global_pool:
+            x = x.flatten(1)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def axes(self) -> dict[str, Axes]:
+        result = _norm_axes("norm", self.norm, "dim")
+        if self.num_classes > 0:
+            result |= {"fc.weight": (self.num_classes, "dim"), "fc.bias": (self.num_classes,)}
+        return result
+
+    def sizes(self) -> dict[str, int]:
+        return {"dim": self.dim}
+
+    def macs(self, size: int) -> int:
+        normed = self.dim if self.norm_after_pool else size * size * self.dim
+        return self.dim * self.num_classes + norm_macs(self.norm, normed)
+
+    def activations(self, size: int) -> int:
+        return self.num_classes
+
+
+_KINDS: dict[str, type[StaticModule]] = {
+    "stem": Stem,
+    "downsample": Downsample,
+    "block": Block,
+    "head": Head,
+}
+
+
+def build_module(spec: ModuleSpec, **extra: Any) -> StaticModule:
+    """The static module of a component, with ``extra`` constructor options."""
+    module = _KINDS[spec.kind](**spec.as_dict(), **extra)
+    initialise(module)
+    return module
+
+
+def initialise(module: nn.Module) -> None:
+    """Initial values by the role that a parameter's name tells; see ``initialise_parameter``."""
+    for name, parameter in module.named_parameters():
+        initialise_parameter(name, parameter)
+
+
+@torch.no_grad()
+def initialise_parameter(name: str, parameter: Tensor) -> None:
+    """Zero biases, unit norms, truncated normal weights; layer scales keep their value.
+
+    The weights' standard deviation is 0.02, as in the published networks, but at least
+    0.5/√fan_in: 0.02 is made for hundreds of channels and starves narrow layers.
+    """
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("scale1", "scale2"):
+        return
+    if leaf == "bias":
+        parameter.zero_()
+    elif leaf == "relative_position_bias_table":
+        nn.init.trunc_normal_(parameter, std=0.02)
+    elif parameter.ndim == 1:
+        parameter.fill_(1.0)
+    else:
+        fan_in = math.prod(parameter.shape[1:])
+        nn.init.trunc_normal_(parameter, std=max(0.02, 0.5 / math.sqrt(fan_in)))

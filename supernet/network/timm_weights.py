@@ -1,0 +1,133 @@
+"""Weights of published timm networks in our backbone, by parameter name.
+
+Each family's names are translated by ordered replacements; shapes then agree up to trailing
+1 × 1 kernels. Users load pretrained checkpoints this way, and the tests prove with it that our
+blocks compute what the published ones compute.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from search_space.architecture import Architecture
+from search_space.errors import CorruptFileError, NasError
+from supernet.network.backbone import Backbone, build
+from supernet.training import checkpoints
+
+_SWIN = (
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^patch_embed\.norm\.", "stem.norm."),
+    (r"^layers\.", "stages."),
+    (r"\.attn\.", ".mixer."),
+    (r"^norm\.", "head.norm."),
+)
+_FOCALNET = (
+    (r"^stem\.proj\.", "stem.conv."),
+    (r"^layers\.", "stages."),
+    (r"\.downsample\.proj\.", ".downsample.conv."),
+    (r"\.modulation\.f\.", ".mixer.proj_in."),
+    (r"\.modulation\.h\.", ".mixer.modulator."),
+    (r"\.modulation\.proj\.", ".mixer.proj_out."),
+    (r"\.modulation\.norm\.", ".mixer.norm."),
+    (r"\.modulation\.focal_layers\.(\d+)\.0\.", r".mixer.contexts.\1."),
+    (r"\.ls([12])\.gamma$", r".scale\1"),
+    (r"^norm\.", "head.norm."),
+)
+_CONVNEXT = (
+    (r"^stem\.0\.", "stem.conv."),
+    (r"^stem\.1\.", "stem.norm."),
+    (r"\.downsample\.0\.", ".downsample.norm."),
+    (r"\.downsample\.1\.", ".downsample.conv."),
+    (r"\.conv_dw\.", ".mixer.conv."),
+    (r"(\.blocks\.\d+)\.norm\.", r"\1.norm2."),
+    (r"\.gamma$", ".scale2"),
+)
+_POOLFORMER = ((r"\.layer_scale([12])\.scale$", r".scale\1"),)
+
+# the family is told by a parameter that only its networks have
+_FAMILIES = (
+    ("patch_embed.proj.weight", _SWIN),
+    ("layers.0.blocks.0.modulation.f.weight", _FOCALNET),
+    ("stages.0.blocks.0.conv_dw.weight", _CONVNEXT),
+    ("stages.0.blocks.0.layer_scale1.scale", _POOLFORMER),
+)
+
+
+def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tensor]:
+    """A timm state dict under the names and shapes of ``network``.
+
+    Raises NasError for a family that is not known or a parameter that does not fit.
+    """
+    rules = next((rules for key, rules in _FAMILIES if key in state), None)
+    if rules is None:
+        raise NasError(
+            "these weights are of no known family; known are timm's swin_transformer, focalnet, "
+            "convnext and poolformer (v1) networks."
+        )
+    own = network.state_dict()
+    result = {}
+    for key, value in state.items():
+        if key.endswith(("relative_position_index", "attn_mask")):
+            continue  # constants that our blocks derive from the map's size
+        name = key
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if name not in own:
+            raise NasError(f"{key} has no counterpart in {network.architecture}; expected {name}.")
+        if value.numel() != own[name].numel():
+            raise NasError(
+                f"{key} has shape {tuple(value.shape)}, but {name} of {network.architecture} has "
+                f"{tuple(own[name].shape)}: the weights are of another architecture."
+            )
+        result[name] = value.reshape(own[name].shape)
+    missing = sorted(set(own) - set(result))
+    if missing:
+        raise NasError(f"the weights lack {missing[0]} and {len(missing) - 1} others.")
+    return result
+
+
+def load_timm_checkpoint(
+    architecture: Architecture, path: str | Path, num_classes: int | None = None
+) -> Backbone:
+    """The backbone of ``architecture`` with the weights in a timm checkpoint file.
+
+    ``path`` is a ``.safetensors`` file or a tensor file that ``torch.load(weights_only=True)``
+    reads. ``num_classes`` defaults to the checkpoint's; another number gives a fresh classifier.
+    Raises NasError, or CorruptFileError naming the file.
+    """
+    state = read_tensors(Path(path))
+    stored = state["head.fc.weight"].shape[0] if "head.fc.weight" in state else 0
+    network = build(architecture, stored)
+    network.load_state_dict(from_timm(state, network))
+    if num_classes is not None and num_classes != stored:
+        network.reset_classifier(num_classes)
+    return network
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors file or one of torch's, which runs no code of the file.
+
+    Raises CorruptFileError, and PickleRefusedError for a pickle named ``.safetensors``.
+    """
+    if not path.is_file():
+        raise CorruptFileError(f"{path} does not exist; give the path of a checkpoint file.")
+    if path.suffix == ".safetensors":
+        return checkpoints.read_tensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many types for broken files
+        raise CorruptFileError(
+            f"{path} is not a readable tensor file ({str(error).splitlines()[0]}); "
+            "a .safetensors file or a plain state dict is needed."
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CorruptFileError(f"{path} holds no state dict of tensors.")
+    return state

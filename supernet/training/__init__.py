@@ -1,0 +1,1 @@
+"""Training: the loop, objectives, strategies, teachers, checkpoints."""

@@ -1,0 +1,172 @@
+"""How a training is configured, what it reports, and how it fails."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from search_space.errors import NasError, RunError
+from supernet.data.augmentation import AugmentConfig
+from supernet.training.strategies.factory import SHRINKINGS, STRATEGIES
+from supernet.training.tokenisation import TokenSchedule
+
+CHOICES = {
+    "amp": ("auto", "off"),
+    "strategy": STRATEGIES,
+    "shrinking": SHRINKINGS,
+    "bank_metric": ("macs", "latency_ms"),
+}
+
+
+class TrainingDivergedError(NasError):
+    """The loss stayed non-finite although the step size was halved again and again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. Everything here decides the result and enters the checkpoint's identity.
+
+    The defaults suit the ``digits`` space: batch size and rates are those of seven settings tried
+    there with ``sandwich``, one seed each, that had the best mean validation accuracy of 24 random
+    subnets, by a slight lead. The strategy is the one that orders subnets best of those whose
+    subnets inherit what they reach alone (``rank_fidelity.py``); its epochs take about as long as
+    32 of ``sandwich``.
+
+    lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
+    clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
+    drop_path_rate: of the largest subnet, or the only one of a step.
+    amp: ``auto`` (bfloat16 on CUDA) or ``off``.
+    accumulate: parts that a batch is cut into, one after the other, to save memory.
+    ema_decay: of the moving average of weights that is validated and kept; 0 for none.
+    max_bad_steps: roll-backs before giving up. snapshot_steps: steps between the states that
+        a roll-back returns to; checkpoints are taken at these.
+    evaluations: epochs after which validation images are seen, evenly spread, the last among them;
+        after every epoch would cost a fifth of a short supernet training.
+    augment: ``None`` for the default of the kind of data.
+
+    Of a supernet only (``supernet.training.strategies`` explains strategies and shrinking):
+
+    strategy: one of ``STRATEGIES``; shrinking: one of ``SHRINKINGS``.
+    num_random: random subnets per step beside those that the strategy always trains.
+    groups: of a batch, one for each subnet (``multi_architecture``).
+    banks: ranges of ``bank_metric`` (``macs``, or ``latency_ms`` on the target device) that
+        subnets of a step are drawn from (``complexity``, ``performance``).
+    shrink_start, shrink_epsilon: share of a delayed training that only the largest has, and the
+        factor of the learning rate that the others begin with.
+    distillation: share of the other subnets' predictions in what a subnet learns that learns
+        from them, at the beginning and at the end of the training, linear between; the rest are
+        labels. A constant 1 is what BigNAS publishes: it holds a short training back,
+        since there is nothing to learn from an untrained network (``rank_fidelity.py``).
+    tokens: (share of the training, factor) pairs: images are this much coarser until then.
+    teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
+        file. teacher_variants: draws of the augmentation whose logits are stored, so that later
+        epochs need no teacher; 0 to ask it in every step.
+    """
+
+    epochs: int = 64
+    batch_size: int = 32
+    lr: float = 4e-3
+    weight_decay: float = 0.02
+    warmup_epochs: float = 3.0
+    clip_norm: float = 1.0
+    drop_path_rate: float = 0.0
+    label_smoothing: float = 0.1
+    temperature: float = 1.0
+    seed: int = 0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    amp: str = "auto"
+    max_bad_steps: int = 5
+    snapshot_steps: int = 50
+    evaluations: int = 16
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    augment: AugmentConfig | None = None
+    strategy: str = "multi_architecture"
+    num_random: int = 2
+    groups: int = 2
+    banks: int = 8
+    bank_metric: str = "macs"
+    shrinking: str = "none"
+    shrink_start: float = 0.5
+    shrink_epsilon: float = 0.1
+    distillation: tuple[float, float] = (0.0, 1.0)
+    tokens: tuple[tuple[float, int], ...] = ()
+    teacher: str | None = None
+    teacher_weights: str | None = None
+    teacher_variants: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(tuple(pair) for pair in self.tokens))
+        object.__setattr__(self, "distillation", tuple(self.distillation))
+        if len(self.distillation) != 2 or not all(0 <= share <= 1 for share in self.distillation):
+            raise RunError(
+                f"distillation is {list(self.distillation)}; it must be two shares, of the "
+                "beginning and of the end of the training, in [0, 1]: [0, 1] is the default"
+            )
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunError(f"{name} is {value}; it must be a finite number")
+        TokenSchedule(self.tokens)
+        positive = (
+            *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
+            *("accumulate", "groups", "banks", "shrink_epsilon"),
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise RunError(f"{name} is {getattr(self, name)}; it must be above 0")
+        rest = (
+            *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
+            *("seed", "teacher_variants"),
+        )
+        for name in rest:
+            if getattr(self, name) < 0:
+                raise RunError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("drop_path_rate", "label_smoothing", "ema_decay", "shrink_start"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RunError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise RunError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        for name in ("teacher_weights", "teacher_variants"):
+            if getattr(self, name) and self.teacher is None:
+                raise RunError(f"{name} is {getattr(self, name)!r} without a teacher; set teacher")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, JSON-able."""
+        values = asdict(self)
+        values["augment"] = None if self.augment is None else self.augment.to_dict()
+        values["tokens"] = [list(pair) for pair in self.tokens]
+        values["distillation"] = list(self.distillation)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.
+
+    step: optimiser steps done at the end of the epoch. seconds: training and validation.
+    images_per_s: of training alone. lr: at the epoch's last step.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    images_per_s: float
+    lr: float
+    rollbacks: int
+    losses: dict[str, float]
+    val_accuracy: dict[str, float]
+    val_loss: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat: ``loss_largest``, ``val_accuracy_smallest``; ``loss`` for a static network."""
+        flat = asdict(self)
+        for name in ("losses", "val_accuracy", "val_loss"):
+            key = "loss" if name == "losses" else name
+            values = flat.pop(name)
+            flat |= {f"{key}_{role}" if role else key: value for role, value in values.items()}
+        return flat

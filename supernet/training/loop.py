@@ -1,0 +1,406 @@
+"""The training loop: steps, roll-back, checkpoints, metrics.
+
+Everything random in a step depends on (seed, step), so a checkpoint needs no generator state
+and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
+gradient is seen before the optimiser uses it; training then goes back to the last snapshot
+with half the step size.
+
+Several workers run this same loop, each on its share of every batch. They meet once a step, when
+gradients are averaged; the figures that come along tell all of them the same, so all roll back,
+stop and save together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_space.errors import RunError
+from supernet.data.augmentation import default_augment, mix_seed
+from supernet.data.dataset import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
+from supernet.training.checkpoints import Checkpoint, CheckpointStore
+from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.moving_average import MovingAverage
+from supernet.training.named_optimizer import NamedOptimizer
+from supernet.training.objectives import Objective, Quality
+from supernet.training.parallel import Group
+
+ProgressCallback = Callable[[int, int, dict[str, Any]], None]
+EpochCallback = Callable[[EpochMetrics], None]
+
+
+@dataclass
+class _State:
+    """All that a checkpoint holds beside tensors."""
+
+    step: int = 0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+    # Of the epoch under way: role → [sum of losses, number of losses].
+    loss_sums: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    images: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    objective: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> _State:
+        return cls(**json.loads(json.dumps(dict(values))))
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where workers cannot cut a batch into equal parts."""
+    parts = config.accumulate
+    multiple = parts * (2 * workers if workers > 1 else 1)
+    if config.batch_size % multiple:
+        raise RunError(
+            f"batch_size is {config.batch_size}; with {workers} workers and accumulate "
+            f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
+            f"{-(-config.batch_size // multiple) * multiple} is the next"
+        )
+    if multiple > 1 and num_images < config.batch_size:
+        raise RunError(
+            f"{num_images} training images are fewer than one batch of "
+            f"{config.batch_size}, which {workers} workers and accumulate {parts} cut into "
+            "parts; lower batch_size"
+        )
+
+
+def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where a batch has fewer images than ``multi_architecture`` makes groups."""
+    parts = workers * config.accumulate
+    images = min(config.batch_size, num_images) // parts
+    if config.strategy == "multi_architecture" and images < config.groups:
+        raise RunError(
+            f"{images} images are trained at a time (batch_size {config.batch_size}, {num_images} "
+            f"training images, {workers} workers, accumulate {config.accumulate}), and strategy "
+            f"'multi_architecture' cuts them into {config.groups} groups of at least one; give a "
+            f"batch_size of {parts * config.groups} or more, fewer groups, or strategy 'uniform'"
+        )
+
+
+class TrainingLoop:
+    """Trains ``module`` in place by ``objective``; arguments as in ``supernet.training.train``."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        data: ImageData,
+        config: TrainConfig,
+        directory: Path | None,
+        identity: Mapping[str, Any],
+        *,
+        device: torch.device,
+        progress: ProgressCallback | None,
+        workers: int,
+        checkpoint_seconds: float,
+        tensorboard: bool,
+        store: CheckpointStore | None,
+        variants: int | None = None,
+        on_epoch: EpochCallback | None = None,
+        group: Group | None = None,
+    ) -> None:
+        self.module, self.objective, self.data, self.config = module, objective, data, config
+        self.directory, self.device = directory, device
+        self.progress, self.on_epoch = progress, on_epoch
+        self.store, self.variants, self.workers = store, variants, workers
+        self.group = group or Group()
+        check_batch_size(config, len(data.train), self.group.size)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.augment = config.augment or default_augment(data.kind, data.resolution)
+        self.identity: dict[str, Any] = {
+            "train": config.to_dict(),
+            "augment": self.augment.to_dict(),
+            "data": data.fingerprint,
+            **identity,
+        }
+        self.steps_per_epoch = steps_per_epoch(data, config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.parameters = dict(module.named_parameters())
+        self.average: MovingAverage | None = None
+        if config.ema_decay:
+            self.average = MovingAverage(self.parameters, config.ema_decay)
+        self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
+        self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
+        self.state = _State()
+        self.tensorboard = tensorboard and directory is not None
+        self._writer: Any = None
+        self._last_saved = time.monotonic()
+
+    def run(self) -> list[EpochMetrics]:
+        """Train to the end, from the checkpoint if there is one; metrics of all epochs."""
+        self._resume()
+        for line in self.state.history:
+            self._tell(EpochMetrics(**line))
+        self.snapshot = self._take_snapshot()
+        try:
+            while self.state.step < self.total_steps:
+                if not self._run_epoch():
+                    self._roll_back()
+            if self.average is not None:
+                self.average.copy_to(self.parameters)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        return [EpochMetrics(**line) for line in self.state.history]
+
+    # Steps --------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> bool:
+        """Train to the end of the epoch under way; ``False`` if a step was not finite."""
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        self.module.train()
+        started = time.perf_counter()
+        for batch in train_loader(
+            self.data,
+            self.config.batch_size,
+            epoch,
+            self.config.seed,
+            self.workers,
+            augment=self.augment,
+            label_smoothing=self.config.label_smoothing,
+            start=done,
+            shard=(self.group.rank, self.group.size),
+            variants=self.variants,
+        ):
+            taken = self._step(batch.to(self.device))
+            if taken is None:
+                return False
+            losses, save_is_due = taken
+            state = self.state
+            for role, loss in losses:
+                sums = state.loss_sums.setdefault(role, [0.0, 0])
+                sums[0] += loss
+                sums[1] += 1
+            state.step += 1
+            state.images += len(batch.images) * self.group.size
+            now = time.perf_counter()
+            state.seconds += now - started
+            started = now
+            at_end = state.step % self.steps_per_epoch == 0
+            self._report(epoch)
+            if not at_end and state.step % self.config.snapshot_steps == 0:
+                if not self._all_finite():
+                    return False
+                self.snapshot = self._take_snapshot()
+                if save_is_due:
+                    self._save()
+        if not self._all_finite():
+            return False
+        self._end_epoch(epoch)
+        return True
+
+    def _step(self, batch: Batch) -> tuple[list[tuple[str, float]], bool] | None:
+        """One optimiser step: (role, loss) of all subnets of all workers; whether to save.
+
+        ``None``, and nothing changed, where a loss or the gradient is not finite.
+        """
+        step = self.state.step
+        self.objective.prepare(step, self.optimizer.states)
+        self.optimizer.begin(step, self.state.lr_scale)
+        parts = self.config.accumulate
+        roles: list[str] = []
+        sums: list[torch.Tensor] = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            seed = mix_seed(
+                self.config.seed, step, 3, *([self.group.rank] if self.group.rank else [])
+            )
+            torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+            for k in range(parts):
+                roles = []
+                values = []
+                for role, weight, loss, label_loss in self.objective.losses(
+                    step, batch.part(k, parts)
+                ):
+                    (loss * (weight / parts)).backward()
+                    roles.append(role)
+                    values += [loss.detach().float() / parts, label_loss.float() / parts]
+                sums = values if k == 0 else [a + b for a, b in zip(sums, values, strict=True)]
+        due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
+        own = torch.stack([*sums, sums[0].new_tensor(float(due))])
+        figures = self.group.reduce(list(self.parameters.values()), own)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm or math.inf)
+        # One transfer from the device for everything that must be looked at.
+        *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
+        if not all(math.isfinite(figure) for figure in (*looked_at, norm_value)):
+            return None
+        self.optimizer.step(step)
+        width = figures.shape[1]
+        rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
+        self.objective.observe(step, [row[1:-1:2] for row in rows])
+        losses = [pair for row in rows for pair in zip(roles, row[:-1:2], strict=True)]
+        return losses, bool(rows[0][-1])
+
+    def _all_finite(self) -> bool:
+        checks = [parameter.detach().isfinite().all() for parameter in self.parameters.values()]
+        return bool(torch.stack(checks).all())
+
+    def _roll_back(self) -> None:
+        scale, count = self.state.lr_scale / 2, self.state.rollbacks + 1
+        step = self.state.step
+        if count > self.config.max_bad_steps:
+            lr = self.config.lr * self.state.lr_scale
+            raise TrainingDivergedError(
+                f"training diverged at step {step}: the loss or its gradient is not finite, even "
+                f"after {count - 1} roll-backs down to a peak learning rate of {lr:.3g} (asked: "
+                f"{self.config.lr:.3g}). Start anew with a learning rate of {lr / 4:.1g} or "
+                "below, or longer warm-up"
+            )
+        self._restore(self.snapshot)
+        self.state.lr_scale, self.state.rollbacks = scale, count
+        # The next roll-back must find the smaller step size, also after a restart.
+        self.snapshot = self._take_snapshot()
+        self._save()
+
+    # Snapshots and checkpoints --------------------------------------------------------------
+
+    def _take_snapshot(self) -> _Snapshot:
+        def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        return _Snapshot(
+            copied(self.module.state_dict()),
+            copied(self.optimizer.tensors()),
+            asdict(replace(self.state, objective=self.objective.state_dict())),
+        )
+
+    def _restore(self, snapshot: _Snapshot) -> None:
+        self.module.load_state_dict(snapshot.weights)
+        self.optimizer.load(snapshot.optimizer)
+        self.state = _State.of(snapshot.state)
+        self.objective.load_state_dict(self.state.objective)
+
+    def _save(self) -> None:
+        """Write the last snapshot, so that a resumed run rolls back to where this one would."""
+        self._last_saved = time.monotonic()
+        if self.store is not None:
+            self.store.save(
+                Checkpoint(
+                    step=self.snapshot.state["step"],
+                    weights=self.snapshot.weights,
+                    optimizer=self.snapshot.optimizer,
+                    metadata={"identity": self.identity, "state": self.snapshot.state},
+                )
+            )
+
+    def _resume(self) -> None:
+        found = None if self.store is None else self.store.load()
+        if found is None:
+            return
+        difference = list(_differences(found.metadata["identity"], self.identity))
+        if difference:
+            raise RunError(
+                f"{self.store} holds a training of another configuration: "
+                f"{'; '.join(difference)}. Resume with the same settings, or train into another "
+                "directory"
+            )
+        self._restore(_Snapshot(found.weights, found.optimizer, found.metadata["state"]))
+        self._write_metrics()
+
+    # Metrics --------------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: int) -> None:
+        state, config = self.state, self.config
+        started = time.perf_counter()
+        quality: dict[str, Quality] = {}
+        before, now = (config.evaluations * e // config.epochs for e in (epoch, epoch + 1))
+        if now > before and self.group.rank == 0:
+            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+                quality = self.objective.qualities(self.validation)
+        metrics = EpochMetrics(
+            epoch=epoch,
+            step=state.step,
+            seconds=state.seconds + time.perf_counter() - started,
+            images_per_s=state.images / max(state.seconds, 1e-9),
+            lr=self.optimizer.lr,
+            rollbacks=state.rollbacks,
+            losses={role: total / count for role, (total, count) in state.loss_sums.items()},
+            val_accuracy={role: found.accuracy for role, found in quality.items()},
+            val_loss={role: found.loss for role, found in quality.items()},
+        )
+        state.history.append(asdict(metrics))
+        state.loss_sums, state.seconds, state.images = {}, 0.0, 0
+        self.snapshot = self._take_snapshot()
+        self._save()
+        self._write_metrics()
+        self._write_events(metrics)
+        self._report(epoch, metrics)
+        self._tell(metrics)
+
+    def _tell(self, metrics: EpochMetrics) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(metrics)
+
+    def _report(self, epoch: int, metrics: EpochMetrics | None = None) -> None:
+        if self.progress is None:
+            return
+        state = self.state
+        info: dict[str, Any] = {
+            "epoch": epoch,
+            "epochs": self.config.epochs,
+            "lr": self.optimizer.lr,
+            "rollbacks": state.rollbacks,
+        }
+        if metrics is not None:
+            info |= metrics.to_dict()
+        elif state.seconds:
+            info["images_per_s"] = state.images / state.seconds
+            for role, (total, count) in state.loss_sums.items():
+                info[f"loss_{role}" if role else "loss"] = total / count
+        self.progress(state.step, self.total_steps, info)
+
+    def _write_metrics(self) -> None:
+        """Rewrite all lines from the state: no line is doubled or lost by a resumption."""
+        if self.directory is None:
+            return
+        lines = [json.dumps(EpochMetrics(**line).to_dict()) for line in self.state.history]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "metrics.jsonl"
+        temporary = path.with_suffix(".writing")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _write_events(self, metrics: EpochMetrics) -> None:
+        if not self.tensorboard or self.directory is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events of steps that are trained again after a resumption are superseded.
+            self._writer = SummaryWriter(
+                str(self.directory / "tensorboard"), purge_step=metrics.step
+            )
+        for name, value in metrics.to_dict().items():
+            if name not in ("epoch", "step"):
+                self._writer.add_scalar(name, value, metrics.step)
+        self._writer.flush()
+
+
+def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:
+    """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted(stored.keys() | asked.keys()):
+            yield from _differences(
+                stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif stored != asked:
+        yield f"{path} is {stored!r} there, {asked!r} here"

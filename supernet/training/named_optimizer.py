@@ -1,0 +1,143 @@
+"""Optimiser and schedule of a training, from timm's factories, with state known by parameter name.
+
+Names are what a checkpoint can hold and what a sampler that sorts channels can re-order; torch
+knows its state by position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_space.errors import RunError
+from supernet.training.checkpoints import AVERAGE
+from supernet.training.config import TrainConfig
+from supernet.training.moving_average import MovingAverage
+
+# Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
+# norms and other one-dimensional parameters are left out by timm itself.
+NO_WEIGHT_DECAY = ("*relative_position*", "*layer_scale*")
+
+
+class NamedOptimizer:
+    """Steps of all parameters of ``module``, and of their moving average where there is one.
+
+    Raises RunError where timm has no such optimiser or schedule.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: TrainConfig,
+        steps_per_epoch: int,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.parameters, self.average = dict(module.named_parameters()), average
+        self._optimizer, self._scheduler = _made(module, config, steps_per_epoch)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the step under way."""
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
+    def begin(self, step: int, lr_scale: float) -> None:
+        """Set the learning rate of ``step``, ``lr_scale`` of the schedule's; drop gradients."""
+        self._scheduler.step_update(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] *= lr_scale
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step(self, step: int) -> None:
+        """Change the parameters by their gradients."""
+        self._optimizer.step()
+        if self.average is not None:
+            self.average.update(self.parameters, step)
+
+    def states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The optimiser's state, and the moving average, by parameter: ``exp_avg`` and so on."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        states = {
+            names[id(parameter)]: {key: torch.as_tensor(value) for key, value in values.items()}
+            for parameter, values in self._optimizer.state.items()
+        }
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                states.setdefault(name, {})[AVERAGE] = value
+        return states
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As ``name/exp_avg``, for a checkpoint."""
+        return {
+            f"{name}/{key}": value
+            for name, values in self.states().items()
+            for key, value in values.items()
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what ``tensors`` of the same configuration gave."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        entries: dict[str, dict[str, torch.Tensor]] = {}
+        for path, tensor in tensors.items():
+            name, _, key = path.rpartition("/")
+            if key == AVERAGE:
+                assert self.average is not None  # the configuration is the same
+                self.average.values[name].copy_(tensor)
+            else:
+                entries.setdefault(name, {})[key] = tensor.clone()
+        groups = self._optimizer.state_dict()["param_groups"]
+        order = [
+            names[id(parameter)]
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        state = {index: entries[name] for index, name in enumerate(order) if name in entries}
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises RunError where timm has no such optimiser or schedule."""
+    _made(nn.Linear(1, 1), config, steps_per_epoch=1)
+
+
+def _made(
+    module: nn.Module, config: TrainConfig, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    from timm.optim import create_optimizer_v2, param_groups_weight_decay
+    from timm.scheduler import create_scheduler_v2
+
+    groups = param_groups_weight_decay(
+        module, config.weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
+    )
+    options: dict[str, Any] = {"fused": True} if config.optimizer == "adamw" else {}
+    # A warm-up longer than the training would leave nothing of the schedule.
+    warmup: dict[str, Any] = {"warmup_epochs": min(config.warmup_epochs, config.epochs / 2)}
+    try:
+        optimizer = create_optimizer_v2(
+            [group for group in groups if group["params"]],
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            **options,
+        )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            warmup_lr=config.lr / 100,
+            min_lr=config.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+            **warmup,
+        )
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise RunError(
+            f"timm has no optimizer {config.optimizer!r} with schedule {config.schedule!r} "
+            f"({error}); use 'adamw' and 'cosine'"
+        ) from error
+    if scheduler is None:
+        raise RunError(f"timm has no schedule {config.schedule!r}; use 'cosine'")
+    return optimizer, scheduler

@@ -1,0 +1,210 @@
+"""When small subnets join: schedules over any other strategy, which can be nested.
+
+The small ones share the weights of the large ones; a large network that is trained already is a
+better start for them, and a better teacher.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from search_space.errors import UsageError
+from search_space.space import INACTIVE, Genes, SearchSpace
+from supernet.training.strategies.base import Observation, StepSubnet, SubnetSampler, Target
+
+DIMENSIONS = ("kernel", "depth", "mlp_ratio", "width")
+STARTS = (0.1, 0.2, 0.35, 0.5)
+SORTED_BEFORE = ("mlp_ratio", "width")  # dimensions that keep the first channels
+
+
+class ShrinkingSampler(SubnetSampler):
+    """A schedule over the subnets of ``inner``; all else is the inner strategy's."""
+
+    def __init__(self, inner: SubnetSampler, space: SearchSpace, total_steps: int) -> None:
+        if total_steps < 1:
+            raise UsageError(f"total_steps {total_steps} must be at least 1.")
+        self.inner, self.space, self.total_steps = inner, space, total_steps
+
+    @abstractmethod
+    def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]: ...
+
+    def observe(self, step: int, observations: Sequence[Observation]) -> None:
+        self.inner.observe(step, observations)
+
+    def sorts_channels(self, step: int) -> bool:
+        return self.inner.sorts_channels(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class DelayedShrinking(ShrinkingSampler):
+    """Delayed ε-shrinking (Annavajjala et al., "DεpS", ECCV 2024).
+
+    For the share ``start`` of the training the largest alone, on labels (or learning from a fixed
+    teacher, with ``teacher``). Then the inner strategy, with the learning rate of all but the
+    largest times a factor: ε in the first such step, and from there growing in a straight line to
+    1 at the share ``ramp`` of the steps that were left.
+
+    Raises UsageError for a start outside of [0, 1), an ε or a ramp outside of (0, 1].
+    """
+
+    def __init__(
+        self,
+        inner: SubnetSampler,
+        space: SearchSpace,
+        *,
+        total_steps: int,
+        start: float = 0.5,
+        epsilon: float = 0.1,
+        ramp: float = 0.5,
+        teacher: bool = False,
+    ) -> None:
+        super().__init__(inner, space, total_steps)
+        if not 0 <= start < 1:
+            raise UsageError(f"shrinking starts at {start:g} of the training: give 0 ≤ start < 1.")
+        for name, value in (("epsilon", epsilon), ("ramp", ramp)):
+            if not 0 < value <= 1:
+                raise UsageError(f"{name} {value:g} of shrinking must be above 0, at most 1.")
+        self.start, self.epsilon, self.ramp, self.teacher = start, epsilon, ramp, teacher
+        self.first_step = round(start * total_steps)
+
+    def lr_factor(self, step: int) -> float:
+        """Of all subnets but the largest, at a step from ``first_step`` on."""
+        length = self.ramp * (self.total_steps - self.first_step)
+        done = min(1.0, (step - self.first_step) / length)
+        return self.epsilon + (1 - self.epsilon) * done
+
+    def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
+        largest = self.space.largest
+        if step < self.first_step:
+            target = Target.TEACHER if self.teacher else Target.LABELS
+            only = StepSubnet(role="largest", architecture=largest, target=target, regularised=True)
+            return (only,)
+        factor = self.lr_factor(step)
+        return tuple(
+            subnet
+            if subnet.architecture == largest
+            else replace(subnet, lr_factor=factor * subnet.lr_factor)
+            for subnet in self.inner(step, rank)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": "delayed",
+            "start": self.start,
+            "epsilon": self.epsilon,
+            "ramp": self.ramp,
+            "teacher": self.teacher,
+            "total_steps": self.total_steps,
+            "inner": self.inner.to_dict(),
+        }
+
+
+class ProgressiveShrinking(ShrinkingSampler):
+    """Progressive shrinking (Cai et al., "Once-for-all", ICLR 2020): dimension by dimension.
+
+    ``DIMENSIONS`` are released one after the other, at the shares ``starts`` of the training:
+    first the parameters of mixers (kernel, window, levels, order …) with the resolution, then
+    depth, MLP ratio and width. Until then all subnets are clamped to the largest in them: an
+    extent to its last choice, a block to the last choice (they are listed from light to heavy)
+    that agrees with it in all that is released. The kind of mixer is free from the start, since
+    kinds have weights of their own. A position that a deeper stage adds takes a block of the
+    stage, from its first on.
+
+    Channels are sorted by importance before the first step of the MLP ratio and of the width.
+    The smallest of the inner strategy becomes the smallest of what is released. A subnet that was
+    clamped is no longer of its bank.
+
+    Raises UsageError for starts that do not ascend within [0, 1].
+    """
+
+    def __init__(
+        self,
+        inner: SubnetSampler,
+        space: SearchSpace,
+        *,
+        total_steps: int,
+        starts: Sequence[float] = STARTS,
+    ) -> None:
+        super().__init__(inner, space, total_steps)
+        ordered = [0.0, *starts, 1.0]
+        if len(starts) != len(DIMENSIONS) or ordered != sorted(ordered):
+            raise UsageError(
+                f"starts {list(starts)} of progressive shrinking must be {len(DIMENSIONS)} shares "
+                f"of the training, ascending within 0 and 1: of {', '.join(DIMENSIONS)}."
+            )
+        self.starts = tuple(starts)
+        self.first_steps = dict(
+            zip(DIMENSIONS, (round(share * total_steps) for share in starts), strict=True)
+        )
+
+    def released(self, step: int) -> frozenset[str]:
+        """Those of ``DIMENSIONS`` in which the subnets of a step may be smaller."""
+        return frozenset(name for name, first in self.first_steps.items() if step >= first)
+
+    def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
+        subnets, released = self.inner(step, rank), self.released(step)
+        genes = self.space.encode([subnet.architecture for subnet in subnets])
+        clamped = clamp(self.space, genes, released)
+        changed = (genes != clamped).any(axis=1)
+        return tuple(
+            replace(subnet, architecture=architecture, bank=None) if differs else subnet
+            for subnet, architecture, differs in zip(
+                subnets, self.space.decode(clamped), changed, strict=True
+            )
+        )
+
+    def sorts_channels(self, step: int) -> bool:
+        now = any(step == self.first_steps[name] for name in SORTED_BEFORE)
+        return now or self.inner.sorts_channels(step)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": "progressive",
+            "starts": list(self.starts),
+            "total_steps": self.total_steps,
+            "inner": self.inner.to_dict(),
+        }
+
+
+def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
+    """Rows that are largest in all of ``DIMENSIONS`` but those released, shape (n, genes)."""
+    result = genes.copy()
+    if "kernel" not in released:
+        result[:, 0] = len(space.resolutions) - 1
+    for i, stage in enumerate(space.stages):
+        column, columns = int(space.width_columns[i]), space.block_columns(i)
+        if "width" not in released:
+            result[:, column] = len(stage.widths) - 1
+        if "depth" not in released:
+            depth = np.asarray(stage.depths)[genes[:, column + 1]]
+            source = np.arange(stage.max_depth) % depth[:, None]
+            result[:, columns] = np.take_along_axis(genes[:, columns], source, axis=1)
+            result[:, column + 1] = len(stage.depths) - 1
+        table = _heaviest_choices(space, i, released)
+        blocks = result[:, columns]
+        result[:, columns] = np.where(blocks == INACTIVE, INACTIVE, table[blocks])
+    return result
+
+
+def _heaviest_choices(space: SearchSpace, stage: int, released: frozenset[str]) -> Genes:
+    """For each block choice, the last one that agrees with it in what is released."""
+    traits = [
+        (
+            block.mixer.name,
+            block.mixer.params if "kernel" in released else None,
+            block.mlp_ratio if "mlp_ratio" in released else None,
+        )
+        for block in space.stages[stage].blocks
+    ]
+    last = {trait: j for j, trait in enumerate(traits)}
+    return np.array([last[trait] for trait in traits], dtype=np.int64)

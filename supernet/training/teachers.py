@@ -1,0 +1,249 @@
+"""Fixed external teachers: any timm network, or an export of ours, with weights from local files.
+
+Nothing is fetched and nothing is unpickled: tensors are read by ``timm_weights.read_tensors`` and
+handed to timm, whose own translation of older parameter names then applies. A teacher sees
+training images as the student does, resized and normalised as it was trained itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_space.errors import CorruptFileError, DataError, UsageError
+from search_space.files import load_architecture, read_mapping
+from supernet.data.dataset import Batch, resize_images
+from supernet.network.backbone import build
+from supernet.network.timm_weights import read_tensors
+from supernet.training import checkpoints
+from supernet.training.objectives import autocast
+
+CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
+_MISMATCH = re.compile(r"size mismatch for (\S+)\.(?:weight|bias): .*?torch\.Size\(\[(\d+)")
+
+
+class Teacher:
+    """A network that is never trained: ``teacher(images)`` gives logits.
+
+    Args:
+        network: images (n, 3, side, side) → logits (n, classes).
+        identity: what its logits depend on, JSON-able.
+        resolution: side in pixels that images are resized to.
+        data_mean, data_std: per channel, that images come normalised with.
+        mean, std: per channel, that the network expects.
+        amp: as ``supernet.training.objectives.autocast``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        identity: dict[str, Any],
+        resolution: int,
+        data_mean: Sequence[float],
+        data_std: Sequence[float],
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: str | torch.device = "cpu",
+        amp: str = "auto",
+    ) -> None:
+        self.device, self.amp, self.resolution = torch.device(device), amp, resolution
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.identity = identity | {
+            "resolution": resolution,
+            "mean": list(map(float, mean)),
+            "std": list(map(float, std)),
+        }
+        # (x·s + m − m′) / s′, which commutes with resizing, whose weights add up to 1
+        old_mean, old_std, new_mean, new_std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (data_mean, data_std, mean, std)
+        )
+        self._scale = (old_std / new_std).float().to(self.device)
+        self._shift = ((old_mean - new_mean) / new_std).float().to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (n, classes), float32, without gradient, on the teacher's device.
+
+        images: (n, 3, height, width), normalised with the data's mean and standard deviation.
+        """
+        images = images.to(self.device, non_blocking=True)
+        images = resize_images(images, self.resolution) * self._scale + self._shift
+        with autocast(self.device, self.amp):
+            logits: torch.Tensor = self.network(images)
+        return logits.float()
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits of a batch's images, mixed or not."""
+        return self(batch.images)
+
+
+def load_teacher(
+    name: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    *,
+    data_mean: Sequence[float],
+    data_std: Sequence[float],
+    resolution: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device = "cpu",
+    amp: str = "auto",
+) -> Teacher:
+    """The teacher ``name`` with weights from a local file, for data of ``num_classes`` classes.
+
+    name: of a timm model, with or without its pretrained tag, or the folder of an export.
+    weights: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads; an export
+        has its own.
+    data_mean, data_std: what images are normalised with (``ImageData.mean``, ``.std``).
+    resolution, mean, std: what the teacher was trained with, where it is not what timm or the
+        export says.
+
+    Raises UsageError for a name or weights that do not go together, CorruptFileError for files
+    that are missing, damaged or pickles, DataError where the classes differ from the data's.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if weights is not None:
+            raise UsageError(
+                f"teacher {name} is a folder with weights of its own, and {weights} is given "
+                "besides; leave one of them out."
+            )
+        network, source, config = _load_export(folder, num_classes)
+        identity = {"name": f"nas_backbone {network.architecture.digest}"}
+    else:
+        _check_name(name)
+        if weights is None:
+            raise UsageError(
+                f"teacher {name} has no weights, and none are downloaded; give the path of a "
+                "checkpoint file of it, such as model.safetensors of the timm repository of this "
+                "name."
+            )
+        source = Path(weights)
+        network = _load_timm(name, source, num_classes, resolution)
+        config = dict(network.pretrained_cfg)
+        identity = {"name": name}
+    with source.open("rb") as file:
+        identity["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return Teacher(
+        network,
+        identity=identity,
+        resolution=resolution or int(config["input_size"][-1]),
+        data_mean=data_mean,
+        data_std=data_std,
+        mean=mean or config["mean"],
+        std=std or config["std"],
+        device=device,
+        amp=amp,
+    )
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    known = timm.list_models()
+    architecture = name.split(".")[0]
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+        hint = f" Nearest in timm: {', '.join(near)}." if near else ""
+        raise UsageError(
+            f"unknown teacher {name!r}: it must be a model of timm's or an existing folder of an "
+            f"export.{hint} timm.list_models() lists all."
+        )
+    tagged = timm.list_models(architecture, pretrained=True)
+    if name not in (architecture, *tagged):
+        raise UsageError(
+            f"unknown teacher {name!r}: timm knows {architecture} with the tags of "
+            f"{', '.join(tagged) or 'none'}; take one of these, or the name without a tag."
+        )
+
+
+def _load_timm(name: str, path: Path, num_classes: int, resolution: int | None) -> Any:
+    import timm
+
+    tensors = read_tensors(path)
+    if not tensors:  # timm takes an empty state dict for none and would look elsewhere
+        raise CorruptFileError(f"{path} holds no tensors; give a checkpoint of {name}.")
+    # The state dict is timm's first choice of source; the others are taken away besides.
+    overlay: dict[str, Any] = {
+        "state_dict": tensors,
+        "num_classes": num_classes,
+        **dict.fromkeys(("url", "file", "hf_hub_id", "hf_hub_filename", "source")),
+    }
+    try:
+        config = timm.get_pretrained_cfg(name)
+        sized: dict[str, Any] = {}
+        if resolution is not None and config is not None and config.fixed_input_size:
+            sized["img_size"] = resolution
+        network: Any = timm.create_model(
+            name,
+            pretrained=True,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay,
+            **sized,
+        )
+    except Exception as error:  # translations of names fail in many ways on foreign tensors
+        text = " ".join(str(error).split())
+        classifier = () if config is None else config.classifier or ()
+        heads = {classifier} if isinstance(classifier, str) else set(classifier)
+        shapes = _MISMATCH.findall(text)
+        if shapes and {module for module, _ in shapes} <= heads:
+            raise _classes_differ(name, path, int(shapes[0][1]), num_classes) from None
+        raise CorruptFileError(
+            f"the weights in {path} do not fit {name} ({text[:200]}); give a checkpoint of this "
+            "network, or the name that the checkpoint belongs to."
+        ) from None
+    del network.pretrained_cfg["state_dict"]  # a second copy of the weights
+    return network
+
+
+def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, Any]]:
+    """Network, weights file and preprocessing of an export (``results.export.write``)."""
+    path = folder / WEIGHTS
+    config = read_mapping(folder / CONFIG)
+    if config.get("architecture") != "nas_backbone":
+        raise UsageError(
+            f"{folder / CONFIG} is of {config.get('architecture')!r}, not an export of nas; for a "
+            f"timm model give its name, and {path} as its weights."
+        )
+    architecture = load_architecture(str(folder / CONFIG))
+    try:
+        classes = int(config["num_classes"])
+        preprocessing = {
+            key: config["pretrained_cfg"][key] for key in ("input_size", "mean", "std")
+        }
+        recorded = None
+        if (folder / VERIFIED).exists():
+            recorded = json.loads((folder / VERIFIED).read_text("utf-8"))["sha256"][WEIGHTS]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{folder} holds no complete export ({error!r}). Export again with `nas export`."
+        ) from None
+    if classes != num_classes:
+        raise _classes_differ(f"export {architecture.digest}", path, classes, num_classes)
+    network = build(architecture, classes)
+    try:
+        network.load_state_dict(checkpoints.read_tensors(path, sha256=recorded))
+    except RuntimeError as error:
+        raise CorruptFileError(
+            f"{path} does not hold the weights of {architecture} ({str(error).splitlines()[-1]}). "
+            "Export again with `nas export`."
+        ) from None
+    return network, path, preprocessing
+
+
+def _classes_differ(name: str, path: Path, found: int, needed: int) -> DataError:
+    return DataError(
+        f"the weights of teacher {name} in {path} are for {found} classes, the data has {needed}; "
+        "a teacher must know the data's classes: fine-tune it on this data first, or take another."
+    )
