@@ -26,7 +26,6 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import RUNTIMES, Conditions, local_conditions
 from predictors.measuring.disturbances import clock_warnings, cpu_clock
 from predictors.measuring.entry_plan import (
     Copies,
@@ -39,7 +38,9 @@ from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
 from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
 from predictors.measuring.runtimes.onnx_graph import to_onnx
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
+from predictors.tables.conditions import RUNTIMES, Conditions
 from search_space import Block, Mixer, ModuleSpec, SearchSpace
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import UnknownNameError, UsageError
