@@ -11,9 +11,14 @@ from torch import nn
 from search_space import load_space
 from supernet.data.augmentation import AugmentConfig
 from supernet.data.dataset import eval_batches, open_data, train_loader
-from supernet.training.distillation import alpha_divergence, distillation_loss, label_loss
 from supernet.training.named_optimizer import NO_WEIGHT_DECAY
-from supernet.training.objectives import NetworkObjective, SupernetObjective
+from supernet.training.objectives import (
+    NetworkObjective,
+    SupernetObjective,
+    alpha_divergence,
+    distillation_loss,
+    label_loss,
+)
 from supernet.training.strategies import (
     Observation,
     SandwichSampler,

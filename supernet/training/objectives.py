@@ -3,41 +3,36 @@
 The loop in ``supernet.training.train`` knows neither. An objective yields one loss at a time and
 the loop runs its backward pass before asking for the next, so that the activations of only
 one subnet are held in memory.
+
+In-place distillation (Yu & Huang, "Universally Slimmable Networks", ICCV 2019; BigNAS): the
+students of a step learn the distribution that the step's first subnet predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from search_space.architecture import Architecture
 from supernet.data.dataset import Batch, resize_images
 from supernet.network.channel_order import sort_channels
-from supernet.training.distillation import alpha_divergence, distillation_loss, label_loss
+from supernet.training.evaluation import (
+    Batches,
+    Quality,
+    at_trained_resolution,
+    autocast,
+    evaluate,
+)
 from supernet.training.strategies import Observation, StepSubnet, SubnetSampler, Target
 from supernet.training.tokenisation import TokenSchedule, coarsen
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Teacher = Callable[[Batch], torch.Tensor]
 """Logits (n, classes) that a fixed teacher gives the images of a batch."""
 OptimizerState = Callable[[], Mapping[str, Mapping[str, torch.Tensor]]]
 """Gives the tensors of the optimiser's state (and the moving average) by parameter and name."""
-
-
-class Quality(NamedTuple):
-    """What a network is worth on a split.
-
-    accuracy: top-1, 0..1. loss: mean cross entropy to the labels, in nats; over few images it
-    tells networks apart that accuracy, a count of images, leaves tied. images: how many they are.
-    """
-
-    accuracy: float
-    loss: float
-    images: int
 
 
 class Loss(NamedTuple):
@@ -206,7 +201,7 @@ class NetworkObjective:
 
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
         with autocast(batch.images.device, self.amp):
-            logits = self.network(_at_own_resolution(self.network, batch.images))
+            logits = self.network(at_trained_resolution(self.network, batch.images))
         if self.teacher is None:
             loss = label_loss(logits, batch.targets, self.label_smoothing)
         else:
@@ -233,65 +228,47 @@ def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
     return logits[k * len(logits) // n : (k + 1) * len(logits) // n]
 
 
-def evaluate(
-    model: nn.Module | Callable[..., torch.Tensor],
-    batches: Batches,
-    *,
-    architecture: Architecture | None = None,
-    device: str | torch.device | None = None,
-    amp: str = "auto",
-) -> Quality:
-    """Accuracy and loss of ``model(images)``, or of ``model(images, architecture)``.
+def label_loss(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean cross entropy; logits: (n, classes).
 
-    Images are resized to the architecture's resolution. Runs in evaluation and inference mode
-    and leaves the modules in the modes they were in.
-
-    device: where images go; by default where the model's parameters are, else the CPU.
+    targets: (n,) int64 labels, or (n, classes) shares, which mixup has smoothed already.
     """
-    if device is None:
-        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        device = "cpu" if first is None else first.device
-    device = torch.device(device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
-    mode = evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext()
-    with mode, torch.inference_mode():
-        for images, labels in batches:
-            images = images.to(device, non_blocking=True)
-            with autocast(device, amp):
-                if architecture is None:
-                    logits = model(_at_own_resolution(model, images))
-                else:
-                    logits = model(resize_images(images, architecture.resolution), architecture)
-            labels = labels.to(device, non_blocking=True)
-            correct += (logits.argmax(dim=1) == labels).sum()
-            loss += label_loss(logits, labels) * len(labels)
-            count += len(labels)
-    return Quality(int(correct) / max(1, count), float(loss) / max(1, count), count)
+    smoothing = label_smoothing if targets.ndim == 1 else 0.0
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
 
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each submodule is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+def distillation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Mean cross entropy of the student to the teacher's distribution; both (n, classes) logits.
+
+    No gradient reaches the teacher. Times temperature², which keeps the gradient's size
+    (Hinton et al., 2015).
+    """
+    shares = F.softmax(teacher.detach().float() / temperature, dim=-1)
+    return F.cross_entropy(student.float() / temperature, shares) * temperature**2
 
 
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """bfloat16 on CUDA unless ``amp`` is ``off``; nothing elsewhere."""
-    if device.type == "cuda" and amp != "off":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+def alpha_divergence(
+    student: torch.Tensor, shares: torch.Tensor, ratio_limit: float = 5.0
+) -> torch.Tensor:
+    """Mean of the larger of the student's α-divergences from ``shares``, for α = −1 and α = 1.
 
+    D_α(p ‖ q) = (Σ p^α q^(1−α) − 1) / (α (α − 1)), which is Σ p log(p/q) for α → 1 and
+    ½ (Σ q²/p − 1) for α = −1: one punishes what the student leaves out, the other what it makes up
+    (Wang et al., "AlphaNet", ICML 2021). In the gradient, −1/α Σ q (p/q)^α ∇log q, the ratios
+    (p/q)^α are cut at ``ratio_limit``.
 
-def _at_own_resolution(model: Any, images: torch.Tensor) -> torch.Tensor:
-    architecture = getattr(model, "architecture", None)
-    if isinstance(architecture, Architecture):
-        return resize_images(images, architecture.resolution)
-    return images
+    student: (n, classes) logits; shares: (n, classes) probabilities p, without gradient.
+    """
+    log_q = F.log_softmax(student.float(), dim=-1)
+    q, p = log_q.detach().exp(), shares.detach().float().clamp_min(1e-6)
+    forward = (p * (p.log() - log_q.detach())).sum(-1)
+    backward = ((q * q / p).sum(-1) - 1) / 2
+    include = -(q * (p / q).clamp(max=ratio_limit) * log_q).sum(-1)
+    exclude = (q * (q / p).clamp(max=ratio_limit) * log_q).sum(-1)
+    value = torch.maximum(forward, backward)
+    slope = torch.where(forward >= backward, include, exclude)
+    return (value + slope - slope.detach()).mean()

@@ -19,8 +19,9 @@ from search_space.space import Genes
 from supernet.data.dataset import Batch, ImageData, steps_per_epoch
 from supernet.training.checkpoints import CheckpointStore, LocalStore
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.evaluation import evaluate
 from supernet.training.loop import EpochCallback, ProgressCallback, TrainingLoop
-from supernet.training.objectives import NetworkObjective, SupernetObjective, evaluate
+from supernet.training.objectives import NetworkObjective, SupernetObjective
 from supernet.training.parallel import Group
 from supernet.training.strategies import SubnetSampler, make_sampler
 from supernet.training.teaching import open_teacher
