@@ -273,7 +273,7 @@ def test_evaluate_is_accuracy_and_loss_and_restores_modes():
     architecture = space.smallest
     batches = eval_batches(data.validation, 64, limit=100)
     found = evaluate(supernet, batches, architecture=architecture)
-    assert supernet.training.train
+    assert supernet.training
     extracted = supernet.extract(architecture).eval()
     assert evaluate(extracted, batches) == found
     right, losses = 0, []

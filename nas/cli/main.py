@@ -31,8 +31,8 @@ from nas.cli.options import (
 )
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
-from results.run_name import check_run_name
 from search_space.errors import UsageError
+from search_space.names import check_run_name
 from search_space.units import parse_latency, parse_throughput
 
 if TYPE_CHECKING:

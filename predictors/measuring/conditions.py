@@ -205,7 +205,7 @@ def implementation_digest() -> str:
 
     Comments, docstrings and formatting do not count.
     """
-    package = resources.files("supernet")
+    package = resources.files("supernet.network")
     files = [package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
     digest = hashlib.sha256()
