@@ -181,6 +181,7 @@ class TrainingLoop:
             start=done,
             shard=(self.group.rank, self.group.size),
             variants=self.variants,
+            balanced=self.config.sampling == "balanced",
         ):
             taken = self._step(batch.to(self.device))
             if taken is None:

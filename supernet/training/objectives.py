@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -82,6 +84,7 @@ class SupernetObjective:
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
         sampler: the training strategy.
+        class_weights: (classes,) factors of the loss to the labels, on the supernet's device.
         teacher: for subnets that learn from a fixed one; they learn labels where it is None.
         distillation: share of other subnets' predictions, at the first and at the last step, in
             what a subnet learns whose target they are; the rest are labels.
@@ -99,6 +102,7 @@ class SupernetObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        class_weights: torch.Tensor | None = None,
         distillation: tuple[float, float] = (0.0, 1.0),
         teacher: Teacher | None = None,
         tokens: TokenSchedule | None = None,
@@ -108,7 +112,7 @@ class SupernetObjective:
     ) -> None:
         self.supernet, self.sampler, self.amp = supernet, sampler, amp
         self.drop_path_rate = drop_path_rate
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature, self.distillation = temperature, distillation
         self.teacher, self.tokens, self.total_steps = teacher, tokens, total_steps
         self.rank, self.size = rank, size
@@ -131,7 +135,7 @@ class SupernetObjective:
         for subnet in subnets:
             part = batch.part(*subnet.part)
             logits = self._logits(subnet, part.images, factor)
-            hard = label_loss(logits, part.targets, self.label_smoothing)
+            hard = label_loss(logits, part.targets, self.label_smoothing, self.class_weights)
             match subnet.target:
                 case Target.FIRST if first is not None:
                     soft = distillation_loss(logits, first, self.temperature)
@@ -190,10 +194,11 @@ class NetworkObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        class_weights: torch.Tensor | None = None,
         teacher: Teacher | None = None,
     ) -> None:
         self.network, self.teacher, self.amp = network, teacher, amp
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature = temperature
 
     def prepare(self, step: int, states: OptimizerState) -> None:
@@ -203,7 +208,7 @@ class NetworkObjective:
         with autocast(batch.images.device, self.amp):
             logits = self.network(at_trained_resolution(self.network, batch.images))
         if self.teacher is None:
-            loss = label_loss(logits, batch.targets, self.label_smoothing)
+            loss = label_loss(logits, batch.targets, self.label_smoothing, self.class_weights)
         else:
             with torch.no_grad(), autocast(batch.images.device, self.amp):
                 wanted = self.teacher(batch)
@@ -229,14 +234,33 @@ def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
 
 
 def label_loss(
-    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross entropy; logits: (n, classes).
 
-    targets: (n,) int64 labels, or (n, classes) shares, which mixup has smoothed already.
+    Args:
+        targets: (n,) int64 labels, or (n, classes) shares, which mixup has smoothed already.
+        weights: (classes,) factors of each class's part; the sum is divided by n all the same, so
+            that an image counts alike whatever else is in its batch.
     """
     smoothing = label_smoothing if targets.ndim == 1 else 0.0
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    total = F.cross_entropy(
+        logits.float(), targets, weights, reduction="sum", label_smoothing=smoothing
+    )
+    return total / len(logits)
+
+
+def balanced_weights(labels: npt.NDArray[np.int64], num_classes: int) -> torch.Tensor:
+    """Weights (classes,) float32 in inverse proportion to how frequent classes are.
+
+    Their mean over the images is 1: w = n / (classes · images of the class), as scikit-learn's
+    "balanced". Every class must have an image.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.from_numpy(len(labels) / (num_classes * counts)).float()
 
 
 def distillation_loss(
