@@ -46,17 +46,8 @@ def test_bands_and_a_front_of_three_quantities(
     file = finished.folder / "amp.yaml"
     file.write_text("train: {amp: 'off'}\nfinetune: {amp: 'off'}\n")
     said = finished.search(
-        *(
-            "three",
-            "--config",
-            file,
-            "--supernet",
-            finished.run,
-            "--min",
-            "params=8k",
-            "--max",
-            "params=20k",
-        ),
+        *("three", "--config", file, "--supernet", finished.run),
+        *("--min", "params=8k", "--max", "params=20k"),
         *("--minimize", "params", "--minimize", "latency", "--maximize", "balanced_accuracy"),
     )
     assert said.code == 0, said.err
