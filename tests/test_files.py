@@ -193,7 +193,7 @@ def test_unreadable_file(
 def test_folder_with_a_file_s_name(tmp_path: Path, load: object) -> None:
     folder = tmp_path / "folder.yaml"
     folder.mkdir()
-    with pytest.raises(NasError, match="cannot be read") as info:
+    with pytest.raises(NasError, match="is a folder, not a regular file") as info:
         load(str(folder))  # type: ignore[operator]
     assert str(folder) in str(info.value)
 

@@ -21,7 +21,7 @@ from nas.workflows.reporting import phases
 from nas.workflows.run import MEASURED
 from nas.workflows.starting import new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation

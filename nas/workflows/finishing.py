@@ -11,7 +11,7 @@ import torch
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation

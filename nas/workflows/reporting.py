@@ -10,7 +10,7 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
 from results.report.data import (

@@ -22,7 +22,7 @@ from nas.workflows.reporting import Findings, assemble, curves
 from nas.workflows.run import Run
 from nas.workflows.search_events import SearchEvents
 from predictors.counts import counts
-from predictors.measuring.profile import cache_folder
+from predictors.tables.folder import cache_folder
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
