@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from predictors.devices import find_device
 from predictors.estimates.estimate import estimate_entry
 from predictors.estimates.operators import operators
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import architecture_ends, score_architecture
-from predictors.tables.catalogue import find_device
 from search.scaling.cost import NetworkCosts
 from search_space import Architecture, Stage, components, known
 from search_space.metrics import LATENCY, on_device

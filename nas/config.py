@@ -66,7 +66,8 @@ class SearchConfig(_Model):
     database URL or journal file of an Optuna sampler's study. warm_start: runs whose fronts are
     evaluated first. halvings: how often a batch of candidates is halved before the last of them
     see all validation images. finalists: front members that are fine-tuned. objective: validation
-    ``loss``, or ``accuracy``, which few images do not tell apart.
+    ``loss``, or ``accuracy``, which few images do not tell apart, or ``balanced_accuracy``, the
+    mean over classes of the share of their images that is right, for unbalanced classes.
 
     Without: score: the closed-form score to maximise. max_effectiveness: largest ρ where the score
     is DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
@@ -81,7 +82,7 @@ class SearchConfig(_Model):
     warm_start: tuple[str, ...] = ()
     halvings: int = Field(default=0, ge=0, le=10)
     finalists: int = Field(default=3, ge=1)
-    objective: Literal["loss", "accuracy"] = "loss"
+    objective: Literal["loss", "accuracy", "balanced_accuracy"] = "loss"
     score: Literal["combined", "deepmad"] = "combined"
     max_effectiveness: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     rerank: int = Field(default=0, ge=0)

@@ -35,12 +35,11 @@ from predictors.estimates.estimate import (
     anchor_errors,
     estimate,
     estimated_conditions,
-    is_estimated,
 )
 from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
-from predictors.measuring.conditions import RUNTIMES
 from predictors.tables.additive import entries
+from predictors.tables.conditions import RUNTIMES
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture, Block, Mixer, ModuleSpec, components, known, load_space
 from search_space.components import block_spec
@@ -326,7 +325,7 @@ def test_swin_t_on_an_a100_is_within_the_stated_error(runtime: str, published_ms
 def test_an_estimated_table_says_what_it_is(name: str, tmp_path: Path) -> None:
     space = load_space("digits")
     table = estimate(estimated_conditions(name), space, 10)
-    assert is_estimated(table.conditions)
+    assert table.conditions.estimated
     assert set(table.entries) == set(entries(space, 10))
     assert table.complete(space, 10)
     correction = table.corrections[space.digest]

@@ -24,15 +24,10 @@ from nas.workflows.measuring import Measured, measure_twice, read_measured, to_j
 from nas.workflows.reporting import rebuild_report
 from nas.workflows.speed_change import check_networks, speed_change, speed_note
 from predictors.counts import counts
-from predictors.measuring.conditions import local_device_names
+from predictors.devices import Target, find_device, latency_table, stored_target
+from predictors.measuring.this_machine import local_device_names
 from predictors.memory import peak_memory
-from predictors.tables.catalogue import (
-    Target,
-    find_device,
-    latency_table,
-    provenance,
-    stored_target,
-)
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import read_export
 from results.journal import Evaluation

@@ -21,9 +21,9 @@ from typing import Any, Self
 import yaml
 
 from nas.cli.console import Console
+from predictors.devices import Target, find_device
 from predictors.measuring.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
-from predictors.tables.catalogue import Target, find_device
 from results.files import atomic_write, check_parents
 from results.journal import Evaluation, Journal, read_journal
 from results.report.family_report import FamilyReport, write_family_report
