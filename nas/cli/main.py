@@ -71,8 +71,9 @@ def cli() -> None:
 )
 @option(
     "--maximize",
-    type=click.Choice(["accuracy"]),
-    help="Search for validation accuracy (default: for the smallest validation loss).",
+    type=click.Choice(["accuracy", "balanced_accuracy"]),
+    help="Search for validation accuracy, or its mean over classes (default: for the smallest "
+    "validation loss).",
 )
 @option(
     "--minimize",
