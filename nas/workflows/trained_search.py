@@ -257,6 +257,7 @@ class TrainedSearch(Run):
             budget=config.search.evaluations,
             storage=config.search.optuna_storage,
             study=self.path.name,
+            say=self.console.warn,
         )
 
     def searched(
