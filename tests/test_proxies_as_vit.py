@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from predictors.proxies import Network, ScoreSettings, UndefinedProxyError, proxy
 from predictors.proxies.length_distortion import length_distortion
-from predictors.proxies.ntk import condition_number, tangent_kernel
+from predictors.proxies.ntk import _gram, condition_number, tangent_kernel
 from predictors.proxies.preparation import (
     WithoutNorms,
     absolute_weights,
@@ -337,3 +337,14 @@ def test_modules_without_one_map_of_features_say_so(name: str) -> None:
         score = proxy(name).score(Network("", 8, module), ScoreSettings(repeats=1, batch_size=2))
         assert score.value is None
         assert reason in score.reason
+
+
+def test_products_of_gradients_are_summed_in_double_precision() -> None:
+    """A few images that differ little: in single precision κ would have four digits."""
+    rows = torch.ones(3, 3 << 20) + 1e-3 * torch.rand(3, 3 << 20, generator=generator(0))
+    exact = rows.double() @ rows.double().T
+    kernel = _gram(lambda index: rows[index], 3, kept=2)
+    assert torch.allclose(kernel, exact, rtol=1e-12)
+    assert condition_number(kernel + torch.eye(3)) == pytest.approx(
+        condition_number(exact + torch.eye(3)), rel=1e-6
+    )
