@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,23 @@ from search.samplers.registry import check_sampler
 from search_space.architecture import Architecture
 from search_space.errors import NasError, UsageError
 from search_space.files import load_space, read_mapping
-from search_space.metrics import LATENCY, Metric, metric_of_option, on_device
+from search_space.metrics import (
+    EVALUATION,
+    LATENCY,
+    LOSS,
+    TABLE,
+    Metric,
+    metric_of_option,
+    on_device,
+    options,
+)
 from search_space.space import SearchSpace
 from search_space.units import parse_latency, parse_throughput
 from supernet.data.augmentation import AugmentConfig
 from supernet.training.config import TrainConfig
 
 POPULATION = 24
+OBJECTIVES = options(EVALUATION)
 
 _TARGETS = ("target_latency", "target_throughput")
 
@@ -82,7 +93,7 @@ class SearchConfig(_Model):
     warm_start: tuple[str, ...] = ()
     halvings: int = Field(default=0, ge=0, le=10)
     finalists: int = Field(default=3, ge=1)
-    objective: Literal["loss", "accuracy", "balanced_accuracy"] = "loss"
+    objective: Literal[OBJECTIVES] = LOSS  # type: ignore[valid-type]
     score: Literal["combined", "deepmad"] = "combined"
     max_effectiveness: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     rerank: int = Field(default=0, ge=0)
@@ -95,6 +106,7 @@ class RunConfig(_Model):
     ``target_latency`` and ``target_throughput`` are text with a unit, ``max`` has further upper
     limits by the options of metrics, ``min`` lower ones (one limit of any kind is there, except
     where just a supernet is trained), and ``minimize`` says what the front is a trade-off of.
+    ``costs`` are Parquet files of further additive metrics, by the options to limit them with.
     ``space`` is a preset's name or a whole space. ``supernet`` names another run whose trained
     supernet is used instead of training one. ``architecture`` is the plain form of the one
     network to train instead of searching.
@@ -113,6 +125,7 @@ class RunConfig(_Model):
     target_throughput: str | None = None
     max: dict[str, str] = {}
     min: dict[str, str] = {}
+    costs: dict[str, str] = {}
     minimize: tuple[str, ...] = ("latency",)
     seed: int = Field(default=0, ge=0, le=bounds.SEED)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -139,17 +152,35 @@ class RunConfig(_Model):
         if self.target_throughput is not None:
             of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
             limits[LATENCY] = min(of_batch, limits.get(LATENCY, math.inf))
-        for metric, limit in self._named(_bounds(self.max)).items():
+        for metric, limit in self._bounds(self.max).items():
             limits[metric] = min(limit, limits.get(metric, math.inf))
         return limits
 
     def lower_limits(self) -> dict[str, float]:
         """Lower limits by metric name, in the metric's unit."""
-        return self._named(_bounds(self.min))
+        return self._bounds(self.min)
 
     def minimised(self) -> tuple[str, ...]:
         """Metrics to minimise beside what tells networks apart, by metric name."""
-        return tuple(self._named({_limited(name).name: 0.0 for name in self.minimize}))
+        return tuple(self._named({self._limited(name).name: 0.0 for name in self.minimize}))
+
+    @cached_property
+    def own_costs(self) -> dict[str, Metric]:
+        """Metrics of ``costs`` by their options; raises UsageError and CorruptFileError."""
+        if not self.costs:
+            return {}
+        from predictors.tables.cost_table import load_cost
+
+        return {option: load_cost(option, Path(file)) for option, file in self.costs.items()}
+
+    def _bounds(self, texts: Mapping[str, str]) -> dict[str, float]:
+        """Limits by metric name; raises UnknownNameError and InvalidQuantityError."""
+        known = {name: self._limited(name) for name in texts}
+        return self._named({m.name: m.unit.parse(texts[name]) for name, m in known.items()})
+
+    def _limited(self, option: str) -> Metric:
+        """The metric with a table that ``option`` names; raises UnknownNameError."""
+        return metric_of_option(option, TABLE, self.own_costs)
 
     def _named(self, limits: dict[str, float]) -> dict[str, float]:
         """With the searched device's latency by its short name, however it was asked for."""
@@ -172,16 +203,6 @@ class RunConfig(_Model):
         return data
 
 
-def _bounds(texts: Mapping[str, str]) -> dict[str, float]:
-    """Limits by metric name; raises UnknownNameError and InvalidQuantityError."""
-    return {(metric := _limited(name)).name: metric.unit.parse(t) for name, t in texts.items()}
-
-
-def _limited(option: str) -> Metric:
-    """The metric with a table that ``option`` names; raises UnknownNameError."""
-    return metric_of_option(option, "table")
-
-
 def resolve(
     given: Mapping[str, Any], file: str | None = None, *, with_budget: bool = True
 ) -> RunConfig:
@@ -202,7 +223,7 @@ def resolve(
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UsageError(f"{file}: {parent!r} must be a mapping.")
-        bound = leaf in ("max", "min")
+        bound = leaf in ("max", "min", "costs")
         if bound:
             there = target.get(leaf) or {}
             if not isinstance(there, dict):

@@ -10,6 +10,7 @@ import click
 
 from nas.cli.endings import this_command
 from nas.cli.options import SEED, console, json_option, option, print_json, quiet_option
+from search_space.metrics import LATENCY
 from search_space.names import check_run_name
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
     for digest, metrics in networks.items():
         click.echo(
             f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
-            f"{format_latency(metrics['latency_ms'])}"
+            f"{format_latency(metrics[LATENCY])}"
         )
     click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
     for name, found in searched.items():

@@ -32,6 +32,8 @@ from nas.cli.options import (
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
 from search_space.errors import UsageError
+from search_space.metrics import EVALUATION, TABLE, device_of, metrics
+from search_space.metrics import options as metric_options
 from search_space.names import check_run_name
 from search_space.units import parse_latency, parse_throughput
 
@@ -60,7 +62,7 @@ def cli() -> None:
     "maxima",
     multiple=True,
     metavar="METRIC=LIMIT",
-    help="Upper limit of params, macs, activations, memory or latency@DEVICE, as in params=5M.",
+    help=f"Upper limit of {', '.join(metric_options(TABLE))} or latency@DEVICE, as in params=5M.",
 )
 @option(
     "--min",
@@ -70,8 +72,16 @@ def cli() -> None:
     help="Lower limit of the same, or of latency, as in latency=3ms.",
 )
 @option(
+    "--cost",
+    "costs",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A metric of your own that adds up over components, as a Parquet table, to limit or "
+    "minimise by its name: --cost energy=table.parquet --max energy=5mJ.",
+)
+@option(
     "--maximize",
-    type=click.Choice(["accuracy", "balanced_accuracy"]),
+    type=click.Choice([m.option for m in metrics(EVALUATION) if m.better == "larger"]),
     help="Search for validation accuracy, or its mean over classes (default: for the smallest "
     "validation loss).",
 )
@@ -271,6 +281,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         parse_throughput(options["target_throughput"])
     maxima = _limits("--max", options.get("maxima") or ())
     minima = _limits("--min", options.get("minima") or ())
+    costs = _limits("--cost", options.get("costs") or (), "NAME=FILE, as in energy=table.parquet")
     from nas.config import resolve
 
     given = {
@@ -323,6 +334,7 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
         },
         "max": maxima or None,
         "min": minima or None,
+        "costs": {name: str(Path(file).resolve()) for name, file in costs.items()} or None,
         "minimize": options.get("minimize") or None,
     }
     name = options["name"]
@@ -342,13 +354,15 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
     return resolve(given, file, with_budget=with_budget), folder / name
 
 
-def _limits(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    """``--max`` or ``--min`` by metric; their values are checked with the configuration."""
+def _limits(
+    flag: str, texts: Sequence[str], form: str = "METRIC=LIMIT, as in params=5M"
+) -> dict[str, str]:
+    """``--max``, ``--min`` or ``--cost`` by metric; values are checked with the configuration."""
     result = {}
     for text in texts:
         metric, equals, limit = text.partition("=")
         if not equals or not metric or not limit:
-            raise UsageError(f"{flag} {text!r} must be METRIC=LIMIT, as in {flag} params=5M.")
+            raise UsageError(f"{flag} {text!r} must be {form}.")
         if metric in result:
             raise UsageError(f"{flag} {metric} is given twice; give it once.")
         result[metric] = limit
@@ -376,8 +390,8 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
 
     find_device(config.device, **config.latency.model_dump(exclude={"interpolate", "margin"}))
     for metric in config.limits():
-        if metric.startswith("latency_ms@"):
-            find_device(metric.partition("@")[2])
+        if (device := device_of(metric)) is not None:
+            find_device(device)
     if config.data is not None:
         from supernet.training.named_optimizer import check_optimizer
 
