@@ -112,7 +112,7 @@ def load_timm_checkpoint(
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors file or one of torch's, which runs no code of the file.
 
-    Raises CorruptFileError, and PickleRefusedError for a pickle named ``.safetensors``.
+    Raises CorruptFileError.
     """
     if not path.is_file():
         raise CorruptFileError(f"{path} does not exist; give the path of a checkpoint file.")
