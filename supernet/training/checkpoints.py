@@ -23,13 +23,13 @@ import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from search_space.boundary import open_regular, parse_model
+from search_space.boundary import MAX_BYTES, parse_model, read_bytes
 from search_space.errors import CorruptFileError, RunError
 from search_space.parsing import UnreadableTextError, parse_json
+from supernet.network.tensor_files import MAX_BYTES as MAX_TENSOR_BYTES
+from supernet.network.tensor_files import parse_safetensors
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -38,7 +38,6 @@ FORMAT = 1
 AVERAGE = "average"  # of a parameter over steps, beside the optimiser's state
 MARKER = ".nas-checkpoints"
 KEEP = 2
-MAX_TEXT_BYTES, MAX_TENSOR_BYTES = 2**26, 2**40
 
 _STEP = re.compile(r"step-(\d{9})-(\d{4})")
 _DAMAGED = "damaged-"
@@ -235,7 +234,7 @@ class CheckpointFolder:
                     f"{self}/{name}/{part} was cut short or altered: its checksum is not the "
                     "recorded one"
                 )
-            tensors[part] = _tensors(raw, f"{self}/{name}/{part}")
+            tensors[part] = parse_safetensors(raw, f"{self}/{name}/{part}")
         return Checkpoint(
             step=content.step,
             weights=tensors[WEIGHTS],
@@ -305,11 +304,11 @@ class CheckpointFolder:
             with suppress(FileNotFoundError):
                 self.filesystem.rm(f"{self.path}/{name}", recursive=bool(_STEP.fullmatch(name)))
 
-    def _read(self, name: str, limit: int = MAX_TEXT_BYTES) -> bytes:
+    def _read(self, name: str, limit: int = MAX_BYTES) -> bytes:
         path = f"{self.path}/{name}"
         try:
             if self.is_local:
-                return _content(Path(path), limit)
+                return read_bytes(Path(path), limit)
             return bytes(self.filesystem.cat_file(path))
         except OSError as error:
             raise CorruptFileError(f"{self}/{name} cannot be read ({_first_line(error)})") from None
@@ -334,44 +333,9 @@ def load_latest(directory: Path) -> Checkpoint | None:
     return None if found is None else found[1]
 
 
-def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Reads tensors by name from a safetensors file, on the CPU.
-
-    Args:
-        sha256: Expected checksum of the file, in hexadecimal digits.
-
-    Raises:
-        CorruptFileError: It is missing, cut short, altered, or something else, a pickle perhaps.
-    """
-    try:
-        data = _content(path, MAX_TENSOR_BYTES)
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read ({error})") from error
-    if sha256 is not None and _sha256(data) != sha256:
-        raise CorruptFileError(
-            f"{path} was cut short or altered: its checksum is not the recorded one"
-        )
-    return _tensors(data, path)
-
-
-def _content(path: Path, limit: int) -> bytes:
-    with os.fdopen(open_regular(path, limit), "rb") as file:
-        return file.read()
-
-
 def _raw(tensors: Mapping[str, torch.Tensor]) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return bytes(save_safetensors(plain))
-
-
-def _tensors(data: bytes, where: object) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_safetensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise CorruptFileError(
-            f"{where} is not a whole safetensors file ({error}); copy it again or start anew"
-        ) from error
-    return tensors
 
 
 def _is_ours(name: str) -> bool:
