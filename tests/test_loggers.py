@@ -75,7 +75,6 @@ class FakeWandb(ModuleType):
 def test_mlflow_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
     fake = FakeMLflow()
     monkeypatch.setitem(sys.modules, "mlflow", fake)
-    monkeypatch.delitem(sys.modules, "supernet.training.loggers.mlflow", raising=False)
     first = MetricFiles(tmp_path / "mine" / "supernet", ["mlflow"])
     first.log({"epoch": 0, "step": 3, "loss": 2.0})
     again = MetricFiles(tmp_path / "mine" / "supernet", ["mlflow"])  # the training is resumed
@@ -88,7 +87,6 @@ def test_mlflow_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
 def test_wandb_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.delitem(sys.modules, "supernet.training.loggers.wandb", raising=False)
     settings = config(epochs=2)
     metrics = finetune(small_network(), data, settings, tmp_path / "run", loggers=["wandb"])
     ((number, rows),) = fake.runs.items()
@@ -101,7 +99,6 @@ def test_wandb_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_logger_without_its_package_says_how_to_install_it(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, f"supernet.training.loggers.{name}", raising=False)
     with pytest.raises(UsageError, match=rf"`pip install {name}`"):
         MetricFiles(tmp_path, [name])
     with pytest.raises(UnknownNameError, match=r"unknown logger 'tensorbord'.*'tensorboard'"):

@@ -1,7 +1,7 @@
 """Loggers: where the figures of a training go for people, beside ``metrics.jsonl``.
 
-A logger is a file here with a class of three methods; ``LOGGERS`` names them. Each package is
-imported when its logger is asked for, and not before.
+A logger is a file here with a class of three methods; ``LOGGERS`` names them. Its
+package is imported when it is made, and not before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from search_space.errors import UnknownNameError, UsageError
+from supernet.training.loggers.mlflow import MLflowLogger
+from supernet.training.loggers.tensorboard import TensorBoardLogger
+from supernet.training.loggers.wandb import WandbLogger
 
 METRICS = "metrics.jsonl"
+LOGGERS: dict[str, Callable[[Path], MetricLogger]] = {
+    "tensorboard": TensorBoardLogger,
+    "mlflow": MLflowLogger,
+    "wandb": WandbLogger,
+}
 
 
 class MetricLogger(Protocol):
@@ -27,31 +35,6 @@ class MetricLogger(Protocol):
     def close(self) -> None:
         """Writes what is held back."""
         ...
-
-
-def _tensorboard(directory: Path) -> MetricLogger:
-    from supernet.training.loggers.tensorboard import TensorBoardLogger
-
-    return TensorBoardLogger(directory)
-
-
-def _mlflow(directory: Path) -> MetricLogger:
-    from supernet.training.loggers.mlflow import MLflowLogger
-
-    return MLflowLogger(directory)
-
-
-def _wandb(directory: Path) -> MetricLogger:
-    from supernet.training.loggers.wandb import WandbLogger
-
-    return WandbLogger(directory)
-
-
-LOGGERS: dict[str, Callable[[Path], MetricLogger]] = {
-    "tensorboard": _tensorboard,
-    "mlflow": _mlflow,
-    "wandb": _wandb,
-}
 
 
 def make_logger(name: str, directory: Path) -> MetricLogger:
@@ -70,11 +53,6 @@ def make_logger(name: str, directory: Path) -> MetricLogger:
             f"logger {name!r} needs a package that is not installed ({error}); install it with "
             f"`pip install {name}`, or leave the logger out"
         ) from None
-
-
-def run_name(directory: Path) -> str:
-    """What a training is called there: ``RUN/supernet`` for ``runs/RUN/supernet``."""
-    return "/".join(directory.resolve().parts[-2:])
 
 
 class MetricFiles:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow
-
-from supernet.training.loggers import run_name
-
 RUN_ID = "mlflow.txt"  # in the training's directory, so that a resumed training goes on with it
 
 
@@ -16,6 +12,8 @@ class MLflowLogger:
     """Logs to an MLflow run, through a client: the run that a caller has open is left alone."""
 
     def __init__(self, directory: Path) -> None:
+        import mlflow
+
         self._client = mlflow.MlflowClient()
         file = directory / RUN_ID
         if file.exists():
@@ -27,7 +25,9 @@ class MLflowLogger:
             if experiment is None
             else experiment.experiment_id
         )
-        self._run = self._client.create_run(number, run_name=run_name(directory)).info.run_id
+        self._run = self._client.create_run(
+            number, run_name="/".join(directory.resolve().parts[-2:])
+        ).info.run_id
         directory.mkdir(parents=True, exist_ok=True)
         file.write_text(self._run, encoding="utf-8")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import Any
 
 
 class TensorBoardLogger:
@@ -13,10 +12,12 @@ class TensorBoardLogger:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "tensorboard"
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
             # Events of steps that are trained again after a resumption are superseded.
             self._writer = SummaryWriter(str(self.directory), purge_step=step)
         for name, value in metrics.items():

@@ -6,10 +6,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import wandb
-
-from supernet.training.loggers import run_name
-
 RUN_ID = "wandb.txt"  # in the training's directory, so that a resumed training goes on with it
 
 
@@ -17,12 +13,14 @@ class WandbLogger:
     """Logs to a run of Weights & Biases."""
 
     def __init__(self, directory: Path) -> None:
+        import wandb
+
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / RUN_ID
         known = file.read_text(encoding="utf-8").strip() if file.exists() else None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "nas"),
-            name=run_name(directory),
+            name="/".join(directory.resolve().parts[-2:]),
             dir=str(directory),
             id=known,
             resume="allow",
