@@ -118,7 +118,8 @@ class TrainedSearchConfig(Configuration):
     sampler's study. warm_start: runs whose fronts are evaluated first. halvings: how often a batch
     of candidates is halved before the last of them see all validation images. finalists: front
     members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few images
-    do not tell apart.
+    do not tell apart, or ``balanced_accuracy``, the mean over classes of the share of their images
+    that is right, for unbalanced classes.
     """
 
     evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
@@ -155,7 +156,7 @@ class TrainedSearchConfig(Configuration):
         Field(default=3, ge=1)
     )
     objective: Annotated[
-        Literal["loss", "accuracy"],
+        Literal["loss", "accuracy", "balanced_accuracy"],
         Flag("--objective", "What to search for, on the validation images (default loss)."),
     ] = "loss"
 
@@ -369,6 +370,18 @@ class TrainedConfig(RunConfig):
             part="strategy",
         ),
         Flag("--shrinking", "When: none, delayed or progressive.", "NAME", part="shrinking"),
+        Flag(
+            "--class-weights",
+            "balanced: the loss of rare classes counts more (default none).",
+            "NAME",
+            part="class_weights",
+        ),
+        Flag(
+            "--sampling",
+            "balanced: all classes are shown alike often (default shuffled).",
+            "NAME",
+            part="sampling",
+        ),
         Flag("--teacher", "A timm model or an export to learn from.", "NAME|FOLDER", "teacher"),
         Flag(
             "--teacher-weights",

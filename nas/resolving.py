@@ -26,8 +26,9 @@ FINETUNING = frozenset({"run", "networks", "trials"})
 
 # The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.
 _WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
-# A fine-tuning at a tenth of the training's rate gains little (``finetuning.py``).
-_SHARED = ("optimizer", "lr", "batch_size", "weight_decay")
+# A fine-tuning at a tenth of the training's rate gains little (``finetuning.py``); what balances
+# classes in the one does so in the other.
+_SHARED = ("optimizer", "lr", "batch_size", "weight_decay", "class_weights", "sampling")
 _BUDGET = ("target_latency", "target_throughput", "max", "min")
 
 

@@ -31,6 +31,7 @@ from search_space.units import (
 )
 
 UNKNOWN = "–"
+TABLE, EVALUATION, UNTRAINED = "table", "evaluation", "score"  # sources
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Unit:
     def tick(self, value: float) -> str:
         """Short label of a value on an axis."""
         factor, suffix = self._scale(value)
-        text = _plain(f"{value / factor:,.6g}" if 1e-4 <= abs(value) < 1e9 else f"{value:.4g}")
+        text = _plain(f"{value / factor:,.10g}" if 1e-4 <= abs(value) < 1e9 else f"{value:.4g}")
         return text if self.axis or not suffix else f"{text} {suffix}"
 
     def _scale(self, value: float) -> tuple[float, str]:
@@ -98,7 +99,8 @@ def _score(value: float) -> str:
 
 def _plain(number: str) -> str:
     """A formatted number with a true minus and narrow spaces between thousands."""
-    return number.replace("-", "−").replace(",", "\u202f")
+    sign, digits = ("−", number[1:]) if number.startswith("-") else ("", number)
+    return sign + digits.replace(",", "\u202f")
 
 
 MILLISECONDS = Unit(parse_latency, format_latency, ((1.0, "ms"),), axis="ms")
@@ -200,7 +202,7 @@ def register(metric: Metric) -> Metric:
     return metric
 
 
-def metric(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """The metric ``name``; one that is not registered is known by the unit at its end.
 
     ``NAME@DEVICE`` is the same on a further device.
@@ -251,12 +253,22 @@ def metric_of_option(
         devices = (f"{_LATENCY_OPTION}@DEVICE",) if _LATENCY_OPTION in by_option else ()
         raise UnknownNameError("metric", text, (*by_option, *devices))
     known = by_option[option]
-    return metric(on_device(known.name, device)) if device else known
+    return metric_named(on_device(known.name, device)) if device else known
 
 
 def format_metric(name: str, value: float | None) -> str:
     """A value of the metric ``name`` as people read it; a dash where it is unknown."""
-    return metric(name).format(value)
+    return metric_named(name).format(value)
+
+
+def title_of(name: str) -> str:
+    """What people call the metric ``name``."""
+    return metric_named(name).title
+
+
+def typed(name: str, value: float, direction: float = 0.0, digits: int = 4) -> str:
+    """A value of the metric ``name`` as it can be typed; see ``Unit.typed``."""
+    return metric_named(name).unit.typed(value, direction, digits)
 
 
 def on_device(name: str, device: str) -> str:

@@ -9,7 +9,7 @@ from search_space.metrics import (
     LATENCY,
     device_of,
     format_metric,
-    metric,
+    metric_named,
     metric_of_option,
     metrics,
     on_device,
@@ -60,7 +60,7 @@ def test_an_option_names_a_metric_and_further_devices() -> None:
 
 @pytest.mark.parametrize("name", [m.name for m in metrics()])
 def test_a_typed_value_is_read_back_rounded_as_needed(name: str) -> None:
-    unit = metric(name).unit
+    unit = metric_named(name).unit
     for value in (
         (0.1234567, 0.5, 0.98765) if unit.typed(0.5).endswith("%") else (0.1234567, 98765.4)
     ):
@@ -93,4 +93,4 @@ def test_quantities_of_a_physical_unit_take_any_prefix_and_no_other_unit() -> No
     ],
 )
 def test_labels_of_an_axis(name: str, value: float, label: str) -> None:
-    assert metric(name).unit.tick(value) == label
+    assert metric_named(name).unit.tick(value) == label

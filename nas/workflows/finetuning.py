@@ -168,7 +168,9 @@ class Finetuning(TrainedSearch):
         best: Trial,
     ) -> Chosen:
         measured = read_measured(self.source.path / MEASURED).get(evaluation.digest)
-        chosen = judged(supernet, network, evaluation, measured, self.data)
+        chosen = judged(
+            supernet, network, evaluation, measured, self.data, self.settings.recipe.amp
+        )
         self.console.say(
             f"  chosen {chosen.digest} of trial {best.number}: test accuracy "
             f"{chosen.test_accuracy_before:.2%} inherited, {chosen.test_accuracy:.2%} fine-tuned"

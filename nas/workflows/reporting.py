@@ -210,6 +210,8 @@ def summary(data: ReportData, path: Path) -> dict[str, Any]:
             "measured": dict(chosen.measured),
             "test_accuracy": chosen.test_accuracy,
             "test_accuracy_before": chosen.test_accuracy_before,
+            "quality": chosen.quality,
+            "class_names": list(chosen.class_names),
             "exports": [asdict(item) for item in chosen.exports],
         }
     front = [

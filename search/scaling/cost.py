@@ -18,8 +18,8 @@ from predictors.estimates.interpolate import interpolated
 from predictors.tables.additive import AdditiveTable, Entry
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
-from search.scaling.quantities import latency_metric
 from search_space import Architecture, Component, ModuleSpec, SearchSpace, StageSpace, components
+from search_space.metrics import LATENCY, on_device
 
 
 class NetworkCosts:
@@ -44,7 +44,7 @@ class NetworkCosts:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (*COUNT_METRICS, *map(latency_metric, self.latencies))
+        return (*COUNT_METRICS, *(on_device(LATENCY, name) for name in self.latencies))
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
         """``num_params``, ``macs``, ``activations``, and ``latency_ms@DEVICE`` of each device."""
@@ -55,7 +55,7 @@ class NetworkCosts:
     def table(self, metric: str, space: SearchSpace) -> AdditiveTable:
         """One metric of a whole space; raises MissingLatencyError."""
         for name, latency in self.latencies.items():
-            if metric == latency_metric(name):
+            if metric == on_device(LATENCY, name):
                 return latency.table(space)
         return AdditiveTable.build(
             space,
@@ -68,7 +68,7 @@ class NetworkCosts:
         counts = [self._count((part.spec, part.in_size)) for part in parts]
         result = {name: float(sum(getattr(c, name) for c in counts)) for name in COUNT_METRICS}
         for name, latency in self.latencies.items():
-            result[latency_metric(name)] = latency.predict(architecture, parts)
+            result[on_device(LATENCY, name)] = latency.predict(architecture, parts)
         return result
 
     def _count(self, entry: Entry) -> Counts:
