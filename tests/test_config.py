@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_job import write_space
 
@@ -64,6 +64,7 @@ options = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     options=options,
     space=st.sampled_from(space_names()),
