@@ -18,9 +18,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
+from supernet.training.config import MAX_BATCH_SIZE
+
 # Largest values that are no slip of the keyboard: beyond them a machine runs out of something.
 SEED = 2**63 - 1  # what all random generators take
-BATCH_SIZE = 65_536
+BATCH_SIZE = MAX_BATCH_SIZE
 NUM_CLASSES = 1_000_000
 THREADS = 1024
 POPULATION = 100_000
@@ -60,8 +62,10 @@ def declared(model: type[BaseModel], prefix: str = "") -> Iterator[Declared]:
         bounds = tuple(item for item in field.metadata if not isinstance(item, Flag))
         for flag in field.metadata:
             if isinstance(flag, Flag) and flag.part:
-                part = _without_none(get_type_hints(kind)[flag.part])
-                yield Declared(f"{path}.{flag.part}", flag, part, ())
+                hint = get_type_hints(kind, include_extras=True)[flag.part]
+                limits = getattr(hint, "__metadata__", ())
+                part = _without_none(get_args(hint)[0] if limits else hint)
+                yield Declared(f"{path}.{flag.part}", flag, part, limits)
             elif isinstance(flag, Flag):
                 yield Declared(path, flag, kind, bounds)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
