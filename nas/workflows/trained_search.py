@@ -260,6 +260,7 @@ class TrainedSearch(Run[TrainedConfig]):
             budget=config.search.evaluations,
             storage=config.search.optuna_storage,
             study=self.path.name,
+            say=self.console.warn,
         )
 
     def searched(
