@@ -19,7 +19,7 @@ from tiny_job import (
     tree,
 )
 
-from nas.config import resolve
+from nas.resolving import resolve
 from results.journal import Evaluation, Journal
 from results.store import RunDirectory
 from search_space import dump_architecture, known, load_space

@@ -49,7 +49,7 @@ def test_names_and_numbers_are_checked_first(job, parts, expected, dry):
 
 
 LATER = [
-    (["--warm-start", "nope"], {}, ["--warm-start nope holds no evaluations"]),
+    (["--warm-start", "nope"], {}, ["/nope holds no evaluations"]),
     (["--sampler", "optuna-Nobody"], {}, ["Nobody"]),
     (["--train-batch-size", 1], {}, ["1 images are trained at a time", "batch_size of 2 or more"]),
     ([], {"finetune": {"accumulate": 999}}, ["accumulate 999", "multiple of 999"]),
