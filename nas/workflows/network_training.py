@@ -56,10 +56,10 @@ class NetworkTraining(TrainedSearch):
                 self.path / EXPORT / architecture.digest,
                 preprocessing=preprocessing(self.data, architecture),
                 card=ModelCard(
-                    title=f"{self.config.data} network {architecture.digest}",
+                    title=f"{self.config.data_name} network {architecture.digest}",
                     metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
                     class_names=self.data.class_names,
-                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                    trained_on=f"{self.config.data_name}, {len(self.data.train)} images",
                 ),
             )
         manifest = self.directory.manifest
