@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.dataset import Batch
+from supernet.data.batches import Batch
 from supernet.training.stored_logits import (
     ImageIdentity,
     StoredLogits,

@@ -20,7 +20,8 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.augmentation import AugmentConfig, default_augment, mix_seed
-from supernet.data.dataset import eval_batches, open_data, resize_images, train_loader
+from supernet.data.batches import eval_batches, resize_images, train_loader
+from supernet.data.dataset import open_data
 
 CIFAR = Path(os.environ.get("NAS_TEST_CIFAR10", "/nonexistent"))
 

@@ -22,7 +22,7 @@ from results.store import Journal
 from search import InProcessExecutor, search
 from search.samplers import NSGA2
 from search_space import Architecture, load_space
-from supernet.data.dataset import doubling_batches
+from supernet.data.batches import doubling_batches
 
 PROBLEM = bounded_problem(load_space("digits"))
 IMAGES = (8, 8, 16, 32)

@@ -17,7 +17,8 @@ from tiny_training import few_images, small_network
 
 from search_space.errors import DataError
 from supernet.data.augmentation import AugmentConfig, default_augment
-from supernet.data.dataset import ImageData, augmented_batches, train_loader
+from supernet.data.batches import augmented_batches, train_loader
+from supernet.data.dataset import ImageData
 from supernet.training import logit_files
 from supernet.training.stored_logits import (
     ImageIdentity,

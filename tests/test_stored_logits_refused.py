@@ -15,7 +15,7 @@ from stored_logit_cases import LOGITS, Table, identity, numbered, stored
 
 from search_space.errors import CorruptFileError, DataError, NasError, UsageError
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.dataset import Batch
+from supernet.data.batches import Batch
 from supernet.training.stored_logits import (
     ImageIdentity,
     StoredLogits,

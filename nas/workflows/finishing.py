@@ -19,7 +19,8 @@ from results.report.data import Chosen, Export
 from search_space import Architecture
 from search_space.units import format_count, format_latency
 from supernet import Backbone, Supernet, build
-from supernet.data.dataset import ImageData, eval_batches
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import ImageData
 from supernet.training.train import evaluate, finetune
 
 

@@ -16,7 +16,7 @@ from results.store import EXPORT, RESULT
 from search_space import Architecture
 from search_space.units import format_count
 from supernet import build
-from supernet.data.dataset import eval_batches
+from supernet.data.batches import eval_batches
 from supernet.training.train import evaluate, finetune
 
 NETWORK = "network"

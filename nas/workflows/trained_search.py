@@ -44,7 +44,8 @@ from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
-from supernet.data.dataset import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
+from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
+from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.training.named_optimizer import check_optimizer

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from search_space.architecture import Architecture
-from supernet.data.dataset import Batch, resize_images
+from supernet.data.batches import Batch, resize_images
 from supernet.network.channel_order import sort_channels
 from supernet.training.distillation import alpha_divergence, distillation_loss, label_loss
 from supernet.training.strategies import Observation, StepSubnet, SubnetSampler, Target

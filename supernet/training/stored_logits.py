@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from search_space.errors import DataError, UsageError
-from supernet.data.augmentation import AugmentConfig, default_augment
-from supernet.data.dataset import Batch, ImageData
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.batches import Batch
+from supernet.data.dataset import ImageData
 from supernet.training.logit_files import Rows, RowWriter, class_type, read_description, read_rows
 
 FORMAT = 1
@@ -54,7 +55,7 @@ class ImageIdentity:
             num_classes=data.num_classes,
             resolution=data.resolution,
             seed=seed,
-            augment=augment or default_augment(data.kind, data.resolution),
+            augment=data.augmentation(augment),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def write_logits(
     """Store the teacher's predictions in the folder ``path``; continues by itself.
 
     batches: variant → its batches, every image of the split once and unmixed
-        (``supernet.data.dataset.augmented_batches``), where the variant's file is missing.
+        (``supernet.data.batches.augmented_batches``), where the variant's file is missing.
     top_k: probabilities kept of each image, at temperature 1.
     variants: draws of the augmentation, which training then repeats in turn.
     progress: called with (images done, all images).

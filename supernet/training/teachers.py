@@ -20,7 +20,7 @@ from torch import nn
 
 from search_space.errors import CorruptFileError, DataError, UsageError
 from search_space.files import load_architecture, read_mapping
-from supernet.data.dataset import Batch, resize_images
+from supernet.data.batches import Batch, resize_images
 from supernet.network.backbone import build
 from supernet.network.timm_weights import read_tensors
 from supernet.training import checkpoints

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from search_space.errors import UsageError
-from supernet.data.dataset import Batch, ImageData, augmented_batches
+from supernet.data.batches import Batch, augmented_batches
+from supernet.data.dataset import ImageData
 from supernet.training.config import TrainConfig
 from supernet.training.stored_logits import ImageIdentity, StoredLogits, write_logits
 from supernet.training.teachers import load_teacher
