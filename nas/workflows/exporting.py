@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas.cli.console import Console
 from nas.config import RunConfig
-from nas.workflows.finishing import export_untrained, preprocessing
+from nas.workflows.finishing import export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.stored_run import stored_config
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
@@ -84,7 +84,7 @@ def export_from_run(
         return export_network(
             network,
             directory,
-            preprocessing=preprocessing(data, architecture),
+            preprocessing=data.at(architecture.resolution).preprocessing,
             card=ModelCard(
                 title=f"{config.data} network {architecture.digest}",
                 metrics={

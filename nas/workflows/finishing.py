@@ -11,7 +11,7 @@ import torch
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
@@ -21,7 +21,8 @@ from search_space.units import format_count, format_latency
 from supernet import Backbone, Supernet, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData
-from supernet.training.train import evaluate, finetune
+from supernet.training.evaluation import Quality, evaluate
+from supernet.training.train import finetune
 
 
 def best_finetuned(
@@ -39,27 +40,28 @@ def best_finetuned(
     them, so the last decision is made on trained networks. Ties go to the earlier finalist.
     ``folder`` keeps a checkpoint for each, from which a killed run continues.
     """
-    validation = eval_batches(data.validation)
     tuned: list[tuple[float, Backbone, Evaluation]] = []
     for i, evaluation in enumerate(finalists):
 
         def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
             progress(done + i * total, len(finalists) * total, info)
 
-        network = supernet.extract(
-            Architecture.from_dict(evaluation.architecture),
-            drop_path_rate=config.finetune.drop_path_rate,
-        )
+        architecture = Architecture.from_dict(evaluation.architecture)
+        network = supernet.extract(architecture, drop_path_rate=config.finetune.drop_path_rate)
+        # Judged on the pixels that its export asks for, and trained on them unless a teacher
+        # looks at the same images and needs the larger.
+        at_own = data.at(architecture.resolution)
         finetune(
             network,
-            data,
+            at_own if config.finetune.teacher is None else data,
             config.finetune,
             folder / evaluation.digest,
             progress=show,
             device=device,
             workers=config.loader_workers,
         )
-        tuned.append((evaluate(network, validation).loss, network, evaluation))
+        loss = evaluate(network, eval_batches(at_own.validation), amp=config.finetune.amp).loss
+        tuned.append((loss, network, evaluation))
     _, network, evaluation = min(tuned, key=lambda item: item[0])
     return network, evaluation
 
@@ -70,20 +72,32 @@ def judged(
     evaluation: Evaluation,
     measured: Measured | None,
     data: ImageData,
+    amp: str,
 ) -> Chosen:
-    """The chosen network with its test accuracy, inherited and fine-tuned.
+    """Judges the chosen network on the test split, with inherited weights and fine-tuned.
 
-    This is the one place that opens the test split.
+    This is the one place where a search opens the test split. ``amp`` is that of the fine-tuning.
     """
-    test = eval_batches(data.test)
+    data = data.at(network.architecture.resolution)
+    inherited = supernet.extract(network.architecture)
+    before = evaluate(inherited, eval_batches(data.test), amp=amp)
+    quality = qualities(network, data, amp)
     return Chosen(
         digest=evaluation.digest,
         architecture=evaluation.architecture,
         predicted=evaluation.metrics,
         measured={} if measured is None else measured.metrics,
-        test_accuracy_before=evaluate(supernet.extract(network.architecture), test).accuracy,
-        test_accuracy=evaluate(network, test).accuracy,
+        test_accuracy_before=before.accuracy,
+        test_accuracy=quality["test"].accuracy,
+        quality={split: value.to_dict() for split, value in quality.items()},
+        class_names=data.class_names,
     )
+
+
+def qualities(network: torch.nn.Module, data: ImageData, amp: str) -> dict[str, Quality]:
+    """What a trained network is worth on the splits ``test`` and ``validation``."""
+    splits = {"test": data.test, "validation": data.validation}
+    return {name: evaluate(network, eval_batches(split), amp=amp) for name, split in splits.items()}
 
 
 def export_chosen(
@@ -102,7 +116,7 @@ def export_chosen(
     exports = export_network(
         network,
         folder,
-        preprocessing=preprocessing(data, network.architecture),
+        preprocessing=data.at(network.architecture.resolution).preprocessing,
         card=ModelCard(
             title=f"{config.data} network {chosen.digest}",
             metrics={
@@ -116,11 +130,6 @@ def export_chosen(
         ),
     )
     return replace(chosen, exports=tuple(exports))
-
-
-def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
-    """What images go through before a network trained on ``data``."""
-    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
 
 
 def export_untrained(

@@ -89,6 +89,8 @@ def _train(values: dict[str, Any], job: Job) -> None:
         torch.set_num_threads(int(job.resources["CPU"]))
     device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
     data = open_on_worker(job.open_images, job.fingerprint, job.folders.seen(), job.token)
+    if job.config.teacher is None:  # which needs the larger images
+        data = data.at(Architecture.from_dict(job.architectures[network_digest]).resolution)
     augment = data.augmentation(job.config.augment)
     config = configured(job.config, augment, values)
     finetune(

@@ -1,19 +1,18 @@
 """Images: sources, splits, decoding, augmentation and batches."""
 
-from search_space.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from supernet.data.augmentation import AugmentConfig
-from supernet.data.batches import Batch, eval_batches, train_loader
-from supernet.data.dataset import ImageData, open_data, survey
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "AugmentConfig",
-    "Batch",
-    "ImageData",
-    "Preprocessing",
-    "eval_batches",
-    "open_data",
-    "survey",
-    "train_loader",
-]
+_PLACES = {
+    "batches": ("Batch", "eval_batches", "train_loader"),
+    "dataset": ("ImageData", "open_data", "survey"),
+    "augmentation": ("AugmentConfig",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Modules that read only a configuration need no torch.
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"supernet.data.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

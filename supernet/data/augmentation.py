@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ImageOps
 
 from search_space.errors import DataError
+
+if TYPE_CHECKING:  # a configuration, which the command line reads, needs no torch
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,8 @@ def mix_seed(*values: int) -> int:
 
 def seed_generators(seed: int) -> None:
     """Seed the three generators that timm's and torchvision's CPU transforms draw from."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
@@ -186,6 +190,8 @@ def seed_generators(seed: int) -> None:
 @contextmanager
 def preserved_generators() -> Iterator[None]:
     """Leave the global CPU generators as they were found."""
+    import torch
+
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield

@@ -161,7 +161,8 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
             # Not every data set has both; with neither, the test split is cut from training data.
             continue
     labels = {split: _timm_labels(dataset) for split, dataset in datasets.items()}
-    names = getattr(datasets[TRAIN], "classes", None) or range(1 + max(map(int, labels[TRAIN].values)))
+    count = 1 + max(map(int, labels[TRAIN].values))
+    names = getattr(datasets[TRAIN], "classes", None) or range(count)
     classes, codes = join_labels(labels, tuple(map(str, names)), source)
     images = {
         split: TimmImages(datasets[split], codes[split], f"{source}/{split}") for split in codes
