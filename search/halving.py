@@ -17,7 +17,7 @@ import numpy as np
 from search.executors import Outcome
 from search.history import Candidate
 from search.problem import Problem
-from search.samplers.ranking import constrained_ranks, crowding_distance
+from search.samplers.ranking import best_first
 
 IMAGES = "validation_images"
 """Metric that says how many images the others are means over."""
@@ -54,8 +54,7 @@ def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
     names = set().union(*rows)
     columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
     objectives = problem.objective_values(columns)
-    ranks = constrained_ranks(objectives, problem.violation(columns))
-    order = np.lexsort((-crowding_distance(objectives, ranks), ranks))
+    order = best_first(objectives, problem.violation(columns))
     kept = sorted(order[: -(-len(trials) // 2)])
     return [trials[i] for i in kept]
 

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 from search.feasibility import repair
 from search.problem import ROUNDING, Problem, Values
-from search.samplers.base import Screen, pack_floats, unpack_floats
+from search.samplers.base import Screen
 from search.samplers.optuna_parameters import parameters_of, row_of, suggest_row
 from search.samplers.proposals import random_rows
 from search_space.errors import RunError, UnknownNameError, UsageError
@@ -107,7 +107,6 @@ class OptunaSampler:
         self._live: dict[bytes, optuna.Trial] = {}
         self._told: set[bytes] = set()
         self._stored: list[Genes] = []  # of a continued study, to be asked for again
-        self._events: list[Any] = []
         directions = [objective.direction for objective in problem.objectives]
         with _quiet():
             self.study = optuna.create_study(
@@ -187,7 +186,6 @@ class OptunaSampler:
     # Asking -----------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Genes:
-        self._events.append({"ask": n})
         rows: list[Genes] = []
         while len(rows) < n and self._stored:
             rows += list(self._screen.fresh(self._stored.pop(0)[None], 1))
@@ -264,13 +262,6 @@ class OptunaSampler:
     # Telling ----------------------------------------------------------------------------------
 
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        self._events.append(
-            {
-                "tell": genes.tolist(),
-                "objectives": pack_floats(objectives),
-                "violations": pack_floats(violations),
-            }
-        )
         self._screen.mark(genes)
         cheap = self.problem.cheap_violation(genes)
         for row, values, total, known in zip(genes, objectives, violations, cheap, strict=True):
@@ -290,25 +281,6 @@ class OptunaSampler:
         if len(self.problem.cheap_constraints) < len(self.problem.constraints):
             trial.set_constraint("evaluated", max(0.0, total - cheap))
         self.study.tell(trial, self._in_own_direction(values))
-
-    # State ------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Every call so far: Optuna's state is what they led to."""
-        return {"seed": self._seed, "events": self._events}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Repeat the calls; a study in memory begins anew, a stored one knows their results."""
-        self._seed = state["seed"]
-        self._begin(open_storage(self._storage_place))
-        for event in state["events"]:
-            if "ask" in event:
-                self.ask(event["ask"])
-                continue
-            genes = np.array(event["tell"], dtype=np.int64)
-            objectives = unpack_floats(event["objectives"], len(self.problem.objectives))
-            genes = genes.reshape(-1, self.problem.space.num_genes)
-            self.tell(genes, objectives, unpack_floats(event["violations"]))
 
 
 def _seed_of(seed: int, past: int) -> int:

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 from search.problem import Problem
 from search.samplers.base import Sampler
-from search.samplers.local_search import LocalSearch, Polished
-from search.samplers.nsga2 import NSGA2
+from search.samplers.evolution import NSGA2, RegularisedEvolution
+from search.samplers.local_search import LocalSearch
 from search.samplers.random_search import RandomSearch
-from search.samplers.regularised_evolution import RegularisedEvolution
 from search_space.errors import UnknownNameError, UsageError
 
 DEFAULT = "surrogate"
 OPTUNA = "optuna-"
-POLISHED = "+local"
-POLISHED_AFTER = 0.8
 
 
 @dataclass(frozen=True)
@@ -82,17 +79,15 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
     "surrogate-trees": _surrogate("trees"),
     "surrogate-additive": _surrogate("additive"),
 }
-"""Makers by name; ``optuna-NAME`` is Optuna's sampler of that name, ``…+local`` ends with local
-search."""
+"""Makers by name; ``optuna-NAME`` is Optuna's sampler of that name."""
 
 
 def check_sampler(name: str, storage: str | None = None) -> None:
     """Raises UnknownNameError for an unknown name, UsageError for a storage that nothing uses."""
-    base = name.removesuffix(POLISHED)
-    if base.startswith(OPTUNA):
+    if name.startswith(OPTUNA):
         return
-    if base not in SAMPLERS:
-        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP", "nsga2+local"]
+    if name not in SAMPLERS:
+        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP"]
         raise UnknownNameError("sampler", name, known)
     if storage is not None:
         raise UsageError(
@@ -111,15 +106,11 @@ def make_sampler(
     storage: str | None = None,
     study: str = "nas",
 ) -> Sampler:
-    """The sampler ``name``: one of ``SAMPLERS``, ``optuna-TPE`` and the like, ``nsga2+local``.
+    """The sampler ``name``: one of ``SAMPLERS``, or ``optuna-TPE`` and the like.
 
     Args as in ``Settings``. Raises as ``check_sampler``.
     """
     check_sampler(name, storage)
     settings = Settings(problem, seed, population, budget, storage, study)
-    base = name.removesuffix(POLISHED)
-    maker = SAMPLERS.get(base) or _optuna(base.removeprefix(OPTUNA))
-    sampler = maker(settings)
-    if not name.endswith(POLISHED):
-        return sampler
-    return Polished(sampler, problem, budget=budget, after=POLISHED_AFTER, seed=seed)
+    maker = SAMPLERS.get(name) or _optuna(name.removeprefix(OPTUNA))
+    return maker(settings)
