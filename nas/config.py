@@ -102,6 +102,9 @@ class RunConfig(_Model):
     ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
     it says otherwise.
 
+    ``data_root`` is the folder of a data set that timm opens, ``data_download`` lets it fetch it,
+    ``fit`` says how images become squares, and without ``mirror`` training mirrors none.
+
     ``workers``, each with ``gpus_per_worker`` and ``loader_workers`` data-loading processes, train
     the supernet; more than one on the Ray cluster at ``address``, with checkpoints in ``storage``.
     """
@@ -118,6 +121,10 @@ class RunConfig(_Model):
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     image_column: str = "image"
     label_column: str = "label"
+    data_root: str | None = None
+    data_download: bool = False
+    fit: Literal["crop", "squeeze", "pad"] = "crop"
+    mirror: bool = True
     supernet: str | None = None
     architecture: dict[str, Any] | None = None
     num_classes: int = Field(default=1000, ge=1, le=bounds.NUM_CLASSES)
@@ -130,6 +137,19 @@ class RunConfig(_Model):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     finetune: TrainConfig = TrainConfig(epochs=10, warmup_epochs=1.0)
+
+    def image_options(self) -> dict[str, Any]:
+        """Arguments of ``open_data`` besides the source and the resolution."""
+        return {
+            "validation_fraction": self.validation_fraction,
+            "seed": self.seed,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "root": None if self.data_root is None else str(Path(self.data_root).resolve()),
+            "download": self.data_download,
+            "fit": self.fit,
+            "mirror": self.mirror,
+        }
 
     def limits(self, batch_size: int = 1) -> dict[str, float]:
         """Upper limits by metric name, in the metric's unit; a throughput is one of latency."""
@@ -306,6 +326,10 @@ _WITH_DATA = {
     "storage": "--storage",
     "image_column": "--image-column",
     "label_column": "--label-column",
+    "data_root": "--data-root",
+    "data_download": "--data-download",
+    "fit": "--fit",
+    "mirror": "--mirror",
     "supernet": "--supernet",
 }
 _WITHOUT_DATA = {

@@ -289,6 +289,10 @@ def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunC
             "storage",
             "image_column",
             "label_column",
+            "data_root",
+            "data_download",
+            "fit",
+            "mirror",
             "supernet",
             "num_classes",
         )

@@ -48,14 +48,7 @@ def export_from_run(
     if config.data is None:
         return _export_untrained(run, config, evaluation, output, console)
     space = config.search_space()
-    data = open_data(
-        config.data,
-        space.resolutions[-1],
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
+    data = open_data(config.data, space.resolutions[-1], **config.image_options())
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
     with console.python_warnings():

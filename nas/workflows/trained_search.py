@@ -118,10 +118,7 @@ class TrainedSearch(Run):
             open_images = partial(
                 open_data,
                 resolution=resolution,
-                validation_fraction=config.validation_fraction,
-                seed=config.seed,
-                image_column=config.image_column,
-                label_column=config.label_column,
+                **config.image_options(),
             )
             self.data: ImageData = open_images(config.data)
             # workers are in other folders
@@ -147,10 +144,8 @@ class TrainedSearch(Run):
         self.directory.update_manifest(
             data=self.data.fingerprint, test_data=self.data.test_fingerprint
         )
-        self.console.say(
-            f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
-            f"{len(self.data.test)} test images of {self.data.num_classes} classes"
-        )
+        for line in self.data.description():
+            self.console.say(f"  {line}")
 
     def trained_supernet(self) -> Supernet:
         torch.manual_seed(self.config.seed)
