@@ -11,7 +11,7 @@ from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 
 from search_space.errors import DataError, RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.training.checkpoints import write_tensors
+from supernet.network.tensor_files import write_tensors
 from supernet.training.config import TrainConfig
 from supernet.training.loop import check_groups
 

@@ -10,7 +10,7 @@ from nas.workflows.finishing import export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.stored_run import stored_config
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
-from results.export.write import VERIFIED, ModelCard, export_network
+from results.export.write import ModelCard, check_replaceable, export_network
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
@@ -34,7 +34,7 @@ def export_from_run(
     reproduce the subnet.
     """
     if output is not None:
-        _check_replaceable(output)
+        check_replaceable(output)
     config = stored_config(run)
     if (run / NETWORK).exists():
         raise RunError(
@@ -103,16 +103,6 @@ def _export_untrained(
     directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
         return export_untrained(evaluation, directory, config.num_classes, config.seed)
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists() or (folder / VERIFIED).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UsageError(
-            f"--output {folder} exists and is no export, and an export replaces its folder; give "
-            "a new folder."
-        )
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:

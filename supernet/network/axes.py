@@ -71,6 +71,14 @@ class StaticModule(nn.Module):
         """The value of every name used in ``axes``."""
         raise NotImplementedError
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        """Disjoint sets of names in ``axes`` whose entries may be re-ordered, each set as one.
+
+        Whatever the order, the module computes the same, but for ``dim`` and ``out_dim``, whose
+        order is that of the channels that it reads and writes. None unless declared.
+        """
+        return ()
+
     def macs(self, size: int) -> int:
         """Multiply-adds of convolutions, linear layers and matrix products for one image.
 

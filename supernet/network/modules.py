@@ -57,6 +57,9 @@ class Stem(StaticModule):
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim}
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)
+
     def macs(self, size: int) -> int:
         outputs = self.activations(size)
         return outputs * self.in_chans * self.kernel**2 + norm_macs(self.norm, outputs)
@@ -108,6 +111,9 @@ class Downsample(StaticModule):
 
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim, "out_dim": self.out_dim}
+
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return frozenset({"dim"}), frozenset({"out_dim"})
 
     def _out_size(self, size: int) -> int:
         return (size + 1) // 2 if self.style == "patch_merging" else conv_size(size, self.kernel, 2)
@@ -196,6 +202,9 @@ class Block(StaticModule):
     def sizes(self) -> dict[str, int]:
         return {**self.mixer.sizes(), "dim": self.dim, "hidden": self.hidden}
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return *self.mixer.permutable(), frozenset({"hidden"})
+
     def macs(self, size: int) -> int:
         norms = norm_macs(self.norm2, size * size * self.dim) * (1 if self.inside_mlp else 2)
         return self.mixer.macs(size) + size * size * 2 * self.dim * self.hidden + norms
@@ -260,6 +269,9 @@ class Head(StaticModule):
 
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim}
+
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)
 
     def macs(self, size: int) -> int:
         normed = self.dim if self.norm_after_pool else size * size * self.dim

@@ -30,6 +30,9 @@ class DepthwiseConv(Mixer):
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim, "kernel": self.kernel}
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)
+
     def macs(self, size: int) -> int:
         return size * size * self.dim * self.kernel**2
 

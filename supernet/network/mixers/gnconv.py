@@ -75,6 +75,14 @@ class GnConv(Mixer):
         }
         return {"dim": self.dim, "kernel": self.kernel, "first": self.widths[0], **parts}
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        # what enters is multiplied by the last part, and what the recursion ends with is projected
+        if self.order == 1:
+            return (frozenset({"dim", "part0", "first"}),)
+        middle = (frozenset({f"part{part}"}) for part in range(1, self.order - 1))
+        entry = frozenset({"first", f"part{self.order - 1}"})
+        return frozenset({"dim", "part0"}), *middle, entry
+
     def macs(self, size: int) -> int:
         gates = sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
         convolution = sum(self.widths) * self.kernel**2

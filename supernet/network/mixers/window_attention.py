@@ -138,6 +138,9 @@ class WindowAttention(Mixer):
             "table": 2 * self.window - 1,
         }
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return frozenset({"dim"}), frozenset({"heads"}), frozenset({"head_dim"})
+
     def _windows(self, size: int) -> tuple[int, int]:
         """Number of windows on a map of side ``size``, and tokens in each."""
         side = min(self.window, size)
