@@ -115,16 +115,12 @@ class TrainedSearch(Run):
         config = self.config
         assert config.data is not None
         with self.phase("opening images"):
-            open_images = partial(
-                open_data,
-                resolution=resolution,
-                **config.image_options(),
-            )
-            self.data: ImageData = open_images(config.data)
+            options = config.image_options()
+            self.data: ImageData = open_data(config.data, resolution, **options)
             # workers are in other folders
             path = Path(config.data)
             absolute = str(path.resolve()) if path.exists() else config.data
-            self.open_images = partial(open_images, absolute)
+            self.open_images = partial(open_data, absolute, resolution, **options)
         manifest = self.directory.manifest
         known_data, known_test = manifest.get("data"), manifest.get("test_data")
         if known_data not in (None, self.data.fingerprint):
