@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.cli.console import Console
-from nas.config import RunConfig
+from nas.config import TrainedConfig, TrainingFreeConfig
+from nas.resolving import stored_config
 from nas.workflows.finishing import export_untrained
 from nas.workflows.network_training import NETWORK
-from nas.workflows.stored_run import stored_config
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export.write import ModelCard, check_replaceable, export_network
 from results.journal import Evaluation, read_journal
@@ -45,8 +45,9 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
-    if config.data is None:
+    if isinstance(config, TrainingFreeConfig):
         return _export_untrained(run, config, evaluation, output, console)
+    assert isinstance(config, TrainedConfig)
     space = config.search_space()
     data = open_data(config.data, space.resolutions[-1], **config.image_options())
     supernet = Supernet(space, data.num_classes).eval()
@@ -79,14 +80,14 @@ def export_from_run(
             directory,
             preprocessing=data.at(architecture.resolution).preprocessing,
             card=ModelCard(
-                title=f"{config.data} network {architecture.digest}",
+                title=f"{config.data_name} network {architecture.digest}",
                 metrics={
                     "parameters": format_count(evaluation.metrics["num_params"]),
                     "MACs": format_count(evaluation.metrics["macs"]),
                     "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
                 },
                 class_names=data.class_names,
-                trained_on=f"{config.data}, {len(data.train)} images",
+                trained_on=f"{config.data_name}, {len(data.train)} images",
                 notes=notes,
             ),
             reference=None if digest is None else lambda x: supernet(x, architecture),
@@ -94,7 +95,11 @@ def export_from_run(
 
 
 def _export_untrained(
-    run: Path, config: RunConfig, evaluation: Evaluation, output: Path | None, console: Console
+    run: Path,
+    config: TrainingFreeConfig,
+    evaluation: Evaluation,
+    output: Path | None,
+    console: Console,
 ) -> list[Export]:
     """Export a network of a search without images, with random weights."""
     architecture = Architecture.from_dict(evaluation.architecture)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nas.cli.console import Console
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
@@ -46,24 +46,25 @@ from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 from supernet.data.dataset import ImageData, open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.training.named_optimizer import check_optimizer
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import train_supernet
 
 EVENTS = "tensorboard"
+LOGGERS = ("tensorboard",)
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
 MIN_IMAGES = 16
 
 
-class TrainedSearch(Run):
+class TrainedSearch(Run[TrainedConfig]):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
     evaluated = ("accuracy", "balanced_accuracy", "loss")
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+    def __init__(self, config: TrainedConfig, directory: RunDirectory, console: Console) -> None:
         super().__init__(config, directory, console)
         # what tells networks apart with inherited weights
         self.quality = Objective("loss", "minimize")
@@ -73,6 +74,10 @@ class TrainedSearch(Run):
     @property
     def num_classes(self) -> int:
         return self.data.num_classes
+
+    @property
+    def num_finalists(self) -> int:
+        return self.config.search.finalists
 
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
@@ -113,14 +118,10 @@ class TrainedSearch(Run):
     def open_data(self, resolution: int) -> None:
         """Images for networks of up to ``resolution``; a continued run must find the same."""
         config = self.config
-        assert config.data is not None
         with self.phase("opening images"):
             options = config.image_options()
             self.data: ImageData = open_data(config.data, resolution, **options)
-            # workers are in other folders
-            path = Path(config.data)
-            absolute = str(path.resolve()) if path.exists() else config.data
-            self.open_images = partial(open_data, absolute, resolution, **options)
+            self.open_images = partial(open_data, config.data, resolution, **options)
         manifest = self.directory.manifest
         known_data, known_test = manifest.get("data"), manifest.get("test_data")
         if known_data not in (None, self.data.fingerprint):
@@ -165,6 +166,7 @@ class TrainedSearch(Run):
                     cost=self._bank_cost(),
                     logits=self._logits_folder(),
                     workers=self.config.loader_workers,
+                    loggers=LOGGERS,
                 )
             else:
                 self._train_with_workers(supernet, show)
@@ -249,6 +251,7 @@ class TrainedSearch(Run):
             budget=config.search.evaluations,
             storage=config.search.optuna_storage,
             study=self.path.name,
+            say=self.console.warn,
         )
 
     def searched(
@@ -315,6 +318,8 @@ class TrainedSearch(Run):
     def _check_trainings(self) -> None:
         """Raises RunError where a training cannot begin, of which the last does after hours."""
         config, images = self.config, len(self.data.train)
+        if config.supernet is None and config.workers > 1 and config.storage is not None:
+            CheckpointFolder(config.storage, self.path.name).check()
         if config.supernet is None:
             check_batch_size(config.train, images, config.workers)
             check_groups(config.train, images, config.workers)

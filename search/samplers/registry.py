@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from search.problem import Problem
 from search.samplers.base import Sampler
@@ -28,6 +29,7 @@ class Settings:
         budget: evaluations of the whole search.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
         study: name of Optuna's study.
+        say: is told when a storage is waited for.
     """
 
     problem: Problem
@@ -36,10 +38,11 @@ class Settings:
     budget: int = 100
     storage: str | None = None
     study: str = "nas"
+    say: Callable[[str], None] = lambda text: None
 
     @property
     def sized(self) -> dict[str, int]:
-        """Population where one is given."""
+        """Population where one is set."""
         return {} if self.population is None else {"population": self.population}
 
 
@@ -65,6 +68,7 @@ def _optuna(name: str) -> Callable[[Settings], Sampler]:
             seed=settings.seed,
             storage=settings.storage,
             study=settings.study,
+            say=settings.say,
         )
 
     return make
@@ -96,21 +100,21 @@ def check_sampler(name: str, storage: str | None = None) -> None:
         )
 
 
-def make_sampler(
-    name: str,
-    problem: Problem,
-    *,
-    seed: int = 0,
-    population: int | None = None,
-    budget: int = 100,
-    storage: str | None = None,
-    study: str = "nas",
-) -> Sampler:
+def make_sampler(name: str, problem: Problem, **settings: Any) -> Sampler:
     """The sampler ``name``: one of ``SAMPLERS``, or ``optuna-TPE`` and the like.
 
-    Args as in ``Settings``. Raises as ``check_sampler``.
+        sampler = make_sampler("surrogate", problem, seed=0, budget=100)
+
+    Args:
+        name: of the sampler.
+        problem: what to search for.
+        settings: further fields of ``Settings``.
+
+    Raises:
+        UnknownNameError: there is no such sampler.
+        UsageError: it has no use for the storage.
     """
-    check_sampler(name, storage)
-    settings = Settings(problem, seed, population, budget, storage, study)
+    values = Settings(problem, **settings)
+    check_sampler(name, values.storage)
     maker = SAMPLERS.get(name) or _optuna(name.removeprefix(OPTUNA))
-    return maker(settings)
+    return maker(values)

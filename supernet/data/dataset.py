@@ -110,7 +110,7 @@ class ImageData:
         ]
         if self.augmentation().hflip:
             lines.append(
-                "training mirrors images at random; --no-mirror where left and right differ"
+                "training mirrors images at random; --mirror never where left and right differ"
             )
         return tuple(lines)
 
