@@ -157,18 +157,18 @@ def _rewrite(path: Path, change: dict[str, object], metadata: dict[str, object])
 @pytest.mark.parametrize(
     ("change", "metadata", "message"),
     [
-        ({"latency_ms": float("nan")}, {}, "latency_ms=nan must be a positive number"),
-        ({"latency_ms": -1.0}, {}, "latency_ms=-1.0 must be a positive number"),
-        ({"latency_ms": None}, {}, "latency_ms=None must be a positive number"),
-        ({"runs": 0}, {}, "runs=0 must be a positive number"),
-        ({"in_size": None}, {}, "in_size must be positive"),
-        ({"spec": "{"}, {}, "is not the spec of a module"),
-        ({"spec": None}, {}, "is not the spec of a module"),
+        ({"latency_ms": float("nan")}, {}, "latency_ms=nan: Input should be a finite number"),
+        ({"latency_ms": -1.0}, {}, "latency_ms=-1.0: Input should be greater than 0"),
+        ({"latency_ms": None}, {}, "latency_ms=None: Input should be a valid number"),
+        ({"runs": 0}, {}, "a measured entry has runs"),
+        ({"in_size": None}, {}, "in_size=None: Input should be a valid integer"),
+        ({"spec": "{"}, {}, "1.spec='{'"),
+        ({"spec": None}, {}, "not the spec of a module"),
         ({}, {"schema_version": 99}, "schema version 99, this program reads version 2"),
         ({}, {"conditions_digest": "0"}, "conditions were altered"),
-        ({}, {"conditions": {}}, "conditions must be a mapping"),
-        ({}, {"corrections": {"a": {"scale": 1}}}, "correction is not what this program writes"),
-        ({}, {"corrections": [1]}, "corrections must be a mapping"),
+        ({}, {"conditions": {}}, "conditions.device={}: Field required"),
+        ({}, {"corrections": {"a": {"scale": 1}}}, "corrections.a.[key]='a'"),
+        ({}, {"corrections": [1]}, "corrections=[1]: Input should be a valid dictionary"),
     ],
 )
 def test_altered_tables_are_refused(
