@@ -34,7 +34,8 @@ import timm
 import torch
 from torch import nn
 
-from nas.config import RunConfig, resolve
+from nas.config import RunConfig
+from nas.resolving import resolve
 from nas.workflows.pipeline import run_search, run_training
 from predictors.measuring.bench import Bench, Limits, Subject, run_rounds, statistic, steady
 from predictors.measuring.this_machine import local_conditions

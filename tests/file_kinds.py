@@ -26,11 +26,10 @@ from small_backbone import network
 from stored_logit_cases import LOGITS, identity, stored
 from tiny_job import SPACE, known_table
 
-from nas.config import resolve
-from nas.workflows.finetune_config import stored_finetuning
+from nas.resolving import resolve, stored_config
+from nas.workflows.finished_search import stored_finetuning
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import curves, rebuild_report
-from nas.workflows.stored_run import stored_config
 from predictors.bundles import runner
 from predictors.bundles.bundle_import import import_bundle
 from predictors.estimates.calibrate import read_measurements

@@ -17,7 +17,7 @@ import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, nas, tree
 
 from nas.cli.console import Console
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.exporting import export_from_run
 from results.export.write import read_export
 from results.files import read_json

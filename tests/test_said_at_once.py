@@ -11,7 +11,7 @@ from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 
 from search_space.errors import DataError, RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.training.checkpoints import write_tensors
+from supernet.network.tensor_files import write_tensors
 from supernet.training.config import TrainConfig
 from supernet.training.loop import check_groups
 
@@ -49,7 +49,7 @@ def test_names_and_numbers_are_checked_first(job, parts, expected, dry):
 
 
 LATER = [
-    (["--warm-start", "nope"], {}, ["--warm-start nope holds no evaluations"]),
+    (["--warm-start", "nope"], {}, ["/nope holds no evaluations"]),
     (["--sampler", "optuna-Nobody"], {}, ["Nobody"]),
     (["--train-batch-size", 1], {}, ["1 images are trained at a time", "batch_size of 2 or more"]),
     ([], {"finetune": {"accumulate": 999}}, ["accumulate 999", "multiple of 999"]),

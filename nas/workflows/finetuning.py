@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.cli.console import Console
-from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch
+from nas.workflows.finetune_config import FinetuneConfig
+from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.finishing import judged
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import phases

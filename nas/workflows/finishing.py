@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -28,7 +28,7 @@ def best_finetuned(
     supernet: Supernet,
     finalists: Sequence[Evaluation],
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     folder: Path,
     device: str,
     progress: Callable[[int, int, Mapping[str, Any]], None],
@@ -103,7 +103,7 @@ def export_chosen(
     chosen: Chosen,
     folder: Path,
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     table: LatencyTable,
 ) -> Chosen:
     """Export the chosen network; raises ExportError where a format does not reproduce it."""
@@ -116,7 +116,7 @@ def export_chosen(
         folder,
         preprocessing=preprocessing(data, network.architecture),
         card=ModelCard(
-            title=f"{config.data} network {chosen.digest}",
+            title=f"{config.data_name} network {chosen.digest}",
             metrics={
                 "parameters": format_count(chosen.predicted["num_params"] or 0),
                 "MACs": format_count(chosen.predicted["macs"] or 0),
@@ -124,7 +124,7 @@ def export_chosen(
                 "latency": f"{latency}; {table.conditions}",
             },
             class_names=data.class_names,
-            trained_on=f"{config.data}, {len(data.train)} images",
+            trained_on=f"{config.data_name}, {len(data.train)} images",
         ),
     )
     return replace(chosen, exports=tuple(exports))

@@ -57,14 +57,14 @@ class NetworkTraining(TrainedSearch):
                 self.path / EXPORT / architecture.digest,
                 preprocessing=preprocessing(self.data, architecture),
                 card=ModelCard(
-                    title=f"{self.config.data} network {architecture.digest}",
+                    title=f"{self.config.data_name} network {architecture.digest}",
                     metrics={
                         "parameters": format_count(counts["num_params"]),
                         "MACs": format_count(counts["macs"]),
                         "test accuracy": f"{accuracy:.2%}",
                     },
                     class_names=self.data.class_names,
-                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                    trained_on=f"{self.config.data_name}, {len(self.data.train)} images",
                 ),
             )
         manifest = self.directory.manifest

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -47,11 +47,12 @@ from search_space.errors import CorruptFileError, InfeasibleError, RunError
 from search_space.metrics import LATENCY, MEMORY, device_of, format_metric
 from search_space.units import format_latency
 
+Config = TypeVar("Config", bound=RunConfig)
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
 
 
-class Run(ABC):
+class Run(ABC, Generic[Config]):
     """One run: what all kinds of searches share."""
 
     quality: Objective
@@ -59,7 +60,7 @@ class Run(ABC):
     evaluated: tuple[str, ...]
     """Metrics that have no table."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
         self.path = directory.path
         self.space: SearchSpace = config.search_space()
@@ -73,9 +74,9 @@ class Run(ABC):
         """Outputs of the classifier."""
 
     @property
+    @abstractmethod
     def num_finalists(self) -> int:
         """Front members that the last decision is between."""
-        return self.config.search.finalists
 
     @abstractmethod
     def all_phases(self) -> ReportData:

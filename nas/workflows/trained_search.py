@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nas.cli.console import Console
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
@@ -57,12 +57,12 @@ CHECKPOINTS = "checkpoints"
 MIN_IMAGES = 16
 
 
-class TrainedSearch(Run):
+class TrainedSearch(Run[TrainedConfig]):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
     evaluated = ("accuracy", "balanced_accuracy", "loss")
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+    def __init__(self, config: TrainedConfig, directory: RunDirectory, console: Console) -> None:
         super().__init__(config, directory, console)
         # what tells networks apart with inherited weights
         self.quality = Objective("loss", "minimize")
@@ -72,6 +72,10 @@ class TrainedSearch(Run):
     @property
     def num_classes(self) -> int:
         return self.data.num_classes
+
+    @property
+    def num_finalists(self) -> int:
+        return self.config.search.finalists
 
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
@@ -112,7 +116,6 @@ class TrainedSearch(Run):
     def open_data(self, resolution: int) -> None:
         """Images for networks of up to ``resolution``; a continued run must find the same."""
         config = self.config
-        assert config.data is not None
         with self.phase("opening images"):
             open_images = partial(
                 open_data,
@@ -257,6 +260,7 @@ class TrainedSearch(Run):
             budget=config.search.evaluations,
             storage=config.search.optuna_storage,
             study=self.path.name,
+            say=self.console.warn,
         )
 
     def searched(

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nas.config import TrainingFreeConfig
 from nas.workflows.finishing import export_untrained
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
@@ -46,7 +47,7 @@ _NOTES = {
 }
 
 
-class TrainingFreeSearch(Run):
+class TrainingFreeSearch(Run[TrainingFreeConfig]):
     """A search without images: networks are judged by a closed-form score."""
 
     quality = Objective("score", "maximize")

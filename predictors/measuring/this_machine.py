@@ -87,7 +87,7 @@ def implementation_digest() -> str:
     Comments, docstrings and formatting do not count.
     """
     package = resources.files("supernet.network")
-    files = [package / "modules.py"]
+    files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
     digest = hashlib.sha256()
     for file in files:

@@ -10,29 +10,21 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
 
-from search_space.errors import CorruptFileError, RunError
+from search_space.errors import CorruptFileError
+from supernet.network.tensor_files import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METADATA = "metadata.json"
 FORMAT = 1
 AVERAGE = "average"  # of a parameter over steps, beside the optimiser's state
-
-
-class PickleRefusedError(CorruptFileError):
-    """A pickle where tensors were expected; loading one can run any code, so it is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +107,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int = 2) -
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder. Raises ``CorruptFileError``, or ``PickleRefusedError``."""
+    """Read one checkpoint folder; raises ``CorruptFileError``."""
     try:
         envelope = json.loads((path / METADATA).read_text(encoding="utf-8"))
         content = envelope["content"]
@@ -139,15 +131,11 @@ def load_latest(directory: Path, *, set_aside: bool = False) -> Checkpoint | Non
     """The newest good checkpoint, or ``None``; each damaged one is warned about.
 
     set_aside: rename damaged ones, as a training must that is going to write new ones.
-
-    Raises ``PickleRefusedError``: damage does not make a pickle, somebody put it there.
     """
     paths = _checkpoints(directory)
     for path in paths:
         try:
             return load_checkpoint(path)
-        except PickleRefusedError:
-            raise
         except CorruptFileError as error:
             last = " No good one is left." if path == paths[-1] else ""
             warnings.warn(
@@ -156,60 +144,6 @@ def load_latest(directory: Path, *, set_aside: bool = False) -> Checkpoint | Non
             if set_aside:
                 path.rename(path.with_name(f"damaged-{path.name}"))
     return None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Save tensors by name as safetensors; raises RunError where the disk takes no more."""
-    try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path
-        )
-    except SafetensorError as error:
-        raise RunError(
-            f"{path} cannot be written ({error}); free some space, then give the same command with "
-            "--resume"
-        ) from error
-
-
-def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file, on the CPU.
-
-    sha256: expected checksum of the file, in hexadecimal digits.
-
-    Raises ``PickleRefusedError`` for a pickle (nothing of it is interpreted), and
-    ``CorruptFileError`` for a file that is missing, cut short, altered or something else.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read ({error})") from error
-    _refuse_pickle(path, data)
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise CorruptFileError(
-            f"{path} was cut short or altered: its checksum is not the recorded one"
-        )
-    try:
-        tensors: dict[str, torch.Tensor] = load_safetensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise CorruptFileError(
-            f"{path} is not a whole safetensors file ({error}); copy it again or start anew"
-        ) from error
-    return tensors
-
-
-def _refuse_pickle(path: Path, data: bytes) -> None:
-    # A safetensors file is the header's length (8 bytes, little-endian) and a JSON object.
-    if len(data) > 8 and data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] < len(data):
-        return
-    protocol = data[:1] == b"\x80" and data[1:2] <= b"\x10"
-    archive = data[:4] == b"PK\x03\x04"  # what torch.save writes: a zip with a pickle in it
-    old = data[-1:] == b"." and data[:1] in b"(]}cIKX"
-    if protocol or archive or old:
-        raise PickleRefusedError(
-            f"{path} is a pickle, not a safetensors file; loading a pickle can run any code, so it "
-            "was not read. Save weights with safetensors.torch.save_file, and get this file from "
-            "its source again"
-        )
 
 
 def _checkpoints(directory: Path) -> list[Path]:

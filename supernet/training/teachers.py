@@ -1,6 +1,6 @@
 """Fixed external teachers: any timm network, or an export of ours, with weights from local files.
 
-Nothing is fetched and nothing is unpickled: tensors are read by ``timm_weights.read_tensors`` and
+Nothing is fetched and nothing is unpickled: tensors are read by ``tensor_files.read_tensors`` and
 handed to timm, whose own translation of older parameter names then applies. A teacher sees
 training images as the student does, resized and normalised as it was trained itself.
 """
@@ -22,8 +22,7 @@ from search_space.errors import CorruptFileError, DataError, UsageError
 from search_space.files import load_architecture, read_mapping
 from supernet.data.dataset import Batch, resize_images
 from supernet.network.backbone import build
-from supernet.network.timm_weights import read_tensors
-from supernet.training import checkpoints
+from supernet.network.tensor_files import read_tensors
 from supernet.training.evaluation import autocast
 
 CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
@@ -233,7 +232,7 @@ def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, A
         raise _classes_differ(f"export {architecture.digest}", path, classes, num_classes)
     network = build(architecture, classes)
     try:
-        network.load_state_dict(checkpoints.read_tensors(path, sha256=recorded))
+        network.load_state_dict(read_tensors(path, sha256=recorded))
     except RuntimeError as error:
         raise CorruptFileError(
             f"{path} does not hold the weights of {architecture} ({str(error).splitlines()[-1]}). "

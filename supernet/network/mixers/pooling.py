@@ -30,6 +30,9 @@ class Pooling(Mixer):
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim}
 
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)
+
     def macs(self, size: int) -> int:
         return 0
 
