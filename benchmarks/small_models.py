@@ -45,7 +45,7 @@ from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import build
 from supernet.data.dataset import eval_batches, open_data
-from supernet.training.metric_files import METRICS
+from supernet.training.loggers import METRICS
 from supernet.training.train import evaluate, finetune
 
 BENCHMARKS = Path(__file__).parent

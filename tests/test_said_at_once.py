@@ -11,7 +11,7 @@ from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 
 from search_space.errors import DataError, RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.network.tensor_files import write_tensors
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 from supernet.training.config import TrainConfig
 from supernet.training.loop import check_groups
 
@@ -129,6 +129,8 @@ def test_a_supernet_that_is_damaged_is_left_as_it_is(finished: Job) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_said(tmp_path):
-    """safetensors raises an error of its own; a path that cannot be written stands for it."""
+    """A path that cannot be written stands for it."""
+    (tmp_path / "file").write_text("")
+    checkpoint = Checkpoint(step=1, weights={"w": torch.ones(2)}, optimizer={}, metadata={})
     with pytest.raises(RunError, match=r"cannot be written .* free some space, .* --resume"):
-        write_tensors(tmp_path / "no" / "model.safetensors", {"w": torch.ones(2)})
+        CheckpointFolder(tmp_path / "file").write(checkpoint)

@@ -79,7 +79,7 @@ def _work(rank: int, folder: str, cases: dict[str, Case]) -> None:
         with _broken(case.broken[1] if case.broken and case.broken[0] == rank else None):
             try:
                 directory = Path(folder) / name if rank == 0 else None
-                history = train_supernet(supernet, data, case.config, directory, tensorboard=False)
+                history = train_supernet(supernet, data, case.config, directory)
             except Exception as raised:
                 error = f"{type(raised).__name__}: {raised}"
         said = {"history": [epoch.to_dict() for epoch in history], "error": error}

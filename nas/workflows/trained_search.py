@@ -45,13 +45,14 @@ from search_space.errors import RunError, UsageError
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
 from supernet.data.dataset import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.training.named_optimizer import check_optimizer
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import train_supernet
 
 EVENTS = "tensorboard"
+LOGGERS = ("tensorboard",)
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
 MIN_IMAGES = 16
@@ -176,6 +177,7 @@ class TrainedSearch(Run[TrainedConfig]):
                     cost=self._bank_cost(),
                     logits=self._logits_folder(),
                     workers=self.config.loader_workers,
+                    loggers=LOGGERS,
                 )
             else:
                 self._train_with_workers(supernet, show)
@@ -327,6 +329,8 @@ class TrainedSearch(Run[TrainedConfig]):
     def _check_trainings(self) -> None:
         """Raises RunError where a training cannot begin, of which the last does after hours."""
         config, images = self.config, len(self.data.train)
+        if config.supernet is None and config.workers > 1 and config.storage is not None:
+            CheckpointFolder(config.storage, self.path.name).check()
         if config.supernet is None:
             check_batch_size(config.train, images, config.workers)
             check_groups(config.train, images, config.workers)

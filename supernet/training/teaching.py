@@ -14,6 +14,7 @@ import torch
 from search_space.errors import UsageError
 from supernet.data.dataset import Batch, ImageData, augmented_batches
 from supernet.training.config import TrainConfig
+from supernet.training.parallel import Group
 from supernet.training.stored_logits import ImageIdentity, StoredLogits, write_logits
 from supernet.training.teachers import load_teacher
 
@@ -25,7 +26,7 @@ class OpenedTeacher:
     """``logits(batch)``: (n, classes); ``identity``: what they depend on, JSON-able."""
 
     logits: Callable[[Batch], torch.Tensor]
-    identity: dict[str, Any]
+    identity: Any
 
 
 def open_teacher(
@@ -35,6 +36,7 @@ def open_teacher(
     folder: Path | None,
     *,
     workers: int = 0,
+    group: Group | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OpenedTeacher | None:
     """The teacher of ``config``, None where it names none.
@@ -73,6 +75,8 @@ def open_teacher(
     contents = [images.to_dict(), teacher.identity, top_k, config.teacher_variants]
     digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / digest
+    if group is not None and group.rank > 0:  # the first one stores the teacher's predictions
+        group.barrier()
     write_logits(
         teacher,
         batches,
@@ -82,6 +86,8 @@ def open_teacher(
         variants=config.teacher_variants,
         progress=progress,
     )
+    if group is not None and group.rank == 0:
+        group.barrier()
     stored = StoredLogits.open(
         path, images, teacher=teacher.identity, top_k=top_k, variants=config.teacher_variants
     )
