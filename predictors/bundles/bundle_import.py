@@ -160,8 +160,8 @@ def _check_portions(portions: list[_Portion], manifest: _Manifest) -> None:
         lacking = sorted(set(wanted) - set(numbers))
         which = str(manifest.entries[lacking[0]].spec) if lacking else "none, but some are twice"
         raise CorruptFileError(
-            f"entries are missing: {len(lacking)} of {len(manifest.entries)} ({which}); measure the "
-            "bundle again."
+            f"entries are missing: {len(lacking)} of {len(manifest.entries)} ({which}); measure "
+            "the bundle again."
         )
     for portion in portions:
         models = len(portion.entries) + 1 + len(manifest.checks)  # the empty network is one

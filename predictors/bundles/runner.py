@@ -189,7 +189,7 @@ def identify_gpu() -> dict[str, Any]:
     import ctypes
 
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise BundleError(f"there is no CUDA driver ({error}).") from None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
@@ -369,7 +369,7 @@ def warnings(clock: list[float]) -> list[str]:
         low = sorted(clock)[len(clock) // 4]
         found.append(f"the clock was throttled, from {max(clock):.0f} to {low:.0f} MHz.")
     cores = os.cpu_count() or 1
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores + 0.5:
+    if os.getloadavg()[0] > cores + 0.5:
         found.append(f"other work ran: the load was {os.getloadavg()[0]:.1f} on {cores} cores.")
     return found
 
