@@ -12,6 +12,7 @@ from predictors.tables.conditions import Conditions
 from results.files import WRITTEN_AGAIN
 from search_space import Architecture
 from search_space.boundary import read_model
+from search_space.metrics import LATENCY
 from search_space.names import Digest
 
 
@@ -25,7 +26,7 @@ class Measured:
     @property
     def metrics(self) -> dict[str, float]:
         return {
-            "latency_ms": (self.first.latency_ms + self.second.latency_ms) / 2,
+            LATENCY: (self.first.latency_ms + self.second.latency_ms) / 2,
             "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
             "latency_high_ms": max(self.first.high_ms, self.second.high_ms),
         }
