@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
-from search_space.metrics import ACCURACY, format_metric
+from search_space.metrics import ACCURACY, format_metric, metric_named
 from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
@@ -51,6 +51,12 @@ class Objective:
     def __post_init__(self) -> None:
         if self.direction not in ("minimize", "maximize"):
             raise UnknownNameError("direction", self.direction, ("minimize", "maximize"))
+
+    @classmethod
+    def on(cls, metric: str) -> Objective:
+        """A metric in the direction that is better."""
+        smaller = metric_named(metric).better == "smaller"
+        return cls(metric, "minimize" if smaller else "maximize")
 
     @property
     def sign(self) -> float:

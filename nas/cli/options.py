@@ -102,7 +102,8 @@ def _assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise UsageError(f"{flag} {text!r} must be METRIC=LIMIT, as in {flag} params=5M.")
+            example = "energy=table.parquet" if flag == "--cost" else "params=5M"
+            raise UsageError(f"{flag} {text!r} must be NAME=VALUE, as in {flag} {example}.")
         if key in result:
             raise UsageError(f"{flag} {key} is given twice; give it once.")
         result[key] = value

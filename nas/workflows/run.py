@@ -27,9 +27,13 @@ from predictors.counts import counts
 from predictors.devices import Target, find_device, latency_table, stored_target
 from predictors.measuring.this_machine import local_device_names
 from predictors.memory import peak_memory
+from predictors.tables.additive import AdditiveTable
+from predictors.tables.cost_table import MAX_BYTES as COST_BYTES
+from predictors.tables.cost_table import load_cost
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import read_export
+from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
 from results.report.render import write_report
@@ -43,8 +47,9 @@ from search import (
 )
 from search.problem import Table
 from search_space import Architecture, SearchSpace
+from search_space.boundary import read_bytes
 from search_space.errors import CorruptFileError, InfeasibleError, RunError
-from search_space.metrics import LATENCY, MEMORY, device_of, format_metric
+from search_space.metrics import LATENCY, MEMORY, TABLE, Metric, device_of, format_metric, metrics
 from search_space.units import format_latency
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -183,6 +188,20 @@ class Run(ABC, Generic[Config]):
         """Further cheap metrics that must be 0, and can be, by name."""
         return {}
 
+    @cached_property
+    def costs(self) -> list[Metric]:
+        """Metrics that are sums over components: registered ones, and the user's own tables.
+
+        The run keeps a copy of a table, so that it continues with the costs that it began with.
+        """
+        costs = [m for m in metrics(TABLE) if m.cost is not None]
+        for option, file in self.config.costs.items():
+            copy = self.path / f"cost-{option}.parquet"
+            if not copy.exists():
+                atomic_write(copy, read_bytes(Path(file), COST_BYTES))
+            costs.append(load_cost(option, copy))
+        return costs
+
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; raises InfeasibleError before anything is trained."""
         latencies = {LATENCY: table}
@@ -194,6 +213,9 @@ class Run(ABC, Generic[Config]):
             **counts(self.space, self.num_classes),
             **self.rules,
         }
+        for cost in self.costs:
+            assert cost.cost is not None
+            tables[cost.name] = AdditiveTable.build(self.space, self.num_classes, cost.cost)
         upper, lower = self.limits, self.config.lower_limits()
         minimised = self.config.minimised()
         if MEMORY in (*upper, *lower, *minimised):
@@ -216,7 +238,7 @@ class Run(ABC, Generic[Config]):
         ]
         problem = Problem(
             self.space,
-            (self.quality, *(Objective(metric, "minimize") for metric in minimised)),
+            (self.quality, *map(Objective.on, minimised)),
             (*limits, *(Constraint(rule, maximum=0.0) for rule in self.rules)),
             tables,
             evaluated=self.evaluated,
