@@ -12,6 +12,7 @@ from predictors.tables.conditions import Conditions
 from results.files import read_json
 from search_space import Architecture
 from search_space.errors import CorruptFileError
+from search_space.metrics import LATENCY
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Measured:
     @property
     def metrics(self) -> dict[str, float]:
         return {
-            "latency_ms": (self.first.latency_ms + self.second.latency_ms) / 2,
+            LATENCY: (self.first.latency_ms + self.second.latency_ms) / 2,
             "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
             "latency_high_ms": max(self.first.high_ms, self.second.high_ms),
         }
