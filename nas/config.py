@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,11 +19,21 @@ from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search_space.errors import NasError
 from search_space.files import load_space
-from search_space.metrics import LATENCY, metric_of_option, on_device
+from search_space.metrics import (
+    EVALUATION,
+    LATENCY,
+    LOSS,
+    TABLE,
+    Metric,
+    metric_of_option,
+    on_device,
+    options,
+)
 from search_space.space import SearchSpace
 from search_space.units import parse_latency, parse_throughput
 from supernet.training.config import TrainConfig
 
+OBJECTIVES = options(EVALUATION)
 # What may change when a run is continued: nothing that decides its result, but for the draws of a
 # training that goes on with another number of workers, since each draws subnets of its own.
 MAY_DIFFER = frozenset({"loader_workers", "workers", "gpus_per_worker", "address", "storage"})
@@ -156,9 +167,9 @@ class TrainedSearchConfig(Configuration):
         Field(default=3, ge=1)
     )
     objective: Annotated[
-        Literal["loss", "accuracy", "balanced_accuracy"],
+        Literal[OBJECTIVES],  # type: ignore[valid-type]
         Flag("--objective", "What to search for, on the validation images (default loss)."),
-    ] = "loss"
+    ] = LOSS
 
 
 class ScoredSearchConfig(Configuration):
@@ -187,7 +198,8 @@ class RunConfig(Configuration):
     ``target_latency`` and ``target_throughput`` are text with a unit, ``max`` has further upper
     limits by the metrics' options, ``min`` lower ones (one limit of any kind is there, except where
     nothing is searched), and ``minimize`` says what the front is a trade-off of. ``space`` is a
-    preset's name or a whole space.
+    preset's name or a whole space. ``costs`` are Parquet files of further additive metrics, by the
+    options to limit them with.
     """
 
     data: NameOrPath | None = None
@@ -208,7 +220,7 @@ class RunConfig(Configuration):
         _Limits,
         Flag(
             "--max",
-            "Upper limit of params, macs, activations, memory or latency@DEVICE, as in params=5M.",
+            f"Upper limit of {', '.join(options(TABLE))} or latency@DEVICE, as in params=5M.",
             "METRIC=LIMIT",
         ),
     ] = {}
@@ -216,8 +228,17 @@ class RunConfig(Configuration):
         _Limits,
         Flag(
             "--min",
-            "Lower limit of the same, or of latency, as in latency=3ms.",
+            "Lower limit of the same, as in latency=3ms.",
             "METRIC=LIMIT",
+        ),
+    ] = {}
+    costs: Annotated[
+        dict[str, LocalPath],
+        Flag(
+            "--cost",
+            "A metric of your own that adds up over components, as a Parquet table, to limit or "
+            "minimise by its name: --cost energy=table.parquet --max energy=5mJ.",
+            "NAME=FILE",
         ),
     ] = {}
     minimize: Annotated[
@@ -252,22 +273,34 @@ class RunConfig(Configuration):
 
     def minimised(self) -> tuple[str, ...]:
         """Metrics to minimise beside what tells networks apart, by metric name."""
-        return tuple(dict.fromkeys(map(self._metric, self.minimize)))
+        return tuple(dict.fromkeys(self._name(self._metric(text)) for text in self.minimize))
+
+    @cached_property
+    def own_costs(self) -> dict[str, Metric]:
+        """Metrics of ``costs`` by their options; raises UsageError and CorruptFileError."""
+        if not self.costs:
+            return {}
+        from predictors.tables.cost_table import load_cost
+
+        return {option: load_cost(option, Path(file)) for option, file in self.costs.items()}
 
     def _bounds(
         self, texts: Mapping[str, str], stricter: Callable[[float, float], float]
     ) -> dict[str, float]:
         limits: dict[str, float] = {}
         for option, text in texts.items():
-            name = self._metric(option)
-            limit = metric_of_option(option, "table").unit.parse(text)
+            metric = self._metric(option)
+            name, limit = self._name(metric), metric.unit.parse(text)
             limits[name] = stricter(limit, limits.get(name, limit))
         return limits
 
-    def _metric(self, option: str) -> str:
+    def _metric(self, option: str) -> Metric:
+        """The metric with a table that ``option`` names; raises UnknownNameError."""
+        return metric_of_option(option, TABLE, self.own_costs)
+
+    def _name(self, metric: Metric) -> str:
         """The metric's name; the searched device's latency has the short one."""
-        name = metric_of_option(option, "table").name
-        return LATENCY if name == on_device(LATENCY, self.device) else name
+        return LATENCY if metric.name == on_device(LATENCY, self.device) else metric.name
 
     def search_space(self) -> SearchSpace:
         """The space, made from its name or its plain form."""

@@ -125,7 +125,7 @@ def _put(data: dict[str, Any], path: str, value: Any, file: str | None) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise UsageError(f"{file}: {parent!r} must be a mapping.")
-    if isinstance(value, Mapping) and leaf in ("max", "min"):
+    if isinstance(value, Mapping) and leaf in ("max", "min", "costs"):
         there = target.get(leaf) or {}
         if not isinstance(there, dict):
             raise UsageError(f"{file}: {leaf}={there!r} must be a mapping, as in params: 5M.")

@@ -50,7 +50,7 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
         (["--max", "params=-5M"], ["'-5M'", "must be positive"]),
         (["--max", "macs=5ms"], ["unknown unit 'ms'", "G"]),
         (["--max", "memory=200"], ["'200' has no unit", "write 200MB"]),
-        (["--max", "params"], ["--max 'params' must be METRIC=LIMIT", "params=5M"]),
+        (["--max", "params"], ["--max 'params' must be NAME=VALUE", "params=5M"]),
         (["--max", "parms=5M"], ["unknown metric 'parms'", "Did you mean 'params'"]),
         (["--max", "params=5M", "--max", "params=6M"], ["--max params is given twice"]),
         (["--target-throughput", "2000"], ["'2000' is not a throughput", "2000/s"]),

@@ -71,7 +71,7 @@ def finetune(run: Path, **options: Any) -> None:
 
 
 def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json: bool) -> None:
-    from search_space.units import format_latency
+    from search_space.metrics import LATENCY, format_metric
     from supernet.training.hyperparameters import ranges
 
     evaluations = source.evaluations()
@@ -95,7 +95,7 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
     for digest, metrics in networks.items():
         click.echo(
             f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
-            f"{format_latency(metrics['latency_ms'])}"
+            f"{format_metric(LATENCY, metrics[LATENCY])}"
         )
     click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
     for name, found in searched.items():

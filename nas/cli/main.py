@@ -39,7 +39,7 @@ SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 TRAIN = FlagSet(
     TrainedConfig,
     without=(
-        *("device", "target_latency", "target_throughput", "max", "min", "minimize"),
+        *("device", "target_latency", "target_throughput", "max", "min", "costs", "minimize"),
         *("latency", "search", "finetune", "supernet"),
     ),
 )

@@ -66,7 +66,7 @@ class FlagSet:
         """Values by path in the configuration, of flags that were used; out of ``options``."""
         taken = {item.path: options.pop(name) for name, item in self._by_name.items()}
         for item in self._by_name.values():
-            if get_origin(item.type) is dict:
+            if item.is_assigned:
                 taken[item.path] = _assigned(item.flag.name, taken[item.path])
         return {path: value for path, value in taken.items() if value not in (None, (), {})}
 
@@ -91,7 +91,7 @@ def _option(item: Declared) -> Callable[[Any], Any]:
         settings["type"] = of_range(low, high, **is_open)
     elif get_origin(item.type) is Literal:
         settings["type"] = click.Choice(get_args(item.type))
-    elif get_origin(item.type) in (tuple, dict):
+    elif item.is_assigned or get_origin(item.type) is tuple:
         settings["multiple"] = True
     return option(item.flag.name, **settings)
 
@@ -102,7 +102,8 @@ def _assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise UsageError(f"{flag} {text!r} must be METRIC=LIMIT, as in {flag} params=5M.")
+            example = "energy=table.parquet" if flag == "--cost" else "params=5M"
+            raise UsageError(f"{flag} {text!r} must be NAME=VALUE, as in {flag} {example}.")
         if key in result:
             raise UsageError(f"{flag} {key} is given twice; give it once.")
         result[key] = value

@@ -7,7 +7,7 @@ from pathlib import Path
 from nas.cli.console import Console
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
-from nas.workflows.finishing import export_untrained
+from nas.workflows.finishing import card_figures, export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export.write import ModelCard, check_replaceable, export_network
@@ -16,7 +16,6 @@ from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError, UsageError
-from search_space.units import format_count, format_latency
 from supernet import Supernet
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
@@ -81,11 +80,7 @@ def export_from_run(
             preprocessing=data.at(architecture.resolution).preprocessing,
             card=ModelCard(
                 title=f"{config.data_name} network {architecture.digest}",
-                metrics={
-                    "parameters": format_count(evaluation.metrics["num_params"]),
-                    "MACs": format_count(evaluation.metrics["macs"]),
-                    "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
-                },
+                metrics=card_figures(evaluation.metrics),
                 class_names=data.class_names,
                 trained_on=f"{config.data_name}, {len(data.train)} images",
                 notes=notes,

@@ -20,6 +20,7 @@ from results.report.data import Chosen, FrontMember, ReportData, read_result
 from results.store import CONFIG, JOURNAL, MANIFEST, RESULT, is_run
 from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.files import read_mapping
+from search_space.metrics import LATENCY
 
 CHOSEN, FRONT = "chosen", "front"
 
@@ -86,7 +87,7 @@ class FinishedSearch:
 
     def _front(self) -> tuple[str, ...]:
         """Members of the front that meet the latency budget as measured, in the front's order."""
-        limit = self.result.targets.get("latency_ms", math.inf)
+        limit = self.result.targets.get(LATENCY, math.inf)
         within = [member for member in self.result.front if _latency(member) <= limit]
         return tuple(m.digest for m in within) or (self.chosen.digest,)
 
@@ -109,7 +110,7 @@ class FinishedSearch:
 
 
 def _latency(member: FrontMember) -> float:
-    latency = member.measured.get("latency_ms", member.predicted.get("latency_ms"))
+    latency = member.measured.get(LATENCY, member.predicted.get(LATENCY))
     return math.inf if latency is None else latency
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from nas.workflows.finishing import qualities
+from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
 from nas.workflows.trained_search import TrainedSearch, training_text
 from predictors.counts import count_architecture
@@ -14,7 +14,6 @@ from results.export.write import ModelCard, export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
 from search_space import Architecture
-from search_space.units import format_count
 from supernet import build
 from supernet.training.train import finetune
 
@@ -58,11 +57,7 @@ class NetworkTraining(TrainedSearch):
                 preprocessing=self.data.preprocessing,
                 card=ModelCard(
                     title=f"{self.config.data_name} network {architecture.digest}",
-                    metrics={
-                        "parameters": format_count(counts["num_params"]),
-                        "MACs": format_count(counts["macs"]),
-                        "test accuracy": f"{accuracy:.2%}",
-                    },
+                    metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
                     class_names=self.data.class_names,
                     trained_on=f"{self.config.data_name}, {len(self.data.train)} images",
                 ),

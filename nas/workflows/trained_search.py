@@ -42,6 +42,7 @@ from search.problem import Values
 from search.samplers import Sampler, make_sampler
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
+from search_space.metrics import ACCURACY, EVALUATION, LATENCY, MACS, metric_of_option, metrics
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
@@ -62,14 +63,12 @@ MIN_IMAGES = 16
 class TrainedSearch(Run[TrainedConfig]):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
-    evaluated = ("accuracy", "balanced_accuracy", "loss")
+    evaluated = tuple(m.name for m in metrics(EVALUATION))
 
     def __init__(self, config: TrainedConfig, directory: RunDirectory, console: Console) -> None:
         super().__init__(config, directory, console)
         # what tells networks apart with inherited weights
-        self.quality = Objective("loss", "minimize")
-        if config.search.objective != "loss":
-            self.quality = Objective(config.search.objective, "maximize")
+        self.quality = Objective.on(metric_of_option(config.search.objective, EVALUATION).name)
 
     @property
     def num_classes(self) -> int:
@@ -207,8 +206,8 @@ class TrainedSearch(Run[TrainedConfig]):
         """What a training that draws subnets by cost draws them by."""
         if self.config.train.strategy not in COST_STRATEGIES:
             return None
-        if self.config.train.bank_metric == "macs":
-            return counts(self.space, self.num_classes)["macs"].predict
+        if self.config.train.bank_metric == MACS:
+            return counts(self.space, self.num_classes)[MACS].predict
         return self.latency_table().compile(self.space, self.num_classes).predict
 
     def _logits_folder(self) -> Path:
@@ -279,7 +278,7 @@ class TrainedSearch(Run[TrainedConfig]):
 
             def show(state: Progress) -> None:
                 events.add(state)
-                best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
+                best = "none yet" if state.best is None else f"{state.best.metrics[ACCURACY]:.1%}"
                 rate = (state.evaluations - known_before) / (time.perf_counter() - started)
                 text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
                 progress(state.evaluations, state.total, text)
@@ -308,7 +307,7 @@ class TrainedSearch(Run[TrainedConfig]):
         return {evaluation.digest: evaluation for evaluation in result.front}
 
     def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
-        if (limit := self.limits.get("latency_ms")) is None:
+        if (limit := self.limits.get(LATENCY)) is None:
             return
         note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
         if note is not None:
@@ -381,7 +380,7 @@ class TrainedSearch(Run[TrainedConfig]):
             known_there = [e for e in known_there if quality.metric in e.metrics]
             values = np.array(
                 [
-                    (quality.sign * e.metrics[quality.metric], e.metrics["latency_ms"])
+                    (quality.sign * e.metrics[quality.metric], e.metrics[LATENCY])
                     for e in known_there
                 ]
             ).reshape(-1, 2)
