@@ -54,6 +54,11 @@ class Declared:
     type: Any
     bounds: tuple[Any, ...]
 
+    @property
+    def is_assigned(self) -> bool:
+        """Whether the flag is given as NAME=TEXT, once for each entry of a mapping."""
+        return get_origin(self.type) is dict and get_args(self.type)[1] is not Any
+
 
 def declared(model: type[BaseModel], prefix: str = "") -> Iterator[Declared]:
     """All flags of a configuration and of those inside it, in the order of the fields."""

@@ -66,7 +66,7 @@ class FlagSet:
         """Values by path in the configuration, of flags that were used; out of ``options``."""
         taken = {item.path: options.pop(name) for name, item in self._by_name.items()}
         for item in self._by_name.values():
-            if get_origin(item.type) is dict:
+            if item.is_assigned:
                 taken[item.path] = _assigned(item.flag.name, taken[item.path])
         return {path: value for path, value in taken.items() if value not in (None, (), {})}
 
@@ -91,7 +91,7 @@ def _option(item: Declared) -> Callable[[Any], Any]:
         settings["type"] = of_range(low, high, **is_open)
     elif get_origin(item.type) is Literal:
         settings["type"] = click.Choice(get_args(item.type))
-    elif get_origin(item.type) in (tuple, dict):
+    elif item.is_assigned or get_origin(item.type) is tuple:
         settings["multiple"] = True
     return option(item.flag.name, **settings)
 

@@ -36,7 +36,7 @@ from results.export.write import read_export
 from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
-from results.report.render import write_report
+from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
 from search import (
     Constraint,
@@ -204,14 +204,21 @@ class Run(ABC, Generic[Config]):
 
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; raises InfeasibleError before anything is trained."""
-        cheap = counts(self.space, self.num_classes)
-        latency, rules = table.compile(self.space, self.num_classes), self.rules
-        tables: dict[str, Table] = {LATENCY: latency, **cheap, **rules}
+        latencies = {LATENCY: table}
+        latencies |= {metric: self.latency_table(t) for metric, t in self.others.items()}
+        tables: dict[str, Table] = {
+            **{
+                m: latency.compile(self.space, self.num_classes) for m, latency in latencies.items()
+            },
+            **counts(self.space, self.num_classes),
+            **self.rules,
+        }
         for cost in self.costs:
             assert cost.cost is not None
             tables[cost.name] = AdditiveTable.build(self.space, self.num_classes, cost.cost)
-        lower, minimised = self.config.lower_limits(), self.config.minimised()
-        if MEMORY in (*self.limits, *lower, *minimised):
+        upper, lower = self.limits, self.config.lower_limits()
+        minimised = self.config.minimised()
+        if MEMORY in (*upper, *lower, *minimised):
             conditions = self.target.conditions
             tables[MEMORY] = peak_memory(
                 self.space,
@@ -219,32 +226,24 @@ class Run(ABC, Generic[Config]):
                 batch_size=conditions.batch_size,
                 precision=conditions.precision,
             )
-        limits, margins = self.limits | dict.fromkeys(rules, 0.0), {}
-        for metric, target in {LATENCY: self.target, **self.others}.items():
-            if metric in self.others:
-                table = self.latency_table(target)
-                tables[metric] = table.compile(self.space, self.num_classes)
-            if metric in limits and (margin := self.margin(target, table)):
-                margins[target.name] = margin
-                limits[metric] *= 1 - margin
-                note = (
-                    f"Latencies of {target.name} are {provenance(table)}, with an expected error "
-                    f"of {table.expected_error(self.space):.0%}. The search kept {margin:.0%} "
-                    f"below the budget of {format_latency(self.limits[metric])}, at "
-                    f"{format_latency(limits[metric])}."
-                )
-                self.console.say(f"  {note}")
-                self.notes.append(note)
+        limits = [
+            Constraint(metric, maximum=upper.get(metric), minimum=lower.get(metric))
+            for metric in dict.fromkeys([*upper, *lower])
+        ]
+        limits = [
+            self._with_margin(limit, latencies[limit.metric])
+            if limit.metric in latencies
+            else limit
+            for limit in limits
+        ]
         problem = Problem(
             self.space,
             (self.quality, *map(Objective.on, minimised)),
-            tuple(
-                Constraint(metric, maximum=limits.get(metric), minimum=lower.get(metric))
-                for metric in dict.fromkeys([*limits, *lower])
-            ),
+            (*limits, *(Constraint(rule, maximum=0.0) for rule in self.rules)),
             tables,
             evaluated=self.evaluated,
         )
+        latency = tables[LATENCY]
         low = latency.predict(latency.argmin()[None])[0]
         high = latency.predict(latency.argmax()[None])[0]
         self.console.say(
@@ -253,7 +252,7 @@ class Run(ABC, Generic[Config]):
         )
         for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
             metric = found.constraint.metric
-            if metric not in rules:
+            if metric not in self.rules:
                 self.console.say(
                     f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
                     f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
@@ -262,14 +261,34 @@ class Run(ABC, Generic[Config]):
         try:
             check_feasible(problem)
         except InfeasibleError as error:
+            margins = {limit.metric: limit.margin for limit in limits if limit.margin}
             if not margins:
                 raise
-            lowered = ", ".join(f"{margin:.0%} for {name}" for name, margin in margins.items())
+            lowered = ", ".join(f"{m:.0%} for {self._device(name)}" for name, m in margins.items())
             raise InfeasibleError(
                 f"{error} The latency budget was lowered by a margin ({lowered}), since "
                 "predictions cannot be checked here; --margin sets another."
             ) from None
         return problem
+
+    def _device(self, metric: str) -> str:
+        return device_of(metric) or self.config.device
+
+    def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
+        """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
+        target = self.others.get(limit.metric, self.target)
+        margin = self.margin(target, table)
+        if not margin or limit.maximum is None:
+            return limit
+        lowered = limit.lowered(margin)
+        note = (
+            f"Latencies of {target.name} are {provenance(table)}, with an expected error of "
+            f"{table.expected_error(self.space):.0%}. The search kept {margin:.0%} below the "
+            f"budget of {_range(limit)}, at {_range(lowered)}."
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return lowered
 
     def measured(
         self, front: Sequence[Evaluation], others: Sequence[Evaluation], table: LatencyTable
@@ -357,3 +376,8 @@ class Run(ABC, Generic[Config]):
             status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
         )
         return data
+
+
+def _range(limit: Constraint) -> str:
+    bounds = (limit.minimum, limit.maximum)
+    return " to ".join(format_latency(bound) for bound in bounds if bound is not None)

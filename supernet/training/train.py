@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from search_space.space import Genes
-from supernet.data.dataset import Batch, ImageData, steps_per_epoch
+from supernet.data.batches import Batch, steps_per_epoch
+from supernet.data.dataset import ImageData
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import evaluate
 from supernet.training.loop import CHECKPOINTS, How, TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
 from supernet.training.strategies import SubnetSampler, make_sampler
-from supernet.training.teaching import OpenedTeacher, open_teacher
+from supernet.training.teachers import OpenedTeacher, open_teacher
 from supernet.training.tokenisation import TokenSchedule
 
 __all__ = [
