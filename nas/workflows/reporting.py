@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from results.report.curves import latency_errors
-
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
+from results.report.curves import latency_errors
 from results.report.data import (
     Baseline,
     Chosen,
