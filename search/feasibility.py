@@ -168,9 +168,12 @@ def _check_alone(problem: Problem, constraint: Constraint) -> None:
         if name.partition("@")[0] == LATENCY:
             word = "fastest" if sign > 0 else "slowest"
         architecture = problem.space.decode(row[None])[0]
+        room = 1 - constraint.margin  # what is typed is lowered to what must be met
+        with_margin = f", and the margin of {constraint.margin:.0%} is left free below the limit"
         raise InfeasibleError(
-            f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound)} cannot be met in "
+            f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound / room)} cannot be met in "
             f"space {problem.space.name!r}: its {word} architecture {architecture} has "
-            f"{typed(name, value)}. Either {verb} the limit to {typed(name, value, sign)} or "
-            f"{'more' if sign > 0 else 'less'}, or take another space."
+            f"{typed(name, value)}{with_margin if constraint.margin else ''}. Either {verb} the "
+            f"limit to {typed(name, value / room, sign)} or {'more' if sign > 0 else 'less'}, or "
+            "take another space."
         )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
-from search_space.metrics import ACCURACY, format_metric
+from search_space.metrics import ACCURACY, format_metric, metric_named
 from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
@@ -52,6 +52,12 @@ class Objective:
         if self.direction not in ("minimize", "maximize"):
             raise UnknownNameError("direction", self.direction, ("minimize", "maximize"))
 
+    @classmethod
+    def on(cls, metric: str) -> Objective:
+        """A metric in the direction that is better."""
+        smaller = metric_named(metric).better == "smaller"
+        return cls(metric, "minimize" if smaller else "maximize")
+
     @property
     def sign(self) -> float:
         """Factor that turns the metric into something to minimise."""
@@ -62,12 +68,16 @@ class Objective:
 class Constraint:
     """Bounds on a metric, both inclusive; at least one is set.
 
+    ``margin`` is the share by which both were lowered (``lowered``), which messages undo: they
+    speak of limits that the user can type.
+
     Raises InvalidQuantityError for no bound, one that is not finite, or an empty band.
     """
 
     metric: str
     maximum: float | None = None
     minimum: float | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
@@ -94,6 +104,11 @@ class Constraint:
             excess = np.maximum(excess, (self.minimum - values) / _scale(self.minimum))
         excess = np.where(excess <= ROUNDING, 0.0, excess)
         return np.where(np.isnan(values), np.inf, excess)
+
+    def lowered(self, margin: float) -> Constraint:
+        """The same with its bounds lowered by a share, as predictions that may be too low need."""
+        low, high = (b if b is None else b * (1 - margin) for b in (self.minimum, self.maximum))
+        return Constraint(self.metric, maximum=high, minimum=low, margin=margin)
 
     def __str__(self) -> str:
         parts = []
