@@ -35,7 +35,7 @@ from supernet.network.mixers import build_mixer
 from supernet.network.modules import Mlp, build_module
 
 Values = npt.NDArray[np.float64]
-_WEIGHTS = np.array([1.0] * (NUM_STAGES - 1) + [LAST_WEIGHT])
+STAGE_WEIGHTS = np.array([1.0] * (NUM_STAGES - 1) + [LAST_WEIGHT])
 _SIDE = 8  # any map that is larger than one position gives the same paths
 
 
@@ -123,14 +123,14 @@ class PathTables:
         """DeepMAD's score where resolution and widths are fixed: it then adds up over blocks."""
         logs = [maps[resolution, width] for maps, width in zip(self.log_maps, widths, strict=True)]
         # a layer counts at the end of its own stage and of all later ones
-        factors = np.cumsum((_WEIGHTS * logs)[::-1])[::-1]
+        factors = np.cumsum((STAGE_WEIGHTS * logs)[::-1])[::-1]
         return self.entropy.at(resolution, widths).scaled(factors)
 
     def score(self, genes: Genes) -> Values:
         """DeepMAD's score of rows, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         total = np.zeros(len(genes))
-        for i, (column, weight) in enumerate(zip(self.space.width_columns, _WEIGHTS, strict=True)):
+        for i, (column, weight) in enumerate(zip(self.space.width_columns, STAGE_WEIGHTS, strict=True)):
             total += weight * self.log_maps[i][genes[:, 0], genes[:, column]] * entropy[:, i]
         return total
 
