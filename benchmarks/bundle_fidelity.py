@@ -28,8 +28,8 @@ from scipy.stats import kendalltau
 
 from predictors.bundles.bundle import write_bundle
 from predictors.bundles.bundle_import import import_bundle
-from predictors.measuring.conditions import local_conditions
 from predictors.measuring.profile import profile
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.latency_table import LatencyTable
 from search_space import SearchSpace, load_space
 

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from predictors.counts import counts
+from predictors.devices import find_device, latency_table
 from predictors.proxies.deepmad import Convolution, deepmad_score, effectiveness
 from predictors.proxies.space_tables import PathTables
 from predictors.tables.additive import Slice
-from predictors.tables.catalogue import find_device, latency_table
 from search import Constraint, Objective, Problem
 from search.closed_form import scored_front
 from search.exact import Effectiveness, Limit, Programme, best_of, optimise

@@ -34,9 +34,9 @@ from scipy.stats import kendalltau
 from predictors.estimates.anchors import constants, expected_error
 from predictors.estimates.datasheets import datasheet
 from results.report.designs_page import write_designs_page
-from search.scaling.quantities import latency_metric
 from search_space import Block, Mixer, Stage, known, load_space
 from search_space.known import known_names
+from search_space.metrics import LATENCY, on_device
 
 HERE = Path(__file__).parent
 OUT, PAGE = HERE / "results" / "designs.json", HERE.parent / "docs" / "designs.html"
@@ -46,7 +46,7 @@ ACCURACIES = HERE / "data" / "imagenet_accuracy.csv"
 def cases(yardstick: Yardstick) -> Iterator[dict[str, Any]]:
     """Every reference under every budget: designs and asides with their figures."""
     presets = {name: Preset(load_space(name), yardstick) for name in ("tiny", "base")}
-    metric = latency_metric(BUDGET_DEVICE)
+    metric = on_device(LATENCY, BUDGET_DEVICE)
     for reference in REFERENCES:
         own = yardstick.costs(known(reference.name))
         variants = {

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from predictors.devices import find_device
 from predictors.estimates.estimate import estimate_entry
 from predictors.estimates.operators import operators
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import architecture_ends, score_architecture
-from predictors.tables.catalogue import find_device
 from search.scaling.cost import NetworkCosts
-from search.scaling.quantities import latency_metric
 from search_space import Architecture, Stage, components, known
+from search_space.metrics import LATENCY, on_device
 
 BUDGET_DEVICE = "a100"
 DEVICES = ("h200", "h100", "a100", "rtx4090", "rtx3090", "t4", "l4", "orin")  # fastest first
@@ -104,7 +104,7 @@ class Yardstick:
             "deepmad": score_architecture("deepmad", architecture),
             "effectiveness": effectiveness_of_ends(ends),
             "effectiveness_by_stage": [effectiveness_of_ends([end]) for end in ends],
-            "latency_ms": {name: costs[latency_metric(name)] for name in DEVICES},
+            "latency_ms": {name: costs[on_device(LATENCY, name)] for name in DEVICES},
         }
 
     def by_component(self, architecture: Architecture) -> dict[str, float]:

@@ -18,9 +18,9 @@ from search.closed_form import scored_front
 from search.exact import optimise
 from search.problem import Table
 from search.scaling.base import Family, ScalingOptions, ScalingTask, scaling_method
-from search.scaling.quantities import latency_metric
 from search.shape import SHAPE, ShapeRule
 from search_space import Architecture, Genes, SearchSpace, known
+from search_space.metrics import LATENCY, on_device
 
 MAX_EFFECTIVENESS = 0.5
 SCALED = (
@@ -48,7 +48,7 @@ class Preset:
 
     def __init__(self, space: SearchSpace, yardstick: Yardstick) -> None:
         self.space = space
-        metric = latency_metric(BUDGET_DEVICE)
+        metric = on_device(LATENCY, BUDGET_DEVICE)
         self.tables: dict[str, AdditiveTable] = {
             **counts(space),
             metric: yardstick.costs.table(metric, space),
@@ -77,7 +77,7 @@ class Preset:
         rules: dict[str, Table] = {SHAPE: self.rule} if shape_rule else {}
         objectives = [Objective("score", "maximize")]
         if latency:
-            objectives.append(Objective(latency_metric(BUDGET_DEVICE), "minimize"))
+            objectives.append(Objective(on_device(LATENCY, BUDGET_DEVICE), "minimize"))
         problem = Problem(
             self.space,
             tuple(objectives),

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from designs_cases import BUDGET_DEVICE, DEVICES, REFERENCES
 
-from results.report.charts import format_metric, metric_title, thousands
+from results.report.charts import format_metric, thousands
 from results.report.designs_page import (
     Aside,
     Case,
@@ -18,6 +18,7 @@ from results.report.designs_page import (
     TextTable,
     shape_text,
 )
+from search_space.metrics import title_of
 
 JUDGED = yaml.safe_load((Path(__file__).parent / "data" / "designs_judged.yaml").read_text("utf-8"))
 NOT_JUDGED = {"digest": "", "text": ""}
@@ -66,7 +67,7 @@ def _case(stored: dict[str, Any], case: dict[str, Any], title: str) -> Case:
     }
     limits = " and ".join(
         f"{format_metric(metric.partition('@')[0], limit)} "
-        f"{'on ' + BUDGET_DEVICE if '@' in metric else metric_title(metric)}"
+        f"{'on ' + BUDGET_DEVICE if '@' in metric else title_of(metric)}"
         for metric, limit in case["limits"].items()
     )
     grown = "parameters alone" if case["variant"] == "counts" else "that latency"
@@ -127,7 +128,7 @@ def _known_table(stored: dict[str, Any]) -> TextTable:
         "published with timm.",
         columns=[
             "design",
-            *(metric_title(metric) for metric in counted),
+            *(title_of(metric) for metric in counted),
             "combined",
             "DeepMAD",
             "ρ after each stage",

@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from predictors.counts import counts
+from predictors.devices import find_device, latency_table
 from predictors.proxies.space_tables import PathTables, SpaceScores
 from predictors.tables.additive import AdditiveTable
-from predictors.tables.catalogue import find_device, latency_table
 from results.pareto import non_dominated
 from search import Constraint, Objective, Problem
 from search.closed_form import scored_front

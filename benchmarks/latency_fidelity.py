@@ -45,12 +45,13 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import Conditions, local_conditions
 from predictors.measuring.disturbances import LoadMeter
 from predictors.measuring.entry_plan import EntryPlan
 from predictors.measuring.profile import check_architectures, profile
 from predictors.measuring.remeasure import measure_networks
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry
+from predictors.tables.conditions import Conditions
 from predictors.tables.correction import fit_correction
 from search_space import Architecture, SearchSpace, components, load_space
 from search_space.errors import UsageError

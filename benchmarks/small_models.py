@@ -37,7 +37,7 @@ from torch import nn
 from nas.config import RunConfig, resolve
 from nas.workflows.pipeline import run_search, run_training
 from predictors.measuring.bench import Bench, Limits, Subject, run_rounds, statistic, steady
-from predictors.measuring.conditions import local_conditions
+from predictors.measuring.this_machine import local_conditions
 from results.report.data import ReportData
 from results.store import SUPERNET
 from search_space import Architecture

@@ -33,8 +33,9 @@ from search_space import load_space
 from supernet import Backbone, Supernet
 from supernet.data.dataset import Batch, ImageData, open_data, train_loader
 from supernet.training.config import TrainConfig
+from supernet.training.evaluation import autocast
 from supernet.training.loop import TrainingLoop
-from supernet.training.objectives import NetworkObjective, SupernetObjective, autocast
+from supernet.training.objectives import NetworkObjective, SupernetObjective
 from supernet.training.strategies import SandwichSampler, SubnetSampler
 
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"

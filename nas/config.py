@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,26 +19,17 @@ from search import window_for
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search.samplers.registry import check_sampler
 from search_space.architecture import Architecture
-from search_space.errors import NasError, UnknownNameError, UsageError
+from search_space.errors import NasError, UsageError
 from search_space.files import load_space, read_mapping
+from search_space.metrics import LATENCY, Metric, metric_of_option, on_device
 from search_space.space import SearchSpace
-from search_space.units import parse_count, parse_latency, parse_memory, parse_throughput
+from search_space.units import parse_latency, parse_throughput
 from supernet.data.augmentation import AugmentConfig
 from supernet.training.config import TrainConfig
 
-# What a user can limit and minimise: metric and unit by the name on the command line.
-MAXIMA: dict[str, tuple[str, Callable[[str], float]]] = {
-    "latency": ("latency_ms", parse_latency),
-    "params": ("num_params", parse_count),
-    "macs": ("macs", parse_count),
-    "activations": ("activations", parse_count),
-    "memory": ("memory_bytes", parse_memory),
-}
-
 POPULATION = 24
-LATENCY_AT = "latency@"  # and the name of a further device
 
-_QUANTITIES = ("target_latency", "target_throughput", *MAXIMA)
+_TARGETS = ("target_latency", "target_throughput")
 
 # What may change when a run is continued: nothing that decides its result, but for the draws of a
 # training that goes on with another number of workers, since each draws subnets of its own.
@@ -75,7 +66,8 @@ class SearchConfig(_Model):
     database URL or journal file of an Optuna sampler's study. warm_start: runs whose fronts are
     evaluated first. halvings: how often a batch of candidates is halved before the last of them
     see all validation images. finalists: front members that are fine-tuned. objective: validation
-    ``loss``, or ``accuracy``, which few images do not tell apart.
+    ``loss``, or ``accuracy``, which few images do not tell apart, or ``balanced_accuracy``, the
+    mean over classes of the share of their images that is right, for unbalanced classes.
 
     Without: score: the closed-form score to maximise. max_effectiveness: largest ρ where the score
     is DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
@@ -90,7 +82,7 @@ class SearchConfig(_Model):
     warm_start: tuple[str, ...] = ()
     halvings: int = Field(default=0, ge=0, le=10)
     finalists: int = Field(default=3, ge=1)
-    objective: Literal["loss", "accuracy"] = "loss"
+    objective: Literal["loss", "accuracy", "balanced_accuracy"] = "loss"
     score: Literal["combined", "deepmad"] = "combined"
     max_effectiveness: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     rerank: int = Field(default=0, ge=0)
@@ -101,7 +93,7 @@ class RunConfig(_Model):
 
     Without ``data`` nothing is trained, and networks of ``num_classes`` are searched by a score.
     ``target_latency`` and ``target_throughput`` are text with a unit, ``max`` has further upper
-    limits by the names in ``MAXIMA``, ``min`` lower ones (one limit of any kind is there, except
+    limits by the options of metrics, ``min`` lower ones (one limit of any kind is there, except
     where just a supernet is trained), and ``minimize`` says what the front is a trade-off of.
     ``space`` is a preset's name or a whole space. ``supernet`` names another run whose trained
     supernet is used instead of training one. ``architecture`` is the plain form of the one
@@ -143,10 +135,10 @@ class RunConfig(_Model):
         """Upper limits by metric name, in the metric's unit; a throughput is one of latency."""
         limits = {}
         if self.target_latency is not None:
-            limits["latency_ms"] = parse_latency(self.target_latency)
+            limits[LATENCY] = parse_latency(self.target_latency)
         if self.target_throughput is not None:
             of_batch = 1e3 * batch_size / parse_throughput(self.target_throughput)
-            limits["latency_ms"] = min(of_batch, limits.get("latency_ms", math.inf))
+            limits[LATENCY] = min(of_batch, limits.get(LATENCY, math.inf))
         for metric, limit in self._named(_bounds(self.max)).items():
             limits[metric] = min(limit, limits.get(metric, math.inf))
         return limits
@@ -157,12 +149,12 @@ class RunConfig(_Model):
 
     def minimised(self) -> tuple[str, ...]:
         """Metrics to minimise beside what tells networks apart, by metric name."""
-        return tuple(self._named({_bounded(name)[0]: 0.0 for name in self.minimize}))
+        return tuple(self._named({_limited(name).name: 0.0 for name in self.minimize}))
 
     def _named(self, limits: dict[str, float]) -> dict[str, float]:
         """With the searched device's latency by its short name, however it was asked for."""
-        own = f"latency_ms@{self.device}"
-        return {"latency_ms" if metric == own else metric: v for metric, v in limits.items()}
+        own = on_device(LATENCY, self.device)
+        return {LATENCY if metric == own else metric: v for metric, v in limits.items()}
 
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
@@ -182,20 +174,12 @@ class RunConfig(_Model):
 
 def _bounds(texts: Mapping[str, str]) -> dict[str, float]:
     """Limits by metric name; raises UnknownNameError and InvalidQuantityError."""
-    limits = {}
-    for name, text in texts.items():
-        metric, parse = _bounded(name)
-        limits[metric] = parse(text)
-    return limits
+    return {(metric := _limited(name)).name: metric.unit.parse(t) for name, t in texts.items()}
 
 
-def _bounded(name: str) -> tuple[str, Callable[[str], float]]:
-    """Metric and unit by its name on the command line; raises UnknownNameError."""
-    if name.startswith(LATENCY_AT) and name != LATENCY_AT:
-        return f"latency_ms@{name.removeprefix(LATENCY_AT)}", parse_latency
-    if name not in MAXIMA:
-        raise UnknownNameError("metric", name, (*MAXIMA, "latency@DEVICE"))
-    return MAXIMA[name]
+def _limited(option: str) -> Metric:
+    """The metric with a table that ``option`` names; raises UnknownNameError."""
+    return metric_of_option(option, "table")
 
 
 def resolve(
@@ -260,11 +244,10 @@ def resolve(
         data[part] = defaults | {"seed": seed}
     limits = [data[key] for key in ("max", "min") if isinstance(data.get(key), dict)]
     for group in (data, *limits):
-        for key, value in group.items():
+        for key in _TARGETS if group is data else list(group):
             # YAML reads 5 as a number; whether it needs a unit is for later
-            known = key in _QUANTITIES or str(key).startswith(LATENCY_AT)
-            if known and isinstance(value, (int, float)):
-                group[key] = str(value)
+            if isinstance(group.get(key), (int, float)):
+                group[key] = str(group[key])
     try:
         config = RunConfig.model_validate(data)
         # units and names are checked now, not after training

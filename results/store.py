@@ -24,9 +24,9 @@ import yaml
 from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
-from results.run_name import has_control
 from search_space.errors import CorruptFileError, RunError
 from search_space.files import read_mapping
+from search_space.names import has_control
 
 __all__ = ["Evaluation", "Journal", "RunDirectory", "atomic_write", "is_run", "read_journal"]
 

@@ -8,7 +8,7 @@ from search.executors import Executor, InProcessExecutor, Outcome
 from search.feasibility import FeasibleRange, check_feasible, extreme_rows, feasible_range
 from search.history import Progress, SearchResult
 from search.loop import search, window_for
-from search.problem import Constraint, Objective, Problem, Table, format_metric
+from search.problem import Constraint, Objective, Problem, Table
 
 __all__ = [
     "Constraint",
@@ -24,7 +24,6 @@ __all__ = [
     "check_feasible",
     "extreme_rows",
     "feasible_range",
-    "format_metric",
     "search",
     "window_for",
 ]

@@ -30,9 +30,13 @@ Array = npt.NDArray[Any]
 
 
 class SupernetEvaluator:
-    """``evaluator(architecture)`` → ``{"accuracy": top-1, 0..1, "loss": in nats, IMAGES: count}``.
+    """Judges architectures: ``evaluator(architecture)`` is a mapping of metrics by name.
 
-    ``evaluator(architecture, part)`` is the same of one part of the images. Equal for every call.
+    ``accuracy`` (top-1, 0..1), ``balanced_accuracy`` (mean recall of the classes, 0..1), ``loss``
+    (in nats) and IMAGES (their count). ``evaluator(architecture, part)`` is the same of one part of
+    the images, in such a way that means over parts by IMAGES are the figures of all of them: the
+    balanced accuracy of a part is the mean over its images of whether they are right, weighted by
+    the inverse frequency of their class among all images. Equal for every call.
 
     Args:
         supernet: trained; moved to ``device`` and otherwise left as it is.
@@ -40,6 +44,7 @@ class SupernetEvaluator:
             (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
         device: where to evaluate.
         amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
+        class_counts: images of each class in all parts; None where single parts are not asked for.
     """
 
     def __init__(
@@ -49,14 +54,16 @@ class SupernetEvaluator:
         device: str | torch.device = "cpu",
         *,
         amp: str = "auto",
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         self.supernet = supernet.to(device)
+        self.class_counts = class_counts
         self.parts = parts
         self.device = device
         self.amp = amp
 
     def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
-        from supernet.training.train import evaluate
+        from supernet.training.evaluation import evaluate
 
         quality = evaluate(
             self.supernet,
@@ -65,7 +72,17 @@ class SupernetEvaluator:
             device=self.device,
             amp=self.amp,
         )
-        return {"accuracy": quality.accuracy, "loss": quality.loss, IMAGES: quality.images}
+        balanced = quality.balanced_accuracy
+        if part is not None and self.class_counts is not None:
+            counts = np.asarray(self.class_counts)
+            right = quality.confusion.diagonal()[counts > 0] / counts[counts > 0]
+            balanced = float(right.mean() * counts.sum() / quality.images)
+        return {
+            "accuracy": quality.accuracy,
+            "balanced_accuracy": balanced,
+            "loss": quality.loss,
+            IMAGES: quality.images,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class SupernetFactory:
         device: ``cuda`` is the GPU, or the part of one, that the worker is given.
         threads: that torch uses in a worker on the CPU; None for what ``OMP_NUM_THREADS`` says,
             which Ray sets to the worker's share of the CPUs.
+        class_counts: as of ``SupernetEvaluator``.
     """
 
     space: SearchSpace
@@ -91,6 +109,7 @@ class SupernetFactory:
     device: str = "cpu"
     amp: str = "auto"
     threads: int | None = None
+    class_counts: Sequence[int] | None = None
 
     @classmethod
     def of(
@@ -101,6 +120,7 @@ class SupernetFactory:
         *,
         amp: str = "auto",
         threads: int | None = None,
+        class_counts: Sequence[int] | None = None,
     ) -> SupernetFactory:
         """A factory of evaluators like the one made of the same arguments here."""
         weights = {
@@ -114,6 +134,7 @@ class SupernetFactory:
             device,
             amp,
             threads,
+            class_counts,
         )
 
     def __call__(self) -> SupernetEvaluator:
@@ -134,7 +155,9 @@ class SupernetFactory:
                 else part
                 for part in self.parts
             ]
-        return SupernetEvaluator(supernet.eval(), parts, self.device, amp=self.amp)
+        return SupernetEvaluator(
+            supernet.eval(), parts, self.device, amp=self.amp, class_counts=self.class_counts
+        )
 
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:

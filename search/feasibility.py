@@ -7,13 +7,13 @@ once are met by a bounded evolution that minimises their summed violation. Nothi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from search.problem import Constraint, Problem, Values, format_metric
+from search.problem import Constraint, Problem, Values
 from search_space.errors import InfeasibleError
+from search_space.metrics import LATENCY, format_metric, typed
 from search_space.space import Genes
 
 REPAIR_ROUNDS = 40
@@ -164,41 +164,13 @@ def _check_alone(problem: Problem, constraint: Constraint) -> None:
         value = float(table.predict(row[None])[0])
         if sign * (value - bound) <= 0:
             continue
-        metric = constraint.metric
-        if metric.partition("@")[0] == "latency_ms":
+        name = constraint.metric
+        if name.partition("@")[0] == LATENCY:
             word = "fastest" if sign > 0 else "slowest"
         architecture = problem.space.decode(row[None])[0]
-        name = problem.space.name
         raise InfeasibleError(
-            f"{metric} {'≤' if sign > 0 else '≥'} {_exact(metric, bound, 0)} cannot be met in "
-            f"space {name!r}: its {word} architecture {architecture} has "
-            f"{_exact(metric, value, 0)}. "
-            f"Either {verb} the limit to {_exact(metric, value, sign)} or "
+            f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound)} cannot be met in "
+            f"space {problem.space.name!r}: its {word} architecture {architecture} has "
+            f"{typed(name, value)}. Either {verb} the limit to {typed(name, value, sign)} or "
             f"{'more' if sign > 0 else 'less'}, or take another space."
         )
-
-
-def _exact(metric: str, value: float, direction: float) -> str:
-    """Value with four digits in the metric's own unit, rounded up or down if asked.
-
-    Unlike ``format_metric``, so that it can be typed as a limit and is then met.
-    """
-    name = metric.partition("@")[0]
-    unit, suffix = 1.0, ""
-    if name == "latency_ms":
-        suffix = "ms"
-    elif name in ("num_params", "macs", "activations"):
-        unit, suffix = next(
-            ((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= u), (1.0, "")
-        )
-    elif name == "memory_bytes":
-        unit, suffix = next(
-            ((u, s) for u, s in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if abs(value) >= u),
-            (1.0, "B"),
-        )
-    scaled = value / unit
-    digits = 3 - (math.floor(math.log10(abs(scaled))) if scaled else 0)
-    text = f"{round(scaled, digits):g}"
-    if direction and direction * (float(text) * unit - value) < 0:
-        text = f"{round(scaled + direction * 10.0**-digits, digits):g}"
-    return text + suffix

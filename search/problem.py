@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
+from search_space.metrics import ACCURACY, format_metric
 from search_space.space import Genes, SearchSpace
-from search_space.units import format_count, format_latency, format_memory
 
 Values = npt.NDArray[np.float64]
 ROUNDING = 1e-12
@@ -126,7 +126,7 @@ class Problem:
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
-    evaluated: tuple[str, ...] = ("accuracy",)
+    evaluated: tuple[str, ...] = (ACCURACY,)
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -225,15 +225,3 @@ class Problem:
             elif objective.sign < 0:
                 result[i] = 0.0
         return result
-
-
-def format_metric(metric: str, value: float) -> str:
-    """A metric's value as people read it; ``latency_ms@a100`` counts as ``latency_ms``."""
-    name = metric.partition("@")[0]
-    if name == "latency_ms":
-        return format_latency(value) if value >= 0 else f"{value:g} ms"
-    if name in ("num_params", "macs", "activations"):
-        return format_count(value)
-    if name == "memory_bytes":
-        return format_memory(value)
-    return f"{value:.4g}"

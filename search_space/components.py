@@ -78,9 +78,7 @@ def downsample_spec(macro: Macro, width_in: int, width_out: int) -> ModuleSpec:
     )
 
 
-def block_spec(
-    macro: Macro, width: int, block: Block, position: int, drop_path: float = 0.0
-) -> ModuleSpec:
+def block_spec(macro: Macro, width: int, block: Block, position: int) -> ModuleSpec:
     """Spec of ``block`` at ``position`` of its stage; odd positions shift their windows."""
     params = dict(block.mixer.params)
     if mixer_spec(block.mixer.name).alternates:
@@ -94,7 +92,6 @@ def block_spec(
         norm=macro.norm,
         norm_eps=macro.norm_eps,
         layer_scale=macro.layer_scale,
-        drop_path=drop_path,
     )
 
 
@@ -109,28 +106,18 @@ def head_spec(macro: Macro, width: int, num_classes: int) -> ModuleSpec:
     )
 
 
-def components(
-    architecture: Architecture, num_classes: int = 1000, drop_path_rate: float = 0.0
-) -> tuple[Component, ...]:
-    """Modules of ``architecture`` in the order in which an image passes them.
-
-    ``drop_path_rate`` is the last block's; it grows linearly from 0 at the first block
-    (Huang et al., Deep networks with stochastic depth, 2016).
-    """
+def components(architecture: Architecture, num_classes: int = 1000) -> tuple[Component, ...]:
+    """Modules of ``architecture`` in the order in which an image passes them."""
     macro = architecture.macro
     sizes = feature_sizes(macro, architecture.resolution)
-    last = max(1, sum(architecture.depths) - 1)
     chain = [Component("stem", stem_spec(macro, architecture.widths[0]), architecture.resolution)]
-    done = 0
     for i, stage in enumerate(architecture.stages):
         if i > 0:
             spec = downsample_spec(macro, architecture.widths[i - 1], stage.width)
             chain.append(Component(f"stages.{i}.downsample", spec, sizes[i - 1]))
         for j, block in enumerate(stage.blocks):
-            rate = drop_path_rate * done / last
-            spec = block_spec(macro, stage.width, block, j, rate)
+            spec = block_spec(macro, stage.width, block, j)
             chain.append(Component(f"stages.{i}.blocks.{j}", spec, sizes[i]))
-            done += 1
     head = head_spec(macro, architecture.widths[-1], num_classes)
     chain.append(Component("head", head, sizes[-1]))
     return tuple(chain)

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from search_space.architecture import Architecture
+from search_space.boundary import read_data
 from search_space.errors import CorruptFileError, NasError, UnknownNameError
 from search_space.known import known, known_names
-from search_space.parsing import UnreadableTextError, parse_json, parse_yaml
 from search_space.space import SearchSpace
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -83,16 +83,11 @@ def dump_architecture(architecture: Architecture) -> str:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; errors name the file."""
     try:
-        text = path.read_text("utf-8")
-        data = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        data = read_data(path)
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; give the path of a YAML or JSON file."
         ) from None
-    except UnreadableTextError as error:
-        raise CorruptFileError(f"{path} {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
     if not isinstance(data, dict):
         raise CorruptFileError(f"{path} must hold a mapping, not {type(data).__name__}.")
     return data

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 
 class UnreadableTextError(ValueError):
@@ -30,7 +31,9 @@ def parse_json(text: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """Data of YAML text; raises UnreadableTextError."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+        _check_size(data)
+        return data
     except yaml.YAMLError as error:
         message = " ".join(str(error).split())
         raise UnreadableTextError(f"is not valid YAML: {message}.") from None
@@ -43,6 +46,7 @@ def parse_yaml(text: str) -> Any:
         raise UnreadableTextError(f"holds what cannot be read: {error}.") from None
 
 
+_MOST_VALUES = 1_000_000
 _TOO_DEEP = "is nested too deeply to be read; a file for nas has a few levels, take the others out."
 
 
@@ -61,6 +65,53 @@ class _Loader(yaml.SafeLoader):
                     raise UnreadableTextError(_repeated(key.value, lines))
                 seen[name] = line
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # PyYAML 6.0.4 keeps the first of two equal keys in a mapping that is merged into another,
+        # which is the merged one where the mapping itself has a key of that name.
+        kept: dict[object, tuple[yaml.Node, yaml.Node]] = {}
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(source, yaml.MappingNode):
+                        message = f"expected a mapping to merge, but found {source.id}"
+                        raise ConstructorError(None, None, message, source.start_mark)
+                    self.flatten_mapping(source)
+                    merged += source.value
+            else:
+                if key.tag == "tag:yaml.org,2002:value":
+                    key.tag = "tag:yaml.org,2002:str"
+                kept[_identity(key)] = (key, value)
+        for key, value in merged:
+            kept.setdefault(_identity(key), (key, value))
+        node.value = list(kept.values())
+
+
+def _identity(key: yaml.Node) -> object:
+    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+
+
+def _check_size(data: object) -> None:
+    """Raises UnreadableTextError where aliases make a text endless, or far larger than it looks."""
+    left = [_MOST_VALUES]
+
+    def visit(value: object, above: tuple[int, ...]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise UnreadableTextError(
+                f"has more than {_MOST_VALUES:,} values, aliases (*name) written out; use fewer."
+            )
+        if isinstance(value, (dict, list, set)):
+            if id(value) in above:
+                raise UnreadableTextError(
+                    "has an alias (*name) inside what it names; write it out."
+                )
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            for item in inner:
+                visit(item, (*above, id(value)))
+
+    visit(data, ())
 
 
 # only with a sign in the exponent: a digest such as 12345e678901 stays text

@@ -73,6 +73,17 @@ def parse_throughput(text: str) -> float:
     )
 
 
+def parse_number(text: str) -> float:
+    """A number without a unit."""
+    try:
+        value = float(text[:100])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidQuantityError(f"{text!r:.60} is not a number; write one, as in 0.5.")
+    return value
+
+
 def format_memory(number: float) -> str:
     """Bytes as people read them: ``14.5 MB``, ``812 kB``."""
     for scale, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -8,8 +8,8 @@ from dataclasses import replace
 from tiny_job import known_table
 
 from predictors.measuring.bench import Limits
-from predictors.measuring.conditions import Conditions, DeviceIdentity
-from predictors.measuring.profile import table_path
+from predictors.tables.conditions import Conditions, DeviceIdentity
+from predictors.tables.folder import table_path
 from predictors.tables.latency_table import LatencyTable
 from search_space import Block, Macro, Mixer, SearchSpace, StageSpace
 

@@ -195,11 +195,7 @@ def test_drop_rate() -> None:
 
 def test_drop_path_grows_and_only_acts_in_training() -> None:
     backbone = network(drop_path_rate=0.3)
-    rates = [
-        getattr(block.drop_path, "drop_prob", 0.0)
-        for stage in backbone.stages
-        for block in stage.blocks
-    ]
+    rates = [block.drop_path_rate for stage in backbone.stages for block in stage.blocks]
     assert rates == pytest.approx([0.3 * i / 6 for i in range(7)])
     x = images(1, 3, 32, 32)
     torch.testing.assert_close(backbone(x), network()(x), atol=0, rtol=0)

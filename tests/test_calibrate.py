@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from latency_cases import phone_table
 from tiny_job import FAILED, every_architecture, known_table, latency_ms, nas
 
+from predictors.devices import find_device, latency_table
 from predictors.estimates.calibrate import (
     MeasurementError,
     NetworkMeasurement,
@@ -25,9 +26,8 @@ from predictors.estimates.calibrate import (
 )
 from predictors.estimates.datasheets import datasheet
 from predictors.estimates.estimate import estimate, estimated_conditions
-from predictors.measuring.profile import table_path
-from predictors.tables.catalogue import find_device, latency_table
 from predictors.tables.correction import leave_one_out_error
+from predictors.tables.folder import table_path
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import (
     Architecture,

@@ -13,12 +13,13 @@ import pytest
 from latency_cases import PHONE, phone_table
 from tiny_job import FAILED, USAGE, cache_known_table, known_table, nas, tree
 
+from predictors.devices import check_name, find_device, latency_table
 from predictors.estimates.estimate import estimate, estimated_conditions
 from predictors.measuring.bench import Limits
-from predictors.measuring.conditions import local_conditions
-from predictors.measuring.profile import profile, table_path
-from predictors.tables.catalogue import check_name, find_device, latency_table
+from predictors.measuring.profile import profile
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.correction import Calibration
+from predictors.tables.folder import table_path
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace, load_space
 from search_space.errors import UnknownNameError, UsageError

@@ -10,8 +10,8 @@ import pytest
 from tiny_job import SPACE, known_table, write_space
 
 from predictors.counts import count_entry
+from predictors.estimates.interpolate import interpolated
 from predictors.tables.additive import entries
-from predictors.tables.interpolate import interpolated
 from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search_space import SearchSpace, load_space
 

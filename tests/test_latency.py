@@ -31,17 +31,17 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import (
-    Conditions,
-    DeviceIdentity,
+from predictors.measuring.profile import check_architectures, profile
+from predictors.measuring.remeasure import measure_network, measure_networks
+from predictors.measuring.this_machine import (
     identify,
     local_conditions,
     local_device_names,
     torch_device,
 )
-from predictors.measuring.profile import check_architectures, profile, table_path
-from predictors.measuring.remeasure import measure_network, measure_networks
 from predictors.tables.additive import entries
+from predictors.tables.conditions import Conditions, DeviceIdentity
+from predictors.tables.folder import table_path
 from predictors.tables.latency_table import (
     LatencyTable,
 )
@@ -331,7 +331,7 @@ def test_killed_profile_loses_only_the_last_seconds(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from predictors.measuring import profile as profiling
-        from predictors.measuring.conditions import local_conditions
+        from predictors.measuring.this_machine import local_conditions
         from predictors.measuring.bench import Limits
         from search_space import load_space
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from latency_cases import CLASSES, made_up_table, small_space
 
-from predictors.measuring.conditions import local_conditions
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import entries
 from predictors.tables.correction import (
     CheckNetwork,

@@ -32,7 +32,7 @@ from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate
 
 METRICS = {
-    *("accuracy", "loss", "validation_images"),
+    *("accuracy", "balanced_accuracy", "loss", "validation_images"),
     *("latency_ms", "num_params", "macs", "activations"),
 }
 MEASURED = {"latency_ms", "latency_low_ms", "latency_high_ms"}
@@ -49,7 +49,7 @@ def test_json_has_the_documented_keys(finished: Job) -> None:
     assert said["status"] == "complete"
     best = said["best"]
     documented = {"digest", "architecture", "predicted", "measured", "test_accuracy", "exports"}
-    assert set(best) == documented | {"test_accuracy_before"}
+    assert set(best) == documented | {"test_accuracy_before", "quality", "class_names"}
     assert Architecture.from_dict(best["architecture"]).digest == best["digest"]
     assert set(best["predicted"]) == METRICS
     assert set(best["measured"]) == MEASURED
@@ -74,7 +74,11 @@ def test_the_test_accuracy_is_that_of_the_exported_network(finished: Job) -> Non
     path = f"local-dir:{finished.run / 'export' / best['digest']}"
     network = timm.create_model(path, pretrained=True).eval()
     data = open_data("digits", 16, seed=0)
-    assert evaluate(network, eval_batches(data.test)).accuracy == best["test_accuracy"]
+    quality = evaluate(network, eval_batches(data.test)).to_dict()
+    assert quality["accuracy"] == best["test_accuracy"]
+    assert quality["confusion"] == best["quality"]["test"]["confusion"]
+    assert best["quality"]["validation"]["images"] == len(data.validation)
+    assert best["class_names"] == list(data.class_names)
 
 
 def test_the_front_is_the_front_of_the_journal(finished: Job) -> None:

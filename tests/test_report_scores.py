@@ -293,7 +293,7 @@ def test_columns_without_a_value_are_left_out(data: ReportData) -> None:
     front, baselines = front_table(data), baseline_table(data)
     assert front is not None
     assert baselines is not None
-    shared = ["latency, predicted", "score", "parameters", "MACs"]
+    shared = ["latency, predicted", "score", "parameters", "MACs", "activations"]
     assert front["columns"] == ["digest", *shared]
     assert baselines["columns"] == ["network", *shared]
     for table in (front, baselines):
@@ -321,14 +321,14 @@ def test_tables_of_accuracies_have_a_loss_where_there_is_one() -> None:
     assert "loss" not in without["caption"]
     assert with_loss["columns"] == [
         *("digest", "latency, predicted", "latency, measured", "error"),
-        *("accuracy", "loss", "parameters", "MACs"),
+        *("accuracy", "loss", "parameters", "MACs", "activations"),
     ]
     assert "Accuracy and loss are on the validation split" in with_loss["caption"]
     baselines = baseline_table(data)
     assert baselines is not None
     assert baselines["columns"] == [
         *("network", "latency, predicted", "latency, measured", "validation accuracy"),
-        *("test accuracy", "parameters", "MACs"),
+        *("test accuracy", "parameters", "MACs", "activations"),
     ]
 
 

@@ -18,6 +18,7 @@ from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from predictors.estimates.anchors import (
@@ -35,12 +36,11 @@ from predictors.estimates.estimate import (
     anchor_errors,
     estimate,
     estimated_conditions,
-    is_estimated,
 )
 from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
-from predictors.measuring.conditions import RUNTIMES
 from predictors.tables.additive import entries
+from predictors.tables.conditions import RUNTIMES
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture, Block, Mixer, ModuleSpec, components, known, load_space
 from search_space.components import block_spec
@@ -99,7 +99,8 @@ def test_every_mixers_operations_are_its_closed_form(name: str, size: int) -> No
 def test_a_block_in_parts_is_the_whole_block(name: str) -> None:
     spec = block_spec(CONVNEXT, 32, Block(Mixer.of(name), 2.0), position=0)
     x = torch.zeros(1, 8, 8, 32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # the fused kernels of some processors are unknown to torch's counter
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         build_module(spec).eval()(x)
     assert sum(op.flops for op in operators(spec, 8)) == counter.get_total_flops()
 
@@ -326,7 +327,7 @@ def test_swin_t_on_an_a100_is_within_the_stated_error(runtime: str, published_ms
 def test_an_estimated_table_says_what_it_is(name: str, tmp_path: Path) -> None:
     space = load_space("digits")
     table = estimate(estimated_conditions(name), space, 10)
-    assert is_estimated(table.conditions)
+    assert table.conditions.estimated
     assert set(table.entries) == set(entries(space, 10))
     assert table.complete(space, 10)
     correction = table.corrections[space.digest]

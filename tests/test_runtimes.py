@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import RUNTIMES, Conditions, local_conditions
 from predictors.measuring.disturbances import clock_warnings, cpu_clock
 from predictors.measuring.entry_plan import (
     Copies,
@@ -39,7 +37,9 @@ from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
 from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
 from predictors.measuring.runtimes.onnx_graph import to_onnx
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
+from predictors.tables.conditions import RUNTIMES, Conditions
 from search_space import Block, Mixer, ModuleSpec, SearchSpace
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import UnknownNameError, UsageError
@@ -283,9 +283,8 @@ def test_copies_overflow_the_cache_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         L2_cache_size = 50_000_000
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    copies: Callable[[int, Conditions], int] = find_runtime("cudagraph").copies
-    conditions = settings()
-    assert [copies(size, conditions) for size in (0, 10_000_000, 30_000_000)] == [16, 5, 4]
+    copies, device = find_runtime("cudagraph").copies, torch.device("cuda")
+    assert [copies(size, device) for size in (0, 10_000_000, 30_000_000)] == [16, 5, 4]
 
 
 def test_profile_through_onnxruntime(space: SearchSpace, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_scores_are_kept_when_a_growth_is_interrupted(
         (["--to", "5ms", "--by", "latency"], USAGE, ["'latency' names no device", "@a100"]),
         (["--to", "5ms", "--by", "latency@a1000"], USAGE, ["'a1000'", "Did you mean 'a100'"]),
         (["--to", "50k", "--by", "parms"], USAGE, ["'parms'", "Did you mean 'params'"]),
-        (["--to", "50k", "--by", "macs@a100"], USAGE, ["unknown metric to scale by 'macs@a100'"]),
+        (["--to", "50k", "--by", "macs@a100"], USAGE, ["unknown metric 'macs@a100'"]),
         (["--to", "50k", "--max-latency", "5ms"], USAGE, ["'5ms' names no device", "5ms@a100"]),
         (["--to", "50k", "--max-latency", "5@a100"], USAGE, ["'5' has no unit"]),
         (

@@ -13,9 +13,9 @@ from scaling_cases import (
 
 import search.scaling.cost as cost_module
 from predictors.counts import count_architecture
+from predictors.devices import Target, find_device
 from predictors.estimates.calibrate import predict_network
-from predictors.measuring.conditions import local_conditions
-from predictors.tables.catalogue import Target, find_device
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search.scaling.base import (

@@ -232,4 +232,4 @@ def test_supernet_evaluator_is_the_extracted_network_s_accuracy():
             found = evaluator(architecture, part)
             assert found["accuracy"] == pytest.approx(of_part.mean().item())
             assert found["validation_images"] == len(of_part)
-    assert supernet.training.train
+    assert supernet.training

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from tiny_job import EVALUATIONS, USAGE, Job, evaluated, front_of, nas
 
 from results.journal import read_journal
+from supernet.training import evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,17 +32,30 @@ def test_an_earlier_front_is_evaluated_first(finished: Job) -> None:
     assert "--warm-start nowhere holds no evaluations" in refused.err
 
 
-def test_bands_and_a_front_of_three_quantities(finished: Job) -> None:
+def test_bands_and_a_front_of_three_quantities(
+    finished: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By balanced accuracy, and judged throughout with the precision that is set."""
+    amps = set()
+
+    def autocast(device: torch.device, amp: str) -> Any:
+        amps.add(amp)
+        return nullcontext()
+
+    monkeypatch.setattr(evaluation, "autocast", autocast)
+    file = finished.folder / "amp.yaml"
+    file.write_text("train: {amp: 'off'}\nfinetune: {amp: 'off'}\n")
     said = finished.search(
-        *("three", "--supernet", finished.run, "--min", "params=8k", "--max", "params=20k"),
-        *("--minimize", "params", "--minimize", "latency", "--maximize", "accuracy"),
+        *("three", "--config", file, "--supernet", finished.run),
+        *("--min", "params=8k", "--max", "params=20k"),
+        *("--minimize", "params", "--minimize", "latency", "--maximize", "balanced_accuracy"),
     )
     assert said.code == 0, said.err
     assert "num_params ≥ 8.00 k and num_params ≤ 20.00 k: the space has" in said.err
     rows = [metrics for _, _, _, metrics, _ in evaluated(finished.runs / "three")]
     assert len(rows) > 2
     assert all(8e3 <= row["num_params"] <= 20e3 for row in rows)
-    points = np.array([(-r["accuracy"], r["num_params"], r["latency_ms"]) for r in rows])
+    points = np.array([(-r["balanced_accuracy"], r["num_params"], r["latency_ms"]) for r in rows])
     beaten = [
         bool(((points <= point).all(axis=1) & (points < point).any(axis=1)).any())
         for point in points
@@ -46,6 +63,7 @@ def test_bands_and_a_front_of_three_quantities(finished: Job) -> None:
     digests = [digest for _, digest, *_ in evaluated(finished.runs / "three")]
     wanted = {digest for digest, lost in zip(digests, beaten, strict=True) if not lost}
     assert {digest for digest, *_ in front_of(said)} == wanted
+    assert amps == {"off"}
 
 
 def test_a_search_without_a_limit_of_latency(finished: Job) -> None:

@@ -21,7 +21,7 @@ from torchvision.transforms import Normalize
 from results.export.write import ModelCard, Preprocessing, export_network
 from search_space.errors import CorruptFileError, DataError, UsageError
 from supernet.data.dataset import Batch
-from supernet.training.distillation import distillation_loss
+from supernet.training.objectives import distillation_loss
 from supernet.training.teachers import load_teacher
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

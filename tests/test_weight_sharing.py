@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from search_space import Architecture, SearchSpace, components, known, load_space, space_names
+from search_space import (
+    Architecture,
+    Block,
+    Macro,
+    SearchSpace,
+    StageSpace,
+    components,
+    known,
+    load_space,
+    space_names,
+)
+from search_space import Mixer as Mixer_
 from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
+from supernet.network import supernet as supernet_module
 from supernet.network.axes import (
     Axis,
     Centre,
     Concat,
     Product,
     Slice,
-    boxes,
     cut,
     extent,
     permute,
     shape,
 )
-from supernet.network.supernet import template
+from supernet.network.mixers import Mixer, registry
+from supernet.network.supernet import _templates, template
 
 SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64}
 
@@ -185,11 +199,28 @@ axes = st.recursive(
 )
 
 
+def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
+    """``values`` as a leaf in another memory layout."""
+    match layout:
+        case "offset":
+            flat = torch.zeros(values.numel() + 3)
+            result = flat[3:].view(values.shape)
+        case "reversed":
+            result = torch.empty(values.shape[::-1]).permute(*reversed(range(values.ndim)))
+        case _:
+            result = torch.empty_like(values)
+    return result.copy_(values).requires_grad_()
+
+
+LAYOUTS = st.sampled_from(["contiguous", "offset", "reversed"])
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.lists(axes, min_size=1, max_size=3), st.data())
-def test_boxes_are_the_positions_that_the_axes_declare(
-    items: list[Axis], data: st.DataObject
+@given(st.lists(axes, min_size=1, max_size=3), LAYOUTS, LAYOUTS, LAYOUTS, st.data())
+def test_slices_are_the_positions_that_the_axes_declare(
+    items: list[Axis], of_weight: str, of_total: str, of_grad: str, data: st.DataObject
 ) -> None:
+    """Whatever the memory layouts of the weight, its gradient and the small one's gradient."""
     large = {"a": 4, "b": 3, "c": 5}
     small = {
         "a": data.draw(st.integers(0, 4)),
@@ -198,18 +229,164 @@ def test_boxes_are_the_positions_that_the_axes_declare(
     }
     full = shape(tuple(items), large)
     assume(np.prod(full) <= 50_000)
-    weight = torch.arange(float(np.prod(full))).reshape(full).requires_grad_()
+    weight = laid_out(torch.arange(float(np.prod(full))).reshape(full), of_weight)
     where = [kept(axis, large, small) for axis in items]
     expected = weight.detach().numpy()[np.ix_(*where)]
     part = Slice.of(tuple(items), large, small)
     (actual,) = cut([weight], [part])
     assert actual.is_contiguous()
     np.testing.assert_array_equal(actual.detach().numpy(), expected)
-    (actual * 2).sum().backward()
-    marked = np.zeros(weight.shape)
-    marked[np.ix_(*where)] = 2
-    np.testing.assert_array_equal(weight.grad.numpy(), marked)
-    assert all(np.prod(box.sizes) > 0 for box in boxes(tuple(items), large, small))
+    weight.grad = laid_out(torch.ones(full), of_total).detach()
+    grad = laid_out(torch.rand(actual.shape), of_grad).detach()
+    actual.backward(grad)
+    total = np.ones(full, dtype=np.float32)
+    total[np.ix_(*where)] += grad.numpy()
+    np.testing.assert_array_equal(weight.grad.numpy(), total)
+    assert all(np.prod(sizes) > 0 for sizes, *_ in part.blocks)
+
+
+@torch.no_grad()
+def flattened(supernet: Supernet) -> None:
+    """Parameters and gradients become views of one buffer each, as in flat optimisers."""
+    total = sum(parameter.numel() for parameter in supernet.parameters())
+    values, gradients = torch.zeros(total + 1), torch.zeros(total + 1)
+    start = 1  # nothing lies at the buffer's beginning
+    for parameter in supernet.parameters():
+        part = slice(start, start + parameter.numel())
+        values[part] = parameter.flatten()
+        parameter.data = values[part].view(parameter.shape)
+        parameter.grad = gradients[part].view(parameter.shape)
+        start = part.stop
+
+
+@pytest.mark.parametrize("layout", ["flat buffer", "channels last"])
+def test_any_memory_layout_of_the_weights_gives_the_extracted_network(layout: str) -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(load_space("digits"), num_classes=5).train()
+    images = torch.randn(2, 3, 16, 16)
+    architecture = supernet.space.decode(supernet.space.sample(np.random.default_rng(0), 1))[0]
+    logits = supernet(images, architecture)
+    expected = supernet.extract(architecture)
+    if layout == "flat buffer":
+        flattened(supernet)
+    else:
+        supernet.to(memory_format=torch.channels_last)
+        assert not all(parameter.is_contiguous() for parameter in supernet.parameters())
+    network = supernet.extract(architecture)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, expected.get_parameter(name)), name
+    torch.testing.assert_close(supernet(images, architecture), logits)
+    torch.testing.assert_close(network(images), logits)
+    for _ in range(2):
+        supernet(images, architecture).square().sum().backward()
+        network(images).square().sum().backward()
+    gradients = scatter(network, supernet, architecture)
+    for name, parameter in supernet.named_parameters():
+        actual = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(actual, gradients[name], msg=name)
+
+
+def test_passes_of_several_threads_do_not_disturb_each_other() -> None:
+    """Supernets of one space in several threads, each with weights and a drop path of its own."""
+    space = load_space("digits")
+    supernets = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        supernets.append(Supernet(space, num_classes=5).train(seed % 2 == 0))
+    images = torch.randn(2, 3, 16, 16)
+    nets = some_architectures(space, 6)
+    with torch.no_grad():
+        expected = [[supernet(images, net) for net in nets] for supernet in supernets]
+
+    @torch.no_grad()
+    def passes(which: int) -> int:
+        return sum(
+            not torch.equal(supernets[which](images, net), logits)
+            for _ in range(3)
+            for net, logits in zip(nets, expected[which], strict=True)
+        )
+
+    with ThreadPoolExecutor(len(supernets)) as pool:
+        assert list(pool.map(passes, range(len(supernets)))) == [0] * len(supernets)
+
+
+def test_the_drop_path_rate_makes_no_templates() -> None:
+    space = load_space("digits")
+    supernet = Supernet(space, 5).train()
+    images = torch.randn(1, 3, 16, 16)
+    nets = some_architectures(space, 8)
+    numbers = []
+    for rate in (0.0, 0.1, 0.35):
+        for net in nets:
+            supernet(images, net, drop_path_rate=rate)
+        numbers.append((len(supernet._sources), _templates.of.cache_info().currsize))
+    assert len(set(numbers)) == 1
+
+
+def test_shared_weights_start_as_the_modules_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their names are: each module sets its values, the largest that uses one decides."""
+
+    class Scaled(Mixer):
+        def __init__(self, dim: int, kernel: int = 3) -> None:
+            super().__init__()
+            self.dim, self.kernel = dim, kernel
+            self.gamma = nn.Parameter(torch.zeros(dim))
+            self.scale1 = nn.Parameter(torch.full((dim,), 0.5))
+            self.taps = nn.Parameter(torch.full((dim, kernel), float(kernel)))
+            self.temperature = nn.Parameter(torch.tensor(7.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (self.gamma + self.scale1 + self.taps.sum(1)) * self.temperature
+
+        def axes(self) -> dict[str, tuple[Axis, ...]]:
+            channels: tuple[Axis, ...] = ("dim",)
+            return {
+                "gamma": channels,
+                "scale1": channels,
+                "taps": ("dim", Centre("kernel")),
+                "temperature": (),
+            }
+
+        def sizes(self) -> dict[str, int]:
+            return {"dim": self.dim, "kernel": self.kernel}
+
+    monkeypatch.setitem(registry._MIXERS, "pooling", Scaled)
+    monkeypatch.setattr(supernet_module, "template", template.__wrapped__)
+    blocks = tuple(
+        Block(mixer, ratio)
+        for mixer in (Mixer_.of("pooling", kernel=3), Mixer_.of("pooling", kernel=5))
+        for ratio in (1.0, 2.0)
+    )
+    stages = tuple(StageSpace((8, 16), (1, 2), blocks) for _ in range(4))
+    macro = Macro(stem_kernel=2, stem_stride=2, layer_scale=1e-6)
+    supernet = Supernet(SearchSpace("scaled", macro, (16,), stages), 5)
+    place = supernet.get_submodule("stages.1.blocks.1")
+    mixer = place.get_submodule("mixer.pooling")
+    assert mixer.gamma.tolist() == [0.0] * 16
+    assert mixer.scale1.tolist() == [0.5] * 16
+    assert mixer.taps.tolist() == [[5.0] * 5] * 16
+    assert mixer.temperature.item() == 7
+    assert place.scale1.tolist() == place.scale2.tolist() == pytest.approx([1e-6] * 16)
+    assert place.norm2.weight.tolist() == [1.0] * 16
+    assert place.mlp.fc1.bias.tolist() == [0.0] * 32
+    spread = place.mlp.fc1.weight.std().item()
+    assert spread == pytest.approx(0.5 / 16**0.5, rel=0.15)
+
+
+def test_entries_that_no_module_covers_alone_come_from_those_that_use_them() -> None:
+    """Many small heads and few large ones: each part has values, the rest is used by none."""
+    blocks = tuple(
+        Block(Mixer_.of("window_attention", window=2, head_dim=head_dim), 1.0)
+        for head_dim in (4, 8)
+    )
+    stages = tuple(StageSpace((8, 16), (1,), blocks) for _ in range(4))
+    macro = Macro(stem_kernel=2, stem_stride=2)
+    supernet = Supernet(SearchSpace("heads", macro, (16,), stages), 5)
+    weight = supernet.get_parameter("stages.0.blocks.0.mixer.window_attention.qkv.weight")
+    used = weight.detach().view(3, 4, 8, 16) != 0  # heads, head_dim
+    assert used[:, :4, :4].all()
+    assert used[:, :2].all()
+    assert not used[:, 2:, 4:].any()
 
 
 def test_sorting_hidden_channels_keeps_the_function() -> None:

@@ -20,11 +20,12 @@ import pytest
 
 from nas.cli.main import main
 from predictors.measuring.bench import Limits
-from predictors.measuring.conditions import local_conditions
-from predictors.measuring.profile import check_architectures, profile, table_path
+from predictors.measuring.profile import check_architectures, profile
 from predictors.measuring.remeasure import measure_networks
+from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import entries
 from predictors.tables.correction import CheckNetwork, Correction
+from predictors.tables.folder import table_path
 from predictors.tables.latency_table import EntryLatency, LatencyTable
 from results.journal import read_journal
 from search_space import Architecture, Block, SearchSpace, Stage, components, load_space
@@ -148,7 +149,7 @@ def quick_measurements(profile_seconds: float = 0.3) -> Iterator[None]:
     """Real measurements, but short ones: a second or so instead of half a minute."""
     limits = replace(QUICK, min_seconds=profile_seconds)
     with (
-        mock.patch("predictors.tables.catalogue.profile", partial(profile, limits=limits)),
+        mock.patch("predictors.devices.profile", partial(profile, limits=limits)),
         mock.patch(
             "nas.workflows.measuring.measure_networks", partial(measure_networks, limits=QUICK)
         ),

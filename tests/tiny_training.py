@@ -26,6 +26,8 @@ def fresh(space) -> Supernet:
     return Supernet(space, 10)
 
 
-def small_network() -> nn.Module:
+def small_network(classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.GELU(), nn.Linear(16, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.GELU(), nn.Linear(16, classes)
+    )

@@ -64,10 +64,10 @@ def _profile(
 ) -> None:
     from dataclasses import replace
 
-    from predictors.measuring.conditions import local_conditions
+    from predictors.devices import check_name
     from predictors.measuring.profile import profile as measure
-    from predictors.measuring.profile import table_path
-    from predictors.tables.catalogue import check_name
+    from predictors.measuring.this_machine import local_conditions
+    from predictors.tables.folder import table_path
     from search_space import load_space
 
     chosen = load_space(space or "digits")
@@ -160,7 +160,7 @@ def bundle(
 def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
     """Take in what was measured elsewhere: a bundle's results, or a table's Parquet file."""
     from predictors.bundles.bundle import import_bundle
-    from predictors.tables.catalogue import take_in
+    from predictors.devices import take_in
     from predictors.tables.latency_table import LatencyTable
 
     if not file.exists():
@@ -251,7 +251,7 @@ def compare(
 ) -> None:
     """How differently two devices rank the same architectures: why one searches per device."""
     from nas.workflows.comparing import compare_devices, write_scatter
-    from predictors.tables.catalogue import find_device
+    from predictors.devices import find_device
     from search_space import load_space
 
     chosen = load_space(space or "digits")

@@ -10,7 +10,7 @@ import click
 
 from nas.cli.endings import this_command
 from nas.cli.options import SEED, console, json_option, option, print_json, quiet_option
-from results.run_name import check_run_name
+from search_space.names import check_run_name
 
 if TYPE_CHECKING:
     from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch

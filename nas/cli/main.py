@@ -31,8 +31,8 @@ from nas.cli.options import (
 )
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
-from results.run_name import check_run_name
 from search_space.errors import UsageError
+from search_space.names import check_run_name
 from search_space.units import parse_latency, parse_throughput
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def cli() -> None:
 )
 @option(
     "--maximize",
-    type=click.Choice(["accuracy"]),
-    help="Search for validation accuracy (default: for the smallest validation loss).",
+    type=click.Choice(["accuracy", "balanced_accuracy"]),
+    help="Search for validation accuracy, or its mean over classes (default: for the smallest "
+    "validation loss).",
 )
 @option(
     "--minimize",
@@ -371,7 +372,7 @@ def _default_name(config: RunConfig) -> str:
 
 
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
-    from predictors.tables.catalogue import find_device
+    from predictors.devices import find_device
 
     find_device(config.device, **config.latency.model_dump(exclude={"interpolate", "margin"}))
     for metric in config.limits():

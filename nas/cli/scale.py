@@ -26,6 +26,7 @@ from nas.cli.options import (
     quiet_option,
 )
 from search_space.errors import UsageError
+from search_space.units import parse_latency
 
 if TYPE_CHECKING:
     from nas.workflows.scaling import ScaledFamily
@@ -104,18 +105,26 @@ def scale(**given: Any) -> None:
     Writes a folder with a YAML file a member (nas show FILE), family.json and report.html. The
     same command again goes on where it was interrupted.
     """
-    from search.scaling.quantities import parse_budget, parse_limit, parse_metric
     from search_space import load_architecture
+    from search_space.metrics import LATENCY, MEMORY, metric_of_option, on_device
 
     _check_used(given["method"])
-    by = parse_metric(given["by"])
-    budgets = tuple(parse_budget(by, text) for text in _listed("--to", given["to"]))
+    metric = metric_of_option(given["by"], "table")
+    if metric.name == LATENCY:
+        raise UsageError(f"--by {given['by']!r} names no device; write it as in latency@a100.")
+    if metric.name == MEMORY:
+        raise UsageError("--by memory does not add up; give params, macs or activations.")
+    by = metric.name
+    budgets = tuple(map(metric.unit.parse, _listed("--to", given["to"])))
     limits: dict[str, float] = {}
     for text in given["max_latency"]:
-        metric, milliseconds = parse_limit(text)
-        if metric in limits:
+        quantity, _, device = text.partition("@")
+        milliseconds = parse_latency(quantity)
+        if not device:
+            raise UsageError(f"{text!r} names no device; write it as in {quantity}@a100.")
+        if on_device(LATENCY, device) in limits:
             raise UsageError(f"--max-latency {text!r}: its device is there twice; give it once.")
-        limits[metric] = milliseconds
+        limits[on_device(LATENCY, device)] = milliseconds
     seed = load_architecture(given["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
@@ -278,12 +287,11 @@ def _folder_name(seed_name: str, given: dict[str, Any]) -> str:
 
 def _print_family(result: ScaledFamily) -> None:
     """A line a member, and where the files are."""
-    from search.scaling.quantities import COUNTS, device_of, format_cost, metric_words
+    from search_space.metrics import LATENCY, format_metric, title_of
 
     family = result.family
-    devices = [m for m in family.path[0].costs if device_of(m) is not None]
-    columns = [*COUNTS.values(), *devices]
-    heads = [metric_words(metric) for metric in columns]
+    columns = list(family.path[0].costs)
+    heads = [title_of(metric) for metric in columns]
     heads += [f"measured on {device}" for device in result.measured_ms]
     click.echo(
         f"{'member':>8}  {'digest':12}  "
@@ -291,9 +299,9 @@ def _print_family(result: ScaledFamily) -> None:
         + "   px  width×depth"
     )
     for member in family.members:
-        cells = [format_cost(metric, member.costs[metric]) for metric in columns]
+        cells = [format_metric(metric, member.costs[metric]) for metric in columns]
         for by_member in result.measured_ms.values():
-            cells.append(format_cost("latency_ms@", by_member[member.name]))
+            cells.append(format_metric(LATENCY, by_member[member.name]))
         shape = ", ".join(f"{s.width}×{s.depth}" for s in member.architecture.stages)
         padded = (f"{c:>{max(11, len(h))}}" for c, h in zip(cells, heads, strict=True))
         click.echo(

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from nas.cli.console import Console
-from predictors.tables.catalogue import Target, latency_table
+from predictors.devices import Target, latency_table
 from results.report.charts import fit_scale
 from search_space import SearchSpace
 

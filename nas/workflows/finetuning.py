@@ -21,7 +21,7 @@ from nas.workflows.reporting import phases
 from nas.workflows.run import MEASURED
 from nas.workflows.starting import new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
@@ -167,7 +167,9 @@ class Finetuning(TrainedSearch):
         best: Trial,
     ) -> Chosen:
         measured = read_measured(self.source.path / MEASURED).get(evaluation.digest)
-        chosen = judged(supernet, network, evaluation, measured, self.data)
+        chosen = judged(
+            supernet, network, evaluation, measured, self.data, self.settings.recipe.amp
+        )
         self.console.say(
             f"  chosen {chosen.digest} of trial {best.number}: test accuracy "
             f"{chosen.test_accuracy_before:.2%} inherited, {chosen.test_accuracy:.2%} fine-tuned"

@@ -11,7 +11,7 @@ import torch
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
@@ -20,7 +20,8 @@ from search_space import Architecture
 from search_space.units import format_count, format_latency
 from supernet import Backbone, Supernet, build
 from supernet.data.dataset import ImageData, eval_batches
-from supernet.training.train import evaluate, finetune
+from supernet.training.evaluation import Quality, evaluate
+from supernet.training.train import finetune
 
 
 def best_finetuned(
@@ -58,7 +59,8 @@ def best_finetuned(
             device=device,
             workers=config.loader_workers,
         )
-        tuned.append((evaluate(network, validation).loss, network, evaluation))
+        loss = evaluate(network, validation, amp=config.finetune.amp).loss
+        tuned.append((loss, network, evaluation))
     _, network, evaluation = min(tuned, key=lambda item: item[0])
     return network, evaluation
 
@@ -69,20 +71,31 @@ def judged(
     evaluation: Evaluation,
     measured: Measured | None,
     data: ImageData,
+    amp: str,
 ) -> Chosen:
-    """The chosen network with its test accuracy, inherited and fine-tuned.
+    """Judges the chosen network on the test split, with inherited weights and fine-tuned.
 
-    This is the one place that opens the test split.
+    This is the one place where a search opens the test split. ``amp`` is that of the fine-tuning.
     """
-    test = eval_batches(data.test)
+    inherited = supernet.extract(network.architecture)
+    before = evaluate(inherited, eval_batches(data.test), amp=amp)
+    quality = qualities(network, data, amp)
     return Chosen(
         digest=evaluation.digest,
         architecture=evaluation.architecture,
         predicted=evaluation.metrics,
         measured={} if measured is None else measured.metrics,
-        test_accuracy_before=evaluate(supernet.extract(network.architecture), test).accuracy,
-        test_accuracy=evaluate(network, test).accuracy,
+        test_accuracy_before=before.accuracy,
+        test_accuracy=quality["test"].accuracy,
+        quality={split: value.to_dict() for split, value in quality.items()},
+        class_names=data.class_names,
     )
+
+
+def qualities(network: torch.nn.Module, data: ImageData, amp: str) -> dict[str, Quality]:
+    """What a trained network is worth on the splits ``test`` and ``validation``."""
+    splits = {"test": data.test, "validation": data.validation}
+    return {name: evaluate(network, eval_batches(split), amp=amp) for name, split in splits.items()}
 
 
 def export_chosen(

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection, Iterable
 
 from results.journal import Evaluation
-from results.report.charts import format_metric, metric_title
 from search import Objective
+from search_space.metrics import LATENCY, format_metric, title_of
 from search_space.units import format_latency
 
 SHARE = 0.75  # of the budget; a front that ends before it leaves some idle
@@ -33,12 +33,11 @@ def idle_budget(
         limit_ms: of the latency.
         run: folder of the run, for the command to give.
     """
-    end = max(evaluation.metrics["latency_ms"] for evaluation in front)
+    end = max(evaluation.metrics[LATENCY] for evaluation in front)
     slower = [
         evaluation
         for evaluation in evaluations
-        if evaluation.status == "ok"
-        and SHARE * limit_ms < evaluation.metrics["latency_ms"] <= limit_ms
+        if evaluation.status == "ok" and SHARE * limit_ms < evaluation.metrics[LATENCY] <= limit_ms
     ]
     if end > SHARE * limit_ms or not slower:
         return None
@@ -51,11 +50,11 @@ def idle_budget(
     def value(evaluation: Evaluation) -> str:
         return format_metric(quality.metric, evaluation.metrics[quality.metric])
 
-    title = metric_title(quality.metric)
+    title = title_of(quality.metric)
     return (
         f"The front ends at {format_latency(end)} of {format_latency(limit_ms)}: of {len(slower)} "
         f"evaluated networks that use the budget, the best ({best.digest}, "
-        f"{format_latency(best.metrics['latency_ms'])}) has a validation {title} of {value(best)} "
+        f"{format_latency(best.metrics[LATENCY])}) has a validation {title} of {value(best)} "
         f"with inherited weights, the front's best {value(here)}. Larger networks often inherit "
         "less than they can learn: train the supernet longer (--epochs), or see what that one "
         f"reaches with `nas finetune {shlex.quote(run)} --networks {best.digest}`."

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from predictors.devices import find_device
 from predictors.estimates.anchors import expected_error
 from predictors.estimates.calibrate import (
     calibrate,
@@ -17,9 +18,10 @@ from predictors.estimates.calibrate import (
 )
 from predictors.estimates.datasheets import datasheet, datasheet_names
 from predictors.estimates.estimate import anchor_errors
-from predictors.measuring.conditions import RUNTIMES, Conditions, identify, local_device_names
-from predictors.tables.catalogue import find_device, known_tables, provenance
+from predictors.measuring.this_machine import identify, local_device_names
+from predictors.tables.conditions import RUNTIMES, Conditions
 from predictors.tables.correction import Calibration
+from predictors.tables.folder import known_tables, provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space.mixers import mixer_names
 

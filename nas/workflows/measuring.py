@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from predictors.measuring.conditions import Conditions
 from predictors.measuring.remeasure import Measurement, measure_networks
+from predictors.tables.conditions import Conditions
 from results.files import read_json
 from search_space import Architecture
 from search_space.errors import CorruptFileError

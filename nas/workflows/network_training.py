@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from nas.workflows.finishing import preprocessing
+from nas.workflows.finishing import preprocessing, qualities
 from nas.workflows.reporting import curves, phases
 from nas.workflows.trained_search import TrainedSearch, training_text
 from predictors.counts import count_architecture
@@ -16,8 +16,7 @@ from results.store import EXPORT, RESULT
 from search_space import Architecture
 from search_space.units import format_count
 from supernet import build
-from supernet.data.dataset import eval_batches
-from supernet.training.train import evaluate, finetune
+from supernet.training.train import finetune
 
 NETWORK = "network"
 
@@ -48,7 +47,8 @@ class NetworkTraining(TrainedSearch):
                 device=self.compute,
                 workers=self.config.loader_workers,
             )
-        accuracy = evaluate(network, eval_batches(self.data.test)).accuracy
+        quality = qualities(network, self.data, self.config.train.amp)
+        accuracy = quality["test"].accuracy
         self.console.say(f"  test accuracy {accuracy:.2%}")
         counts = count_architecture(architecture, self.num_classes)
         with self.phase("exporting"):
@@ -77,6 +77,8 @@ class NetworkTraining(TrainedSearch):
                 architecture=architecture.to_dict(),
                 predicted={name: float(value) for name, value in counts.items()},
                 test_accuracy=accuracy,
+                quality={split: value.to_dict() for split, value in quality.items()},
+                class_names=self.data.class_names,
                 exports=tuple(exports),
                 reason="it was the one to train",
             ),

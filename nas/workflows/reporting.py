@@ -10,7 +10,7 @@ from typing import Any
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
 from results.report.data import (
@@ -210,6 +210,8 @@ def summary(data: ReportData, path: Path) -> dict[str, Any]:
             "measured": dict(chosen.measured),
             "test_accuracy": chosen.test_accuracy,
             "test_accuracy_before": chosen.test_accuracy_before,
+            "quality": chosen.quality,
+            "class_names": list(chosen.class_names),
             "exports": [asdict(item) for item in chosen.exports],
         }
     front = [

@@ -24,15 +24,10 @@ from nas.workflows.measuring import Measured, measure_twice, read_measured, to_j
 from nas.workflows.reporting import rebuild_report
 from nas.workflows.speed_change import check_networks, speed_change, speed_note
 from predictors.counts import counts
-from predictors.measuring.conditions import local_device_names
+from predictors.devices import Target, find_device, latency_table, stored_target
+from predictors.measuring.this_machine import local_device_names
 from predictors.memory import peak_memory
-from predictors.tables.catalogue import (
-    Target,
-    find_device,
-    latency_table,
-    provenance,
-    stored_target,
-)
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import read_export
 from results.journal import Evaluation
@@ -45,11 +40,11 @@ from search import (
     Problem,
     check_feasible,
     feasible_range,
-    format_metric,
 )
 from search.problem import Table
 from search_space import Architecture, SearchSpace
 from search_space.errors import CorruptFileError, InfeasibleError, RunError
+from search_space.metrics import LATENCY, MEMORY, device_of, format_metric
 from search_space.units import format_latency
 
 LATENCY_TABLE = "latency.parquet"
@@ -121,11 +116,11 @@ class Run(ABC):
         """Further devices whose latency is limited, by metric."""
         batch_size = self.target.conditions.batch_size
         return {
-            metric: self._target(metric.partition("@")[2], batch_size=batch_size)
+            metric: self._target(device, batch_size=batch_size)
             for metric in dict.fromkeys(
                 [*self.limits, *self.config.lower_limits(), *self.config.minimised()]
             )
-            if metric.startswith("latency_ms@")
+            if (device := device_of(metric)) is not None
         }
 
     def _target(self, device: str, **conditions: Any) -> Target:
@@ -191,18 +186,18 @@ class Run(ABC):
         """The search problem; raises InfeasibleError before anything is trained."""
         cheap = counts(self.space, self.num_classes)
         latency, rules = table.compile(self.space, self.num_classes), self.rules
-        tables: dict[str, Table] = {"latency_ms": latency, **cheap, **rules}
+        tables: dict[str, Table] = {LATENCY: latency, **cheap, **rules}
         lower, minimised = self.config.lower_limits(), self.config.minimised()
-        if "memory_bytes" in (*self.limits, *lower, *minimised):
+        if MEMORY in (*self.limits, *lower, *minimised):
             conditions = self.target.conditions
-            tables["memory_bytes"] = peak_memory(
+            tables[MEMORY] = peak_memory(
                 self.space,
                 self.num_classes,
                 batch_size=conditions.batch_size,
                 precision=conditions.precision,
             )
         limits, margins = self.limits | dict.fromkeys(rules, 0.0), {}
-        for metric, target in {"latency_ms": self.target, **self.others}.items():
+        for metric, target in {LATENCY: self.target, **self.others}.items():
             if metric in self.others:
                 table = self.latency_table(target)
                 tables[metric] = table.compile(self.space, self.num_classes)
@@ -300,12 +295,12 @@ class Run(ABC):
         self, front: Mapping[str, Evaluation], measured: Mapping[str, Measured]
     ) -> list[Evaluation]:
         """The best front members that meet the budget when measured, best first."""
-        target = self.limits.get("latency_ms", math.inf)
+        target = self.limits.get(LATENCY, math.inf)
 
         def latency(evaluation: Evaluation) -> float:
             if evaluation.digest not in measured:  # no such device here
-                return evaluation.metrics["latency_ms"]
-            return measured[evaluation.digest].metrics["latency_ms"]
+                return evaluation.metrics[LATENCY]
+            return measured[evaluation.digest].metrics[LATENCY]
 
         within = [evaluation for evaluation in front.values() if latency(evaluation) <= target]
         if within:

@@ -21,20 +21,20 @@ from typing import Any, Self
 import yaml
 
 from nas.cli.console import Console
+from predictors.devices import Target, find_device
 from predictors.measuring.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
-from predictors.tables.catalogue import Target, find_device
 from results.files import atomic_write, check_parents
 from results.journal import Evaluation, Journal, read_journal
 from results.report.family_report import FamilyReport, write_family_report
 from search.scaling.base import Family, Member, ScalingOptions, ScalingTask, scaling_method
 from search.scaling.cost import NetworkCosts
-from search.scaling.quantities import budget_name, device_of, metric_words
 from search.scaling.two_criteria import TwoScorer
 from search.seeds import SeedResult, SeedSpace, search_seed, seed_sampler
 from search_space import Architecture, dump_architecture
 from search_space.errors import RunError, UsageError
 from search_space.files import read_mapping
+from search_space.metrics import device_of, title_of, typed
 from search_space.units import format_count
 
 TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.html"
@@ -90,8 +90,8 @@ class ScaleRequest:
             "seed": {"name": self.seed_name, "digest": self.seed.digest},
             "method": self.method,
             "by": self.by,
-            "budgets": [budget_name(self.by, b) for b in sorted(self.budgets)],
-            "limits": {m: budget_name(m, limit) for m, limit in self.limits.items()},
+            "budgets": [typed(self.by, b, digits=12) for b in sorted(self.budgets)],
+            "limits": {m: typed(m, limit, digits=12) for m, limit in self.limits.items()},
             "conditions": dict(self.conditions),
             "num_classes": self.num_classes,
             "interpolate": self.interpolate,
@@ -246,7 +246,7 @@ def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
         summary={
             "seed": f"{request.seed_name} ({family.seed.digest})",
             "method": family.method,
-            "budgets": f"{', '.join(m.name for m in family.members)} {metric_words(family.by)}",
+            "budgets": f"{', '.join(m.name for m in family.members)} {title_of(family.by)}",
             "image size": f"{family.seed.resolution} px for the seed",
             "classes": request.num_classes,
             "seed MACs": format_count(seed_costs["macs"]),

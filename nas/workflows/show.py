@@ -10,7 +10,7 @@ from search_space.architecture import Architecture
 from search_space.components import Component, components
 
 if TYPE_CHECKING:
-    from predictors.tables.catalogue import Target
+    from predictors.devices import Target
 
 
 def describe(
@@ -44,7 +44,7 @@ def describe(
         **count_architecture(architecture, num_classes),
     }
     if device is not None:
-        from predictors.tables.catalogue import find_device, provenance_of
+        from predictors.devices import find_device, provenance_of
 
         target = find_device(device, **(conditions or {}))
         result["latency_ms"] = _latency_ms(target, architecture, num_classes)

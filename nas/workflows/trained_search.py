@@ -22,7 +22,7 @@ from nas.workflows.reporting import Findings, assemble, curves
 from nas.workflows.run import Run
 from nas.workflows.search_events import SearchEvents
 from predictors.counts import counts
-from predictors.measuring.profile import cache_folder
+from predictors.tables.folder import cache_folder
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
@@ -60,14 +60,14 @@ MIN_IMAGES = 16
 class TrainedSearch(Run):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
-    evaluated = ("accuracy", "loss")
+    evaluated = ("accuracy", "balanced_accuracy", "loss")
 
     def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
         super().__init__(config, directory, console)
         # what tells networks apart with inherited weights
         self.quality = Objective("loss", "minimize")
-        if config.search.objective == "accuracy":
-            self.quality = Objective("accuracy", "maximize")
+        if config.search.objective != "loss":
+            self.quality = Objective(config.search.objective, "maximize")
 
     @property
     def num_classes(self) -> int:
@@ -344,17 +344,31 @@ class TrainedSearch(Run):
     def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
         config = self.config
         if config.workers == 1:
-            return InProcessExecutor(SupernetEvaluator(supernet, parts, self.compute))
+            return InProcessExecutor(self._evaluator(supernet, parts))
         from search.executors.on_ray import RayExecutor
 
         on_gpu = self.compute == "cuda"
         gpus = config.gpus_per_worker
         return RayExecutor(
-            SupernetFactory.of(supernet, parts, self.compute),
+            SupernetFactory.of(
+                supernet,
+                parts,
+                self.compute,
+                amp=config.train.amp,
+                class_counts=self._class_counts(),
+            ),
             workers=config.workers,
             address=config.address,
             num_gpus=float(on_gpu) if gpus is None else gpus,
         )
+
+    def _evaluator(self, supernet: Supernet, parts: list[EvalBatches]) -> SupernetEvaluator:
+        amp, counts = self.config.train.amp, self._class_counts()
+        return SupernetEvaluator(supernet, parts, self.compute, amp=amp, class_counts=counts)
+
+    def _class_counts(self) -> tuple[int, ...]:
+        labels = self.data.validation.labels
+        return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
 
     def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
@@ -385,7 +399,7 @@ class TrainedSearch(Run):
         """Extremes of the space and the known designs that it holds, under the same rules."""
         designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
         designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
-        evaluator = SupernetEvaluator(supernet, [eval_batches(self.data.validation)], self.compute)
+        evaluator = self._evaluator(supernet, [eval_batches(self.data.validation)])
         result = {}
         for name, architecture in designs.items():
             cheap = problem.cheap_metrics(self.space.encode([architecture]))
@@ -408,7 +422,9 @@ class TrainedSearch(Run):
                 self.compute,
                 lambda done, total, info: progress(done, total, training_text(info)),
             )
-        chosen = judged(supernet, network, evaluation, measured.get(evaluation.digest), self.data)
+        known = measured.get(evaluation.digest)
+        amp = self.config.finetune.amp
+        chosen = judged(supernet, network, evaluation, known, self.data, amp)
         self.console.say(
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"

@@ -22,7 +22,7 @@ from predictors.proxies import ScoreSettings
 from predictors.proxies.combined import RANK_QUALITY
 from predictors.proxies.space_tables import SpaceScores, score_architecture
 from predictors.tables.additive import AdditiveTable
-from predictors.tables.catalogue import provenance
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
 from results.report.data import Chosen, ReportData

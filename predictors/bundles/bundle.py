@@ -28,19 +28,13 @@ from predictors.bundles import runner as bundle_runner
 from predictors.bundles.bundle_import import import_bundle
 from predictors.bundles.runner import FORMAT, sha256
 from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, network_subject
-from predictors.measuring.conditions import (
-    LAYOUT,
-    PRECISIONS,
-    PROTOCOL,
-    Conditions,
-    identify,
-    implementation_digest,
-)
 from predictors.measuring.entry_plan import empty_subject
 from predictors.measuring.profile import check_architectures
 from predictors.measuring.runtimes import find_runtime
 from predictors.measuring.runtimes.onnx_graph import to_onnx
+from predictors.measuring.this_machine import identify, implementation_digest
 from predictors.tables.additive import entries
+from predictors.tables.conditions import LAYOUT, PRECISIONS, PROTOCOL, Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import SearchSpace, components
 from search_space.errors import UnknownNameError, UsageError

@@ -16,9 +16,9 @@ import numpy as np
 
 from predictors.bundles import runner as bundle_runner
 from predictors.measuring.bench import split_half_disagreement, statistic
-from predictors.measuring.conditions import Conditions, DeviceIdentity
 from predictors.measuring.entry_plan import without_cost
 from predictors.tables.additive import Entry
+from predictors.tables.conditions import Conditions, DeviceIdentity
 from predictors.tables.correction import CheckNetwork, correction_of
 from predictors.tables.latency_table import EntryLatency, LatencyTable, spec_from_json
 from search_space.errors import CorruptFileError, NasError, UsageError

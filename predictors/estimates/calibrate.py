@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from predictors.estimates.estimate import estimate_entry, is_estimated
+from predictors.estimates.estimate import estimate_entry
 from predictors.tables.correction import Calibration, fit_correction, leave_one_out_error
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import Architecture, components
@@ -218,7 +218,7 @@ def sum_of_entries(table: LatencyTable, architecture: Architecture, num_classes:
     for part in components(architecture, num_classes):
         entry = (part.spec, part.in_size)
         found = table.entries.get(entry)
-        if found is None and is_estimated(table.conditions):
+        if found is None and table.conditions.estimated:
             found = estimate_entry(table.conditions, entry)
         if found is None:
             raise MissingLatencyError(

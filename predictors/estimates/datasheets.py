@@ -12,7 +12,7 @@ from importlib import resources
 
 import yaml
 
-from predictors.measuring.conditions import DeviceIdentity
+from predictors.tables.conditions import DeviceIdentity
 from search_space.errors import UnknownNameError, UsageError
 
 ALIASES = {"a100": "a100-80gb"}

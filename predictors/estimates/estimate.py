@@ -27,13 +27,12 @@ from predictors.estimates.anchors import (
 from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_of
 from predictors.estimates.roofline import Demand
 from predictors.estimates.transfer import entry_kind, target_sheet, transfer
-from predictors.measuring.conditions import Conditions, implementation_digest
+from predictors.measuring.this_machine import implementation_digest
 from predictors.tables.additive import Entry, entries
+from predictors.tables.conditions import ROOFLINE, Conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable
 from search_space import SearchSpace
-
-PROTOCOL = "roofline, v1"
 
 
 def estimated_conditions(
@@ -53,15 +52,10 @@ def estimated_conditions(
         threads=1,
         runtime_version="datasheet",
         implementation=implementation_digest(),
-        protocol=PROTOCOL,
+        protocol=ROOFLINE,
     )
     sheet.number_format(precision, runtime)
     return conditions
-
-
-def is_estimated(conditions: Conditions) -> bool:
-    """Whether a table of these conditions holds estimates."""
-    return conditions.protocol == PROTOCOL
 
 
 def estimate(

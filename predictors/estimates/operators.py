@@ -69,11 +69,7 @@ def operators(
     options = spec.as_dict()
     mixer = options["mixer"], options["dim"], options["params"]
     inside = _inside_mlp(options["mixer"])
-    around = tuple(
-        (key, value)
-        for key, value in spec.options
-        if key not in ("mixer", "params", "drop_path")  # drop path is off when a network runs
-    )
+    around = tuple((key, value) for key, value in spec.options if key not in ("mixer", "params"))
     size = in_size, batch_size, precision
     return _of_mixer(*mixer, *size) + _around_mixer(around, inside, spec, *size)
 

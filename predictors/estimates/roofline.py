@@ -20,8 +20,8 @@ from scipy.optimize import least_squares
 
 from predictors.estimates.datasheets import Datasheet
 from predictors.estimates.operators import Operator, operators
-from predictors.measuring.conditions import Conditions
 from predictors.tables.additive import Entry, Values
+from predictors.tables.conditions import Conditions
 
 # Where too few figures tell the constants apart, they stay near what is usual: the centre of a
 # log-normal prior and its spread. Half of the peak, most of the bandwidth; 20 µs for a launch by

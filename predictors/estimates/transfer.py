@@ -26,8 +26,8 @@ from predictors.estimates.anchors import (
 )
 from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_names, datasheet_of
 from predictors.estimates.roofline import Constants, Demand, fit
-from predictors.measuring.conditions import Conditions
 from predictors.tables.additive import Entry, entries
+from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
 from search_space import ModuleSpec, SearchSpace, components

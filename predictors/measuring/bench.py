@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from predictors.measuring.conditions import Conditions, torch_device
 from predictors.measuring.disturbances import ClockMeter
 from predictors.measuring.runtimes import Run, find_runtime
+from predictors.measuring.this_machine import torch_device
+from predictors.tables.conditions import Conditions
 from search_space import Architecture, ModuleSpec
 from search_space.components import input_shape
 from supernet import build

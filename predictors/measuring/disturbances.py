@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from predictors.measuring.conditions import Conditions, torch_device
+from predictors.measuring.this_machine import torch_device
+from predictors.tables.conditions import Conditions
 
 BUSY_SHARE = 0.1
 THROTTLED_SHARE = 0.9  # of the fastest clock seen: below it the clock was lowered meanwhile

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from predictors.counts import count_entry
 from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, statistic
-from predictors.measuring.conditions import Conditions
 from predictors.measuring.runtimes import find_runtime
+from predictors.measuring.this_machine import torch_device
 from predictors.tables.additive import Entry
+from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import ModuleSpec
 from supernet.network.modules import build_module
@@ -84,7 +85,7 @@ class EntryPlan:
                 with torch.device("meta"):
                     weights = sum(p.numel() for p in build_module(spec).parameters())
                 size = weights * DTYPES[self.conditions.precision].itemsize
-                numbers[spec] = self.runtime.copies(size, self.conditions)
+                numbers[spec] = self.runtime.copies(size, torch_device(self.conditions))
         return [numbers[spec] for spec, _ in self.entries]
 
     def subjects(self, pool: WeightPool) -> list[Subject]:

@@ -8,7 +8,6 @@ saved every few seconds, so a killed profile continues where it was.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +26,12 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import Conditions, local_conditions
 from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.entry_plan import EntryPlan, first_portion
+from predictors.measuring.this_machine import local_conditions
+from predictors.tables.conditions import Conditions
 from predictors.tables.correction import CheckNetwork, Correction, correction_of
+from predictors.tables.folder import cached_table, table_path
 from predictors.tables.latency_table import (
     SCHEMA_VERSION,
     EntryLatency,
@@ -39,7 +40,7 @@ from predictors.tables.latency_table import (
     write_parquet,
 )
 from search_space import Architecture, SearchSpace, components
-from search_space.errors import CorruptFileError, UsageError
+from search_space.errors import CorruptFileError
 
 log = logging.getLogger(__name__)
 
@@ -51,44 +52,6 @@ _PARTIAL_KEY = b"nas.latency_samples"
 _PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
 
 Progress = Callable[[int, int, float], None]
-
-
-def cache_folder() -> Path:
-    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
-
-    Raises UsageError where a file stands in the way of what the variable says.
-    """
-    root = os.environ.get("NAS_CACHE")
-    if root:
-        folder = Path(root) / "latency"
-        for part in (folder, *folder.parents):
-            if part.is_file():
-                raise UsageError(
-                    f"NAS_CACHE={root} is no folder: {part} is a file; set NAS_CACHE to a folder, "
-                    "or unset it."
-                )
-        return folder
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nas" / "latency"
-
-
-def table_path(conditions: Conditions, cache_dir: Path | None = None) -> Path:
-    """File of the table of ``conditions``."""
-    folder = cache_folder() if cache_dir is None else cache_dir
-    return folder / f"{conditions.device.kind}-{conditions.digest}.parquet"
-
-
-def cached_table(conditions: Conditions, cache_dir: Path | None = None) -> LatencyTable:
-    """The table on disk, or an empty one; raises CorruptFileError for an unusable file."""
-    path = table_path(conditions, cache_dir)
-    if not path.exists():
-        return LatencyTable(conditions, {}, {})
-    table = LatencyTable.load(path)
-    if table.conditions != conditions:
-        raise CorruptFileError(
-            f"{path} holds a table of other conditions ({table.conditions}). Delete the file and "
-            "run `nas profile` to measure it again."
-        )
-    return table
 
 
 def check_architectures(space: SearchSpace) -> list[Architecture]:

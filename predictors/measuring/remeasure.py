@@ -21,8 +21,9 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.conditions import Conditions, local_conditions
 from predictors.measuring.disturbances import ClockMeter, LoadMeter
+from predictors.measuring.this_machine import local_conditions
+from predictors.tables.conditions import Conditions
 from search_space import Architecture
 
 _AGREE = 0.02

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from predictors.measuring.conditions import Conditions
 from predictors.tables.additive import AdditiveTable, Entry, entries
+from predictors.tables.conditions import Conditions
 from predictors.tables.correction import (
     Calibration,
     Correction,

@@ -10,24 +10,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from search_space.units import format_count, format_duration, format_memory
-
-METRIC_TITLES = {
-    "latency_ms": "latency (ms)",
-    "macs": "MACs",
-    "num_params": "parameters",
-    "activations": "activations",
-    "memory_bytes": "peak memory",
-    "accuracy": "accuracy",
-    "score": "score",
-}
+from search_space.metrics import metric_named
 
 
-def metric_title(name: str) -> str:
-    """How a metric is called on an axis or in a table."""
-    metric, _, device = name.partition("@")
-    title = METRIC_TITLES.get(metric, metric.replace("_", " "))
-    return f"{title} on {device}" if device else title
+def axis_title(name: str) -> str:
+    """How a metric is called on an axis, with its unit where labels lack it."""
+    return metric_named(name).axis_title
 
 
 def capitalised(text: str) -> str:
@@ -36,57 +24,18 @@ def capitalised(text: str) -> str:
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """A metric's value with its unit, after the unit in its name; a dash where unknown."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    name = name.partition("@")[0]
-    if name.endswith("_ms"):
-        # Milliseconds throughout, three digits: one unit a column reads better than µs among ms.
-        return f"{_three_digits(value)}\u00a0ms"
-    if "accuracy" in name or name in ("mape", "error") or name.startswith("share"):
-        return f"{100 * value:.2f} %".replace(" ", "\u00a0")
-    if name in ("num_params", "macs", "activations"):
-        return _fixed(format_count(value))
-    if name.endswith("_bytes"):
-        return _fixed(format_memory(value))
-    if name.endswith("seconds"):
-        return _fixed(format_duration(value))
-    if _is_score(name):
-        return _score(value)
-    return f"{value:.2f}" if name.endswith("tau") else f"{value:.4g}"
+    """A metric's value with its unit, which stays on its line; a dash where unknown."""
+    return _fixed(metric_named(name).format(value))
 
 
 def thousands(count: int) -> str:
     """A count with narrow spaces between thousands."""
-    return _plain(f"{count:,}")
+    return f"{count:,}".replace(",", "\u202f")
 
 
 def signed(value: float, digits: int) -> str:
     """A number with its sign, a true minus where it is negative."""
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _three_digits(number: float) -> str:
-    size = math.floor(math.log10(abs(number))) if number else 0
-    return f"{number:.{max(0, 2 - size)}f}"
-
-
-def _is_score(name: str) -> bool:
-    return name == "score" or name.endswith("_score")
-
-
-def _score(value: float) -> str:
-    """Three decimals, fewer from a hundred on; scores have no unit and any range."""
-    size = math.floor(math.log10(abs(value))) if value else 0
-    if not -3 <= size < 9:
-        return _plain(f"{value:.3g}")
-    return _plain(f"{value or 0.0:,.{min(3, max(0, 4 - size))}f}")
-
-
-def _plain(number: str) -> str:
-    """A formatted number with a true minus and narrow spaces between thousands."""
-    sign, digits = ("−", number[1:]) if number.startswith("-") else ("", number)
-    return sign + digits.replace(",", "\u202f")
 
 
 def _fixed(text: str) -> str:
@@ -146,15 +95,7 @@ class Scale:
 
 def tick_label(name: str, value: float) -> str:
     """Short label of an axis value; the axis title carries the unit of latencies."""
-    if "accuracy" in name:
-        return f"{100 * value:.4g} %".replace(" ", "\u00a0")
-    if name in ("num_params", "macs", "activations"):
-        for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= scale:
-                return f"{value / scale:.4g}\u00a0{suffix}"
-    if _is_score(name):
-        return _plain(f"{value:,.10g}")
-    return f"{value:.4g}"
+    return _fixed(metric_named(name).unit.tick(value))
 
 
 def fit_scale(

@@ -61,6 +61,10 @@ class Chosen:
     ``test_accuracy_before`` is with inherited weights, ``test_accuracy`` after fine-tuning.
     ``component_latency_ms`` maps component paths (``stem``, ``stages.2.blocks.5``, …) to their
     share of the predicted latency. ``reason`` says in a sentence why this one.
+
+    ``quality`` says how well the final network does on the splits ``test`` and ``validation``,
+    each as ``supernet.training.evaluation.Quality.to_dict`` gives it: accuracy, balanced accuracy,
+    macro F1, AUC, recall by class, confusion matrix. Classes are in the order of ``class_names``.
     """
 
     digest: str
@@ -72,6 +76,8 @@ class Chosen:
     exports: tuple[Export, ...] = ()
     component_latency_ms: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

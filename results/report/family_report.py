@@ -16,14 +16,16 @@ from typing import Any
 from results.files import atomic_write
 from results.report.charts import (
     Scale,
+    axis_title,
+    capitalised,
     fit_scale,
     format_metric,
-    metric_title,
     path,
     place_labels,
 )
 from results.report.page import render_page
 from results.report.views import moment, summarise
+from search_space.metrics import LATENCY, MACS, title_of
 
 PATH_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of a 760×452 picture
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)  # of a 520×262 picture
@@ -94,21 +96,6 @@ def render_family_report(data: FamilyReport) -> str:
     )
 
 
-def metric_name(metric: str) -> str:
-    """How a metric is called in running text: ``parameters``, ``latency on a100``."""
-    base, _, device = metric.partition("@")
-    return f"latency on {device}" if device else metric_title(base)
-
-
-def format_value(metric: str, value: float) -> str:
-    """A metric's value with its unit."""
-    return format_metric(metric.partition("@")[0], value)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _metrics(data: FamilyReport) -> list[str]:
     return list(data.path[0]["costs"])
 
@@ -123,19 +110,19 @@ def _tiles(data: FamilyReport) -> list[dict[str, str]]:
             "note": f"on {len(data.path) - 1} steps from the seed",
         },
         {
-            "name": _sentence(metric_name(data.by)),
-            "value": f"{format_value(data.by, first['costs'][data.by])} to "
-            f"{format_value(data.by, last['costs'][data.by])}",
-            "note": f"the seed has {format_value(data.by, seed[data.by])}",
+            "name": capitalised(title_of(data.by)),
+            "value": f"{format_metric(data.by, first['costs'][data.by])} to "
+            f"{format_metric(data.by, last['costs'][data.by])}",
+            "note": f"the seed has {format_metric(data.by, seed[data.by])}",
         },
     ]
     for metric, limit in data.limits.items():
         largest = max(member["costs"][metric] for member in data.members)
         tiles.append(
             {
-                "name": f"{_sentence(metric_name(metric))}, at most",
-                "value": format_value(metric, largest),
-                "note": f"limit {format_value(metric, limit)}",
+                "name": f"{capitalised(title_of(metric))}, at most",
+                "value": format_metric(metric, largest),
+                "note": f"limit {format_metric(metric, limit)}",
             }
         )
     return tiles
@@ -146,9 +133,7 @@ def _measured_devices(data: FamilyReport) -> list[str]:
 
 
 def _columns(data: FamilyReport) -> list[str]:
-    predicted = [
-        f"{metric_name(m)}, predicted" if "@" in m else metric_name(m) for m in _metrics(data)
-    ]
+    predicted = [f"{title_of(m)}, predicted" if "@" in m else title_of(m) for m in _metrics(data)]
     measured = [f"latency on {device}, measured" for device in _measured_devices(data)]
     return ["member", "of its budget", *predicted, *measured, "pixels", "widths", "depths"]
 
@@ -169,9 +154,9 @@ def _rows(data: FamilyReport) -> list[dict[str, Any]]:
                 "order": f"{member['budget']:030.6f}",  # the first column is sorted as text
                 "cells": [
                     (share, f"{100 * share:.1f}\u00a0%"),
-                    *((costs[m], format_value(m, costs[m])) for m in _metrics(data)),
+                    *((costs[m], format_metric(m, costs[m])) for m in _metrics(data)),
                     *(
-                        (measured.get(d), format_metric("latency_ms", measured.get(d)))
+                        (measured.get(d), format_metric(LATENCY, measured.get(d)))
                         for d in _measured_devices(data)
                     ),
                     (architecture["resolution"], str(architecture["resolution"])),
@@ -189,7 +174,6 @@ def _rows(data: FamilyReport) -> list[dict[str, Any]]:
 def path_chart(data: FamilyReport) -> dict[str, Any]:
     """The budgets' metric along the path, against the step or another metric; members marked."""
     left, top, right, bottom = PATH_BOX
-    base = data.by.partition("@")[0]
     values = [step["costs"][data.by] for step in data.path]
     budgets = [member["budget"] for member in data.members]
     y_scale = fit_scale([*values, *budgets], bottom, top, floor=0.0, pad=0.04)
@@ -225,14 +209,14 @@ def path_chart(data: FamilyReport) -> dict[str, Any]:
         views.append(
             {
                 "metric": axis,
-                "button": _sentence(axis if axis == STEP else metric_name(axis)),
+                "button": capitalised(axis if axis == STEP else title_of(axis)),
                 "title": _axis_title(axis, scale),
                 "ticks": _ticks(scale, axis),
                 "line": path(at),
                 "labels": place_labels(named, at, PATH_BOX),
                 "limit": None
                 if limit is None
-                else {"x": scale(limit), "text": f"limit {format_value(axis, limit)}"},
+                else {"x": scale(limit), "text": f"limit {format_metric(axis, limit)}"},
             }
         )
     return {
@@ -241,15 +225,14 @@ def path_chart(data: FamilyReport) -> dict[str, Any]:
         "views": views,
         "points": points,
         "title": _axis_title(data.by, y_scale),
-        "y_ticks": y_scale.ticks(base, 6),
-        "budgets": [{"y": y_scale(b), "text": format_value(data.by, b)} for b in budgets],
+        "y_ticks": y_scale.ticks(data.by, 6),
+        "budgets": [{"y": y_scale(b), "text": format_metric(data.by, b)} for b in budgets],
     }
 
 
 def _axis_title(axis: str, scale: Scale) -> str:
-    title = axis if axis == STEP else metric_name(axis)
-    unit = " (ms)" if "@" in axis else ""
-    return f"{title}{unit}{', logarithmic' if scale.log else ''}"
+    title = axis if axis == STEP else axis_title(axis)
+    return f"{title}{', logarithmic' if scale.log else ''}"
 
 
 def _step_scale(steps: int, left: float, right: float) -> Scale:
@@ -257,7 +240,7 @@ def _step_scale(steps: int, left: float, right: float) -> Scale:
 
 
 def _ticks(scale: Scale, axis: str) -> list[Any]:
-    ticks = scale.ticks(axis.partition("@")[0], 7)
+    ticks = scale.ticks(axis, 7)
     return [tick for tick in ticks if "." not in tick.label] if axis == STEP else ticks
 
 
@@ -267,7 +250,7 @@ def _detail(data: FamilyReport, index: int, names: Sequence[str]) -> dict[str, A
     role = "seed" if index == 0 else f"step {index}: {step['change']}"
     if names:
         role = f"member {', '.join(names)}; {role}"
-    rows = [(metric_name(m), format_value(m, v)) for m, v in step["costs"].items()]
+    rows = [(title_of(m), format_metric(m, v)) for m, v in step["costs"].items()]
     rows += [(SCORE_TITLES.get(n, n), f"{v:.4g}") for n, v in step["scores"].items()]
     return {
         "title": step["digest"],
@@ -293,7 +276,7 @@ def growth_curves(data: FamilyReport) -> list[dict[str, Any]]:
     names = dict.fromkeys(itertools.chain(*(step["scores"] for step in data.path)))
     for name in names:
         values = [step["scores"].get(name, math.nan) for step in data.path]
-        found.append((_sentence(SCORE_TITLES.get(name, name)), {"": values}))
+        found.append((capitalised(SCORE_TITLES.get(name, name)), {"": values}))
     return [
         _curve(data, title, lines)
         for title, lines in found
@@ -306,7 +289,7 @@ def _curve(data: FamilyReport, title: str, lines: Mapping[str, Sequence[float]])
     x = _step_scale(len(data.path), left, right)
     every = [v for v in itertools.chain(*lines.values()) if math.isfinite(v)]
     y = fit_scale(every, bottom, top, floor=0.0 if min(every) >= 0 else None)
-    unit = "macs" if max(map(abs, every)) >= 1e4 else "value"
+    unit = MACS if max(map(abs, every)) >= 1e4 else "value"
     whole = all(v.is_integer() for v in every)
     drawn: list[dict[str, Any]] = []
     for number, (name, values) in enumerate(lines.items()):

@@ -8,20 +8,19 @@ from typing import Any
 from results.pareto import non_dominated
 from results.report.charts import (
     Scale,
+    axis_title,
     capitalised,
     fit_scale,
     format_metric,
-    metric_title,
     place_labels,
     staircase,
     thousands,
 )
 from results.report.data import Baseline, FrontMember, Metrics, ReportData
-from results.report.quality import ACCURACY, Quality, quality_of
-from results.report.views import metric_rows, summarise, value
+from results.report.quality import Quality, quality_of
+from results.report.views import SAME_FOR_ALL, metric_rows, summarise, value
+from search_space.metrics import ACCURACY, LATENCY, TABLE, metric_named, metrics, title_of
 
-BUTTONS = {"latency_ms": "Latency", "memory_bytes": "Memory"}
-BUTTONS |= {"macs": "MACs", "num_params": "Parameters"}
 MAX_DOTS = 4000
 HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
 FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
@@ -36,10 +35,12 @@ def _shown(member: FrontMember | Baseline, name: str) -> float | None:
 
 def _axes(everything: Sequence[Metrics]) -> list[str]:
     """What quality is drawn against: further devices' latencies come after the first one's."""
-    known = {name for metrics in everything for name in metrics if value(metrics, name) is not None}
-    devices = sorted(name for name in known if name.startswith("latency_ms@"))
-    first, *others = BUTTONS
-    return [name for name in (first, *devices, *others) if name in known]
+    known = {name for point in everything for name in point if value(point, name) is not None}
+    costs = [m.name for m in metrics(TABLE)]
+    others = known.difference(costs, SAME_FOR_ALL)
+    names = [*costs, *sorted(n for n in others if metric_named(n).source == TABLE)]
+    names.sort(key=lambda name: name.partition("@")[0] != LATENCY)
+    return [name for name in names if name in known]
 
 
 def front_chart(data: ReportData) -> dict[str, Any] | None:
@@ -140,7 +141,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
         "dropped": dropped,
         "sampled": sampled,
     }
-    measured = any(value(m.measured, "latency_ms") is not None for m in front)
+    measured = any(value(m.measured, LATENCY) is not None for m in front)
     # Members of the predicted front that another one beats in quality and measured latency.
     overtaken = measured and not non_dominated(drawn).all()
     return {
@@ -170,7 +171,7 @@ def _lead(
     seen = data.num_seen or total
     best = "."
     if counts["front"]:
-        against = "predicted latency" if cost == "latency_ms" else metric_title(cost)
+        against = "predicted latency" if cost == LATENCY else title_of(cost)
         best = (
             f"; none of them beats one of the {counts['front']} on the front in both "
             f"{quality.compared} and {against}."
@@ -214,7 +215,7 @@ def _front_view(
     best = non_dominated(placed)  # in SVG units both axes grow towards the worse
     steps = list(dict.fromkeys(p for p, keep in zip(placed, best, strict=True) if keep))
     tails = []
-    for m in front if axis == "latency_ms" else ():
+    for m in front if axis == LATENCY else ():
         predicted, measured = value(m.predicted, axis), value(m.measured, axis)
         if predicted is not None and measured is not None:
             y = y_scale(value(m.predicted, quality) or 0.0)
@@ -229,8 +230,8 @@ def _front_view(
     target = data.targets.get(axis)
     return {
         "metric": axis,
-        "title": metric_title(axis),
-        "button": BUTTONS.get(axis) or capitalised(metric_title(axis)).replace(" (ms)", ""),
+        "title": axis_title(axis),
+        "button": capitalised(title_of(axis)),
         "log": scale.log,
         "ticks": scale.ticks(axis, 7),
         "line": staircase(steps, FRONT_BOX[2]),

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from results.report.charts import metric_title
 from results.report.data import ReportData
-
-ACCURACY = "accuracy"
+from search_space.metrics import ACCURACY, title_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def quality_of(data: ReportData) -> Quality:
             floor=0.0,
             ceiling=1.0,
         )
-    noun = metric_title(data.quality)
+    noun = title_of(data.quality)
     return Quality(
         metric=data.quality,
         noun=noun,

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from results.report.charts import Scale, format_metric, metric_title, signed
+from results.report.charts import Scale, format_metric, signed
 from results.report.data import Metrics, ReportData
-from results.report.quality import ACCURACY, quality_of
-from results.report.views import value
+from results.report.quality import quality_of
+from results.report.views import SAME_FOR_ALL, value
+from search_space.metrics import ACCURACY, LATENCY, LOSS, title_of
+from search_space.metrics import metrics as registered
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
     quality = quality_of(data)
     rows = []
     for m in data.front:
-        predicted, measured = value(m.predicted, "latency_ms"), value(m.measured, "latency_ms")
+        predicted, measured = value(m.predicted, LATENCY), value(m.measured, LATENCY)
         error = predicted / measured - 1 if predicted is not None and measured else None
         rows.append(
             {
@@ -49,17 +51,15 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
                 "chosen": data.chosen is not None and data.chosen.digest == m.digest,
                 "order": measured if measured is not None else predicted or 0.0,
                 "cells": [
-                    _cell("latency, predicted", "latency_ms", predicted),
-                    _cell("latency, measured", "latency_ms", measured, _spread(m.measured)),
+                    _cell("latency, predicted", LATENCY, predicted),
+                    _cell("latency, measured", LATENCY, measured, _spread(m.measured)),
                     Cell(
                         "error",
                         error,
                         "–" if error is None else f"{signed(100 * error, 1)}\u00a0%",
                     ),
                     _cell(quality.noun, quality.metric, value(m.predicted, quality.metric)),
-                    _cell("loss", "loss", value(m.predicted, "loss")),
-                    _cell("parameters", "num_params", value(m.predicted, "num_params")),
-                    _cell("MACs", "macs", value(m.predicted, "macs")),
+                    *_further(m.predicted, quality.metric),
                 ],
             }
         )
@@ -73,12 +73,19 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
     return {**table, "caption": f"Members of the front. {treatment}{against}."}
 
 
+def _further(metrics: Metrics, quality: str) -> list[Cell]:
+    """All metrics beside the quality and the latency, the registered ones first."""
+    names = [m.name for m in registered() if m.name in metrics]
+    names += [name for name in metrics if name not in names]
+    skipped = {quality, LATENCY, *SAME_FOR_ALL}
+    return [_cell(title_of(n), n, value(metrics, n)) for n in names if n not in skipped]
+
+
 def _spread(measured: Metrics) -> str:
     low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
     if low is None or high is None:
         return ""
-    low_text = format_metric("latency_ms", low).removesuffix("\u00a0ms")
-    return f"{low_text} to {format_metric('latency_ms', high)}"
+    return f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}"
 
 
 def baseline_table(data: ReportData) -> dict[str, Any] | None:
@@ -96,12 +103,11 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
             "note": note,
             "chosen": data.chosen is not None and i == 0,
             "cells": [
-                _cell("latency, predicted", "latency_ms", value(metrics, "latency_ms")),
-                _cell("latency, measured", "latency_ms", value(measured, "latency_ms")),
+                _cell("latency, predicted", LATENCY, value(metrics, LATENCY)),
+                _cell("latency, measured", LATENCY, value(measured, LATENCY)),
                 _cell(quality.full_name, quality.metric, value(metrics, quality.metric)),
                 _cell("test accuracy", ACCURACY, test),
-                _cell("parameters", "num_params", value(metrics, "num_params")),
-                _cell("MACs", "macs", value(metrics, "macs")),
+                *_further(metrics, quality.metric),
             ],
         }
         for i, (name, note, metrics, measured, test) in enumerate(networks)
@@ -127,12 +133,9 @@ def trial_table(data: ReportData) -> dict[str, Any] | None:
             "chosen": trial.chosen,
             "cells": [
                 Cell("epochs", trial.epochs, str(trial.epochs)),
-                _cell("validation loss", "loss", trial.validation_loss),
+                _cell("validation loss", LOSS, trial.validation_loss),
                 _cell("validation accuracy", ACCURACY, trial.validation_accuracy),
-                *(
-                    _cell(metric_title(name), name, trial.hyperparameters.get(name))
-                    for name in names
-                ),
+                *(_cell(title_of(name), name, trial.hyperparameters.get(name)) for name in names),
             ],
         }
         for trial in data.trials
@@ -157,8 +160,8 @@ def rank_tables(data: ReportData) -> list[dict[str, Any]]:
             scale = Scale(-1.0, 1.0, 4.0, 196.0)
             rows.append(
                 {
-                    "name": metric_title(row.name).removesuffix(" (ms)"),
-                    "against": metric_title(row.against).removesuffix(" (ms)"),
+                    "name": title_of(row.name),
+                    "against": title_of(row.against),
                     "n": row.n,
                     "tau": "–" if row.tau is None else signed(row.tau, 2),
                     "interval": ""

@@ -18,13 +18,14 @@ from results.report.charts import (
     capitalised,
     fit_scale,
     format_metric,
-    metric_title,
     path,
     signed,
 )
 from results.report.data import LatencyCheck, Metrics, ReportData
-from results.report.quality import ACCURACY, quality_of
+from results.report.quality import quality_of
 from search_space.architecture import Architecture, feature_sizes
+from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, title_of
+from search_space.metrics import metrics as registered
 from search_space.units import format_duration
 
 # Colours (--mixer-N in the style sheet) are Okabe and Ito's, told apart with any colour vision.
@@ -35,10 +36,6 @@ MIXERS = {
     "pooling": ("Pooling", 3),
     "depthwise_conv": ("Depthwise conv", 4),
 }
-TABLE_METRICS = (
-    *("accuracy", "score", "loss", "latency_ms"),
-    *("num_params", "macs", "activations", "memory_bytes"),
-)
 SAME_FOR_ALL = ("validation_images",)  # of whatever is shown: nothing to tell networks apart by
 # Plots within their pictures: left, top, right, bottom.
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)
@@ -84,14 +81,14 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
 
 def metric_rows(metrics: Metrics, measured: Metrics | None = None) -> list[tuple[str, str]]:
     """Names and formatted values, the usual metrics first; a measured latency beside its own."""
-    names = [n for n in TABLE_METRICS if n in metrics]
+    names = [m.name for m in registered() if m.name in metrics]
     names += [n for n in metrics if n not in (*names, *SAME_FOR_ALL)]
     rows = []
     for name in names:
         if value(metrics, name) is None:
             continue
-        title = "latency" if name == "latency_ms" else metric_title(name)
-        if name == "latency_ms" and measured and value(measured, name) is not None:
+        title = title_of(name)
+        if name == LATENCY and measured and value(measured, name) is not None:
             rows.append(("latency, measured", format_metric(name, measured[name])))
             title = "latency, predicted"
         rows.append((title, format_metric(name, metrics[name])))
@@ -110,20 +107,20 @@ def headline(data: ReportData) -> dict[str, Any] | None:
             got, how = value(chosen.predicted, name), "predicted"
         if got is None:
             continue
-        counted = how if name.endswith("_ms") else ""
+        counted = how if name.partition("@")[0] == LATENCY else ""
         margin = abs(got / limit - 1)
         side = "below" if got <= limit else "above"
         text = (
-            f"{capitalised(metric_title(name).removesuffix(' (ms)'))} {format_metric(name, got)}"
+            f"{capitalised(title_of(name))} {format_metric(name, got)}"
             f"{f' ({counted})' if counted else ''}, {100 * margin:.1f}\u00a0% {side} the limit of "
             f"{format_metric(name, limit)}"
         )
         verdicts.append({"met": got <= limit, "text": text})
-    latency = value(chosen.measured, "latency_ms")
+    latency = value(chosen.measured, LATENCY)
     tiles = [
         {
             "name": "Latency" + (", measured" if latency is not None else ", predicted"),
-            "value": format_metric("latency_ms", latency or value(chosen.predicted, "latency_ms")),
+            "value": format_metric(LATENCY, latency or value(chosen.predicted, LATENCY)),
             "note": _latency_note(chosen.measured, chosen.predicted),
         }
     ]
@@ -133,8 +130,8 @@ def headline(data: ReportData) -> dict[str, Any] | None:
         tiles.append(
             {
                 "name": "Test accuracy, fine-tuned" if before is not None else "Test accuracy",
-                "value": format_metric("accuracy", chosen.test_accuracy),
-                "note": f"{format_metric('accuracy', before)} with inherited weights{gain}"
+                "value": format_metric(ACCURACY, chosen.test_accuracy),
+                "note": f"{format_metric(ACCURACY, before)} with inherited weights{gain}"
                 if before is not None
                 else "",
             }
@@ -143,7 +140,7 @@ def headline(data: ReportData) -> dict[str, Any] | None:
         tiles.append(
             {
                 "name": "Test accuracy, inherited weights",
-                "value": format_metric("accuracy", chosen.test_accuracy_before),
+                "value": format_metric(ACCURACY, chosen.test_accuracy_before),
                 "note": "not fine-tuned",
             }
         )
@@ -159,9 +156,9 @@ def headline(data: ReportData) -> dict[str, Any] | None:
                     "note": quality.tile_note,
                 }
             )
-    for name, title in (("num_params", "Parameters"), ("macs", "MACs")):
+    for name, title in ((PARAMS, "Parameters"), (MACS, "MACs")):
         if value(chosen.predicted, name) is not None:
-            note = "multiply-adds an image" if name == "macs" else ""
+            note = "multiply-adds an image" if name == MACS else ""
             tiles.append(
                 {"name": title, "value": format_metric(name, chosen.predicted[name]), "note": note}
             )
@@ -172,11 +169,11 @@ def _latency_note(measured: Metrics, predicted: Metrics) -> str:
     parts = []
     low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
     if low is not None and high is not None:
-        parts.append(f"{format_metric('latency_ms', low)} to {format_metric('latency_ms', high)}")
-    if value(measured, "latency_ms") is None:
+        parts.append(f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}")
+    if value(measured, LATENCY) is None:
         parts.append("not re-measured on the device")
-    elif value(predicted, "latency_ms") is not None:
-        parts.append(f"predicted {format_metric('latency_ms', predicted['latency_ms'])}")
+    elif value(predicted, LATENCY) is not None:
+        parts.append(f"predicted {format_metric(LATENCY, predicted[LATENCY])}")
     return "; ".join(parts)
 
 
@@ -198,7 +195,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
             "lines": lines,
             "colour": colour,
             "share": f"{100 * own / total:.1f}\u00a0%" if own is not None and total > 0 else "",
-            "latency": format_metric("latency_ms", own) if own is not None else "",
+            "latency": format_metric(LATENCY, own) if own is not None else "",
             "extra": round(72 * own / largest) if own is not None and largest > 0 else 0,
         }
 
@@ -272,16 +269,16 @@ def latency_chart(data: ReportData) -> dict[str, Any] | None:
         return None
     errors = latency_errors(check)
     names = {
-        "mape": "mean abs. error",
-        "share_within_10": "within ±10 %",
-        "kendall_tau": "Kendall τ",
+        "mape": ("mean abs. error", "{:.2%}"),
+        "share_within_10": ("within ±10 %", "{:.2%}"),
+        "kendall_tau": ("Kendall τ", "{:.2f}"),
     }
     tiles = []
-    for key, name in names.items():
-        floor = value(check.repeatability, key)
-        if errors[key] is not None:
-            note = f"repeating itself: {format_metric(key, floor)}" if floor is not None else ""
-            tiles.append({"name": name, "value": format_metric(key, errors[key]), "note": note})
+    for key, (name, form) in names.items():
+        floor, error = value(check.repeatability, key), errors[key]
+        if error is not None:
+            note = f"repeating itself: {_figure(form, floor)}" if floor is not None else ""
+            tiles.append({"name": name, "value": _figure(form, error), "note": note})
     view: dict[str, Any] = {"tiles": tiles, "provenance": check.provenance, "plot": None}
     if not check.pairs:
         return view
@@ -296,21 +293,25 @@ def latency_chart(data: ReportData) -> dict[str, Any] | None:
     band = [(x(v), y(1.1 * v)) for v in along] + [(x(v), y(0.9 * v)) for v in reversed(along)]
     view["plot"] = {
         "box": SCATTER_BOX,
-        "x_ticks": x.ticks("latency_ms", 5),
-        "y_ticks": y.ticks("latency_ms", 5),
+        "x_ticks": x.ticks(LATENCY, 5),
+        "y_ticks": y.ticks(LATENCY, 5),
         "band": path(band) + "Z",
         "log": x.log,
         "points": [
             {
                 "x": x(p.measured_ms),
                 "y": y(p.predicted_ms),
-                "text": f"{p.digest} measured {format_metric('latency_ms', p.measured_ms)}, "
-                f"predicted {format_metric('latency_ms', p.predicted_ms)}".strip(),
+                "text": f"{p.digest} measured {format_metric(LATENCY, p.measured_ms)}, "
+                f"predicted {format_metric(LATENCY, p.predicted_ms)}".strip(),
             }
             for p in check.pairs
         ],
     }
     return view
+
+
+def _figure(form: str, number: float) -> str:
+    return form.format(number).replace("%", "\u00a0%").replace("-", "−")
 
 
 def training_charts(data: ReportData) -> list[dict[str, Any]]:

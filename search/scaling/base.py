@@ -19,9 +19,9 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from predictors.proxies import ScoreSettings
-from search.scaling.quantities import budget_name, format_cost, metric_words
 from search_space import Architecture
 from search_space.errors import InfeasibleError, UnknownNameError, UsageError
+from search_space.metrics import format_metric, title_of, typed
 
 Costs = Mapping[str, float]
 CostFunction = Callable[[Architecture], Costs]
@@ -158,7 +158,7 @@ class ScalingTask:
                 raise UsageError(f"budget {budget!r} must be a positive, finite number.")
             if budget == before:
                 raise UsageError(
-                    f"budget {budget_name(self.by, budget)} is there twice; give each once."
+                    f"budget {typed(self.by, budget, digits=12)} is there twice; give each once."
                 )
         object.__setattr__(self, "budgets", budgets)
 
@@ -179,16 +179,16 @@ class ScalingTask:
         own, smallest = costs[self.by], self.budgets[0]
         if smallest < own:
             raise UsageError(
-                f"budget {budget_name(self.by, smallest)} is below the seed's own "
-                f"{format_cost(self.by, own)} ({metric_words(self.by)}), and this method only "
+                f"budget {typed(self.by, smallest, digits=12)} is below the seed's own "
+                f"{format_metric(self.by, own)} ({title_of(self.by)}), and this method only "
                 "adds. Give larger budgets, a smaller --seed, or take --method contract."
             )
         for metric, maximum in self.limits.items():
             if costs[metric] > maximum:
                 raise InfeasibleError(
-                    f"the seed's own {metric_words(metric)} is "
-                    f"{format_cost(metric, costs[metric])}, above the limit of "
-                    f"{format_cost(metric, maximum)}, and this method only adds. Raise the "
+                    f"the seed's own {title_of(metric)} is "
+                    f"{format_metric(metric, costs[metric])}, above the limit of "
+                    f"{format_metric(metric, maximum)}, and this method only adds. Raise the "
                     "limit, give a smaller --seed, or take --method contract."
                 )
         return Step(self.seed, costs)
@@ -203,8 +203,8 @@ class ScalingTask:
         own, largest = costs[self.by], self.budgets[-1]
         if largest > own:
             raise UsageError(
-                f"budget {budget_name(self.by, largest)} is above the seed's own "
-                f"{format_cost(self.by, own)} ({metric_words(self.by)}), and this method only "
+                f"budget {typed(self.by, largest, digits=12)} is above the seed's own "
+                f"{format_metric(self.by, own)} ({title_of(self.by)}), and this method only "
                 "removes. Give smaller budgets, a larger --seed, or take a method that grows, "
                 "such as compound."
             )
@@ -222,7 +222,7 @@ class ScalingTask:
         for budget in self.budgets:
             fitting = [i for i, step in enumerate(path) if self.allows(step.costs, budget)]
             best = max(fitting, key=lambda i: (path[i].costs[self.by], i))
-            members.append(Member(budget_name(self.by, budget), budget, best, path[best]))
+            members.append(Member(typed(self.by, budget, digits=12), budget, best, path[best]))
         return Family(
             method=method,
             rule=rule,

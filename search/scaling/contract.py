@@ -28,10 +28,10 @@ from search.scaling.base import (
     Step,
     register_method,
 )
-from search.scaling.quantities import budget_name, format_cost, metric_words
 from search.scaling.shapes import nearest, total_stride, width_multiple
 from search_space import Architecture, Block, Mixer, Stage
 from search_space.errors import InfeasibleError
+from search_space.metrics import format_metric, title_of, typed
 
 BEAM = 4
 ENTROPY = "deepmad"
@@ -221,7 +221,7 @@ class Contract(ScalingMethod):
             own = task.costs(task.seed)[task.by]
             total = math.log(own / task.budgets[0]) or 1.0
             done = min(total, math.log(own / closest.step.costs[task.by]))
-            text = f"to {budget_name(task.by, budget)}: {closest.step.architecture}"
+            text = f"to {typed(task.by, budget, digits=12)}: {closest.step.architecture}"
             task.progress(done, total, text)
         return max(met.values(), key=lambda state: state.score)
 
@@ -246,11 +246,11 @@ class Contract(ScalingMethod):
 
 def _closest(task: ScalingTask, budget: float, step: Step) -> str:
     reached = ", ".join(
-        f"{metric_words(metric)} {format_cost(metric, step.costs[metric])}"
+        f"{title_of(metric)} {format_metric(metric, step.costs[metric])}"
         for metric in (task.by, *task.limits)
     )
     return (
-        f"no contraction of the seed meets {budget_name(task.by, budget)} and all limits; the "
+        f"no contraction of the seed meets {typed(task.by, budget, digits=12)} and all limits; the "
         f"closest is {step.architecture} with {reached}. Raise the budget or the limits, or give a "
         "smaller --seed."
     )

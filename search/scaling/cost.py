@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from predictors.counts import COUNT_METRICS, Counts, count_entry
+from predictors.devices import Target
 from predictors.estimates.anchors import expected_error
 from predictors.estimates.datasheets import datasheet_of
-from predictors.estimates.estimate import estimate_entry, is_estimated
+from predictors.estimates.estimate import estimate_entry
+from predictors.estimates.interpolate import interpolated
 from predictors.tables.additive import AdditiveTable, Entry
-from predictors.tables.catalogue import Target, provenance
-from predictors.tables.interpolate import interpolated
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
-from search.scaling.quantities import latency_metric
 from search_space import Architecture, Component, ModuleSpec, SearchSpace, StageSpace, components
+from search_space.metrics import LATENCY, on_device
 
 
 class NetworkCosts:
@@ -43,7 +44,7 @@ class NetworkCosts:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (*COUNT_METRICS, *map(latency_metric, self.latencies))
+        return (*COUNT_METRICS, *(on_device(LATENCY, name) for name in self.latencies))
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
         """``num_params``, ``macs``, ``activations``, and ``latency_ms@DEVICE`` of each device."""
@@ -54,7 +55,7 @@ class NetworkCosts:
     def table(self, metric: str, space: SearchSpace) -> AdditiveTable:
         """One metric of a whole space; raises MissingLatencyError."""
         for name, latency in self.latencies.items():
-            if metric == latency_metric(name):
+            if metric == on_device(LATENCY, name):
                 return latency.table(space)
         return AdditiveTable.build(
             space,
@@ -67,7 +68,7 @@ class NetworkCosts:
         counts = [self._count((part.spec, part.in_size)) for part in parts]
         result = {name: float(sum(getattr(c, name) for c in counts)) for name in COUNT_METRICS}
         for name, latency in self.latencies.items():
-            result[latency_metric(name)] = latency.predict(architecture, parts)
+            result[on_device(LATENCY, name)] = latency.predict(architecture, parts)
         return result
 
     def _count(self, entry: Entry) -> Counts:
@@ -127,7 +128,7 @@ class NetworkLatency:
         None where the table was never compared with whole networks.
         """
         sheet = datasheet_of(self._table.conditions.device)
-        if is_estimated(self._table.conditions) and sheet is not None:
+        if self._table.conditions.estimated and sheet is not None:
             conditions = self._table.conditions
             number_format = sheet.number_format(conditions.precision, conditions.runtime)
             names = {b.mixer.name for a in architectures for s in a.stages for b in s.blocks}
@@ -150,7 +151,7 @@ class NetworkLatency:
 
     def _find(self, architecture: Architecture, part: Component, entry: Entry) -> float:
         found = self._table.entries.get(entry)
-        if found is None and is_estimated(self._table.conditions):
+        if found is None and self._table.conditions.estimated:
             found = estimate_entry(self._table.conditions, entry)
         if found is None and self._interpolate:
             filled = interpolated(self._table, _space_of(architecture), self._num_classes)

@@ -16,10 +16,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from search.scaling.base import Family, ScalingMethod, ScalingTask, Step
-from search.scaling.quantities import budget_name
 from search.scaling.shapes import Shape, describe_change, grown_widths, nearest, total_stride
 from search_space import Architecture
 from search_space.errors import UsageError
+from search_space.metrics import typed
 
 TOLERANCE = 1e-6  # of φ; two roundings that are closer than this fall into one step
 MAX_DEPTH = 1000
@@ -100,6 +100,6 @@ _ROUNDING = (
 def _check_depth(task: ScalingTask, shape: Shape) -> None:
     if max(shape.depths) > MAX_DEPTH:
         raise UsageError(
-            f"budget {budget_name(task.by, task.budgets[-1])} would need a stage of more than "
+            f"budget {typed(task.by, task.budgets[-1], digits=12)} would need a stage of more than "
             f"{MAX_DEPTH} blocks; give smaller budgets or a larger --seed."
         )

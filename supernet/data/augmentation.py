@@ -13,12 +13,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from search_space.errors import DataError
+
+if TYPE_CHECKING:  # a configuration, which the command line reads, needs no torch
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,8 @@ def mix_seed(*values: int) -> int:
 
 def seed_generators(seed: int) -> None:
     """Seed the three generators that timm's and torchvision's CPU transforms draw from."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
@@ -165,6 +169,8 @@ def seed_generators(seed: int) -> None:
 @contextmanager
 def preserved_generators() -> Iterator[None]:
     """Leave the global CPU generators as they were found."""
+    import torch
+
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield

@@ -295,6 +295,7 @@ def train_loader(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
     variants: int | None = None,
+    balanced: bool = False,
 ) -> Iterator[Batch]:
     """The augmented batches of one epoch, from step ``start`` on, in shuffled order.
 
@@ -304,9 +305,11 @@ def train_loader(
         the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th image
         from the front with the i-th from the back, and each rank gets whole pairs.
     variants: draws of the augmentation before they repeat; None for a new one in each epoch.
+    balanced: show as many images of each class instead of each image once; see ``balanced_order``.
     """
     config = augment or default_augment(data.kind, data.resolution)
-    order = np.random.default_rng([seed, epoch]).permutation(len(data.train))
+    rng = np.random.default_rng([seed, epoch])
+    order = balanced_order(data.train.labels, rng) if balanced else rng.permutation(len(data.train))
     mixup = build_mixup(config, data.num_classes, label_smoothing)
     rank, size = shard
     multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
@@ -330,6 +333,22 @@ def train_loader(
                 images, targets = mixup(batch.images, batch.targets)
                 batch = batch._replace(images=images, targets=targets)
         yield batch
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws as many positions as there are labels, equally many of each class, shuffled.
+
+    Equally but for a remainder. Within an epoch no image comes again before all of its class were
+    there; those of frequent classes that are left out are others in each epoch.
+    """
+    classes = np.unique(labels)
+    count = -(-len(labels) // len(classes))
+    drawn = []
+    for label in classes:
+        members = np.flatnonzero(labels == label)
+        rounds = [rng.permutation(members) for _ in range(-(-count // len(members)))]
+        drawn.append(np.concatenate(rounds)[:count])
+    return rng.permutation(np.concatenate(drawn))[: len(labels)]
 
 
 def augmented_batches(

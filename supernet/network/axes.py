@@ -12,9 +12,11 @@ the same axis as the rows of their weight, so the two can never be cut different
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -102,106 +104,156 @@ def shape(axes: Axes, sizes: Sizes) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A block of entries that a small parameter and the large one share, as strided views."""
+class _Run:
+    """Entries that a dimension of a small parameter and of the large one share.
 
-    sizes: tuple[int, ...]
-    large_strides: tuple[int, ...]
-    large_offset: int
-    small_strides: tuple[int, ...]
-    small_offset: int
-
-
-def boxes(axes: Axes, large: Sizes, small: Sizes) -> list[Box]:
-    """Where the entries of a small parameter lie in the large one, both contiguous.
-
-    One box unless an axis is a concatenation, whose parts each add one.
+    A block of ``sizes`` whose axes take ``*_steps`` entries of the dimension each, from
+    ``*_start`` on.
     """
-    return [box for box in _boxes(axes, large, small) if math.prod(box.sizes) > 0]
+
+    sizes: tuple[int, ...] = ()
+    large_steps: tuple[int, ...] = ()
+    large_start: int = 0
+    small_steps: tuple[int, ...] = ()
+    small_start: int = 0
 
 
-def _boxes(axes: Sequence[Axis], large: Sizes, small: Sizes) -> list[Box]:
-    result = [Box((), (), 0, (), 0)]
-    for axis in axes:
-        n_large, n_small = extent(axis, large), extent(axis, small)
-        result = [
-            Box(
-                outer.sizes + inner.sizes,
-                tuple(s * n_large for s in outer.large_strides) + inner.large_strides,
-                outer.large_offset * n_large + inner.large_offset,
-                tuple(s * n_small for s in outer.small_strides) + inner.small_strides,
-                outer.small_offset * n_small + inner.small_offset,
-            )
-            for outer in result
-            for inner in _axis_boxes(axis, large, small)
-        ]
-    return result
-
-
-def _axis_boxes(axis: Axis, large: Sizes, small: Sizes) -> list[Box]:
+def _runs(axis: Axis, large: Sizes, small: Sizes) -> list[_Run]:
+    """One run, unless the axis is a concatenation, whose parts each add one."""
     match axis:
         case int():
-            return [Box((axis,), (1,), 0, (1,), 0)]
+            return [_Run((axis,), (1,), 0, (1,), 0)]
         case str():
-            return [Box((small[axis],), (1,), 0, (1,), 0)]
+            return [_Run((small[axis],), (1,), 0, (1,), 0)]
         case Centre(name):
-            return [Box((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
+            return [_Run((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
         case Product(factors):
-            return _boxes(factors, large, small)
+            result = [_Run()]
+            for factor in factors:
+                n_large, n_small = extent(factor, large), extent(factor, small)
+                result = [
+                    _Run(
+                        outer.sizes + inner.sizes,
+                        tuple(s * n_large for s in outer.large_steps) + inner.large_steps,
+                        outer.large_start * n_large + inner.large_start,
+                        tuple(s * n_small for s in outer.small_steps) + inner.small_steps,
+                        outer.small_start * n_small + inner.small_start,
+                    )
+                    for outer in result
+                    for inner in _runs(factor, large, small)
+                ]
+            return result
         case Concat(parts):
             result, at_large, at_small = [], 0, 0
             for part in parts:
-                for box in _axis_boxes(part, large, small):
-                    large_offset = box.large_offset + at_large
-                    small_offset = box.small_offset + at_small
-                    result.append(
-                        replace(box, large_offset=large_offset, small_offset=small_offset)
+                result += [
+                    replace(
+                        run,
+                        large_start=run.large_start + at_large,
+                        small_start=run.small_start + at_small,
                     )
+                    for run in _runs(part, large, small)
+                ]
                 at_large += extent(part, large)
                 at_small += extent(part, small)
             return result
+
+
+def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block of entries lies in a tensor of ``shape``, whatever its memory layout.
+
+    Of each dimension the ``steps`` that the block's axes take in it, and the first entry.
+    """
+
+    shape: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    def view(self, tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """The block in ``tensor``, which may be a view itself, as a view of ``sizes``."""
+        plain = tensor.is_contiguous()
+        strides, offset = self.contiguous if plain else self._within(tensor.stride())
+        return tensor.as_strided(sizes, strides, offset + tensor.storage_offset())
+
+    @cached_property
+    def contiguous(self) -> tuple[tuple[int, ...], int]:
+        """Strides and offset in a contiguous tensor."""
+        return self._within(_strides(self.shape))
+
+    def _within(self, strides: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        steps = tuple(
+            step * stride
+            for steps, stride in zip(self.steps, strides, strict=True)
+            for step in steps
+        )
+        return steps, sum(a * b for a, b in zip(self.starts, strides, strict=True))
 
 
 @dataclass(frozen=True)
 class Slice:
     """How a small parameter of shape ``shape`` lies in a large one.
 
-    ``whole`` is the one box that has the small parameter's very shape, if there is one;
-    ``run`` says that it is one contiguous run of the large parameter.
+    Attributes:
+        blocks: size and place in the large and in the small parameter of each block of entries.
+        shape: of the small parameter.
+        whole: whether one block has the small parameter's very shape.
+        run: whether it is one contiguous run of a contiguous large parameter.
     """
 
-    boxes: tuple[Box, ...]
+    blocks: tuple[tuple[tuple[int, ...], _Place, _Place], ...]
     shape: tuple[int, ...]
-    whole: Box | None
+    whole: bool
     run: bool
 
     @classmethod
     def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
-        where, small_shape = tuple(boxes(axes, large, small)), shape(axes, small)
-        run = len(where) == 1 and all(
-            a == b or size == 1
-            for size, a, b in zip(
-                where[0].sizes, where[0].large_strides, where[0].small_strides, strict=True
+        """The part of a parameter with ``axes`` that a module of sizes ``small`` uses."""
+        blocks = []
+        for runs in itertools.product(*(_runs(axis, large, small) for axis in axes)):
+            sizes = tuple(itertools.chain.from_iterable(run.sizes for run in runs))
+            if math.prod(sizes) > 0:
+                there = _Place(
+                    shape(axes, large),
+                    tuple(run.large_steps for run in runs),
+                    tuple(run.large_start for run in runs),
+                )
+                here = _Place(
+                    shape(axes, small),
+                    tuple(run.small_steps for run in runs),
+                    tuple(run.small_start for run in runs),
+                )
+                blocks.append((sizes, there, here))
+        single = len(blocks) == 1
+        run = single and all(
+            size == 1 or there == here
+            for size, there, here in zip(
+                blocks[0][0], *(place.contiguous[0] for place in blocks[0][1:]), strict=True
             )
         )
-        if run:  # products and all, it is the small shape at an offset
-            strides = tuple(math.prod(small_shape[dim + 1 :]) for dim in range(len(small_shape)))
-            where = (Box(small_shape, strides, where[0].large_offset, strides, 0),)
-        whole = where[0] if len(where) == 1 and where[0].sizes == small_shape else None
-        return cls(where, small_shape, whole, run)
+        small_shape = shape(axes, small)
+        return cls(tuple(blocks), small_shape, single and blocks[0][0] == small_shape, run)
+
+    def view(self, large: Tensor) -> Tensor | None:
+        """The small parameter as a contiguous view of the large one, where it is one."""
+        if not self.run or not large.is_contiguous():
+            return None
+        offset = self.blocks[0][1].contiguous[1] + large.storage_offset()
+        return large.as_strided(self.shape, self._strides, offset)
+
+    @cached_property
+    def _strides(self) -> tuple[int, ...]:
+        return _strides(self.shape)
 
     def pairs(self, large: Tensor, small: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views of the same entries in both."""
-        if self.whole is not None:
-            box = self.whole
-            yield large.as_strided(box.sizes, box.large_strides, box.large_offset), small
-            return
-        small = small.contiguous()
-        for box in self.boxes:
-            yield (
-                large.as_strided(box.sizes, box.large_strides, box.large_offset),
-                small.as_strided(box.sizes, box.small_strides, box.small_offset),
-            )
+        """Views of the same entries in both, which may have any strides and offsets."""
+        for sizes, there, here in self.blocks:
+            yield there.view(large, sizes), small if self.whole else here.view(small, sizes)
 
 
 class _Cut(torch.autograd.Function):
@@ -222,14 +274,12 @@ class _Cut(torch.autograd.Function):
         sources: list[Tensor] = []
         targets: list[Tensor] = []
         for item, weight in zip(slices, weights, strict=True):
-            if item.run:
-                box = item.boxes[0]
-                result.append(weight.as_strided(box.sizes, box.large_strides, box.large_offset))
-                continue
-            result.append(weight.new_empty(item.shape))
-            for source, target in item.pairs(weight, result[-1]):
-                sources.append(source)
-                targets.append(target)
+            view = item.view(weight)
+            result.append(weight.new_empty(item.shape) if view is None else view)
+            if view is None:
+                for source, target in item.pairs(weight, result[-1]):
+                    sources.append(source)
+                    targets.append(target)
         if sources:
             torch._foreach_copy_(targets, sources)
         return tuple(result)
@@ -241,11 +291,9 @@ class _Cut(torch.autograd.Function):
         for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
             if grad is None or not weight.requires_grad:
                 continue
-            total = weight.grad
-            if total is None:
-                total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-                weight.grad = total
-            for target, source in item.pairs(total, grad):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            for target, source in item.pairs(weight.grad, grad):
                 sources.append(source)
                 targets.append(target)
         if sources:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from search_space.architecture import Architecture
 from search_space.components import ModuleSpec, components
-from supernet.network.modules import Head, build_module
+from supernet.network.modules import Block, Head, build_module, drop_path_rates
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -73,14 +73,16 @@ class Backbone(nn.Module):
         self.num_features = self.head_hidden_size = architecture.widths[-1]
         self.feature_info = []
 
-        specs = {
-            item.path: item.spec for item in components(architecture, num_classes, drop_path_rate)
-        }
+        specs = {item.path: item.spec for item in components(architecture, num_classes)}
+        rates = iter(drop_path_rates(drop_path_rate, sum(architecture.depths)))
         self.stem = build_module(specs["stem"], in_chans=in_chans)
         stages = []
         for i, stage in enumerate(architecture.stages):
             downsample = specs.get(f"stages.{i}.downsample")
             blocks = [build_module(specs[f"stages.{i}.blocks.{j}"]) for j in range(stage.depth)]
+            for block in blocks:
+                assert isinstance(block, Block)
+                block.drop_path_rate = next(rates)
             stages.append(
                 Stage(nn.Identity() if downsample is None else build_module(downsample), blocks)
             )

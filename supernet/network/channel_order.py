@@ -129,7 +129,7 @@ def sort_channels(
             assert len(order) == group.start
             order += moved
     for shared, parameter in supernet.named_parameters():
-        axes, sizes = supernet.network.axes[shared], supernet.sizes[shared]
+        axes, sizes = supernet.axes[shared], supernet.sizes[shared]
         for tensor in (parameter, *(states or {}).get(shared, {}).values()):
             if tensor.shape != parameter.shape:
                 continue

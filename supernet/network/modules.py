@@ -7,44 +7,18 @@ layout that latency tables assume. The styles cover the published networks in
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import drop_path
 from torch import Tensor, nn
 
 from search_space.architecture import conv_padding, conv_size
 from search_space.components import ModuleSpec
 from supernet.network.axes import Axes, Axis, Product, StaticModule, prefixed
+from supernet.network.layers import Conv2d, Linear, build_norm
 from supernet.network.mixers import build_mixer
-
-
-class GroupNorm(nn.Module):
-    """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = x.permute(0, 3, 1, 2)
-        return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
-
-
-def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
-    """``layer_norm``, ``group_norm`` or ``none``."""
-    match norm:
-        case "layer_norm":
-            return nn.LayerNorm(dim, eps=eps)
-        case "group_norm":
-            return GroupNorm(dim, eps)
-        case "none":
-            return nn.Identity()
-    raise ValueError(f"unknown norm {norm!r}")
 
 
 def norm_macs(norm: nn.Module, elements: int) -> int:
@@ -66,7 +40,7 @@ class Stem(StaticModule):
     ) -> None:
         super().__init__()
         self.dim, self.kernel, self.stride, self.in_chans = dim, kernel, stride, in_chans
-        self.conv = nn.Conv2d(in_chans, dim, kernel, stride, conv_padding(kernel, stride))
+        self.conv = Conv2d(in_chans, dim, kernel, stride, conv_padding(kernel, stride))
         self.norm = build_norm(norm, dim, norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,11 +76,11 @@ class Downsample(StaticModule):
         self.norm: nn.Module = nn.Identity()
         if style == "patch_merging":
             self.norm = build_norm(norm, 4 * dim, norm_eps)
-            self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+            self.reduction = Linear(4 * dim, out_dim, bias=False)
             return
         if style != "conv":
             self.norm = build_norm(norm, dim if style == "norm_conv" else out_dim, norm_eps)
-        self.conv = nn.Conv2d(dim, out_dim, kernel, 2, conv_padding(kernel, 2))
+        self.conv = Conv2d(dim, out_dim, kernel, 2, conv_padding(kernel, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.style == "patch_merging":
@@ -153,8 +127,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -164,7 +138,8 @@ class Block(StaticModule):
     """A mixer and an MLP in residual branches.
 
     Usually ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; a mixer that sits inside the MLP
-    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale and drop path.
+    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale. In training a branch
+    is dropped with probability ``drop_path_rate``, which whoever calls the block sets.
     """
 
     def __init__(
@@ -176,7 +151,6 @@ class Block(StaticModule):
         norm: str,
         norm_eps: float,
         layer_scale: float = 0.0,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim, self.hidden = dim, hidden
@@ -192,7 +166,7 @@ class Block(StaticModule):
             self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
             if not self.inside_mlp:
                 self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path_rate = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inside_mlp:
@@ -201,7 +175,7 @@ class Block(StaticModule):
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
     def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
-        return self.drop_path(x if scale is None else x * scale)
+        return drop_path(x if scale is None else x * scale, self.drop_path_rate, self.training)
 
     def axes(self) -> dict[str, Axes]:
         result: dict[str, Axes] = prefixed("mixer", self.mixer.axes())
@@ -256,7 +230,7 @@ class Head(StaticModule):
         if global_pool not in ("avg", "max", ""):
             raise ValueError(f"global_pool {global_pool!r} must be 'avg', 'max' or ''.")
         self.num_classes, self.global_pool = num_classes, global_pool
-        self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc = Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
         """Last feature map, normed where the norm comes before pooling."""
@@ -305,33 +279,12 @@ _KINDS: dict[str, type[StaticModule]] = {
 
 def build_module(spec: ModuleSpec, **extra: Any) -> StaticModule:
     """The static module of a component, with ``extra`` constructor options."""
-    module = _KINDS[spec.kind](**spec.as_dict(), **extra)
-    initialise(module)
-    return module
+    return _KINDS[spec.kind](**spec.as_dict(), **extra)
 
 
-def initialise(module: nn.Module) -> None:
-    """Initial values by the role that a parameter's name tells; see ``initialise_parameter``."""
-    for name, parameter in module.named_parameters():
-        initialise_parameter(name, parameter)
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Drop-path rates of ``depth`` blocks: from 0, growing linearly to ``rate`` at the last.
 
-
-@torch.no_grad()
-def initialise_parameter(name: str, parameter: Tensor) -> None:
-    """Zero biases, unit norms, truncated normal weights; layer scales keep their value.
-
-    The weights' standard deviation is 0.02, as in the published networks, but at least
-    0.5/√fan_in: 0.02 is made for hundreds of channels and starves narrow layers.
+    Source: Huang et al., Deep networks with stochastic depth, 2016.
     """
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("scale1", "scale2"):
-        return
-    if leaf == "bias":
-        parameter.zero_()
-    elif leaf == "relative_position_bias_table":
-        nn.init.trunc_normal_(parameter, std=0.02)
-    elif parameter.ndim == 1:
-        parameter.fill_(1.0)
-    else:
-        fan_in = math.prod(parameter.shape[1:])
-        nn.init.trunc_normal_(parameter, std=max(0.02, 0.5 / math.sqrt(fan_in)))
+    return [rate * i / max(1, depth - 1) for i in range(depth)]

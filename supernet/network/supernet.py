@@ -12,7 +12,9 @@ by all mixers (weight entanglement, Chen et al., AutoFormer, 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,14 +34,14 @@ from search_space.components import (
 )
 from search_space.errors import InvalidArchitectureError
 from search_space.space import SearchSpace
-from supernet.network.axes import Axes, Slice, StaticModule, cut, shape
+from supernet.network.axes import Axes, Slice, StaticModule, cut, names, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.modules import build_module, initialise_parameter
+from supernet.network.modules import Block, build_module, drop_path_rates
 
 
 @lru_cache(maxsize=16384)
 def template(spec: ModuleSpec) -> StaticModule:
-    """The static module of ``spec`` without weights, to be called with slices."""
+    """The static module of ``spec`` without weights, which tells axes and sizes."""
     with torch.device("meta"):
         return build_module(spec)
 
@@ -52,17 +54,22 @@ class _Template:
     """
 
     def __init__(self, spec: ModuleSpec) -> None:
-        self.module = template(spec)
+        with torch.device("meta"):
+            self.module = build_module(spec)
         self.slots: list[tuple[dict[str, nn.Parameter | None], str]] = []
         for name in self.module.axes():
             holder, _, leaf = name.rpartition(".")
             self.slots.append((self.module.get_submodule(holder)._parameters, leaf))
         self.empty = [parameters[leaf] for parameters, leaf in self.slots]
 
-    def __call__(self, weights: Sequence[Tensor], x: Tensor, training: bool) -> Tensor:
+    def __call__(
+        self, weights: Sequence[Tensor], x: Tensor, training: bool, drop_path_rate: float
+    ) -> Tensor:
         """The module's output; ``weights`` in the order of its ``axes()``."""
         if self.module.training != training:
             self.module.train(training)
+        if isinstance(self.module, Block):
+            self.module.drop_path_rate = drop_path_rate
         self._set(weights)
         try:
             return self.module(x)
@@ -72,6 +79,16 @@ class _Template:
     def _set(self, weights: Sequence[Any]) -> None:
         for (parameters, leaf), weight in zip(self.slots, weights, strict=True):
             parameters[leaf] = weight
+
+
+class _Templates(threading.local):
+    """Templates of one thread: a call changes its template, which no other call may see."""
+
+    def __init__(self) -> None:
+        self.of = lru_cache(maxsize=16384)(_Template)
+
+
+_templates = _Templates()
 
 
 def shared_name(path: str, name: str, spec: ModuleSpec) -> str:
@@ -96,6 +113,31 @@ class _Source:
         return weight
 
 
+@dataclass(frozen=True)
+class _User:
+    """Parameter ``name`` of the module of ``spec``, as one that uses a shared weight.
+
+    ``sizes`` are those of the names in the weight's axes.
+    """
+
+    spec: ModuleSpec
+    name: str
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, spec: ModuleSpec, name: str, axes: Axes, sizes: Mapping[str, int]) -> _User:
+        return cls(spec, name, {key: sizes[key] for axis in axes for key in names(axis)})
+
+    def among(self, others: Sequence[_User]) -> list[_User]:
+        """Those of ``others`` and this one of which no other uses as much."""
+
+        def within(a: _User, b: _User) -> bool:
+            return all(size <= b.sizes[key] for key, size in a.sizes.items())
+
+        rest = [other for other in others if not within(other, self)]
+        return rest if any(within(self, other) for other in rest) else [*rest, self]
+
+
 class Supernet(nn.Module):
     """All networks of ``space`` in one set of weights.
 
@@ -103,7 +145,12 @@ class Supernet(nn.Module):
         space: the search space.
         num_classes: outputs of the classifier.
 
-    Shared weights start from truncated normal values; draw with a seeded global generator.
+    Shared weights have the values that the static modules start from; draw with a seeded global
+    generator. A weight is that of the largest module that uses it. Where no module uses all of it
+    (more heads in one, larger heads in another), each writes its part, the largest last, so that
+    its values stand where several use an entry; modules of one size follow the order of the space.
+
+    Passes of several threads do not disturb each other.
 
     Attributes:
         axes: of each shared weight by name.
@@ -115,31 +162,43 @@ class Supernet(nn.Module):
         self.space, self.num_classes = space, num_classes
         self.axes: dict[str, Axes] = {}
         self.sizes: dict[str, dict[str, int]] = {}
-        self._templates: dict[ModuleSpec, _Template] = {}
         self._sources: dict[tuple[str, ModuleSpec], list[_Source]] = {}
-        initial: dict[str, float] = {}
+        places: dict[str, dict[str, list[_User]]] = {}
         for path, spec in _all_modules(space, num_classes):
-            module = template(spec)
-            sizes = module.sizes()
+            module, users = template(spec), places.setdefault(path, {})
             for name, axes in module.axes().items():
                 shared = shared_name(path, name, spec)
-                large = self.sizes.setdefault(shared, dict(sizes))
-                for key, size in sizes.items():
-                    large[key] = max(size, large.get(key, 0))
                 self.axes.setdefault(shared, axes)
-                if name.startswith("scale"):
-                    initial[shared] = spec.as_dict()["layer_scale"]
-        for shared, axes in self.axes.items():
-            weight = torch.empty(shape(axes, self.sizes[shared]))
-            weight.fill_(initial.get(shared, 0.0))
-            initialise_parameter(shared, weight)
-            *holders, leaf = shared.split(".")
-            holder: nn.Module = self
-            for name in holders:
-                if name not in holder._modules:
-                    holder.add_module(name, nn.Module())
-                holder = holder.get_submodule(name)
-            holder.register_parameter(leaf, nn.Parameter(weight))
+                user = _User.of(spec, name, axes, module.sizes())
+                users[shared] = user.among(users.get(shared, []))
+        for users in places.values():
+            modules: dict[ModuleSpec, StaticModule] = {}
+            for shared, largest in users.items():
+                self._register(shared, largest, modules)
+
+    @torch.no_grad()
+    def _register(
+        self, shared: str, users: Sequence[_User], modules: dict[ModuleSpec, StaticModule]
+    ) -> None:
+        """A shared weight with the values of ``users``, whose modules are made when missing."""
+        axes = self.axes[shared]
+        large = self.sizes[shared] = {
+            name: max(user.sizes[name] for user in users) for name in users[0].sizes
+        }
+        weight = torch.zeros(shape(axes, large))
+        for user in sorted(users, key=lambda user: math.prod(shape(axes, user.sizes))):
+            if user.spec not in modules:
+                modules[user.spec] = build_module(user.spec)
+            values = modules[user.spec].get_parameter(user.name)
+            for target, source in Slice.of(axes, large, user.sizes).pairs(weight, values):
+                target.copy_(source)
+        *holders, leaf = shared.split(".")
+        holder: nn.Module = self
+        for name in holders:
+            if name not in holder._modules:
+                holder.add_module(name, nn.Module())
+            holder = holder.get_submodule(name)
+        holder.register_parameter(leaf, nn.Parameter(weight))
 
     def forward(
         self, images: Tensor, architecture: Architecture, drop_path_rate: float = 0.0
@@ -150,16 +209,13 @@ class Supernet(nn.Module):
         architecture's resolution is the caller's. Raises InvalidArchitectureError for an
         architecture outside the space.
         """
-        chain = components(architecture, self.num_classes, drop_path_rate)
+        chain = components(architecture, self.num_classes)
+        rates = iter(drop_path_rates(drop_path_rate, sum(architecture.depths)))
         x = images
         for component, weights in zip(chain, self._weights(chain), strict=True):
-            x = self._template(component.spec)(weights, x, self.training)
+            rate = next(rates) if component.spec.kind == "block" else 0.0
+            x = _templates.of(component.spec)(weights, x, self.training, rate)
         return x
-
-    def _template(self, spec: ModuleSpec) -> _Template:
-        if spec not in self._templates:
-            self._templates[spec] = _Template(spec)
-        return self._templates[spec]
 
     def _weights(self, chain: Sequence[Component]) -> list[list[Tensor]]:
         """For each component the parameters of its static module, in the order of its axes."""
@@ -169,7 +225,8 @@ class Supernet(nn.Module):
             cut([item.weight() for item in sliced], [item.part for item in sliced if item.part])
         )
         return [
-            [item.weight() if item.part is None else next(parts) for item in sources]
+            # a layout other than the extracted network's would call other kernels
+            [item.weight().contiguous() if item.part is None else next(parts) for item in sources]
             for sources in plan
         ]
 
@@ -183,7 +240,7 @@ class Supernet(nn.Module):
         for name, axes in module.axes().items():
             shared = shared_name(component.path, name, component.spec)
             large = self.sizes.get(shared)
-            if large is None or any(sizes[key] > large.get(key, 0) for key in sizes):
+            if large is None or any(sizes[key] > large[key] for key in large):
                 raise InvalidArchitectureError(
                     f"{component.path} needs {component.spec}, which space {self.space.name!r} "
                     "does not hold; take an architecture of this space."

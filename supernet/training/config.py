@@ -13,6 +13,8 @@ from supernet.training.tokenisation import TokenSchedule
 
 CHOICES = {
     "amp": ("auto", "off"),
+    "class_weights": ("none", "balanced"),
+    "sampling": ("shuffled", "balanced"),
     "strategy": STRATEGIES,
     "shrinking": SHRINKINGS,
     "bank_metric": ("macs", "latency_ms"),
@@ -44,6 +46,11 @@ class TrainConfig:
     evaluations: epochs after which validation images are seen, evenly spread, the last among them;
         after every epoch would cost a fifth of a short supernet training.
     augment: ``None`` for the default of the kind of data.
+    class_weights: ``balanced`` weights the loss to the labels by the inverse of how frequent a
+        class is among the training images, mean 1 over them; ``none`` counts images alike.
+    sampling: ``balanced`` shows as many images of every class in an epoch, some of rare classes
+        again and again; ``shuffled`` shows each image once. One of the two is for classes that
+        are not equally frequent.
 
     Of a supernet only (``supernet.training.strategies`` explains strategies and shrinking):
 
@@ -83,6 +90,8 @@ class TrainConfig:
     accumulate: int = 1
     ema_decay: float = 0.0
     augment: AugmentConfig | None = None
+    class_weights: str = "none"
+    sampling: str = "shuffled"
     strategy: str = "multi_architecture"
     num_random: int = 2
     groups: int = 2
@@ -131,6 +140,16 @@ class TrainConfig:
                 raise RunError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
                 )
+        if self.class_weights == self.sampling == "balanced":
+            raise RunError(
+                "class_weights and sampling are both 'balanced'; together they count rare classes "
+                "twice: set one of them only"
+            )
+        if self.class_weights == "balanced" and self.teacher is not None:
+            raise RunError(
+                "class_weights is 'balanced', and a teacher's predictions are learnt instead of "
+                "labels, which weights are for; set sampling to 'balanced' instead"
+            )
         for name in ("teacher_weights", "teacher_variants"):
             if getattr(self, name) and self.teacher is None:
                 raise RunError(f"{name} is {getattr(self, name)!r} without a teacher; set teacher")

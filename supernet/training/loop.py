@@ -30,9 +30,10 @@ from supernet.data.augmentation import default_augment, mix_seed
 from supernet.data.dataset import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
 from supernet.training.checkpoints import Checkpoint, CheckpointStore
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.evaluation import Quality
 from supernet.training.moving_average import MovingAverage
 from supernet.training.named_optimizer import NamedOptimizer
-from supernet.training.objectives import Objective, Quality
+from supernet.training.objectives import Objective
 from supernet.training.parallel import Group
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
@@ -180,6 +181,7 @@ class TrainingLoop:
             start=done,
             shard=(self.group.rank, self.group.size),
             variants=self.variants,
+            balanced=self.config.sampling == "balanced",
         ):
             taken = self._step(batch.to(self.device))
             if taken is None:

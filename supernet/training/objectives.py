@@ -3,41 +3,38 @@
 The loop in ``supernet.training.train`` knows neither. An objective yields one loss at a time and
 the loop runs its backward pass before asking for the next, so that the activations of only
 one subnet are held in memory.
+
+In-place distillation (Yu & Huang, "Universally Slimmable Networks", ICCV 2019; BigNAS): the
+students of a step learn the distribution that the step's first subnet predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from search_space.architecture import Architecture
 from supernet.data.dataset import Batch, resize_images
 from supernet.network.channel_order import sort_channels
-from supernet.training.distillation import alpha_divergence, distillation_loss, label_loss
+from supernet.training.evaluation import (
+    Batches,
+    Quality,
+    at_trained_resolution,
+    autocast,
+    evaluate,
+)
 from supernet.training.strategies import Observation, StepSubnet, SubnetSampler, Target
 from supernet.training.tokenisation import TokenSchedule, coarsen
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Teacher = Callable[[Batch], torch.Tensor]
 """Logits (n, classes) that a fixed teacher gives the images of a batch."""
 OptimizerState = Callable[[], Mapping[str, Mapping[str, torch.Tensor]]]
 """Gives the tensors of the optimiser's state (and the moving average) by parameter and name."""
-
-
-class Quality(NamedTuple):
-    """What a network is worth on a split.
-
-    accuracy: top-1, 0..1. loss: mean cross entropy to the labels, in nats; over few images it
-    tells networks apart that accuracy, a count of images, leaves tied. images: how many they are.
-    """
-
-    accuracy: float
-    loss: float
-    images: int
 
 
 class Loss(NamedTuple):
@@ -87,6 +84,7 @@ class SupernetObjective:
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
         sampler: the training strategy.
+        class_weights: (classes,) factors of the loss to the labels, on the supernet's device.
         teacher: for subnets that learn from a fixed one; they learn labels where it is None.
         distillation: share of other subnets' predictions, at the first and at the last step, in
             what a subnet learns whose target they are; the rest are labels.
@@ -104,6 +102,7 @@ class SupernetObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        class_weights: torch.Tensor | None = None,
         distillation: tuple[float, float] = (0.0, 1.0),
         teacher: Teacher | None = None,
         tokens: TokenSchedule | None = None,
@@ -113,7 +112,7 @@ class SupernetObjective:
     ) -> None:
         self.supernet, self.sampler, self.amp = supernet, sampler, amp
         self.drop_path_rate = drop_path_rate
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature, self.distillation = temperature, distillation
         self.teacher, self.tokens, self.total_steps = teacher, tokens, total_steps
         self.rank, self.size = rank, size
@@ -136,7 +135,7 @@ class SupernetObjective:
         for subnet in subnets:
             part = batch.part(*subnet.part)
             logits = self._logits(subnet, part.images, factor)
-            hard = label_loss(logits, part.targets, self.label_smoothing)
+            hard = label_loss(logits, part.targets, self.label_smoothing, self.class_weights)
             match subnet.target:
                 case Target.FIRST if first is not None:
                     soft = distillation_loss(logits, first, self.temperature)
@@ -195,10 +194,11 @@ class NetworkObjective:
         label_smoothing: float,
         temperature: float,
         amp: str,
+        class_weights: torch.Tensor | None = None,
         teacher: Teacher | None = None,
     ) -> None:
         self.network, self.teacher, self.amp = network, teacher, amp
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature = temperature
 
     def prepare(self, step: int, states: OptimizerState) -> None:
@@ -206,9 +206,9 @@ class NetworkObjective:
 
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
         with autocast(batch.images.device, self.amp):
-            logits = self.network(_at_own_resolution(self.network, batch.images))
+            logits = self.network(at_trained_resolution(self.network, batch.images))
         if self.teacher is None:
-            loss = label_loss(logits, batch.targets, self.label_smoothing)
+            loss = label_loss(logits, batch.targets, self.label_smoothing, self.class_weights)
         else:
             with torch.no_grad(), autocast(batch.images.device, self.amp):
                 wanted = self.teacher(batch)
@@ -233,65 +233,66 @@ def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
     return logits[k * len(logits) // n : (k + 1) * len(logits) // n]
 
 
-def evaluate(
-    model: nn.Module | Callable[..., torch.Tensor],
-    batches: Batches,
-    *,
-    architecture: Architecture | None = None,
-    device: str | torch.device | None = None,
-    amp: str = "auto",
-) -> Quality:
-    """Accuracy and loss of ``model(images)``, or of ``model(images, architecture)``.
+def label_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean cross entropy; logits: (n, classes).
 
-    Images are resized to the architecture's resolution. Runs in evaluation and inference mode
-    and leaves the modules in the modes they were in.
-
-    device: where images go; by default where the model's parameters are, else the CPU.
+    Args:
+        targets: (n,) int64 labels, or (n, classes) shares, which mixup has smoothed already.
+        weights: (classes,) factors of each class's part; the sum is divided by n all the same, so
+            that an image counts alike whatever else is in its batch.
     """
-    if device is None:
-        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        device = "cpu" if first is None else first.device
-    device = torch.device(device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
-    mode = evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext()
-    with mode, torch.inference_mode():
-        for images, labels in batches:
-            images = images.to(device, non_blocking=True)
-            with autocast(device, amp):
-                if architecture is None:
-                    logits = model(_at_own_resolution(model, images))
-                else:
-                    logits = model(resize_images(images, architecture.resolution), architecture)
-            labels = labels.to(device, non_blocking=True)
-            correct += (logits.argmax(dim=1) == labels).sum()
-            loss += label_loss(logits, labels) * len(labels)
-            count += len(labels)
-    return Quality(int(correct) / max(1, count), float(loss) / max(1, count), count)
+    smoothing = label_smoothing if targets.ndim == 1 else 0.0
+    total = F.cross_entropy(
+        logits.float(), targets, weights, reduction="sum", label_smoothing=smoothing
+    )
+    return total / len(logits)
 
 
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each submodule is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+def balanced_weights(labels: npt.NDArray[np.int64], num_classes: int) -> torch.Tensor:
+    """Weights (classes,) float32 in inverse proportion to how frequent classes are.
+
+    Their mean over the images is 1: w = n / (classes · images of the class), as scikit-learn's
+    "balanced". Every class must have an image.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.from_numpy(len(labels) / (num_classes * counts)).float()
 
 
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """bfloat16 on CUDA unless ``amp`` is ``off``; nothing elsewhere."""
-    if device.type == "cuda" and amp != "off":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+def distillation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Mean cross entropy of the student to the teacher's distribution; both (n, classes) logits.
+
+    No gradient reaches the teacher. Times temperature², which keeps the gradient's size
+    (Hinton et al., 2015).
+    """
+    shares = F.softmax(teacher.detach().float() / temperature, dim=-1)
+    return F.cross_entropy(student.float() / temperature, shares) * temperature**2
 
 
-def _at_own_resolution(model: Any, images: torch.Tensor) -> torch.Tensor:
-    architecture = getattr(model, "architecture", None)
-    if isinstance(architecture, Architecture):
-        return resize_images(images, architecture.resolution)
-    return images
+def alpha_divergence(
+    student: torch.Tensor, shares: torch.Tensor, ratio_limit: float = 5.0
+) -> torch.Tensor:
+    """Mean of the larger of the student's α-divergences from ``shares``, for α = −1 and α = 1.
+
+    D_α(p ‖ q) = (Σ p^α q^(1−α) − 1) / (α (α − 1)), which is Σ p log(p/q) for α → 1 and
+    ½ (Σ q²/p − 1) for α = −1: one punishes what the student leaves out, the other what it makes up
+    (Wang et al., "AlphaNet", ICML 2021). In the gradient, −1/α Σ q (p/q)^α ∇log q, the ratios
+    (p/q)^α are cut at ``ratio_limit``.
+
+    student: (n, classes) logits; shares: (n, classes) probabilities p, without gradient.
+    """
+    log_q = F.log_softmax(student.float(), dim=-1)
+    q, p = log_q.detach().exp(), shares.detach().float().clamp_min(1e-6)
+    forward = (p * (p.log() - log_q.detach())).sum(-1)
+    backward = ((q * q / p).sum(-1) - 1) / 2
+    include = -(q * (p / q).clamp(max=ratio_limit) * log_q).sum(-1)
+    exclude = (q * (q / p).clamp(max=ratio_limit) * log_q).sum(-1)
+    value = torch.maximum(forward, backward)
+    slope = torch.where(forward >= backward, include, exclude)
+    return (value + slope - slope.detach()).mean()

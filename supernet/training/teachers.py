@@ -24,7 +24,7 @@ from supernet.data.dataset import Batch, resize_images
 from supernet.network.backbone import build
 from supernet.network.timm_weights import read_tensors
 from supernet.training import checkpoints
-from supernet.training.objectives import autocast
+from supernet.training.evaluation import autocast
 
 CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
 _MISMATCH = re.compile(r"size mismatch for (\S+)\.(?:weight|bias): .*?torch\.Size\(\[(\d+)")
@@ -39,7 +39,7 @@ class Teacher:
         resolution: side in pixels that images are resized to.
         data_mean, data_std: per channel, that images come normalised with.
         mean, std: per channel, that the network expects.
-        amp: as ``supernet.training.objectives.autocast``.
+        amp: as ``supernet.training.evaluation.autocast``.
     """
 
     def __init__(

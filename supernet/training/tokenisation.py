@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from search_space.architecture import Architecture, Macro, feature_sizes
 from search_space.errors import RunError
+
+if TYPE_CHECKING:  # a configuration, which the command line reads, needs no torch
+    import torch
 
 
 def coarsen(images: torch.Tensor, factor: int, phase: int = 0) -> torch.Tensor:

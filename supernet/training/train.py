@@ -19,8 +19,9 @@ from search_space.space import Genes
 from supernet.data.dataset import Batch, ImageData, steps_per_epoch
 from supernet.training.checkpoints import CheckpointStore, LocalStore
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.evaluation import evaluate
 from supernet.training.loop import EpochCallback, ProgressCallback, TrainingLoop
-from supernet.training.objectives import NetworkObjective, SupernetObjective, evaluate
+from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
 from supernet.training.strategies import SubnetSampler, make_sampler
 from supernet.training.teaching import open_teacher
@@ -104,6 +105,7 @@ def train_supernet(
         temperature=config.temperature,
         distillation=config.distillation,
         amp=config.amp,
+        class_weights=_class_weights(config, data, device),
         teacher=None if teacher is None else teacher.logits,
         tokens=tokens,
         total_steps=total_steps,
@@ -171,6 +173,7 @@ def finetune(
         label_smoothing=config.label_smoothing,
         temperature=config.temperature,
         amp=config.amp,
+        class_weights=_class_weights(config, data, device),
         teacher=guide,
     )
     identity = {
@@ -193,6 +196,14 @@ def finetune(
         variants=None if opened is None else config.teacher_variants or None,
         on_epoch=on_epoch,
     ).run()
+
+
+def _class_weights(
+    config: TrainConfig, data: ImageData, device: str | torch.device
+) -> torch.Tensor | None:
+    if config.class_weights == "none":
+        return None
+    return balanced_weights(data.train.labels, data.num_classes).to(device)
 
 
 def _weights_digest(module: nn.Module) -> str:

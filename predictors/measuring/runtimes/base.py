@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from search_space.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    from predictors.measuring.conditions import Conditions
+    from predictors.tables.conditions import Conditions
 
 Run = Callable[[], object]
 Method = Literal["direct", "constant", "slope"]
@@ -59,7 +60,7 @@ class Runtime(ABC):
         Raises UsageError where the runtime cannot run the module in this precision.
         """
 
-    def copies(self, weight_bytes: int, conditions: Conditions) -> int:
+    def copies(self, weight_bytes: int, device: torch.device) -> int:
         """n of the ``slope`` method, for a component with weights of this size."""
         return 1
 

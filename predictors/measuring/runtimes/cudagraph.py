@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.conditions import Conditions, torch_device
 from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.tables.conditions import Conditions
 
 _WARM_UP = 3  # before capture: libraries choose kernels and allocate workspaces
 _FEWEST, _MOST = 4, 16  # copies: events resolve half a microsecond; graphs must stay small
@@ -24,9 +24,9 @@ class CudaGraph(Runtime):
     def version(self) -> str:
         return f"torch {torch.__version__}, CUDA {torch.version.cuda}"
 
-    def copies(self, weight_bytes: int, conditions: Conditions) -> int:
+    def copies(self, weight_bytes: int, device: torch.device) -> int:
         """As many as overflow the second-level cache, within bounds."""
-        properties = torch.cuda.get_device_properties(torch_device(conditions))
+        properties = torch.cuda.get_device_properties(device)
         cache = int(getattr(properties, "L2_cache_size", 0))
         return min(max(math.ceil(cache / max(weight_bytes, 1)), _FEWEST), _MOST)
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.conditions import Conditions
 from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.tables.conditions import Conditions
 
 
 @register

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.conditions import Conditions
 from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.tables.conditions import Conditions
 from search_space.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.conditions import Conditions
 from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.tables.conditions import Conditions
 from search_space.errors import UsageError
 
 _WORKSPACE_BYTES = 2**30

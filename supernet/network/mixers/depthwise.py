@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from supernet.network.axes import Axes, Centre
+from supernet.network.layers import Conv2d
 from supernet.network.mixers.registry import Mixer, register_mixer
 
 
@@ -17,7 +18,7 @@ class DepthwiseConv(Mixer):
     def __init__(self, dim: int, kernel: int = 7) -> None:
         super().__init__()
         self.dim, self.kernel = dim, kernel
-        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.conv = Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

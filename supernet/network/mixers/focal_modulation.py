@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Centre, Concat
+from supernet.network.layers import Conv2d, Linear
 from supernet.network.mixers.registry import Mixer, register_mixer
 
 STEP = 2  # growth of the kernel from level to level
@@ -26,14 +27,14 @@ class FocalModulation(Mixer):
         super().__init__()
         self.dim, self.levels = dim, levels
         self.kernels = [window + STEP * level for level in range(levels)]
-        self.proj_in = nn.Linear(dim, 2 * dim + levels + 1)
+        self.proj_in = Linear(dim, 2 * dim + levels + 1)
         self.contexts = nn.ModuleList(
-            nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
+            Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
             for kernel in self.kernels
         )
-        self.modulator = nn.Linear(dim, dim)
+        self.modulator = Linear(dim, dim)
         self.norm = nn.LayerNorm(dim) if post_norm else None
-        self.proj_out = nn.Linear(dim, dim)
+        self.proj_out = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         query, context, gates = self.proj_in(x).split([self.dim, self.dim, self.levels + 1], -1)

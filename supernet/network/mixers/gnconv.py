@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from search_space.mixers import mixer_spec
 from supernet.network.axes import Axes, Axis, Centre, Concat
+from supernet.network.layers import Conv2d, Linear
 from supernet.network.mixers.registry import Mixer, register_mixer
 
 SCALE = 1 / 3
@@ -31,15 +32,15 @@ class GnConv(Mixer):
         self.dim, self.order, self.kernel = dim, order, kernel
         self.widths = [dim // 2**part for part in reversed(range(order))]  # narrow to wide
         total = sum(self.widths)
-        self.proj_in = nn.Linear(dim, self.widths[0] + total)
-        self.conv = nn.Conv2d(total, total, kernel, padding=kernel // 2, groups=total)
+        self.proj_in = Linear(dim, self.widths[0] + total)
+        self.conv = Conv2d(total, total, kernel, padding=kernel // 2, groups=total)
         self.gates = nn.ModuleDict(
             {
-                str(order - 2 - step): nn.Linear(self.widths[step], self.widths[step + 1])
+                str(order - 2 - step): Linear(self.widths[step], self.widths[step + 1])
                 for step in range(order - 1)
             }
         )
-        self.proj_out = nn.Linear(dim, dim)
+        self.proj_out = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         first, rest = self.proj_in(x).split([self.widths[0], sum(self.widths)], dim=-1)

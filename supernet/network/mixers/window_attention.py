@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Centre, Product
+from supernet.network.layers import Linear
 from supernet.network.mixers.registry import Mixer, register_mixer
 
 
@@ -29,10 +30,11 @@ class WindowAttention(Mixer):
         super().__init__()
         self.dim, self.window, self.head_dim, self.shifted = dim, window, head_dim, shifted
         self.heads = dim // head_dim
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         side = 2 * window - 1
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(side * side, self.heads))
+        self.relative_position_bias_table = nn.Parameter(torch.empty(side * side, self.heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self._constants: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:

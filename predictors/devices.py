@@ -7,7 +7,6 @@ there by the same name.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,16 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from predictors.estimates.datasheets import datasheet_names, datasheet_of
-from predictors.estimates.estimate import estimate, estimated_conditions, is_estimated
-from predictors.measuring.conditions import (
-    Conditions,
-    DeviceIdentity,
-    identify,
-    local_conditions,
-    local_device_names,
-)
-from predictors.measuring.profile import cache_folder, profile, table_path
-from predictors.tables.interpolate import interpolated
+from predictors.estimates.estimate import estimate, estimated_conditions
+from predictors.estimates.interpolate import interpolated
+from predictors.measuring.profile import profile
+from predictors.measuring.this_machine import identify, local_conditions, local_device_names
+from predictors.tables.conditions import Conditions, DeviceIdentity
+from predictors.tables.folder import Known, cache_folder, known_tables, provenance, table_path
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
@@ -57,49 +52,9 @@ class Target:
         return self.kind == "local"
 
 
-def provenance(table: LatencyTable) -> str:
-    """How the latencies of ``table`` came about, in words for people; from its entries."""
-    origins = Counter(value.origin for value in table.entries.values())
-    if is_estimated(table.conditions):
-        text = "estimated from datasheet figures, not measured"
-    elif not table.entries:
-        text = "not measured yet"
-    else:
-        text = "measured block by block"
-        if origins["interpolated"]:
-            text += f", {origins['interpolated']} of {origins.total()} entries interpolated"
-        if origins["estimated"]:
-            text += f", {origins['estimated']} of {origins.total()} entries estimated"
-    if table.calibration is not None:
-        text += f", calibrated on {len(table.calibration.networks)} whole networks"
-    return text
-
-
 def provenance_of(target: Target) -> str:
     """``provenance`` of the table that ``target`` has on disk."""
     return provenance(_stored(target) or LatencyTable(target.conditions, {}, {}))
-
-
-@dataclass(frozen=True)
-class Known:
-    """A table on disk; ``problem`` says why it cannot be read."""
-
-    path: Path
-    table: LatencyTable | None
-    problem: str = ""
-
-
-def known_tables(folder: Path | None = None) -> list[Known]:
-    """Every latency table in the folder of tables, by file name."""
-    result = []
-    for path in sorted((folder or cache_folder()).glob("*.parquet")):
-        if ".partial" in path.name:
-            continue
-        try:
-            result.append(Known(path, LatencyTable.load(path)))
-        except NasError as error:
-            result.append(Known(path, None, str(error)))
-    return result
 
 
 def device_names(folder: Path | None = None) -> list[str]:
@@ -180,7 +135,7 @@ def _named_target(name: str, known: list[Known], given: Mapping[str, Any]) -> Ta
 def stored_target(name: str, table: LatencyTable) -> Target:
     """What ``name`` stood for when ``table`` was made for it."""
     kind: Kind = "table"
-    if is_estimated(table.conditions):
+    if table.conditions.estimated:
         kind = "datasheet"
     elif is_local(table.conditions):
         kind = "local"
@@ -288,7 +243,7 @@ def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
         for k in known_tables(folder)
         if k.table is not None
         and k.table.entries
-        and not is_estimated(k.table.conditions)
+        and not k.table.conditions.estimated
         and k.table.conditions.implementation == conditions.implementation
         and {value.origin for value in k.table.entries.values()} == {"measured"}
         and datasheet_of(k.table.conditions.device) is not None
@@ -307,7 +262,7 @@ def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple
     """
     check_name(name, table.conditions.device, folder)
     origins = {value.origin for value in table.entries.values()}
-    if is_estimated(table.conditions) or "estimated" in origins:
+    if table.conditions.estimated or "estimated" in origins:
         raise UsageError(
             f"the table of {table.conditions.device} holds estimates, and only measurements can "
             "be imported; the names of `nas devices` have estimates of their own."

@@ -1,0 +1,121 @@
+"""The devices of this machine, and the conditions that it measures under."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from predictors.measuring.runtimes import find_runtime
+from predictors.tables.conditions import Conditions, DeviceIdentity
+from search_space.errors import UnknownNameError
+
+
+def local_device_names() -> list[str]:
+    """Devices of this machine that can be measured: ``cpu``, and ``cuda`` where there is one."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names.append("cuda")
+        names += [f"cuda:{i}" for i in range(1, torch.cuda.device_count())]
+    return names
+
+
+def identify(name: str) -> DeviceIdentity:
+    """Identity of a device of this machine.
+
+    Raises UnknownNameError that lists the devices there are.
+    """
+    if name not in local_device_names():
+        raise UnknownNameError("device", name, local_device_names())
+    if name == "cpu":
+        import psutil
+
+        cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+        return DeviceIdentity("cpu", _cpu_model(), cores, torch.backends.cpu.get_cpu_capability())
+    properties = torch.cuda.get_device_properties(name)
+    capability = f"sm_{properties.major}{properties.minor}"
+    return DeviceIdentity("cuda", properties.name, properties.multi_processor_count, capability)
+
+
+def local_conditions(
+    device: str = "cpu",
+    *,
+    threads: int | None = None,
+    batch_size: int = 1,
+    precision: str = "fp32",
+    runtime: str = "eager",
+) -> Conditions:
+    """Conditions of a measurement on this machine; ``threads`` defaults to torch's own number.
+
+    Raises UnknownNameError for a device, precision or runtime that is not there, UsageError for
+    a runtime that is not installed or does not serve the device.
+    """
+    identity = identify(device)
+    find_runtime(runtime).require(identity.kind, precision)
+    return Conditions(
+        device=identity,
+        runtime=runtime,
+        precision=precision,
+        batch_size=batch_size,
+        threads=torch.get_num_threads() if threads is None else threads,
+        runtime_version=find_runtime(runtime).version(),
+        implementation=implementation_digest(),
+    )
+
+
+def torch_device(conditions: Conditions) -> torch.device:
+    """The device of this machine that ``conditions`` speak of.
+
+    Raises UnknownNameError where they speak of another machine's.
+    """
+    for name in local_device_names():
+        if identify(name) == conditions.device:
+            return torch.device(name)
+    local = [str(identify(name)) for name in local_device_names()]
+    raise UnknownNameError("device on this machine", str(conditions.device), local)
+
+
+@cache
+def implementation_digest() -> str:
+    """Digest of the code of the static modules: other code may run at another speed.
+
+    Comments, docstrings and formatting do not count.
+    """
+    package = resources.files("supernet.network")
+    files = [package / "layers.py", package / "modules.py"]
+    files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name.endswith(".py"):
+            tree = ast.parse(file.read_text("utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and _is_docstring(body[0]):
+                    del body[0]
+            digest.update(f"{file.name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _cpu_model() -> str:
+    """Name of the processor; on Linux with family, model and stepping, since names are vague."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    info = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    name = info.get("model name") or platform.machine()
+    numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
+    return f"{name} ({'/'.join(numbers)})" if numbers else name

@@ -1,0 +1,108 @@
+"""The folder of latency tables: one file per conditions, all of them readable by ``nas devices``.
+
+A table's name is a label inside it, so that a file copied from another machine is known here by
+the same name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from predictors.tables.conditions import Conditions
+from predictors.tables.latency_table import LatencyTable
+from search_space.errors import CorruptFileError, NasError, UsageError
+
+
+def cache_folder() -> Path:
+    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
+
+    Raises:
+        UsageError: A file stands in the way, or there is no home folder that can be written to.
+    """
+    root = os.environ.get("NAS_CACHE")
+    if root:
+        folder = Path(root) / "latency"
+        for part in (folder, *folder.parents):
+            if part.is_file():
+                raise UsageError(
+                    f"NAS_CACHE={root} is no folder: {part} is a file; set NAS_CACHE to a folder, "
+                    "or unset it."
+                )
+        return folder
+    return _users_cache() / "nas" / "latency"
+
+
+def _users_cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if cache:
+        return Path(cache)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # neither $HOME nor an entry in /etc/passwd, as in many containers
+        raise UsageError(
+            "there is no home folder to keep latency tables in (HOME is not set and the user has "
+            "no entry in /etc/passwd); set NAS_CACHE to a folder that can be written to."
+        ) from None
+
+
+def table_path(conditions: Conditions, folder: Path | None = None) -> Path:
+    """File of the table of ``conditions``, by default in ``cache_folder``."""
+    name = f"{conditions.device.kind}-{conditions.digest}.parquet"
+    return (cache_folder() if folder is None else folder) / name
+
+
+def cached_table(conditions: Conditions, folder: Path | None = None) -> LatencyTable:
+    """The table on disk, or an empty one; raises CorruptFileError for an unusable file."""
+    path = table_path(conditions, folder)
+    if not path.exists():
+        return LatencyTable(conditions, {}, {})
+    table = LatencyTable.load(path)
+    if table.conditions != conditions:
+        raise CorruptFileError(
+            f"{path} holds a table of other conditions ({table.conditions}). Delete the file and "
+            "run `nas profile` to measure it again."
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Known:
+    """A table on disk; ``problem`` says why it cannot be read."""
+
+    path: Path
+    table: LatencyTable | None
+    problem: str = ""
+
+
+def known_tables(folder: Path | None = None) -> list[Known]:
+    """Every latency table in the folder of tables, by file name."""
+    result = []
+    for path in sorted((folder or cache_folder()).glob("*.parquet")):
+        if ".partial" in path.name:
+            continue
+        try:
+            result.append(Known(path, LatencyTable.load(path)))
+        except NasError as error:
+            result.append(Known(path, None, str(error)))
+    return result
+
+
+def provenance(table: LatencyTable) -> str:
+    """How the latencies of ``table`` came about, in words for people; from its entries."""
+    origins = Counter(value.origin for value in table.entries.values())
+    if table.conditions.estimated:
+        text = "estimated from datasheet figures, not measured"
+    elif not table.entries:
+        text = "not measured yet"
+    else:
+        text = "measured block by block"
+        if origins["interpolated"]:
+            text += f", {origins['interpolated']} of {origins.total()} entries interpolated"
+        if origins["estimated"]:
+            text += f", {origins['estimated']} of {origins.total()} entries estimated"
+    if table.calibration is not None:
+        text += f", calibrated on {len(table.calibration.networks)} whole networks"
+    return text
