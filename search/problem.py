@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
-from search_space.metrics import ACCURACY, format_metric
+from search_space.metrics import ACCURACY, format_metric, typed
 from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
@@ -62,12 +62,20 @@ class Objective:
 class Constraint:
     """Bounds on a metric, both inclusive; at least one is set.
 
-    Raises InvalidQuantityError for no bound, one that is not finite, or an empty band.
+    Args:
+        metric: its name.
+        maximum, minimum: the bounds.
+        margin: share of what the user asked for that ``maximum`` was lowered by, so that errors
+            name a limit that helps when it is typed.
+
+    Raises:
+        InvalidQuantityError: No bound, one that is not finite, or an empty band.
     """
 
     metric: str
     maximum: float | None = None
     minimum: float | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
@@ -89,9 +97,9 @@ class Constraint:
         """
         excess = np.zeros(len(values))
         if self.maximum is not None:
-            excess = np.maximum(excess, (values - self.maximum) / _scale(self.maximum))
+            excess = np.maximum(excess, (values - self.maximum) / scale_of(self.maximum))
         if self.minimum is not None:
-            excess = np.maximum(excess, (self.minimum - values) / _scale(self.minimum))
+            excess = np.maximum(excess, (self.minimum - values) / scale_of(self.minimum))
         excess = np.where(excess <= ROUNDING, 0.0, excess)
         return np.where(np.isnan(values), np.inf, excess)
 
@@ -103,8 +111,21 @@ class Constraint:
             parts.append(f"{self.metric} ≤ {format_metric(self.metric, self.maximum)}")
         return " and ".join(parts)
 
+    def advice(self, value: float, above: bool) -> str:
+        """How to change the limit as the user knows it, so that ``value`` meets it.
 
-def _scale(bound: float) -> float:
+        Args:
+            value: of an architecture that misses the maximum (``above``) or the minimum.
+        """
+        if not above:
+            return f"Lower the minimum of {self.metric} to {typed(self.metric, value, -1)} or less"
+        limit = typed(self.metric, value / (1 - self.margin), 1)
+        note = f" (a margin of {self.margin:.0%} is taken off)" if self.margin else ""
+        return f"Raise the limit on {self.metric} to {limit} or more{note}"
+
+
+def scale_of(bound: float) -> float:
+    """What an excess over a bound is relative to."""
     return abs(bound) or 1.0
 
 

@@ -9,13 +9,16 @@ convex in the integer L_i, so that chords between neighbouring integers say the 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from predictors.proxies.space_tables import STAGE_WEIGHTS, PathTables
 from predictors.tables.additive import AdditiveTable
 from search.exact.programme import Programme
 from search.exact.system import Columns, Values
+
+if TYPE_CHECKING:  # it imports torch, which feasibility does not need
+    from predictors.proxies.space_tables import PathTables
 
 
 class Flow:
@@ -49,7 +52,10 @@ class Flow:
             )
             for r, w in np.ndindex(num, width):
                 counts, leaving = programme.counts[i][r, :, w], self.carried[i][r, w]
-                terms = [(edges[r, :, w], factors[edges[r, :, w]]), (counts, factors[counts])]
+                terms: list[tuple[Columns, Values | float]] = [
+                    (edges[r, :, w], factors[edges[r, :, w]]),
+                    (counts, factors[counts]),
+                ]
                 if i:
                     terms.append((self.carried[i - 1][r, :, w], 1.0))
                 system.row(*terms, (leaving, -1.0), low=0.0, high=0.0)
@@ -63,12 +69,14 @@ class Flow:
 def score_coefficients(programme: Programme, paths: PathTables, entropy: Flow) -> Values:
     """DeepMAD's score over the variables, shape (n,)."""
     result = np.zeros(programme.system.size)
-    for carried, weight, maps in zip(entropy.carried, STAGE_WEIGHTS, paths.log_maps, strict=True):
+    for carried, weight, maps in zip(entropy.carried, paths.weights, paths.log_maps, strict=True):
         result[carried] = weight * maps[:, :, None]
     return result
 
 
-def bound_effectiveness(programme: Programme, paths: PathTables, entropy: Flow, most: float) -> None:
+def bound_effectiveness(
+    programme: Programme, paths: PathTables, most: float, entropy: Flow
+) -> None:
     """Allow no larger ρ at the end of any stage."""
     layers = Flow(programme, paths.layers)
     for i, (carried, widths) in enumerate(zip(layers.carried, entropy.carried, strict=True)):

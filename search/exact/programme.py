@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +25,7 @@ import numpy.typing as npt
 
 from predictors.tables.additive import AdditiveTable
 from search.exact.system import Answer, Columns, System, Values
-from search.problem import Constraint
+from search.problem import Constraint, scale_of
 from search.shape import DEEPEST
 from search_space import Genes, SearchSpace
 from search_space.errors import RunError
@@ -54,6 +53,17 @@ class Proof:
     nodes: int
     seconds: float
 
+    @classmethod
+    def of(cls, value: float, bound: float, answer: Answer, seconds: float) -> Proof:
+        """The proof of a solution's value by the solver's answer."""
+        return cls(
+            "optimal" if answer.optimal else "stopped",
+            bound,
+            abs(bound - value) / max(abs(value), 1e-12),
+            answer.nodes,
+            seconds,
+        )
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -72,7 +82,7 @@ class Programme:
         constraints: on metrics of ``tables``.
         tables: additive tables by metric; those of a largest part may have limits too.
         merits: what will be optimised, as tables with their sign: +1 where more is better. A block
-            that another one beats in all of them and in all limits is left out. None keeps all.
+            that another one beats in all of them and in all limits is left out.
         shape_rule: whether ``search.shape`` holds: no stage narrower than the one before, none
             deeper than the third.
 
@@ -86,13 +96,13 @@ class Programme:
         space: SearchSpace,
         constraints: Sequence[Constraint],
         tables: Mapping[str, AdditiveTable],
-        merits: Sequence[tuple[AdditiveTable, float]] | None = None,
+        merits: Sequence[tuple[AdditiveTable, float]],
         shape_rule: bool = False,
     ) -> None:
         self.space, self.tables, self.constraints = space, tables, tuple(constraints)
         self.system = System()
         limited = [tables[c.metric] for c in constraints]
-        self._cells = _cells(space, [*limited, *(table for table, _ in merits or ())])
+        self._cells = _cells(space, [*limited, *(table for table, _ in merits)])
         self.edges, self.depths, self.counts = self._variables()
         self._connect()
         if shape_rule:
@@ -100,8 +110,7 @@ class Programme:
         self.rows: dict[str, int] = {}
         for constraint in constraints:
             self._limit(constraint)
-        if merits is not None:
-            self._close_beaten(merits)
+        self._close_beaten(merits)
 
     # Variables --------------------------------------------------------------------------------
 
@@ -200,6 +209,8 @@ class Programme:
             wanted += [(table, -1.0)] * (constraint.maximum is not None)
             wanted += [(table, 1.0)] * (constraint.minimum is not None)
         for i, columns in enumerate(self.counts):
+            if not wanted:
+                continue
             first = [positions[0] for positions in self._cells[i]]
             merit = np.stack([sign * table.blocks[i][:, first] for table, sign in wanted], axis=-1)
             allowed = self.system.upper[columns] > 0
@@ -207,13 +218,38 @@ class Programme:
 
     # Solving ----------------------------------------------------------------------------------
 
+    def loosen(self) -> Values:
+        """Lets every limit on a sum be exceeded at a price: the excess relative to the limit.
+
+        Returns:
+            The price over all variables, shape (n,).
+        """
+        excess = []
+        for constraint in self.constraints:
+            if constraint.metric not in self.rows:
+                continue
+            for bound, sign in ((constraint.maximum, -1.0), (constraint.minimum, 1.0)):
+                if bound is not None:
+                    column = self.system.variables((1,), math.inf, False)
+                    self.system.extend(self.rows[constraint.metric], column, sign * scale_of(bound))
+                    excess.append(column)
+        price = np.zeros(self.system.size)
+        price[np.concatenate([np.zeros(0, dtype=np.int64), *excess])] = 1.0
+        return price
+
     def maximise(
-        self, objective: Values, *, gap: float = GAP, seconds: float = SECONDS
+        self,
+        objective: Values,
+        *,
+        gap: float = GAP,
+        seconds: float = SECONDS,
+        strict: bool = True,
     ) -> tuple[Genes | None, Answer]:
         """The row, shape (genes,), with the largest objective, and the solver's bound.
 
         Limits are checked in the tables' own numbers. Where the solver's rounding breaks one, they
-        are tightened by a little; the bound remains that of the limits as they are.
+        are tightened by a little; the bound remains that of the limits as they are. Without
+        ``strict`` they are not checked.
 
         Raises:
             RunError: The solver gave up, or limits leave no room for its rounding.
@@ -225,7 +261,7 @@ class Programme:
             if answer.values is None:
                 break
             genes = self.genes(answer.values)
-            if self.meets(genes):
+            if not strict or self.meets(genes):
                 bound = max(first.bound, float(objective @ answer.values[: len(objective)]))
                 return genes, Answer(answer.values, bound, first.nodes, first.optimal)
         assert first is not None
@@ -257,17 +293,6 @@ class Programme:
                 active = positions[positions < stage.depths[depth]]
                 row[start + active] = np.repeat(np.arange(len(times)), times)
         return row
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._begin = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._begin
 
 
 def _cells(space: SearchSpace, tables: Sequence[AdditiveTable]) -> list[list[Genes]]:

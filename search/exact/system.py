@@ -78,6 +78,12 @@ class System:
         self._rows.append((columns, factors, low, high))
         return len(self._rows) - 1
 
+    def extend(self, row: int, columns: Columns, factor: float) -> None:
+        """Adds ``factor · variable`` to a row."""
+        known, factors, low, high = self._rows[row]
+        more = np.full(columns.size, factor)
+        self._rows[row] = np.append(known, columns), np.append(factors, more), low, high
+
     def bound(self, row: int, low: float, high: float) -> None:
         """Sets other bounds of a row."""
         columns, factors, _, _ = self._rows[row]
@@ -117,24 +123,24 @@ class System:
             ),
             shape=(len(lengths), self.size),
         )
-        arguments = {
-            "integrality": self.integral,
-            "bounds": Bounds(0.0, self.upper),
-            "constraints": LinearConstraint(rows, low, high),
-        }
-        options = {"mip_rel_gap": gap, "time_limit": seconds}
-        with _quiet_solver():
-            result = milp(-scale * objective, **arguments, options=options)
-            if result.status == _UNCLEAR:  # now and then presolving fails where solving does not
-                result = milp(-scale * objective, **arguments, options=options | {"presolve": False})
+        constraints = LinearConstraint(rows, low, high)
+        for presolve in (True, False):  # now and then only presolving fails
+            with _quiet_solver():
+                result = milp(
+                    -scale * objective,
+                    integrality=self.integral,
+                    bounds=Bounds(0.0, self.upper),
+                    constraints=constraints,
+                    options={"mip_rel_gap": gap, "time_limit": seconds, "presolve": presolve},
+                )
+            if result.status != _UNCLEAR:
+                break
         if result.status == _INFEASIBLE:
             return Answer(None, -math.inf, 0, True)
         if result.status not in (_OPTIMAL, _STOPPED):
             raise RunError(f"the integer programme was not solved: {result.message}")
         bound = math.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound) / scale
-        return Answer(
-            result.x, bound, int(result.mip_node_count or 0), result.status == _OPTIMAL
-        )
+        return Answer(result.x, bound, int(result.mip_node_count or 0), result.status == _OPTIMAL)
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""The proven optimum of an additive quantity under limits, and how near limits can be met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from predictors.tables.additive import AdditiveTable
+from search.exact.paths import Flow, bound_effectiveness, score_coefficients
+from search.exact.programme import GAP, SECONDS, Programme, Proof, Solution
+from search.problem import Constraint
+from search_space import Genes, SearchSpace
+from search_space.errors import InfeasibleError, RunError, UsageError
+from search_space.metrics import format_metric
+
+if TYPE_CHECKING:  # it imports torch, which feasibility does not need
+    from predictors.proxies.space_tables import PathTables
+
+ANY_GAP = 100.0  # the first solution will do
+PENALTY_GAP = 1e-3  # of the nearest violation: which architecture is the nearest is advice
+
+
+def optimise(
+    space: SearchSpace,
+    objective: AdditiveTable | PathTables,
+    constraints: Sequence[Constraint] = (),
+    tables: Mapping[str, AdditiveTable] | None = None,
+    *,
+    maximise: bool = True,
+    effectiveness: tuple[PathTables, float] | None = None,
+    shape_rule: bool = False,
+    gap: float = GAP,
+    seconds: float = SECONDS,
+) -> Solution:
+    """The best architecture of a space by an additive objective.
+
+    Args:
+        space: where to look.
+        objective: a table of a sum, or DeepMAD's score (``PathTables``).
+        constraints: on metrics of ``tables``, with an upper limit, a lower limit, or both.
+        tables: additive tables by metric.
+        maximise: or minimise.
+        effectiveness: tables of the longest path and the largest ρ that is allowed.
+        shape_rule: whether ``search.shape`` holds.
+        gap: relative, within which the result is proven to be optimal.
+        seconds: time limit of the solver; the best solution so far is returned then.
+
+    Returns:
+        The solution, with its proof.
+
+    Raises:
+        InfeasibleError: No architecture meets the limits, which is proven.
+        UsageError: The objective is the largest of its parts.
+        RunError: The time limit passed before there was a solution.
+
+    Example:
+        >>> optimum = optimise(space, accuracy, [Constraint("macs", maximum=1e9)], counts(space))
+        >>> optimum.value, optimum.proof.gap
+    """
+    begin, tables = time.monotonic(), tables or {}
+    sign = 1.0 if maximise else -1.0
+    paths = None if isinstance(objective, AdditiveTable) else objective
+    merits = [(objective if isinstance(objective, AdditiveTable) else objective.entropy, sign)]
+    if effectiveness is not None:
+        paths = effectiveness[0]
+        merits += [(paths.entropy, 1.0), (paths.layers, -1.0)]
+    programme = Programme(space, constraints, tables, merits, shape_rule)
+    entropy = None if paths is None else Flow(programme, paths.entropy)
+    if effectiveness is not None and entropy is not None:
+        bound_effectiveness(programme, *effectiveness, entropy)
+    if isinstance(objective, AdditiveTable):
+        check_sum(objective)
+        factors, offset, predict = (
+            programme.coefficients(objective),
+            objective.offset,
+            objective.predict,
+        )
+    else:
+        assert entropy is not None
+        factors, offset, predict = (
+            score_coefficients(programme, objective, entropy),
+            0.0,
+            objective.score,
+        )
+    genes, answer = programme.maximise(sign * factors, gap=gap, seconds=seconds)
+    if genes is None:
+        further = [] if effectiveness is None else [f"effectiveness ρ ≤ {effectiveness[1]:g}"]
+        if not answer.infeasible:
+            raise undecided(constraints, seconds)
+        raise nothing_meets(space, constraints, tables, shape_rule, further)
+    value = float(predict(genes[None])[0])
+    bound = sign * max(answer.bound + sign * offset, sign * value)
+    proof = Proof.of(value, bound, answer, time.monotonic() - begin)
+    return Solution(genes, value, proof)
+
+
+def meeting(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    *,
+    seconds: float = SECONDS,
+) -> Genes:
+    """An architecture that meets all limits, shape (genes,).
+
+    Raises:
+        InfeasibleError: There is none, which is proven; names the nearest and what would do.
+        RunError: The time limit passed before either was known.
+    """
+    programme = Programme(space, constraints, tables, (), shape_rule)
+    # any direction will do, and a random one is followed much faster than none
+    direction = np.random.default_rng(0).normal(size=programme.system.size)
+    genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=seconds)
+    if genes is not None:
+        return genes
+    if not answer.infeasible:
+        raise undecided(constraints, seconds)
+    raise nothing_meets(space, constraints, tables, shape_rule)
+
+
+def nearest(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    *,
+    seconds: float = SECONDS,
+) -> Genes | None:
+    """The architecture whose sums violate their limits the least in all, relative to them.
+
+    Limits on largest parts, and the rule on shape, are kept; None where they cannot be.
+    """
+    programme = Programme(space, constraints, tables, (), shape_rule)
+    penalty = programme.loosen()
+    genes, _ = programme.maximise(-penalty, gap=PENALTY_GAP, seconds=seconds, strict=False)
+    return genes
+
+
+def nothing_meets(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    further: Sequence[str] = (),
+) -> InfeasibleError:
+    """The error that says what cannot be met, how near it can be met, and what to type instead."""
+    limits = [*map(str, constraints), *(["the rule on shape"] if shape_rule else []), *further]
+    message = (
+        f"no architecture of space {space.name!r} meets all of {'; '.join(limits)}: proven by an "
+        f"integer programme over all {space.size:.2g} architectures."
+    )
+    row = None if further else nearest(space, constraints, tables, shape_rule)
+    advice = [] if row is None else loosened(constraints, tables, row)
+    if row is not None and advice:
+        missed = " and ".join(name for name, _ in advice)
+        return InfeasibleError(
+            f"{message} The nearest is {space.decode(row[None])[0]}, with {missed}. "
+            f"{' and '.join(fix for _, fix in advice)}, or take another space."
+        )
+    return InfeasibleError(f"{message} Loosen one of them, or take another space.")
+
+
+def loosened(
+    constraints: Sequence[Constraint], tables: Mapping[str, AdditiveTable], row: Genes
+) -> list[tuple[str, str]]:
+    """For each limit that a row misses: what it has, and the limit that it would meet."""
+    result = []
+    for constraint in constraints:
+        metric = constraint.metric
+        value = float(tables[metric].predict(row[None])[0])
+        if constraint.violation(np.array([value]))[0]:
+            above = constraint.maximum is not None and value > constraint.maximum
+            has = f"{metric} of {format_metric(metric, value)}"
+            result.append((has, constraint.advice(value, above)))
+    return result
+
+
+def undecided(constraints: Sequence[Constraint], seconds: float) -> RunError:
+    limits = "; ".join(map(str, constraints))
+    return RunError(
+        f"{limits}: whether an architecture meets all of them was not known after {seconds:.0f} s; "
+        "widen the bands, or leave one of them out."
+    )
+
+
+def check_sum(table: AdditiveTable) -> None:
+    """Raises UsageError for a table that is the largest of its parts."""
+    if table.combine != "sum":
+        raise UsageError(
+            "the objective is the largest of its parts, and only sums can be optimised exactly; "
+            "limit it instead."
+        )
