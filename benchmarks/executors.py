@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -96,12 +95,6 @@ class Timed:
         begin = time.perf_counter()
         self.sampler.tell(genes, objectives, violations)
         self.tells.append((len(genes), time.perf_counter() - begin))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.sampler.load_state_dict(state)
 
 
 def last_ms(calls: list[tuple[int, float]]) -> float:

@@ -48,7 +48,7 @@ PROBLEMS = ("cifar:0.3:0.3", "tiny:0.3:0.3", "cifar:0.3:1", "cifar:0.02:0.3")
 BUDGETS = (50, 100, 200, 400)
 CHUNK, OUTSTANDING = 4, 12
 OURS = (
-    "random", "nsga2", "evolution", "local", "nsga2+local", "surrogate", "surrogate-additive",
+    "random", "nsga2", "evolution", "local", "surrogate", "surrogate-additive",
     "surrogate-trees", "optuna-NSGAII",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "search_quality.json"
@@ -83,7 +83,8 @@ def our_run(name: str, task: Task, seed: int, budget: int) -> tuple[Values, floa
         while asked < budget and len(waiting) < OUTSTANDING:
             rows = sampler.ask(min(CHUNK, budget - asked))
             if len(rows) == 0:
-                budget = asked
+                budget = budget if len(waiting) else asked
+                break
             asked += len(rows)
             waiting = np.concatenate([waiting, rows])
         seconds += time.perf_counter() - begin

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from nas.cli.console import Console
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.pipeline import run_search
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture

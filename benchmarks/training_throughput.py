@@ -56,12 +56,7 @@ def loop_of(module: nn.Module, objective: Any, data: ImageData, config: TrainCon
         config,
         None,
         {},
-        device=torch.device(device),
-        progress=None,
-        workers=0,
-        checkpoint_seconds=1e9,
-        tensorboard=False,
-        store=None,
+        device=device,
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, RunError
+
+MAX_JSON = 2**30  # bytes; results of tens of thousands of networks have some 100 MB
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -60,31 +64,40 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-KINDS: dict[type, str] = {dict: "a mapping", list: "a list", str: "text"}
 WRITTEN_AGAIN = (
     "Restore it from a copy, or delete it and continue the run with --resume to have it written "
     "again."
 )
 
 
-def read_json(path: Path, kind: type = object) -> Any:
-    """Data of a JSON file of a run, which must be of ``kind``.
+def read_json(path: Path, model: Any = object) -> Any:
+    """Data of a JSON file of a run, validated as ``model``: any type that pydantic knows.
 
-    Raises CorruptFileError where it is missing, cut short, no JSON or of another kind.
+    Raises:
+        CorruptFileError: It is missing, cut short, no JSON, or no ``model``.
     """
     try:
-        data = json.loads(path.read_text())
+        return read_model(path, model, limit=MAX_JSON, fix=WRITTEN_AGAIN)
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; the run is incomplete. Continue it with --resume."
         ) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFileError(f"{path} cannot be read ({error}). {WRITTEN_AGAIN}") from None
-    if not isinstance(data, kind):
-        raise CorruptFileError(
-            f"{path} holds {data!r:.60} instead of {KINDS[kind]}. {WRITTEN_AGAIN}"
-        )
-    return data
+
+
+def to_json(value: object) -> str:
+    """Strict JSON of plain data. Unknown numbers (NaN, infinities), which JSON lacks, are null."""
+    return json.dumps(as_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_plain(value: Any) -> Any:
+    """Plain data as strict JSON gives them back: text for keys, lists for tuples, None for NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 _held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -17,10 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter, ValidationError
 
 from results.files import FileLock, atomic_write, sync_folder
+from search_space.boundary import explain, read_bytes
 from search_space.errors import CorruptFileError, RunError
+from search_space.names import Digest
+from search_space.parsing import UnreadableTextError, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +34,13 @@ _CHECKSUM_KEY = b',"checksum":"'
 _CHECKSUM_DIGITS = 12
 _COLUMNS = ("digest", "index", "status", "error", "seconds", "architecture")
 SNAPSHOT_VERSION = 1
+MAX_JOURNAL = 2**32  # bytes; a line has about 3 kB
 _MOVE = (
     "Restore it from a copy, or move it away and continue the run with --resume to have everything "
     "evaluated again."
 )
+
+Status = Literal["ok", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,15 @@ class Evaluation:
         seconds: time that the evaluation took.
     """
 
-    digest: str
+    digest: Digest
     architecture: Mapping[str, Any]
     metrics: Mapping[str, float]
     index: int
-    status: str = "ok"
+    status: Status = "ok"
     error: str | None = None
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        assert self.status in ("ok", "failed", "stopped"), self.status
         assert not set(self.metrics) & set(_COLUMNS), f"reserved names: {_COLUMNS}"
         metrics = {name: float(value) for name, value in self.metrics.items()}
         object.__setattr__(self, "metrics", metrics)
@@ -79,7 +86,12 @@ class Evaluation:
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
-        """Inverse of ``to_line``, floats bit for bit. Raises ValueError naming what is wrong."""
+        """Inverse of ``to_line``, floats bit for bit.
+
+        Raises:
+            ValueError: The line was not written whole; names what is wrong.
+            CorruptFileError: It was, and is no evaluation, so that somebody made it so.
+        """
         if not line.endswith(b"\n"):
             raise ValueError("it is cut short")
         split = len(line) - len(_CHECKSUM_KEY) - _CHECKSUM_DIGITS - len(b'"}\n')
@@ -87,11 +99,10 @@ class Evaluation:
         if tail != _CHECKSUM_KEY + _checksum(text) + b'"}\n':
             raise ValueError("its checksum does not match its content")
         try:
-            data = json.loads(text + b"}")
-            metrics = {name: float(value) for name, value in data.pop("metrics").items()}
-            return cls(metrics=metrics, **{**data, "seconds": float(data["seconds"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is not an evaluation ({error})") from None
+            return TypeAdapter(cls).validate_python(parse_json((text + b"}").decode()))
+        except (ValidationError, UnreadableTextError, AssertionError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else f"it {error}"
+            raise CorruptFileError(f"it is not an evaluation: {reason}") from None
 
 
 def _checksum(text: bytes) -> bytes:
@@ -108,12 +119,14 @@ def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
 
     Lines may end with CR LF, as some editors and version control write them.
     """
-    if path.is_dir():
-        raise CorruptFileError(f"{path} is a folder, not a journal of evaluations. {_MOVE}")
+    try:
+        content = read_bytes(path, MAX_JOURNAL)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error} {_MOVE}") from None
     evaluations: list[Evaluation] = []
     seen: dict[str, int] = {}
     good = 0
-    lines = [line + b"\n" for line in path.read_bytes().split(b"\n")]
+    lines = [line + b"\n" for line in content.split(b"\n")]
     lines[-1] = lines[-1][:-1]  # what follows the last newline; nothing in a sound file
     if not lines[-1]:
         lines.pop()
@@ -121,6 +134,8 @@ def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
         sound = line[:-2] + b"\n" if line.endswith(b"\r\n") else line
         try:
             evaluation = Evaluation.from_line(sound)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{path}, line {number}: {error} {_MOVE}") from None
         except ValueError as error:
             if number == 1 and not _may_be_torn(line):
                 raise CorruptFileError(

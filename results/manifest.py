@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from results.files import KINDS, WRITTEN_AGAIN, read_json
+from typing_extensions import TypedDict
+
+from results.files import WRITTEN_AGAIN, read_json
 from search_space.errors import CorruptFileError
 
-_ENTRIES: dict[str, type] = {
-    **dict.fromkeys(("status", "created", "command", "data"), str),
-    "versions": dict,
-    "phases": list,
-}
+
+class _Phase(TypedDict):
+    name: str
+    seconds: float
+
+
+class Manifest(TypedDict, total=False):
+    """Entries of a manifest that are read; there may be others."""
+
+    status: str
+    created: str
+    command: str
+    data: str
+    test_data: str | None
+    seed: int
+    versions: dict[str, Any]
+    phases: list[_Phase]
 
 
 def read_manifest(path: Path, required: Iterable[str] = ("phases",)) -> dict[str, Any]:
-    """What the manifest at ``path`` holds, of which ``required`` must be there.
+    """All entries of the manifest at ``path``, of which ``required`` must be there.
 
-    Raises CorruptFileError that names what is missing or of the wrong kind.
+    Raises:
+        CorruptFileError: It is damaged; names what is missing or of the wrong kind.
     """
-    manifest: dict[str, Any] = read_json(path, dict)
-    missing = [key for key in required if key not in manifest]
+    stored: dict[str, Any] = read_json(path, dict)
+    read_json(path, Manifest)
+    missing = [key for key in required if key not in stored]
     if missing:
         raise CorruptFileError(f"{path} lacks {', '.join(map(repr, missing))}. {WRITTEN_AGAIN}")
-    for key in manifest.keys() & _ENTRIES:
-        value, kind = manifest[key], _ENTRIES[key]
-        if not isinstance(value, kind):
-            raise CorruptFileError(
-                f"{path}: {key!r} is {value!r:.60} instead of {KINDS[kind]}. {WRITTEN_AGAIN}"
-            )
-    for phase in manifest.get("phases", ()):
-        if not _is_phase(phase):
-            raise CorruptFileError(
-                f"{path}: {phase!r:.60} is no phase, which has a name and seconds. {WRITTEN_AGAIN}"
-            )
-    return manifest
-
-
-def _is_phase(phase: object) -> bool:
-    if not isinstance(phase, Mapping):
-        return False
-    return isinstance(phase.get("name"), str) and isinstance(phase.get("seconds"), (int, float))
+    return stored

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 import shutil
 import tempfile
@@ -21,7 +20,15 @@ from typing import Any, Self
 
 import yaml
 
-from results.files import FileLock, atomic_write, check_parents, read_json, sync_folder
+from results.files import (
+    FileLock,
+    as_plain,
+    atomic_write,
+    check_parents,
+    read_json,
+    sync_folder,
+    to_json,
+)
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
 from search_space.errors import CorruptFileError, RunError
@@ -84,14 +91,14 @@ class RunDirectory:
         try:
             fresh.chmod(0o755)
             lock = FileLock(fresh / _LOCK, f"run {path.name!r}")
-            plain = _plain(config)
+            plain = as_plain(config)
             limits = ("target_latency", "target_throughput", "max", "min")
             asked = any(config.get(limit) for limit in limits)
             verb = "search" if asked else "train"
             text = header.format(path=path / CONFIG, name=path.name, verb=verb)
             text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
             atomic_write(fresh / CONFIG, text)
-            atomic_write(fresh / MANIFEST, _json({"phases": [], **manifest}))
+            atomic_write(fresh / MANIFEST, to_json({"phases": [], **manifest}))
             for folder in (SUPERNET, EXPORT):
                 (fresh / folder).mkdir()
             sync_folder(fresh)
@@ -123,7 +130,7 @@ class RunDirectory:
         lock = FileLock(path / _LOCK, f"run {path.name!r}")
         try:
             stored = _read_config(path / CONFIG)
-            changes = differences(stored, _plain(config), may_differ)
+            changes = differences(stored, as_plain(config), may_differ)
             if changes:
                 raise RunError(
                     f"run {path.name!r} was made with another configuration, so continuing it "
@@ -145,7 +152,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: object) -> Path:
         """Write plain data to the file ``name`` in the run, atomically."""
-        atomic_write(self.path / name, _json(value))
+        atomic_write(self.path / name, to_json(value))
         return self.path / name
 
     def read_json(self, name: str) -> Any:
@@ -220,7 +227,7 @@ def differences(
         if any(".".join(parents[: i + 1]) in may_differ for i in range(len(parents))):
             continue
         old, new = left.get(key, "(absent)"), right.get(key, "(absent)")
-        if old != new and not (old is new or repr(old) == repr(new) == "nan"):
+        if old != new:
             lines.append(f"{key}: {old} -> {new}")
     return lines
 
@@ -233,15 +240,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As it reads back from the file: string keys, lists for tuples."""
-    return dict(json.loads(json.dumps(config)))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -15,10 +15,8 @@ import numpy as np
 from results.pareto import non_dominated
 from search.feasibility import diverse_sample, extreme_rows, repair, unique_rows
 from search.problem import Problem, Values
-from search.samplers.ranking import constrained_ranks, crowding_distance
+from search.samplers.evolution import evolve
 from search_space.space import Genes
-
-CROSSOVER_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def scored_front(
         progress: called with generation, generations and the best objectives so far.
     """
     rng = np.random.default_rng(seed)
-    mutation_rate = max(0.05, 2 / problem.space.num_genes)
     rows = np.concatenate([diverse_sample(problem, rng, 4 * population), extreme_rows(problem)])
     rows, _ = repair(problem, rows, rng, wanted=population)
     if start is not None:
@@ -77,45 +74,20 @@ def scored_front(
         metrics = {**problem.cheap_metrics(genes), metric: score(genes)}
         return problem.objective_values(metrics), problem.violation(metrics)
 
-    objectives, violations = judge(rows)
-    fresh = np.arange(len(rows))
-    for generation in range(generations):
+    per_generation = -(-sample // generations)
+    run = evolve(problem, rows, judge, rng, size=population, generations=generations)
+    for number, generation in enumerate(run, 1):
+        fresh = np.arange(generation.known, len(generation.genes))
         seen += len(fresh)
-        scored = ~np.isnan(objectives[fresh]).any(axis=1)
-        feasible = fresh[(violations[fresh] <= 0) & scored]
-        archive = np.concatenate([archive, rows[feasible]])
-        archived = np.concatenate([archived, objectives[feasible]])
+        scored = ~np.isnan(generation.objectives[fresh]).any(axis=1)
+        feasible = fresh[(generation.violations[fresh] <= 0) & scored]
+        archive = np.concatenate([archive, generation.genes[feasible]])
+        archived = np.concatenate([archived, generation.objectives[feasible]])
         keep = non_dominated(archived)
         archive, archived = archive[keep], archived[keep]
-        per_generation = -(-sample // generations)
-        shown = np.concatenate([shown, rows[feasible[:per_generation]]])
+        shown = np.concatenate([shown, generation.genes[feasible[:per_generation]]])
         if progress is not None and len(archived):
-            progress(generation + 1, generations, archived.min(axis=0))
-        if generation + 1 == generations:
-            break
-        ranks = constrained_ranks(objectives, violations)
-        crowding = crowding_distance(objectives, ranks)
-        best = np.lexsort((-crowding, ranks))[:population]
-        rows, objectives, violations = rows[best], objectives[best], violations[best]
-        # survivors are sorted: the smaller of two positions wins a tournament
-        parents = rng.integers(len(rows), size=(2, 2, population)).min(axis=1)
-        crossed = rng.random(population) < CROSSOVER_SHARE
-        children = np.where(
-            crossed[:, None],
-            problem.space.crossover(rows[parents[0]], rows[parents[1]], rng),
-            rows[parents[0]],
-        )
-        mutated = ~crossed | (rng.random(population) < 0.5)
-        changed = problem.space.mutate(children, rng, mutation_rate)
-        children = np.where(mutated[:, None], changed, children)
-        known = len(rows)
-        together = unique_rows(np.concatenate([rows, children]))
-        children = together[known:]  # survivors are distinct and come first
-        child_objectives, child_violations = judge(children)
-        rows = np.concatenate([rows, children])
-        objectives = np.concatenate([objectives, child_objectives])
-        violations = np.concatenate([violations, child_violations])
-        fresh = np.arange(known, len(rows))
+            progress(number, generations, archived.min(axis=0))
     order = np.argsort(archived[:, -1], kind="stable")
     unique = unique_rows(archive[order])
     objectives, _ = judge(unique)

@@ -176,8 +176,10 @@ def _check_alone(problem: Problem, constraint: Constraint) -> None:
         if name.partition("@")[0] == LATENCY:
             word = "fastest" if sign > 0 else "slowest"
         architecture = problem.space.decode(row[None])[0]
+        room = 1 - constraint.margin  # what is typed is lowered to what must be met
         raise InfeasibleError(
-            f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound)} cannot be met in "
+            f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound / room)} cannot be met in "
             f"space {problem.space.name!r}: its {word} architecture {architecture} has "
-            f"{typed(name, value)}. {constraint.advice(value, sign > 0)}, or take another space."
+            f"{typed(name, value)}{constraint.note}. Either {constraint.advice(value, sign > 0)}, "
+            "or take another space."
         )

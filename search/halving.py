@@ -17,10 +17,8 @@ import numpy as np
 from search.executors import Outcome
 from search.history import Candidate
 from search.problem import Problem
-from search.samplers.ranking import constrained_ranks, crowding_distance
-
-IMAGES = "validation_images"
-"""Metric that says how many images the others are means over."""
+from search.samplers.ranking import best_first
+from search_space.metrics import IMAGES, metric_named
 
 
 @dataclass(eq=False)
@@ -54,8 +52,7 @@ def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
     names = set().union(*rows)
     columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
     objectives = problem.objective_values(columns)
-    ranks = constrained_ranks(objectives, problem.violation(columns))
-    order = np.lexsort((-crowding_distance(objectives, ranks), ranks))
+    order = best_first(objectives, problem.violation(columns))
     kept = sorted(order[: -(-len(trials) // 2)])
     return [trials[i] for i in kept]
 
@@ -64,13 +61,21 @@ def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
     """What a trial that was stopped would have come to on all images; IMAGES stays what it saw.
 
     Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
-    the same images to all of them: parts differ in how hard their images are, for all alike.
+    the same images to all of them: parts differ in how hard their images are, for all alike. No
+    figure leaves what the images that were not seen could make of it: a mean of values between a
+    metric's floor and ceiling, over all images, of which those that were seen are known.
     """
     outcome, parts = trial.outcome(), len(trial.outcomes)
+    if not finished:
+        return outcome
     metrics = dict(outcome.metrics)
+    seen = metrics[IMAGES] / finished[0].outcome().metrics[IMAGES]
     for name in metrics.keys() - {IMAGES}:
-        moves = [_move(other, name, parts) for other in finished]
-        metrics[name] += float(np.mean(moves)) if moves else 0.0
+        metric, known = metric_named(name), metrics[name]
+        low = -np.inf if metric.floor is None else seen * known + (1 - seen) * metric.floor
+        high = np.inf if metric.ceiling is None else seen * known + (1 - seen) * metric.ceiling
+        moved = known + np.mean([_move(other, name, parts) for other in finished])
+        metrics[name] = float(np.clip(moved, low, high))
     return Outcome(outcome.ticket, metrics, outcome.seconds)
 
 

@@ -68,8 +68,10 @@ def open_regular(path: Path, limit: int = MAX_BYTES) -> int:
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """Content of a regular file of at most ``limit`` bytes; raises as ``open_regular`` does."""
     with os.fdopen(open_regular(path, limit), "rb") as file:
+        # a file may grow, and some of /proc state no size
+        limit = min(limit, max(os.fstat(file.fileno()).st_size, MAX_BYTES))
         try:
-            content = file.read(limit + 1)  # a file may grow, and some of /proc state no size
+            content = file.read(limit + 1)
         except OSError as error:
             raise CorruptFileError(f"{path} cannot be read: {error}.") from None
     if len(content) > limit:

@@ -11,11 +11,14 @@ from synthetic_search import bounded_problem, cost_table, every_row, small_space
 
 from results.pareto import hypervolume
 from search.samplers.acquisition import (
+    MOST_BOXES,
     boxes,
     expected_hypervolume_improvement,
     expected_improvement,
 )
-from search.samplers.pool import breed, priced, priced_optima
+from search.samplers.evolution import evolve
+from search.samplers.priced import priced, priced_optima
+from search.samplers.ranking import best_first
 
 SPACE = small_space()
 coordinates = st.integers(0, 6).map(float)
@@ -61,7 +64,19 @@ def test_expected_improvement_is_an_integral():
 
 def test_boxes_of_two_objectives_are_strips():
     free = boxes(np.array([[0.0, 2.0], [1.0, 1.0], [1.5, 1.5]]), np.array([3.0, 3.0]))
-    assert len(free.lower) == 3  # the last point is dominated
+    assert len(free.upper) == 3  # the last point is dominated
+
+
+@pytest.mark.parametrize("objectives", [3, 4, 5])
+def test_boxes_stay_few_however_many_points_and_objectives(objectives):
+    points = np.random.default_rng(0).dirichlet(np.ones(objectives), 400)  # all non-dominated
+    free = boxes(points, np.full(objectives, 2.0))
+    assert len(free.upper) <= (2 * 400 + 1 if objectives == 3 else MOST_BOXES)
+    # a point far better than all gains everything, known or not
+    ideal = np.zeros((1, objectives))
+    expected = 2.0**objectives - hypervolume(points, [2.0] * objectives)
+    gain = float(expected_hypervolume_improvement(ideal, ideal, free)[0])
+    assert gain == pytest.approx(expected) if objectives == 3 else gain >= expected
 
 
 def test_optima_at_a_price_are_those_of_counting():
@@ -95,7 +110,13 @@ def test_breeding_finds_the_promised_front():
         return np.stack([-gain.predict(genes), cost.predict(genes)], axis=1), np.zeros(len(genes))
 
     rng = np.random.default_rng(0)
-    bred = breed(problem, SPACE.sample(rng, 60), promise, rng, size=60, generations=12)
+
+    def accept(genes):
+        return genes[problem.cheap_violation(genes) == 0]
+
+    start = SPACE.sample(rng, 60)
+    *_, last = evolve(problem, start, promise, rng, size=60, generations=13, accept=accept)
+    bred = last.genes[best_first(last.objectives, last.violations)]
     assert (problem.cheap_violation(bred) == 0).all()
     assert len(np.unique(bred, axis=0)) == len(bred)
     points, every = promise(bred)[0], promise(rows)[0]

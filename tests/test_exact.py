@@ -313,11 +313,11 @@ def test_what_cannot_be_met_together_names_the_nearest_and_what_would_do(
         check_feasible(problem)
     # what the message says to type is met when it is typed
     text = str(error.value)
-    limit = text.partition("Raise the limit on latency_ms to ")[2].partition("ms or more")[0]
-    lower = text.partition("Lower the minimum of macs to ")[2].partition("M or less")[0]
+    limit = text.partition("raise the limit of latency_ms to ")[2].partition("ms or more")[0]
+    lower = text.partition("lower the minimum of macs to ")[2].partition("M or less")[0]
     loosened = []
     if limit:
-        assert "a margin of 20% is taken off" in text
+        assert "the margin of 20% is left free" in text
         loosened.append(Constraint("latency_ms", maximum=float(limit) * 0.8))
     if lower:
         loosened.append(Constraint("macs", minimum=float(lower) * 1e6))

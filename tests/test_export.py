@@ -15,7 +15,7 @@ import torch
 
 from results.export.write import FILES, ModelCard, Preprocessing, export_network, read_export
 from search_space import Architecture, Block, Mixer, Stage, load_space
-from search_space.errors import CorruptFileError, ExportError
+from search_space.errors import CorruptFileError, ExportError, UsageError
 from supernet import Supernet, build
 
 CARD = ModelCard(title="test", class_names=[f"class {i}" for i in range(5)])
@@ -89,7 +89,7 @@ def test_a_format_that_computes_something_else_fails_the_export(tmp_path: Path) 
     network = build(one_of_each_mixer(), 5)
     previous = tmp_path / "out"
     previous.mkdir()
-    (previous / "kept.txt").write_text("an earlier export")
+    (previous / "verified.json").write_text("of an earlier export")
     with pytest.raises(ExportError, match=r"differ from the network's by .*, more than"):
         export_network(
             network,
@@ -99,7 +99,7 @@ def test_a_format_that_computes_something_else_fails_the_export(tmp_path: Path) 
             reference=lambda images: network(images) + 0.01,
             formats=["timm"],
         )
-    assert (previous / "kept.txt").exists()
+    assert (previous / "verified.json").exists()
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
@@ -146,3 +146,23 @@ def test_model_card_says_how_to_load_and_what_goes_in(tmp_path: Path) -> None:
         "timm.create_model",
     ):
         assert expected in text
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="exists and is no export"):
+        export_network(
+            build(one_of_each_mixer(), 5),
+            tmp_path,
+            preprocessing=Preprocessing(resolution=24),
+            card=CARD,
+        )
+    assert (tmp_path / "notes.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../model.onnx", "pipe"])
+def test_a_manifest_that_names_no_file_of_the_export_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "verified.json").write_text(json.dumps({"exports": [], "sha256": {name: "0" * 64}}))
+    with pytest.raises(CorruptFileError, match=r"no name of a folder|is a pipe"):
+        read_export(tmp_path)

@@ -19,7 +19,7 @@ import torch
 from tiny_job import FAILED, USAGE, Job, evaluated, nas, write_space
 from tiny_training import config
 
-from nas.config import resolve
+from nas.resolving import resolve
 from results.store import RunDirectory
 from search_space import load_space
 from search_space.errors import DataError, RunError

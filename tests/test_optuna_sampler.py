@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import optuna
 import pytest
@@ -9,7 +13,7 @@ from optuna.trial import TrialState
 from synthetic_search import OBJECTIVES, Accuracy, bounded_problem, every_row, small_space
 
 from search import Constraint, Problem
-from search.samplers import make_sampler
+from search.samplers import make_sampler, optuna_sampler
 from search.samplers.optuna_parameters import block_names, parameters_of, row_of
 from search.samplers.optuna_sampler import OptunaSampler, optuna_names
 from search_space import load_space
@@ -119,6 +123,44 @@ def test_a_stored_study_is_continued_without_counting_twice(kind, tmp_path):
     fresh = turns(again, problem, 1, n=2)
     assert len(np.unique(np.concatenate([replayed, fresh]), axis=0)) == 7
     assert len(evaluated(study)) == 7
+
+
+def test_a_locked_database_is_waited_for_then_ends_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna_sampler, "ATTEMPT_SECONDS", 0.05)
+    monkeypatch.setattr(optuna_sampler, "RETRY_SECONDS", 0.01)
+    url, said = f"sqlite:///{tmp_path / 'study.db'}", []
+    holder = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+
+    def say(text):
+        said.append(text)
+        if len(said) == 2:
+            holder.execute("COMMIT")
+
+    problem = bounded_problem(SPACE)
+    sampler = OptunaSampler(problem, sampler="random", storage=url, say=say)
+    turns(sampler, problem, 1, n=2)
+    holder.execute("BEGIN EXCLUSIVE")
+    turns(sampler, problem, 1, n=2)
+    assert len(said) == 2
+    assert "is locked by another program" in said[0]
+    assert len(evaluated(sampler.study)) == 4  # nothing was lost or counted twice
+    holder.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(optuna_sampler, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(RunError, match=r"has been locked by another program for .*--resume"):
+        sampler.ask(2)
+
+
+def test_searches_that_create_one_database_at_once_all_succeed(tmp_path):
+    url, barrier, problem = f"sqlite:///{tmp_path / 'one.db'}", Barrier(6), bounded_problem(SPACE)
+
+    def search(number):
+        barrier.wait()
+        sampler = OptunaSampler(problem, sampler="random", storage=url, study=f"s{number}")
+        return len(turns(sampler, problem, 1, n=1))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(search, range(6))) == [1] * 6
+    assert len(optuna.get_all_study_names(url)) == 6
 
 
 def test_a_study_of_something_else_is_refused(tmp_path):

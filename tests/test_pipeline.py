@@ -17,7 +17,7 @@ import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, nas, tree
 
 from nas.cli.console import Console
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.exporting import export_from_run
 from results.export.write import read_export
 from results.files import read_json
@@ -218,7 +218,7 @@ def test_export_of_any_evaluated_network(finished: Job, tmp_path: Path) -> None:
     for folder in (mine, mine / "thesis.txt"):
         refused = nas("export", finished.run, other, "--output", folder)
         assert refused.code == 2
-        assert f"--output {folder} exists and is no export" in refused.err
+        assert f"{folder} exists and is no export" in refused.err
         assert tree(mine) == {"thesis.txt": b"years of work"}
     with pytest.raises(UsageError, match=f"'' begins {EVALUATIONS} digests: "):
         export_from_run(finished.run, "", None, Console())

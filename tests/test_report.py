@@ -155,7 +155,7 @@ def test_result_json_rebuilds_the_same_report(data: ReportData, page: str, tmp_p
 
 
 def test_wrong_report_data_is_named() -> None:
-    with pytest.raises(CorruptFileError, match=r"run: Field required.*--resume"):
+    with pytest.raises(CorruptFileError, match=r"run=.*Field required"):
         ReportData.from_dict({"front": []})
     with pytest.raises(CorruptFileError, match=r"training\.0\.epoch"):
         ReportData.from_dict({"run": "x", "training": [{"epoch": "soon"}]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import yaml
 from tiny_job import FAILED, nas, search, tree
 
 from nas.cli.console import Console
-from nas.config import resolve
-from nas.workflows.finetune_config import FinishedSearch
+from nas.resolving import resolve
+from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.starting import new_manifest, open_run
 from results.journal import Evaluation
 from results.manifest import read_manifest
@@ -45,14 +46,14 @@ def finished_run(data: str | None = "digits") -> Path:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        *((text, "instead of a mapping") for text in OTHER_THINGS),
-        pytest.param("[" * 200_000, "cannot be read", id="nested"),
+        *((text, "should be a valid dictionary") for text in OTHER_THINGS),
+        pytest.param("[" * 200_000, "nested too deeply", id="nested"),
         ("{}", "lacks 'phases'"),
-        ('{"phases": 5}', "'phases' is 5 instead of a list"),
-        ('{"phases": [5]}', "5 is no phase"),
-        ('{"phases": [{"name": "search"}]}', "is no phase, which has a name and seconds"),
-        ('{"phases": [], "status": 1}', "'status' is 1 instead of text"),
-        ('{"phases": [], "versions": []}', "'versions' is [] instead of a mapping"),
+        ('{"phases": 5}', "phases=5: Input should be a valid list"),
+        ('{"phases": [5]}', "phases.0=5: Input should be a valid dictionary"),
+        ('{"phases": [{"name": "search"}]}', "phases.0.seconds={'name': 'search'}: Field required"),
+        ('{"phases": [], "status": 1}', "status=1: Input should be a valid string"),
+        ('{"phases": [], "versions": []}', "versions=[]: Input should be a valid dictionary"),
     ],
 )
 def test_a_manifest_that_is_none(job: Path, content: str, problem: str) -> None:
@@ -89,6 +90,39 @@ def test_a_result_that_is_none(job: Path, content: str) -> None:
         assert said.code == FAILED
         assert f"{run / 'result.json'}" in said.err
         assert "continue the run with --resume" in said.err
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("result.json", ["finetune", "--trials", "1"]),
+        ("result.json", ["export"]),
+        ("result.json", ["report"]),
+        ("evaluations.jsonl", ["export"]),
+        ("evaluations.jsonl", ["finetune", "--networks", "x"]),
+    ],
+)
+def test_a_run_from_a_stranger_names_no_path(job: Path, file: str, command: list[str]) -> None:
+    run = finished_run()
+    victim = job / "victim" / "notes.txt"
+    victim.parent.mkdir()
+    victim.write_text("notes")
+    digest, name = load_space("pebble.yaml").smallest.digest, "x/../../../../victim"
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    made = b""
+    for line in lines:
+        del line["checksum"]
+        text = json.dumps(line, separators=(",", ":")).replace(digest, name).encode()[:-1]
+        made += text + b',"checksum":"' + hashlib.sha256(text).hexdigest()[:12].encode() + b'"}\n'
+    if file == "result.json":
+        text = (run / file).read_text()
+        (run / file).write_text(text.replace(digest, name))
+    (run / "evaluations.jsonl").write_bytes(made)
+    said = nas(command[0], run, *command[1:])
+    assert said.code == FAILED
+    assert f"digest='{name}'" in said.err
+    assert victim.read_text() == "notes"
+    assert [path.name for path in victim.parent.iterdir()] == ["notes.txt"]
 
 
 def test_a_result_without_a_choice(job: Path) -> None:
@@ -143,5 +177,5 @@ def test_measurements_that_are_none(job: Path) -> None:
     from nas.workflows.measuring import read_measured
 
     Path("measured.json").write_text(json.dumps([1]))
-    with pytest.raises(CorruptFileError, match=r"measured.json holds \[1\] instead of a mapping"):
+    with pytest.raises(CorruptFileError, match=r"measured.json: .*valid dictionary.*--resume"):
         read_measured(Path("measured.json"))

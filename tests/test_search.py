@@ -116,7 +116,7 @@ def test_latency_below_the_fastest_names_it_and_a_limit_that_works():
     message = str(caught.value)
     assert fastest.digest in message
     assert "fastest" in message
-    suggested = re.search(r"Raise the limit on latency_ms to (\S+) or more", message)
+    suggested = re.search(r"raise the limit of latency_ms to (\S+) or more", message)
     assert suggested
     limit = parse_latency(suggested[1])
     assert value <= limit <= value * 1.002
@@ -126,7 +126,7 @@ def test_latency_below_the_fastest_names_it_and_a_limit_that_works():
 def test_minimum_above_the_largest_names_it():
     table = cost_table(SPACE, "macs")
     largest = SPACE.decode(table.argmax()[None])[0]
-    with pytest.raises(InfeasibleError, match=f"largest architecture {largest.digest}.*Lower the"):
+    with pytest.raises(InfeasibleError, match=f"largest architecture {largest.digest}.*lower the"):
         check_feasible(problem(Constraint("macs", minimum=1.1 * table.predict(ROWS).max())))
 
 

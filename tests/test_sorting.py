@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -12,16 +15,20 @@ from torch import Tensor
 from search_space import (
     Architecture,
     Block,
-    Macro,
     Mixer,
+    ModuleSpec,
     SearchSpace,
     Stage,
     StageSpace,
     load_space,
+    mixer_names,
 )
+from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from supernet import Supernet
-from supernet.network.channel_order import ChannelLayout, axes_that_move, sort_channels
-from supernet.network.mixers import registered_mixers
+from supernet.network.axes import StaticModule, names, permute, shape
+from supernet.network.channel_order import ChannelLayout, sort_channels
+from supernet.network.mixers import Pooling, registered_mixers
+from supernet.network.modules import Downsample, Head, Stem, build_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,19 +198,79 @@ def test_the_residual_stream_is_one_axis_from_stem_to_downsampling() -> None:
     assert (layout.importance(group)[:8].min() >= layout.importance(group)[8:].max()).all()
 
 
-def test_which_axes_of_a_block_move() -> None:
-    def moving(name: str, **params: int) -> set[frozenset[str]]:
-        return set(axes_that_move(STYLES["swin"], Mixer.of(name, **params)))
+def sets_that_move(module: StaticModule) -> set[frozenset[str]]:
+    """Smallest sets of axes that can be turned without a change of the function, by trying."""
+    axes, sizes = module.axes(), module.sizes()
+    by_extent: dict[int, list[str]] = defaultdict(list)
+    for name in sorted(set().union(*(names(axis) for row in axes.values() for axis in row))):
+        if sizes[name] > 1 and not name.startswith(("kernel", "table")):  # positions
+            by_extent[sizes[name]].append(name)
+    result: set[frozenset[str]] = set()
+    for candidates in by_extent.values():
+        for size in range(1, len(candidates) + 1):
+            for together in itertools.combinations(candidates, size):
+                new = not any(known & set(together) for known in result)
+                if new and keeps_function(module, together):
+                    result.add(frozenset(together))
+    return result
 
-    dim, hidden = frozenset({"dim"}), frozenset({"hidden"})
-    assert moving("pooling") == moving("depthwise_conv") == {dim, hidden}
-    assert moving("focal_modulation", levels=3) == {dim, hidden}
-    heads, inside = frozenset({"heads"}), frozenset({"head_dim"})
-    assert moving("window_attention") == {dim, hidden, heads, inside}
-    # the last part of the recursion and what enters it are multiplied, so they move together
-    stream, entry = frozenset({"dim", "part0"}), frozenset({"first", "part3"})
-    free = {frozenset({"part1"}), frozenset({"part2"})}
-    assert moving("gnconv", order=4) == {stream, hidden, entry, *free}
+
+@torch.no_grad()
+def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
+    """Whether a module with random weights computes the same with these axes turned by one."""
+    axes, sizes = module.axes(), module.sizes()
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    before = {}
+    for key, row in axes.items():
+        size = shape(row, sizes)
+        before[key] = random(*size) / max(1, math.prod(size[1:])) ** 0.5
+    after = before
+    for name in together:
+        after = permute(after, axes, sizes, name, [*range(1, sizes[name]), 0])
+
+    def turned(x: Tensor, name: str, dim: int = -1) -> Tensor:
+        return x.roll(-1 if name in together else 0, dim)
+
+    stem, head = isinstance(module, Stem), isinstance(module, Head)
+    x = random(2, 3, 8, 8) if stem else random(2, 5, 5, sizes["dim"])
+    out = "out_dim" if isinstance(module, Downsample) else "dim"
+    expected = torch.func.functional_call(module, before, (x,))
+    actual = torch.func.functional_call(module, after, (x if stem else turned(x, "dim"),))
+    if not head:
+        expected = turned(expected, out)
+    return bool((actual - expected).abs().max() <= 1e-9 * expected.abs().max())
+
+
+MACRO_SPECS = [
+    spec
+    for macro in STYLES.values()
+    for spec in (stem_spec(macro, 6), downsample_spec(macro, 6, 10), head_spec(macro, 6, 5))
+]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            block_spec(macro, 4 * mixer.width_multiple, Block(mixer, 0.75), position)
+            for macro in (STYLES["swin"], STYLES["convnext"])
+            for mixer in (*MIXERS, *(Mixer.of(name) for name in mixer_names()))
+            for position in (0, 1)
+        ),
+        *MACRO_SPECS,
+    ],
+    ids=str,
+)
+def test_modules_declare_the_axes_that_move(spec: ModuleSpec) -> None:
+    """The declaration is what trying all sets finds; axes of one entry cannot tell."""
+    module = build_module(spec).double().eval()
+    sizes = module.sizes()
+    declared = {frozenset(n for n in together if sizes[n] > 1) for together in module.permutable()}
+    assert declared - {frozenset()} == sets_that_move(module)
 
 
 def test_orders_that_share_parts_move_them_in_pieces() -> None:
@@ -230,11 +297,7 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
     fewer = [replace(stage, blocks=stage.blocks[2:]) for stage in others]
     space = replace(space, stages=(fewer[0], stuck, *fewer[1:]))
 
-    def moving(macro: Macro, mixer: Mixer) -> tuple[frozenset[str], ...]:
-        found = axes_that_move(macro, mixer)
-        return found if mixer == MIXERS[1] else tuple(s for s in found if "dim" not in s)
-
-    monkeypatch.setattr("supernet.network.channel_order.axes_that_move", moving)
+    monkeypatch.setattr(Pooling, "permutable", lambda self: ())
     supernet = randomised(space)
     bias = "stages.1.downsample.conv.bias", "stages.2.downsample.conv.bias"
     before = {name: supernet.get_parameter(name).clone() for name in bias}

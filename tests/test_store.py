@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -52,7 +53,7 @@ def bits(value: float) -> bytes:
     seconds=st.floats(allow_nan=False),
 )
 def test_a_line_reads_back_bit_for_bit(metrics: dict, text: str, seconds: float) -> None:
-    record = Evaluation("d1", {"note": text}, metrics, 3, "failed", text, seconds)
+    record = Evaluation("0123456789ab", {"note": text}, metrics, 3, "failed", text, seconds)
     line = record.to_line()
     assert line.count(b"\n") == 1
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
@@ -144,6 +145,46 @@ def test_a_torn_first_line_is_cut_off(tmp_path: Path) -> None:
         with Journal(path) as journal:
             assert len(journal.warnings) == 1
         assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"digest": "x/../../../victim"}, "digest='x/../../../victim'"),
+        ({"digest": "0123456789AB"}, "digest='0123456789AB'"),
+        ({"status": "done"}, "status='done'"),
+        ({"metrics": {"accuracy": "much"}}, "metrics.accuracy='much'"),
+        ({"metrics": {"digest": 1.0}}, "reserved names"),
+        ({"architecture": 5}, "architecture=5"),
+    ],
+)
+def test_a_whole_line_that_is_no_evaluation_is_refused_and_left_alone(
+    tmp_path: Path, changes: dict, problem: str
+) -> None:
+    path = tmp_path / "j"
+    line = json.loads(evaluation(1).to_line())
+    del line["checksum"]
+    text = json.dumps({**line, **changes}, separators=(",", ":")).encode()[:-1]
+    made = text + b',"checksum":"' + hashlib.sha256(text).hexdigest()[:12].encode() + b'"}\n'
+    path.write_bytes(evaluation(0).to_line() + made)
+    for read in (Journal, read_journal):
+        with pytest.raises(CorruptFileError, match="line 2: it is not an evaluation") as info:
+            read(path)
+        assert problem in str(info.value)
+    assert path.read_bytes() == evaluation(0).to_line() + made
+
+
+def test_a_pipe_and_a_device_are_no_journal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CorruptFileError, match="not a regular file"):
+            read_journal(path)
+
+
+def test_unknown_numbers_are_null_in_what_is_stored(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run", {}, {}) as run:
+        path = run.write_json("x.json", {"tau": float("nan"), "all": (1.0, float("-inf"))})
+        assert json.loads(path.read_text()) == {"tau": None, "all": [1.0, None]}
 
 
 def test_a_folder_is_no_journal(tmp_path: Path) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.cli.console import Console
-from nas.config import RunConfig
-from nas.workflows.finishing import export_untrained, preprocessing
+from nas.config import TrainedConfig, TrainingFreeConfig
+from nas.resolving import stored_config
+from nas.workflows.finishing import card_figures, export_untrained, preprocessing
 from nas.workflows.network_training import NETWORK
-from nas.workflows.stored_run import stored_config
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
-from results.export.write import VERIFIED, ModelCard, export_network
+from results.export.write import ModelCard, check_replaceable, export_network
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError, UsageError
-from search_space.units import format_count, format_latency
 from supernet import Supernet
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
@@ -34,7 +33,7 @@ def export_from_run(
     reproduce the subnet.
     """
     if output is not None:
-        _check_replaceable(output)
+        check_replaceable(output)
     config = stored_config(run)
     if (run / NETWORK).exists():
         raise RunError(
@@ -45,8 +44,9 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
-    if config.data is None:
+    if isinstance(config, TrainingFreeConfig):
         return _export_untrained(run, config, evaluation, output, console)
+    assert isinstance(config, TrainedConfig)
     space = config.search_space()
     data = open_data(
         config.data,
@@ -86,14 +86,10 @@ def export_from_run(
             directory,
             preprocessing=preprocessing(data, architecture),
             card=ModelCard(
-                title=f"{config.data} network {architecture.digest}",
-                metrics={
-                    "parameters": format_count(evaluation.metrics["num_params"]),
-                    "MACs": format_count(evaluation.metrics["macs"]),
-                    "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
-                },
+                title=f"{config.data_name} network {architecture.digest}",
+                metrics=card_figures(evaluation.metrics),
                 class_names=data.class_names,
-                trained_on=f"{config.data}, {len(data.train)} images",
+                trained_on=f"{config.data_name}, {len(data.train)} images",
                 notes=notes,
             ),
             reference=None if digest is None else lambda x: supernet(x, architecture),
@@ -101,7 +97,11 @@ def export_from_run(
 
 
 def _export_untrained(
-    run: Path, config: RunConfig, evaluation: Evaluation, output: Path | None, console: Console
+    run: Path,
+    config: TrainingFreeConfig,
+    evaluation: Evaluation,
+    output: Path | None,
+    console: Console,
 ) -> list[Export]:
     """Export a network of a search without images, with random weights."""
     architecture = Architecture.from_dict(evaluation.architecture)
@@ -110,16 +110,6 @@ def _export_untrained(
     directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
         return export_untrained(evaluation, directory, config.num_classes, config.seed)
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists() or (folder / VERIFIED).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UsageError(
-            f"--output {folder} exists and is no export, and an export replaces its folder; give "
-            "a new folder."
-        )
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -17,7 +17,7 @@ from results.export.write import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
 from results.report.data import Chosen, Export
 from search_space import Architecture
-from search_space.units import format_count, format_latency
+from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
 from supernet import Backbone, Supernet, build
 from supernet.data.dataset import ImageData, eval_batches
 from supernet.training.evaluation import Quality, evaluate
@@ -28,7 +28,7 @@ def best_finetuned(
     supernet: Supernet,
     finalists: Sequence[Evaluation],
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     folder: Path,
     device: str,
     progress: Callable[[int, int, Mapping[str, Any]], None],
@@ -98,33 +98,43 @@ def qualities(network: torch.nn.Module, data: ImageData, amp: str) -> dict[str, 
     return {name: evaluate(network, eval_batches(split), amp=amp) for name, split in splits.items()}
 
 
+def card_figures(metrics: Mapping[str, float | None], latency: str | None = None) -> dict[str, str]:
+    """What a network costs, for its card; ``latency`` says more than the prediction."""
+    texts = {
+        title_of(name): format_metric(name, value)
+        for name, value in metrics.items()
+        if metric_named(name).source == TABLE
+    }
+    if LATENCY in metrics:
+        texts[title_of(LATENCY)] = latency or f"{texts[title_of(LATENCY)]}, predicted"
+    return texts
+
+
 def export_chosen(
     network: Backbone,
     chosen: Chosen,
     folder: Path,
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     table: LatencyTable,
 ) -> Chosen:
     """Export the chosen network; raises ExportError where a format does not reproduce it."""
-    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {provenance(table)}"
+    latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
     if chosen.measured:
-        latency = f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured"
+        latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
     accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
     exports = export_network(
         network,
         folder,
         preprocessing=preprocessing(data, network.architecture),
         card=ModelCard(
-            title=f"{config.data} network {chosen.digest}",
+            title=f"{config.data_name} network {chosen.digest}",
             metrics={
-                "parameters": format_count(chosen.predicted["num_params"] or 0),
-                "MACs": format_count(chosen.predicted["macs"] or 0),
                 "test accuracy": accuracy,
-                "latency": f"{latency}; {table.conditions}",
+                **card_figures(chosen.predicted, f"{latency}; {table.conditions}"),
             },
             class_names=data.class_names,
-            trained_on=f"{config.data}, {len(data.train)} images",
+            trained_on=f"{config.data_name}, {len(data.train)} images",
         ),
     )
     return replace(chosen, exports=tuple(exports))
@@ -150,7 +160,6 @@ def export_untrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(architecture, num_classes)
-    metrics = evaluation.metrics
     return export_network(
         network,
         folder,
@@ -158,10 +167,8 @@ def export_untrained(
         card=ModelCard(
             title=f"Untrained network {architecture.digest}",
             metrics={
-                "parameters": format_count(metrics["num_params"]),
-                "MACs": format_count(metrics["macs"]),
-                "latency": latency or f"{format_latency(metrics['latency_ms'])}, predicted",
-                "score (not an accuracy)": f"{metrics['score']:.4g}",
+                "score (not an accuracy)": format_metric(SCORE, evaluation.metrics[SCORE]),
+                **card_figures(evaluation.metrics, latency),
             },
         ),
     )

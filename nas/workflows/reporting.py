@@ -30,9 +30,9 @@ from results.report.views import latency_errors
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
 from search_space import Architecture, SearchSpace
 from search_space.errors import RunError
+from search_space.metrics import ACCURACY, LATENCY
 
 METRICS = "metrics.jsonl"
-CHEAP = ("latency_ms", "num_params", "macs", "activations")
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ def assemble(
             for name, e in found.baselines.items()
         ),
         latency=latency_check(found.front, found.measured, table, space),
-        ranking=rank_rows(
-            [e.metrics for e in evaluated], CHEAP, against=quality.get("quality", "accuracy")
-        ),
+        ranking=rank_rows([e.metrics for e in evaluated], against=quality.get("quality", ACCURACY)),
         training=curves(directory.path),
         phases=phases(manifest),
         config=config.to_dict(),
@@ -137,8 +135,8 @@ def latency_check(
     """Predicted against measured on the front, beside the machine predicting itself."""
     pairs = tuple(
         LatencyPair(
-            predicted_ms=e.metrics["latency_ms"],
-            measured_ms=measured[digest].metrics["latency_ms"],
+            predicted_ms=e.metrics[LATENCY],
+            measured_ms=measured[digest].metrics[LATENCY],
             digest=digest,
         )
         for digest, e in front.items()

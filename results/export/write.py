@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +23,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from results.files import sync_folder
+from results.files import sync_folder, to_json
 from results.report.data import Export
-from search_space.errors import CorruptFileError, ExportError
+from search_space.boundary import open_regular, read_model
+from search_space.errors import CorruptFileError, ExportError, UsageError
+from search_space.names import PlainName
 from supernet.network.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
@@ -34,7 +37,17 @@ VERIFIED = "verified.json"
 FORMATS = ("timm", "onnx", "torch_export")
 FILES = {"timm": "model.safetensors", "onnx": "model.onnx", "torch_export": "model.pt2"}
 
+MAX_WEIGHTS = 2**36  # bytes of an exported file
+AGAIN = "Export again with `nas export`."
+
 Reference = Callable[[Tensor], Tensor]
+
+
+class Verified(TypedDict):
+    """What ``verified.json`` holds: the formats, and the checksum of every file by its name."""
+
+    exports: tuple[Export, ...]
+    sha256: dict[PlainName, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +84,17 @@ def export_network(
 
     Args:
         network: the network, on any device; it is exported in eval mode.
-        directory: created, or replaced once the new export is complete.
+        directory: created; an earlier export in it is replaced once the new one is complete.
         reference: images ``(batch, 3, side, side)`` → logits that the formats must reproduce;
             the supernet's subnet where weights are inherited, by default the network itself.
         formats: among ``FORMATS``.
 
-    Raises ExportError where a format's logits differ by more than the tolerance.
+    Raises:
+        ExportError: A format's logits differ by more than the tolerance.
+        UsageError: ``directory`` holds something else than an export.
     """
     training, device = network.training, next(network.parameters()).device
+    check_replaceable(directory)
     network = network.eval().cpu()
     staging = directory.parent / f".{directory.name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
@@ -109,35 +125,41 @@ def export_network(
     return exported
 
 
+def check_replaceable(directory: Path) -> None:
+    """Raises UsageError where ``directory`` has what an export would delete and did not write."""
+    if not directory.exists() or (directory / VERIFIED).is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise UsageError(
+            f"{directory} exists and is no export, and an export replaces its folder; give a new "
+            "folder with --output."
+        )
+
+
 def read_export(directory: Path) -> tuple[Export, ...]:
     """What a complete export holds.
 
     Raises CorruptFileError where it is not there, cut short or altered: every file is checked.
     """
     try:
-        stored = json.loads((directory / VERIFIED).read_text("utf-8"))
-        exported = tuple(Export(**item) for item in stored["exports"])
+        stored = read_model(directory / VERIFIED, Verified, fix=AGAIN)
         for name, digest in stored["sha256"].items():
             if _sha256(directory / name) != digest:
-                raise CorruptFileError(f"{directory / name} was altered or cut short.")
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{error} Export again with `nas export`.") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CorruptFileError(
-            f"{directory} holds no complete export ({error}). Export again with `nas export`."
-        ) from None
-    return exported
+                raise CorruptFileError(f"{directory / name} was altered or cut short. {AGAIN}")
+    except FileNotFoundError as error:
+        raise CorruptFileError(f"{directory} holds no complete export ({error}). {AGAIN}") from None
+    return stored["exports"]
 
 
 def _seal(folder: Path, exported: Sequence[Export]) -> None:
     """Write what was verified, with the checksum of every file."""
     digests = {item.name: _sha256(item) for item in sorted(folder.iterdir())}
     content = {"exports": [asdict(item) for item in exported], "sha256": digests}
-    (folder / VERIFIED).write_text(json.dumps(content, indent=2))
+    (folder / VERIFIED).write_text(to_json(content))
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, MAX_WEIGHTS), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -171,7 +193,7 @@ def _write_timm(
         "digest": network.architecture.digest,
         "pretrained_cfg": pretrained_cfg,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(to_json(config))
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / FILES["timm"], metadata={"format": "pt"})
     (folder / FILES["timm"]).chmod(0o644)  # safetensors writes files that only the owner reads

@@ -8,14 +8,14 @@ are 0..1, metrics carry the names used everywhere (``num_params``, ``macs``, ``l
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from results.files import WRITTEN_AGAIN, read_json
-from search_space.errors import CorruptFileError
+from results.files import as_plain, read_json
+from search_space.boundary import parse_model
+from search_space.names import Digest
 
 Metrics = Mapping[str, float | None]
 
@@ -24,7 +24,7 @@ Metrics = Mapping[str, float | None]
 class Point:
     """A judged architecture; ``metrics`` as the search saw them (predicted, validation)."""
 
-    digest: str
+    digest: Digest
     metrics: Metrics
     architecture: Mapping[str, Any] | None = None
 
@@ -37,7 +37,7 @@ class FrontMember:
     and ``latency_high_ms``.
     """
 
-    digest: str
+    digest: Digest
     architecture: Mapping[str, Any]
     predicted: Metrics
     measured: Metrics = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Chosen:
     macro F1, AUC, recall by class, confusion matrix. Classes are in the order of ``class_names``.
     """
 
-    digest: str
+    digest: Digest
     architecture: Mapping[str, Any]
     predicted: Metrics
     measured: Metrics = field(default_factory=dict)
@@ -226,7 +226,7 @@ class ReportData:
 
     def to_dict(self) -> dict[str, Any]:
         """Strictly JSON-able form; NaN and infinities, which JSON lacks, become None."""
-        return dict(_plain(dataclasses.asdict(self)))
+        return dict(as_plain(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -234,34 +234,10 @@ class ReportData:
 
         Raises CorruptFileError naming each field that is missing or of the wrong type.
         """
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            return TypeAdapter(cls).validate_python(data)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'report'}: {item['msg']}"
-                for item in error.errors()[:5]
-            )
-            raise CorruptFileError(
-                f"this is not the data of a report ({problems}). {WRITTEN_AGAIN}"
-            ) from None
+        return parse_model(data, cls, "the data of a report")
 
 
 def read_result(path: Path) -> ReportData:
     """The result of a run from its file; raises CorruptFileError that names it."""
-    data = read_json(path)
-    try:
-        return ReportData.from_dict(data)
-    except CorruptFileError as error:
-        raise error.located(path) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    data: ReportData = read_json(path, ReportData)
+    return data

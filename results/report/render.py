@@ -25,6 +25,8 @@ from results.report.data import (
     ReportData,
 )
 from results.report.page import render_page
+from results.report.views import cheap_metrics
+from search_space.metrics import ACCURACY
 
 __all__ = [
     "Baseline",
@@ -88,17 +90,19 @@ def render_report(data: ReportData) -> str:
 
 def rank_rows(
     metrics: Sequence[Mapping[str, float]],
-    names: Sequence[str],
+    names: Sequence[str] = (),
     *,
-    against: str = "accuracy",
+    against: str = ACCURACY,
     kind: str = "metric",
 ) -> tuple[RankRow, ...]:
     """Kendall's tau of each of ``names`` against ``against`` over evaluated architectures.
 
+    Without ``names`` it is of every cheap metric that they have.
     ``metrics`` holds one mapping an architecture; those that lack one of the two are left out
     of that row.
     """
     nan = float("nan")
+    names = names or cheap_metrics(metrics)
     rows = []
     for name in names:
         found = kendall_tau(

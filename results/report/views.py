@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,16 @@ from results.report.charts import (
 from results.report.data import LatencyCheck, Metrics, ReportData
 from results.report.quality import quality_of
 from search_space.architecture import Architecture, feature_sizes
-from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, title_of
+from search_space.metrics import (
+    ACCURACY,
+    IMAGES,
+    LATENCY,
+    MACS,
+    PARAMS,
+    TABLE,
+    metric_named,
+    title_of,
+)
 from search_space.metrics import metrics as registered
 from search_space.units import format_duration
 
@@ -36,7 +45,7 @@ MIXERS = {
     "pooling": ("Pooling", 3),
     "depthwise_conv": ("Depthwise conv", 4),
 }
-SAME_FOR_ALL = ("validation_images",)  # of whatever is shown: nothing to tell networks apart by
+SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart by
 # Plots within their pictures: left, top, right, bottom.
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)
 SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)
@@ -46,6 +55,16 @@ def value(metrics: Metrics, name: str) -> float | None:
     """A metric, or None where it is missing or not finite."""
     found = metrics.get(name)
     return found if found is not None and math.isfinite(found) else None
+
+
+def cheap_metrics(everything: Iterable[Metrics]) -> list[str]:
+    """Names of what was known beforehand of any of the networks, registered metrics first."""
+    known = {name for metrics in everything for name in metrics if value(metrics, name) is not None}
+    costs = [m.name for m in registered(TABLE)]
+    others = known.difference(costs)
+    names = [*costs, *sorted(n for n in others if metric_named(n).source == TABLE)]
+    names.sort(key=lambda name: name.partition("@")[0] != LATENCY)
+    return [name for name in names if name in known]
 
 
 def moment(created: str) -> str:

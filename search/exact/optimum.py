@@ -159,7 +159,7 @@ def nothing_meets(
         missed = " and ".join(name for name, _ in advice)
         return InfeasibleError(
             f"{message} The nearest is {space.decode(row[None])[0]}, with {missed}. "
-            f"{' and '.join(fix for _, fix in advice)}, or take another space."
+            f"Either {' and '.join(fix for _, fix in advice)}, or take another space."
         )
     return InfeasibleError(f"{message} Loosen one of them, or take another space.")
 
@@ -174,7 +174,7 @@ def loosened(
         value = float(tables[metric].predict(row[None])[0])
         if constraint.violation(np.array([value]))[0]:
             above = constraint.maximum is not None and value > constraint.maximum
-            has = f"{metric} of {format_metric(metric, value)}"
+            has = f"{metric} of {format_metric(metric, value)}{constraint.note}"
             result.append((has, constraint.advice(value, above)))
     return result
 

@@ -4,7 +4,7 @@
 """
 
 from search.samplers.base import Sampler
-from search.samplers.nsga2 import NSGA2
+from search.samplers.evolution import NSGA2
 from search.samplers.random_search import RandomSearch
 from search.samplers.registry import DEFAULT, SAMPLERS, make_sampler
 

@@ -10,68 +10,84 @@ is one with deviation 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr
 
 from results.pareto import non_dominated
 from search.problem import Values
+from search.samplers.ranking import crowding_distance
 
-Indices = npt.NDArray[np.int64]
+MOST_BOXES = 2048
 
 
 @dataclass(frozen=True)
 class Boxes:
     """Disjoint boxes that cover what a front does not dominate, below the reference point.
 
+    Each box hangs below a local upper bound of the front, and each coordinate of a bound is that
+    of one point (Lacour, Klamroth and Fonseca 2017). Two objectives have one box more than points,
+    three at most two boxes a point, four and five up to the square of the points.
+
+        free = Boxes.below(reference).without(point)
+
     Args:
-        levels: per objective, ascending, the first −∞ and the last the reference's.
-        lower, upper: indices into the levels, shape (boxes, objectives) both.
+        upper: the bounds, shape (boxes, objectives).
+        points: the points that define their coordinates, shape (boxes, objectives, objectives).
     """
 
-    levels: tuple[Values, ...]
-    lower: Indices
-    upper: Indices
+    upper: Values
+    points: Values
+
+    @classmethod
+    def below(cls, reference: Values) -> Boxes:
+        """One box, all that is better than ``reference``, shape (objectives,)."""
+        points = np.full((1, len(reference), len(reference)), -np.inf)
+        points[0][np.diag_indices(len(reference))] = reference
+        return cls(np.array(reference, dtype=np.float64)[None], points)
+
+    @property
+    def lower(self) -> Values:
+        """Lower corners, shape (boxes, objectives), −∞ where nothing bounds a box."""
+        lower = np.full_like(self.upper, -np.inf)
+        for k in range(1, self.upper.shape[1]):
+            lower[:, k] = self.points[:, :k, k].max(axis=1)
+        return np.minimum(lower, self.upper)
+
+    def without(self, point: Values) -> Boxes:
+        """What ``point``, shape (objectives,), leaves when it joins the front."""
+        cut = (point < self.upper).all(axis=1)
+        if not cut.any():
+            return self
+        bounds, points = self.upper[cut], self.points[cut]
+        uppers, defining = [self.upper[~cut]], [self.points[~cut]]
+        for k in range(len(point)):
+            others = np.delete(points[:, :, k], k, axis=1).max(axis=1, initial=-np.inf)
+            kept = point[k] >= others
+            upper, of = bounds[kept].copy(), points[kept].copy()
+            upper[:, k], of[:, k] = point[k], point
+            uppers.append(upper)
+            defining.append(of)
+        return Boxes(np.concatenate(uppers), np.concatenate(defining))
 
 
 def boxes(front: Values, reference: Values) -> Boxes:
     """Boxes of minimised points (n, objectives), which may dominate each other, and (objectives,).
 
-    Points without an improvement on the reference add nothing. There are up to
-    ``(n + 1)^(objectives − 1)`` boxes.
+    Points without an improvement on the reference add nothing. At most ``MOST_BOXES`` are made:
+    from four objectives on, a front of many points is represented by some of them, spread out,
+    and improvements on the others are overestimated.
     """
     front = front[(front < reference).all(axis=1)]
     front = np.unique(front[non_dominated(front)], axis=0)
-    levels = tuple(
-        np.concatenate([[-np.inf], np.unique(front[:, k]), [reference[k]]])
-        for k in range(len(reference))
-    )
-    ranks = np.stack(
-        [np.searchsorted(level, front[:, k]) for k, level in enumerate(levels)], axis=1
-    )
-    lower, upper = _decompose(ranks, [len(level) - 1 for level in levels])
-    return Boxes(levels, lower, upper)
-
-
-def _decompose(points: Indices, ends: list[int]) -> tuple[Indices, Indices]:
-    """Boxes in coordinates of levels: from 0, minus infinity, to ``ends``, the reference.
-
-    Slabs between neighbouring values of the last coordinate; in each the points before the slab
-    matter, in one dimension less.
-    """
-    if len(ends) == 1:
-        top = int(points[:, 0].min()) if len(points) else ends[0]
-        return np.array([[0]], dtype=np.int64), np.array([[top]], dtype=np.int64)
-    cuts = np.unique(np.concatenate([[0], points[:, -1], [ends[-1]]]))
-    lowers, uppers = [], []
-    for start, end in pairwise(cuts.tolist()):
-        before = points[points[:, -1] <= start][:, :-1]
-        lower, upper = _decompose(before, ends[:-1])
-        lowers.append(np.hstack([lower, np.full((len(lower), 1), start)]))
-        uppers.append(np.hstack([upper, np.full((len(upper), 1), end)]))
-    return np.concatenate(lowers), np.concatenate(uppers)
+    order = np.argsort(-crowding_distance(front, np.zeros(len(front), np.int64)), kind="stable")
+    free = Boxes.below(reference)
+    for point in front[order]:
+        more = free.without(point)
+        if len(more.upper) > MOST_BOXES:
+            break
+        free = more
+    return free
 
 
 def expected_improvement(mean: Values, deviation: Values, level: Values) -> Values:
@@ -91,9 +107,13 @@ def expected_hypervolume_improvement(mean: Values, deviation: Values, free: Boxe
         mean, deviation: of minimised objectives, shape (n, objectives).
         free: boxes that the front leaves.
     """
-    product = np.ones((len(mean), len(free.lower)))
-    for k, level in enumerate(free.levels):
-        gain = np.zeros((len(mean), len(level)))  # none over −∞
-        gain[:, 1:] = expected_improvement(mean[:, k, None], deviation[:, k, None], level[1:])
-        product *= gain[:, free.upper[:, k]] - gain[:, free.lower[:, k]]
+    product = np.ones((len(mean), len(free.upper)))
+    lower = free.lower
+    for k in range(mean.shape[1]):
+        levels, index = np.unique(np.stack([lower[:, k], free.upper[:, k]]), return_inverse=True)
+        gain = np.zeros((len(mean), len(levels)))  # none over −∞
+        some = np.isfinite(levels)
+        gain[:, some] = expected_improvement(mean[:, k, None], deviation[:, k, None], levels[some])
+        below, above = index.reshape(2, -1)
+        product *= gain[:, above] - gain[:, below]
     return np.asarray(product.sum(axis=1))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from results.pareto import non_dominated
 from search.problem import Problem, Values
-from search.samplers.base import pack_floats, unpack_floats
 from search_space.space import Genes
 
 Indices = npt.NDArray[np.int64]
@@ -95,19 +91,3 @@ class Archive:
         self._allocate(2 * n)
         for new, values in zip((self._genes, self._objectives, self._violations), old, strict=True):
             new[:n] = values
-
-    def state(self) -> dict[str, Any]:
-        """As JSON-able data."""
-        return {
-            "genes": self.genes.tolist(),
-            "objectives": pack_floats(self.objectives),
-            "violations": pack_floats(self.violations),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state`` gave."""
-        genes = np.array(state["genes"], dtype=np.int64).reshape(-1, self._num_genes)
-        self._position, self._front = {}, np.zeros(0, dtype=np.int64)
-        self._allocate(max(64, len(genes)))
-        objectives = unpack_floats(state["objectives"], self._num_objectives)
-        self.tell(genes, objectives, unpack_floats(state["violations"]))

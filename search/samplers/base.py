@@ -1,14 +1,14 @@
 """What a sampler is, and the screen that candidates pass before anyone pays for them.
 
 Samplers work on rows of genes: they know the problem's space operators and cheap metrics, and
-neither files, processes nor networks. Their whole state is plain data.
+neither files, processes nor networks. A search that is continued replays what it was told.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -21,8 +21,7 @@ ENUMERABLE = 50_000
 class Sampler(Protocol):
     """Proposes candidates and learns from their results.
 
-    The same seed and the same sequence of calls give the same candidates; so does a sampler
-    that took over another's ``state_dict``.
+    The same seed and the same sequence of calls give the same candidates.
     """
 
     def ask(self, n: int) -> Genes:
@@ -39,21 +38,13 @@ class Sampler(Protocol):
         """
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides later candidates, as JSON-able data."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the sampler that gave ``state`` stood."""
-        ...
-
 
 class Screen:
     """Lets through rows that meet the cheap constraints and were never let through before."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._seen: dict[bytes, None] = {}  # ordered, so that the state is deterministic
+        self._seen: set[bytes] = set()
 
     def fresh(self, genes: Genes, limit: int) -> Genes:
         """The first ``limit`` new feasible rows, marked as seen; shape (k, genes)."""
@@ -70,7 +61,7 @@ class Screen:
 
     def mark(self, genes: Genes) -> None:
         """Never let these rows through again."""
-        self._seen.update(dict.fromkeys(_keys(genes)))
+        self._seen.update(_keys(genes))
 
     def collect(self, propose: Callable[[int], Genes], n: int, rounds: int) -> Genes:
         """Up to ``n`` fresh rows from at most ``rounds`` calls of ``propose(round)``."""
@@ -91,12 +82,6 @@ class Screen:
             return np.zeros((0, space.num_genes), dtype=np.int64)
         return self.fresh(rng.permutation(enumerate_rows(space)), n)
 
-    def state(self) -> list[list[int]]:
-        return [np.frombuffer(key, dtype=np.int64).tolist() for key in self._seen]
-
-    def load(self, state: list[list[int]]) -> None:
-        self._seen = dict.fromkeys(np.array(row, dtype=np.int64).tobytes() for row in state)
-
 
 def enumerate_rows(space: SearchSpace) -> Genes:
     """Every row of a space, shape (space.size, genes)."""
@@ -116,19 +101,3 @@ def enumerate_rows(space: SearchSpace) -> Genes:
 
 def _keys(genes: Genes) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]
-
-
-def pack_floats(values: Values) -> list[Any]:
-    """Nested lists of an array; NaN and infinities, which JSON lacks, become text."""
-    flat = [v if np.isfinite(v) else str(v) for v in values.ravel().tolist()]
-    if values.ndim == 1:
-        return flat
-    width = values.shape[1]
-    return [flat[i * width : (i + 1) * width] for i in range(len(values))]
-
-
-def unpack_floats(values: list[Any], width: int | None = None) -> Values:
-    """Inverse of ``pack_floats``, shape (n,) or (n, width)."""
-    flat = values if width is None else [item for row in values for item in row]
-    result = np.array([float(item) for item in flat], dtype=np.float64)
-    return result if width is None else result.reshape(-1, width)

@@ -13,27 +13,35 @@ their order, so that a journal answers them, and what is told of them again chan
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from search.feasibility import repair
 from search.problem import ROUNDING, Problem, Values
-from search.samplers.base import Screen, pack_floats, unpack_floats
+from search.samplers.base import Screen
 from search.samplers.optuna_parameters import parameters_of, row_of, suggest_row
 from search.samplers.proposals import random_rows
 from search_space.errors import RunError, UnknownNameError, UsageError
 from search_space.space import Genes
 
 TRIES = 8
+PATIENCE_SECONDS = 120.0
+ATTEMPT_SECONDS = 10.0  # after so long without the lock, SQLite gives up and we say so
+RETRY_SECONDS = 0.2
+_LOCKED = ("locked", "busy", "deadlock", "Lock wait timeout")
 SUFFIX = "Sampler"
 
 
@@ -50,22 +58,82 @@ def optuna_names() -> dict[str, type[optuna.samplers.BaseSampler]]:
     return found
 
 
-def open_storage(place: str | None) -> BaseStorage:
+def open_storage(place: str | None, say: Callable[[str], None] = lambda text: None) -> BaseStorage:
     """Storage in memory for None, in a database for a URL, else in a journal file.
 
-    Raises RunError where the database cannot be opened.
+    A database that another program holds is waited for, for at most ``PATIENCE_SECONDS`` at a
+    time, and ``say`` is told so.
+
+    Raises:
+        RunError: the database cannot be opened, or later on is not free in time.
     """
     if place is None:
         return InMemoryStorage()
-    try:
-        if "://" in place:
-            return RDBStorage(place)
-        return JournalStorage(JournalFileBackend(place))
-    except Exception as error:
-        raise RunError(
-            f"the Optuna storage {place!r} cannot be opened: {error}. Give a database URL as in "
-            "sqlite:///study.db, or the path of a journal file."
-        ) from error
+    options: dict[str, Any] = {}
+    if place.startswith("sqlite"):  # a write begins with its lock, so that two never deadlock
+        options = {"connect_args": {"timeout": ATTEMPT_SECONDS, "isolation_level": "IMMEDIATE"}}
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            if "://" in place:
+                return _PatientDatabase(place, say=say, engine_kwargs=options)
+            return JournalStorage(JournalFileBackend(place))
+        except Exception as error:
+            # others that create the same tables at once, or hold the file
+            passing = any(word in str(error) for word in (*_LOCKED, "already exists", "UNIQUE"))
+            if not passing or time.monotonic() > give_up:
+                raise RunError(
+                    f"the Optuna storage {place!r} cannot be opened: {error}. Give a database "
+                    "URL as in sqlite:///study.db, or the path of a journal file."
+                ) from error
+            time.sleep(RETRY_SECONDS)
+
+
+class _PatientDatabase(RDBStorage):
+    """A database that waits for whoever holds it, and says so.
+
+    Each method of a storage is one transaction, which is rolled back where it fails; so it can be
+    repeated as a whole.
+    """
+
+    def __init__(self, url: str, *, say: Callable[[str], None], **options: Any) -> None:
+        self._say = say
+        super().__init__(url, **options)
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(storage: _PatientDatabase, *args: Any, **options: Any) -> Any:
+        begin = time.monotonic()
+        while True:
+            try:
+                return method(storage, *args, **options)
+            except StorageInternalError as error:
+                waited = time.monotonic() - begin
+                cause = error.__cause__ or error
+                if not any(word in str(cause) for word in _LOCKED):
+                    raise RunError(
+                        f"the Optuna storage {storage.url!r} cannot be used: {cause}. Fix what it "
+                        "says, then continue with --resume."
+                    ) from error
+                if waited >= PATIENCE_SECONDS:
+                    raise RunError(
+                        f"the Optuna storage {storage.url!r} has been locked by another program "
+                        f"for {waited:.0f} s; close what holds it (a dashboard, a backup, another "
+                        "search), then continue with --resume."
+                    ) from error
+                storage._say(
+                    f"The Optuna storage {storage.url!r} is locked by another program: waiting "
+                    f"for {waited:.0f} s, at most for {PATIENCE_SECONDS:.0f} s."
+                )
+                time.sleep(RETRY_SECONDS)
+
+    return call
+
+
+for _name, _method in vars(RDBStorage).items():  # Optuna's cache calls further ones than the public
+    if isinstance(_method, FunctionType) and not _name.startswith("__"):
+        setattr(_PatientDatabase, _name, _patient(_method))
 
 
 class OptunaSampler:
@@ -78,10 +146,13 @@ class OptunaSampler:
         storage: None for memory, a database URL, or the path of a journal file.
         study: name of the study.
         options: further arguments of Optuna's sampler.
+        say: is told when a storage is waited for.
 
-    Raises UnknownNameError for an unknown sampler, UsageError for options that it does not take
-    or objectives that it cannot have, RunError for a storage that cannot be opened or a study of
-    another problem.
+    Raises:
+        UnknownNameError: there is no such sampler.
+        UsageError: it does not take these options, or cannot have these objectives.
+        RunError: the storage cannot be opened or is not free in time, or the study is of another
+            problem.
     """
 
     def __init__(
@@ -93,25 +164,21 @@ class OptunaSampler:
         storage: str | None = None,
         study: str = "nas",
         options: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.problem = problem
         self.name = sampler
-        self._seed, self._study_name, self._storage_place = seed, study, storage
+        self._seed, self._study_name = seed, study
         self._options = dict(options or {})
-        self._begin(open_storage(storage))
-
-    def _begin(self, storage: BaseStorage) -> None:
-        problem = self.problem
         self._rng = np.random.default_rng(self._seed)
         self._screen = Screen(problem)
         self._live: dict[bytes, optuna.Trial] = {}
         self._told: set[bytes] = set()
         self._stored: list[Genes] = []  # of a continued study, to be asked for again
-        self._events: list[Any] = []
         directions = [objective.direction for objective in problem.objectives]
         with _quiet():
             self.study = optuna.create_study(
-                storage=storage,
+                storage=open_storage(storage, say),
                 study_name=self._study_name,
                 directions=directions,
                 load_if_exists=True,
@@ -187,7 +254,6 @@ class OptunaSampler:
     # Asking -----------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Genes:
-        self._events.append({"ask": n})
         rows: list[Genes] = []
         while len(rows) < n and self._stored:
             rows += list(self._screen.fresh(self._stored.pop(0)[None], 1))
@@ -264,13 +330,6 @@ class OptunaSampler:
     # Telling ----------------------------------------------------------------------------------
 
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        self._events.append(
-            {
-                "tell": genes.tolist(),
-                "objectives": pack_floats(objectives),
-                "violations": pack_floats(violations),
-            }
-        )
         self._screen.mark(genes)
         cheap = self.problem.cheap_violation(genes)
         for row, values, total, known in zip(genes, objectives, violations, cheap, strict=True):
@@ -290,25 +349,6 @@ class OptunaSampler:
         if len(self.problem.cheap_constraints) < len(self.problem.constraints):
             trial.set_constraint("evaluated", max(0.0, total - cheap))
         self.study.tell(trial, self._in_own_direction(values))
-
-    # State ------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Every call so far: Optuna's state is what they led to."""
-        return {"seed": self._seed, "events": self._events}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Repeat the calls; a study in memory begins anew, a stored one knows their results."""
-        self._seed = state["seed"]
-        self._begin(open_storage(self._storage_place))
-        for event in state["events"]:
-            if "ask" in event:
-                self.ask(event["ask"])
-                continue
-            genes = np.array(event["tell"], dtype=np.int64)
-            objectives = unpack_floats(event["objectives"], len(self.problem.objectives))
-            genes = genes.reshape(-1, self.problem.space.num_genes)
-            self.tell(genes, objectives, unpack_floats(event["violations"]))
 
 
 def _seed_of(seed: int, past: int) -> int:

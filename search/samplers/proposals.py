@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from search.feasibility import diverse_sample, extreme_rows, repair
@@ -11,7 +13,49 @@ from search_space.space import Genes
 
 OVERSAMPLE = 20
 ROUNDS = 8
-BROOD = 8  # children bred at once at least, so that asking one by one costs no more
+
+
+class PopulationSampler(ABC):
+    """A sampler that starts from a spread population and goes on by a method of its own.
+
+    Where the method has no more ideas, random feasible rows fill up what is asked for.
+
+    Args:
+        problem: what to search for.
+        seed: seed of everything random.
+        population: size of the first population.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, population: int) -> None:
+        self.problem = problem
+        self.population = population
+        self._rng = np.random.default_rng(seed)
+        self._screen = Screen(problem)
+        self._initial: Genes | None = None  # rows of the first population not yet asked for
+
+    def ask(self, n: int) -> Genes:
+        """Up to ``n`` new feasible rows, as in ``Sampler.ask``."""
+        if self._initial is None:
+            self._initial = first_population(self.problem, self._screen, self._rng, self.population)
+        rows = self._screen.fresh(self._initial[:n], n)
+        self._initial = self._initial[n:]
+        if len(rows) < n:
+            rows = np.concatenate([rows, self._propose(n - len(rows))])
+        if len(rows) < n:
+            fill = random_rows(self.problem, self._screen, self._rng, n - len(rows))
+            rows = np.concatenate([rows, fill])
+        return rows
+
+    @abstractmethod
+    def _propose(self, n: int) -> Genes:
+        """Up to ``n`` new feasible rows that the method thinks well of, marked as seen."""
+
+    @abstractmethod
+    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
+        """Results of candidates, as in ``Sampler.tell``."""
+
+    def _no_rows(self) -> Genes:
+        return np.zeros((0, self.problem.space.num_genes), dtype=np.int64)
 
 
 def first_population(problem: Problem, screen: Screen, rng: np.random.Generator, n: int) -> Genes:

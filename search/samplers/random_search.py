@@ -7,9 +7,6 @@ uniform.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from search.feasibility import diverse_sample, repair
@@ -47,10 +44,3 @@ class RandomSearch:
 
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
         self._screen.mark(genes)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng": self._rng.bit_generator.state, "seen": self._screen.state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._rng.bit_generator.state = state["rng"]
-        self._screen.load(state["seen"])

@@ -42,6 +42,15 @@ def constrained_ranks(objectives: Values, violations: Values) -> Ranks:
     return ranks
 
 
+def best_first(objectives: Values, violations: Values) -> Ranks:
+    """Indices of all points by rank, and within a rank by crowding distance, shape (n,).
+
+    Args as of ``constrained_ranks``.
+    """
+    ranks = constrained_ranks(objectives, violations)
+    return np.lexsort((-crowding_distance(objectives, ranks), ranks))
+
+
 def crowding_distance(objectives: Values, ranks: Ranks) -> Values:
     """Crowding distance of each point among those of its rank, shape (n,).
 

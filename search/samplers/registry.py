@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from search.problem import Problem
 from search.samplers.base import Sampler
-from search.samplers.local_search import LocalSearch, Polished
-from search.samplers.nsga2 import NSGA2
+from search.samplers.evolution import NSGA2, RegularisedEvolution
+from search.samplers.local_search import LocalSearch
 from search.samplers.random_search import RandomSearch
-from search.samplers.regularised_evolution import RegularisedEvolution
 from search_space.errors import UnknownNameError, UsageError
 
 DEFAULT = "surrogate"
 OPTUNA = "optuna-"
-POLISHED = "+local"
-POLISHED_AFTER = 0.8
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Settings:
         budget: evaluations of the whole search.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
         study: name of Optuna's study.
+        say: is told when a storage is waited for.
     """
 
     problem: Problem
@@ -39,10 +38,11 @@ class Settings:
     budget: int = 100
     storage: str | None = None
     study: str = "nas"
+    say: Callable[[str], None] = lambda text: None
 
     @property
     def sized(self) -> dict[str, int]:
-        """Population where one is given."""
+        """Population where one is set."""
         return {} if self.population is None else {"population": self.population}
 
 
@@ -68,6 +68,7 @@ def _optuna(name: str) -> Callable[[Settings], Sampler]:
             seed=settings.seed,
             storage=settings.storage,
             study=settings.study,
+            say=settings.say,
         )
 
     return make
@@ -82,17 +83,15 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
     "surrogate-trees": _surrogate("trees"),
     "surrogate-additive": _surrogate("additive"),
 }
-"""Makers by name; ``optuna-NAME`` is Optuna's sampler of that name, ``…+local`` ends with local
-search."""
+"""Makers by name; ``optuna-NAME`` is Optuna's sampler of that name."""
 
 
 def check_sampler(name: str, storage: str | None = None) -> None:
     """Raises UnknownNameError for an unknown name, UsageError for a storage that nothing uses."""
-    base = name.removesuffix(POLISHED)
-    if base.startswith(OPTUNA):
+    if name.startswith(OPTUNA):
         return
-    if base not in SAMPLERS:
-        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP", "nsga2+local"]
+    if name not in SAMPLERS:
+        known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP"]
         raise UnknownNameError("sampler", name, known)
     if storage is not None:
         raise UsageError(
@@ -101,25 +100,21 @@ def check_sampler(name: str, storage: str | None = None) -> None:
         )
 
 
-def make_sampler(
-    name: str,
-    problem: Problem,
-    *,
-    seed: int = 0,
-    population: int | None = None,
-    budget: int = 100,
-    storage: str | None = None,
-    study: str = "nas",
-) -> Sampler:
-    """The sampler ``name``: one of ``SAMPLERS``, ``optuna-TPE`` and the like, ``nsga2+local``.
+def make_sampler(name: str, problem: Problem, **settings: Any) -> Sampler:
+    """The sampler ``name``: one of ``SAMPLERS``, or ``optuna-TPE`` and the like.
 
-    Args as in ``Settings``. Raises as ``check_sampler``.
+        sampler = make_sampler("surrogate", problem, seed=0, budget=100)
+
+    Args:
+        name: of the sampler.
+        problem: what to search for.
+        settings: further fields of ``Settings``.
+
+    Raises:
+        UnknownNameError: there is no such sampler.
+        UsageError: it has no use for the storage.
     """
-    check_sampler(name, storage)
-    settings = Settings(problem, seed, population, budget, storage, study)
-    base = name.removesuffix(POLISHED)
-    maker = SAMPLERS.get(base) or _optuna(base.removeprefix(OPTUNA))
-    sampler = maker(settings)
-    if not name.endswith(POLISHED):
-        return sampler
-    return Polished(sampler, problem, budget=budget, after=POLISHED_AFTER, seed=seed)
+    values = Settings(problem, **settings)
+    check_sampler(name, values.storage)
+    maker = SAMPLERS.get(name) or _optuna(name.removeprefix(OPTUNA))
+    return maker(values)

@@ -13,8 +13,7 @@ stays bounded. A model depends on what it was fitted to only, so the state needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from scipy.special import ndtr
@@ -28,12 +27,12 @@ from predictors.surrogates import (
 from predictors.tables.additive import AdditiveTable
 from search.feasibility import diverse_sample
 from search.problem import Problem, Values
-from search.samplers.acquisition import boxes, expected_hypervolume_improvement
+from search.samplers.acquisition import MOST_BOXES, boxes, expected_hypervolume_improvement
 from search.samplers.archive import Archive, Indices
-from search.samplers.base import Screen
-from search.samplers.pool import breed, priced_optima
-from search.samplers.proposals import first_population, random_rows
-from search.samplers.ranking import constrained_ranks, crowding_distance
+from search.samplers.evolution import evolve
+from search.samplers.priced import priced_optima
+from search.samplers.proposals import PopulationSampler
+from search.samplers.ranking import best_first
 from search_space.errors import UnknownNameError
 from search_space.space import Genes
 
@@ -45,7 +44,7 @@ MODELS: dict[str, Callable[[Problem], Surrogate]] = {
 LEAST_TO_FIT = 8
 MOST_TO_FIT = 800
 REFIT_SHARE = 0.05  # of the evaluations must be new
-POOL, GENERATIONS = 256, 5
+POOL, GENERATIONS = 256, 6
 RANDOM_SHARE = 0.5
 
 
@@ -53,8 +52,10 @@ def _costs(problem: Problem) -> list[Callable[[Genes], Values]]:
     return [table.predict for table in problem.tables.values()]
 
 
-class SurrogateSampler:
-    """Sampler for few, expensive evaluations of one or more objectives under constraints.
+class SurrogateSampler(PopulationSampler):
+    """Proposes what a model expects to enlarge the front, for few, expensive evaluations.
+
+        sampler = SurrogateSampler(problem, seed=0)
 
     Args:
         problem: what to search for.
@@ -75,14 +76,10 @@ class SurrogateSampler:
     ) -> None:
         if model not in MODELS:
             raise UnknownNameError("surrogate", model, MODELS)
-        self.problem = problem
-        self.population = population
+        super().__init__(problem, seed=seed, population=population)
         self._make = MODELS[model]
-        self._rng = np.random.default_rng(seed)
-        self._screen = Screen(problem)
         self._archive = Archive(problem)
-        self._initial: Genes | None = None  # rows of the first population not yet asked for
-        self._pool = self._rows([])
+        self._pool = self._no_rows()
         self._open: dict[bytes, None] = {}  # asked for and not told yet
         self._fitted = 0  # how many of the archive's first rows the models know
         self._models: list[Surrogate | None] = []
@@ -92,19 +89,13 @@ class SurrogateSampler:
     # Asking -----------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Genes:
-        if self._initial is None:
-            self._initial = first_population(self.problem, self._screen, self._rng, self.population)
-        rows = self._screen.fresh(self._initial[:n], n)
-        self._initial = self._initial[n:]
-        if len(rows) < n and len(self._archive.evaluated) >= LEAST_TO_FIT:
-            rows = np.concatenate([rows, self._propose(n - len(rows))])
-        if len(rows) < n:
-            fill = random_rows(self.problem, self._screen, self._rng, n - len(rows))
-            rows = np.concatenate([rows, fill])
+        rows = super().ask(n)
         self._open.update(dict.fromkeys(row.tobytes() for row in rows))
         return rows
 
     def _propose(self, n: int) -> Genes:
+        if len(self._archive.evaluated) < LEAST_TO_FIT:
+            return self._no_rows()
         told = len(self._archive)
         due = self._fitted == 0 or told >= self._fitted + max(2, round(REFIT_SHARE * told))
         if due or len(self._pool) < 2 * n:
@@ -129,12 +120,13 @@ class SurrogateSampler:
             front = np.concatenate([front, believed[passing >= 0.5]])
         left = np.arange(len(pool))
         chosen: list[int] = []
+        free = boxes(front, reference)
         while len(chosen) < n and len(left):
-            free = boxes(front, reference)
             gain = expected_hypervolume_improvement(mean[left], deviation[left], free)
             best = int((gain * chance[left]).argmax())
             chosen.append(int(left[best]))
-            front = np.concatenate([front, mean[left[best]][None]])
+            if len(free.upper) < MOST_BOXES:
+                free = free.without(mean[left[best]])
             left = np.delete(left, best)
         return pool[np.array(chosen, dtype=np.int64)]
 
@@ -178,9 +170,7 @@ class SurrogateSampler:
         return np.sort(np.concatenate([best[:half], rest[step]]))
 
     def _best_first(self, rows: Indices) -> Indices:
-        objectives = self._archive.objectives[rows]
-        ranks = constrained_ranks(objectives, self._archive.violations[rows])
-        return rows[np.lexsort((-crowding_distance(objectives, ranks), ranks))]
+        return rows[best_first(self._archive.objectives[rows], self._archive.violations[rows])]
 
     def _predict(self, genes: Genes) -> tuple[Values, Values, Values]:
         """Minimised means and deviations (n, objectives), chance that constraints are met (n,)."""
@@ -221,10 +211,20 @@ class SurrogateSampler:
             mean, deviation, chance = self._predict(genes)
             return mean - deviation, 1.0 - chance if self._feasibility else np.zeros(len(genes))
 
-        bred = breed(
-            self.problem, start, promise, rng, size=max(POOL, 4 * n), generations=GENERATIONS
+        *_, last = evolve(
+            self.problem,
+            start,
+            promise,
+            rng,
+            size=max(POOL, 4 * n),
+            generations=GENERATIONS,
+            rate=1.5 / self.problem.space.num_genes,
+            accept=self._feasible,
         )
-        return self._screen.candidates(bred)
+        return self._screen.candidates(last.genes[best_first(last.objectives, last.violations)])
+
+    def _feasible(self, rows: Genes) -> Genes:
+        return rows[self.problem.cheap_violation(rows) == 0] if len(rows) else rows
 
     def _optima(self) -> Genes:
         """Optima of additive models of the evaluated objectives at several prices of cost."""
@@ -234,7 +234,7 @@ class SurrogateSampler:
             if isinstance(table, AdditiveTable) and table.combine == "sum"
         ]
         rows = self._worth_fitting(self._archive.evaluated)
-        found = [self._rows([])]
+        found = [self._no_rows()]
         for k, model in enumerate(self._models):
             if model is None:
                 continue
@@ -249,29 +249,3 @@ class SurrogateSampler:
         self._archive.tell(genes, objectives, violations)
         for row in genes:
             self._open.pop(np.ascontiguousarray(row, dtype=np.int64).tobytes(), None)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "rng": self._rng.bit_generator.state,
-            "seen": self._screen.state(),
-            "archive": self._archive.state(),
-            "initial": None if self._initial is None else self._initial.tolist(),
-            "pool": self._pool.tolist(),
-            "open": [np.frombuffer(key, dtype=np.int64).tolist() for key in self._open],
-            "fitted": self._fitted,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._rng.bit_generator.state = state["rng"]
-        self._screen.load(state["seen"])
-        self._archive.load(state["archive"])
-        initial = state["initial"]
-        self._initial = None if initial is None else self._rows(initial)
-        self._pool = self._rows(state["pool"])
-        self._open = {np.array(row, dtype=np.int64).tobytes(): None for row in state["open"]}
-        self._fitted = state["fitted"]
-        if self._fitted:
-            self._refit()
-
-    def _rows(self, rows: list[list[int]]) -> Genes:
-        return np.array(rows, dtype=np.int64).reshape(-1, self.problem.space.num_genes)

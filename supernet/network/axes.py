@@ -57,7 +57,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 
 
 class StaticModule(nn.Module):
-    """A plain fixed network module that declares its axes and its costs.
+    """A plain fixed network module that declares its axes.
 
     Subclasses are written as for a fixed network and hold no buffers: constants are made from
     the input's shape, so that a module on the meta device can serve as a template.
@@ -71,16 +71,13 @@ class StaticModule(nn.Module):
         """The value of every name used in ``axes``."""
         raise NotImplementedError
 
-    def macs(self, size: int) -> int:
-        """Multiply-adds of convolutions, linear layers and matrix products for one image.
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        """Disjoint sets of names in ``axes`` whose entries may be re-ordered, each set as one.
 
-        ``size`` is the side of the square input map (of the image, for a stem).
+        Whatever the order, the module computes the same, but for ``dim`` and ``out_dim``, whose
+        order is that of the channels that it reads and writes. None unless declared.
         """
-        raise NotImplementedError
-
-    def activations(self, size: int) -> int:
-        """Output elements of the same operators for one image, as fvcore counts them."""
-        raise NotImplementedError
+        return ()
 
 
 def extent(axis: Axis, sizes: Sizes) -> int:

@@ -5,27 +5,23 @@ all", 2020) channels are re-ordered by the L1 norm of the weights that write or 
 the residual stream of each stage, the hidden units of each MLP, the heads of each attention and
 whatever else a mixer has. The largest subnets compute what they did.
 
-Axes are named within a module, so what may move is found out, not listed: on a small instance
-with random weights, the smallest sets of axes that can be re-ordered together without a change of
-the block's function. It is tried once for each mixer, in milliseconds. An axis that no set has
-stays as it is. Where configurations of a mixer tie other axes, or use fewer entries at the full
-width (a larger head_dim has fewer heads), entries move only among those that all of them treat
-alike.
+Axes are named within a module, which declares beside them which may be re-ordered, and which of
+them only together (``permutable``). An axis that is not declared stays as it is. Where
+configurations of a mixer tie other axes, or use fewer entries at the full width (a larger head_dim
+has fewer heads), entries move only among those that all of them treat alike.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from search_space.architecture import Block, Macro, Mixer
+from search_space.architecture import Block, Mixer
 from search_space.components import (
     ModuleSpec,
     block_spec,
@@ -34,14 +30,11 @@ from search_space.components import (
     stem_spec,
 )
 from search_space.space import SearchSpace
-from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute, shape
+from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute
 from supernet.network.supernet import Supernet, shared_name, template
 
 Key = tuple[str, str]
 """An axis of the supernet: where its name is known (a stage, a block, a mixer), and the name."""
-
-PROBE_MULTIPLE = 4  # width of the small instance, in multiples of what its mixer asks for
-PROBE_SIDE = 5
 
 
 @dataclass(frozen=True)
@@ -71,9 +64,9 @@ class ChannelLayout:
             keys = module.keys()
             for shared, local in module.shared_axes():
                 self.uses[shared].update({name: keys[name] for name in local})
-            sizes = template(module.spec).sizes()
-            free = set().union(*module.sets)
-            for together in module.sets:
+            sizes, sets = template(module.spec).sizes(), template(module.spec).permutable()
+            free = set().union(*sets)
+            for together in sets:
                 first, *others = sorted(together)
                 assert all(sizes[name] == sizes[first] for name in others)
                 ties += [(keys[first], keys[name], sizes[name]) for name in others]
@@ -147,15 +140,11 @@ def sort_channels(
 
 @dataclass(frozen=True)
 class _Module:
-    """A module of a largest subnet.
-
-    stages: stage whose residual stream each of these names is. sets: as ``axes_that_move``.
-    """
+    """A module of a largest subnet, with the stage whose residual stream each name is."""
 
     path: str
     spec: ModuleSpec
     stages: Mapping[str, int]
-    sets: tuple[frozenset[str], ...]
 
     def shared_axes(self) -> Iterator[tuple[str, set[str]]]:
         """The shared parameters of the module and the names that their axes have."""
@@ -181,24 +170,22 @@ class _Module:
 def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
     """Modules of the largest subnets: full widths, each mixer with its largest MLP."""
     macro, widths = space.macro, [stage.widths[-1] for stage in space.stages]
-    ends, last = (frozenset({"dim"}),), len(widths) - 1
-    yield _Module("stem", stem_spec(macro, widths[0]), {"dim": 0}, ends)
+    last = len(widths) - 1
+    yield _Module("stem", stem_spec(macro, widths[0]), {"dim": 0})
     for i, stage in enumerate(space.stages):
         if i > 0:
             spec = downsample_spec(macro, widths[i - 1], widths[i])
-            both = (frozenset({"dim"}), frozenset({"out_dim"}))
-            yield _Module(f"stages.{i}.downsample", spec, {"dim": i - 1, "out_dim": i}, both)
+            yield _Module(f"stages.{i}.downsample", spec, {"dim": i - 1, "out_dim": i})
         largest: dict[Mixer, Block] = {}
         for block in stage.blocks:
             best = largest.setdefault(block.mixer, block)
             if block.mlp_ratio > best.mlp_ratio:
                 largest[block.mixer] = block
         for block in largest.values():
-            sets = axes_that_move(macro, block.mixer)
             for j in range(stage.max_depth):
                 spec = block_spec(macro, widths[i], block, j)
-                yield _Module(f"stages.{i}.blocks.{j}", spec, {"dim": i}, sets)
-    yield _Module("head", head_spec(macro, widths[last], num_classes), {"dim": last}, ends)
+                yield _Module(f"stages.{i}.blocks.{j}", spec, {"dim": i})
+    yield _Module("head", head_spec(macro, widths[last], num_classes), {"dim": last})
 
 
 def _groups(
@@ -229,57 +216,6 @@ def _connected(keys: Iterable[Key], pairs: Iterable[tuple[Key, Key]]) -> list[se
             for key in of[b]:
                 of[key] = of[a]
     return list({id(component): component for component in of.values()}.values())
-
-
-# Which axes of a block may move -------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def axes_that_move(macro: Macro, mixer: Mixer) -> tuple[frozenset[str], ...]:
-    """Smallest sets of a block's axes that can be re-ordered together.
-
-    With ``dim``, the channels of the input and of the output are re-ordered too. Found by trying
-    them out; sets are disjoint, and axes of one entry are left out.
-    """
-    width = PROBE_MULTIPLE * mixer.width_multiple
-    spec = block_spec(macro, width, Block(mixer, 2.0), 0)
-    axes, sizes = template(spec).axes(), template(spec).sizes()
-    by_extent: dict[int, list[str]] = defaultdict(list)
-    for name in sorted(set().union(*(_channel_names(a) for row in axes.values() for a in row))):
-        if sizes[name] > 1:
-            by_extent[sizes[name]].append(name)
-    found: list[frozenset[str]] = []
-    for candidates in by_extent.values():
-        for size in range(1, len(candidates) + 1):
-            for together in itertools.combinations(candidates, size):
-                new = not any(known & set(together) for known in found)
-                if new and _keeps_function(spec, together):
-                    found.append(frozenset(together))
-    return tuple(found)
-
-
-def _keeps_function(spec: ModuleSpec, together: tuple[str, ...]) -> bool:
-    """Whether a block with random weights computes the same with these axes turned by one."""
-    module = template(spec)
-    axes, sizes = module.axes(), module.sizes()
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-    before: dict[str, Tensor] = {}
-    for key, row in axes.items():
-        wanted = shape(row, sizes)
-        before[key] = random(*wanted) / math.sqrt(math.prod(wanted[1:]))
-    after = before
-    for name in together:
-        turned = [*range(1, sizes[name]), 0]
-        after = permute(after, axes, sizes, name, turned)
-    x = random(2, PROBE_SIDE, PROBE_SIDE, sizes["dim"])
-    shift = -1 if "dim" in together else 0
-    expected = torch.func.functional_call(module, before, (x,)).roll(shift, -1)
-    actual = torch.func.functional_call(module, after, (x.roll(shift, -1),))
-    return bool((actual - expected).abs().max() <= 1e-9 * expected.abs().max())
 
 
 def _channel_names(axis: Axis) -> set[str]:

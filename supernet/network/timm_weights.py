@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from search_space.architecture import Architecture
-from search_space.errors import CorruptFileError, NasError
+from search_space.errors import NasError
 from supernet.network.backbone import Backbone, build
-from supernet.training import checkpoints
+from supernet.network.tensor_files import read_tensors
 
 _SWIN = (
     (r"^patch_embed\.proj\.", "stem.conv."),
@@ -96,8 +95,8 @@ def load_timm_checkpoint(
 ) -> Backbone:
     """The backbone of ``architecture`` with the weights in a timm checkpoint file.
 
-    ``path`` is a ``.safetensors`` file or a tensor file that ``torch.load(weights_only=True)``
-    reads. ``num_classes`` defaults to the checkpoint's; another number gives a fresh classifier.
+    ``path`` is a file that ``read_tensors`` reads. ``num_classes`` defaults to the checkpoint's;
+    another number gives a fresh classifier.
     Raises NasError, or CorruptFileError naming the file.
     """
     state = read_tensors(Path(path))
@@ -107,27 +106,3 @@ def load_timm_checkpoint(
     if num_classes is not None and num_classes != stored:
         network.reset_classifier(num_classes)
     return network
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or one of torch's, which runs no code of the file.
-
-    Raises CorruptFileError, and PickleRefusedError for a pickle named ``.safetensors``.
-    """
-    if not path.is_file():
-        raise CorruptFileError(f"{path} does not exist; give the path of a checkpoint file.")
-    if path.suffix == ".safetensors":
-        return checkpoints.read_tensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many types for broken files
-        raise CorruptFileError(
-            f"{path} is not a readable tensor file ({str(error).splitlines()[0]}); "
-            "a .safetensors file or a plain state dict is needed."
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CorruptFileError(f"{path} holds no state dict of tensors.")
-    return state

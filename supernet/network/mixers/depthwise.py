@@ -30,8 +30,5 @@ class DepthwiseConv(Mixer):
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim, "kernel": self.kernel}
 
-    def macs(self, size: int) -> int:
-        return size * size * self.dim * self.kernel**2
-
-    def activations(self, size: int) -> int:
-        return size * size * self.dim
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)

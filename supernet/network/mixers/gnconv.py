@@ -75,10 +75,10 @@ class GnConv(Mixer):
         }
         return {"dim": self.dim, "kernel": self.kernel, "first": self.widths[0], **parts}
 
-    def macs(self, size: int) -> int:
-        gates = sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
-        convolution = sum(self.widths) * self.kernel**2
-        return size * size * (3 * self.dim**2 + convolution + gates)
-
-    def activations(self, size: int) -> int:
-        return size * size * (3 * self.dim + sum(self.widths) + sum(self.widths[1:]))
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        # what enters is multiplied by the last part, and what the recursion ends with is projected
+        if self.order == 1:
+            return (frozenset({"dim", "part0", "first"}),)
+        middle = (frozenset({f"part{part}"}) for part in range(1, self.order - 1))
+        entry = frozenset({"first", f"part{self.order - 1}"})
+        return frozenset({"dim", "part0"}), *middle, entry

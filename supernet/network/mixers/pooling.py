@@ -30,8 +30,5 @@ class Pooling(Mixer):
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim}
 
-    def macs(self, size: int) -> int:
-        return 0
-
-    def activations(self, size: int) -> int:
-        return 0
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return (frozenset({"dim"}),)
