@@ -25,11 +25,12 @@ from predictors.counts import counts
 from results.journal import Evaluation
 from search import Constraint, InProcessExecutor, Objective, Problem, search
 from search.evaluator import SupernetEvaluator
-from search.halving import IMAGES
 from search.samplers import make_sampler
 from search_space import Architecture, load_space
+from search_space.metrics import IMAGES
 from supernet import Supernet
-from supernet.data.dataset import doubling_batches, open_data
+from supernet.data.batches import doubling_batches
+from supernet.data.dataset import open_data
 from supernet.training.train import TrainConfig, train_supernet
 
 RESULTS = Path(__file__).parent / "results" / "halving.json"

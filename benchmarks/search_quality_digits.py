@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from nas.cli.console import Console
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.pipeline import run_search
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture
 from supernet import Supernet
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate, finetune
 

@@ -34,7 +34,8 @@ import timm
 import torch
 from torch import nn
 
-from nas.config import RunConfig, resolve
+from nas.config import RunConfig
+from nas.resolving import resolve
 from nas.workflows.pipeline import run_search, run_training
 from predictors.measuring.bench import Bench, Limits, Subject, run_rounds, statistic, steady
 from predictors.measuring.this_machine import local_conditions
@@ -43,8 +44,9 @@ from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import build
-from supernet.data.dataset import eval_batches, open_data
-from supernet.training.metric_files import METRICS
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
+from supernet.training.loggers import METRICS
 from supernet.training.train import evaluate, finetune
 
 BENCHMARKS = Path(__file__).parent

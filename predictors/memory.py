@@ -20,11 +20,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from predictors.counts import meta_module
 from predictors.measuring.bench import DTYPES
 from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, ModuleSpec, SearchSpace, components
 from search_space.components import input_shape
+from supernet.network.supernet import template
 
 
 class _Ledger(TorchDispatchMode):
@@ -62,7 +62,7 @@ class _Ledger(TorchDispatchMode):
 @lru_cache(maxsize=16384)
 def peak_elements(spec: ModuleSpec, in_size: int) -> int:
     """Elements alive at once while one component runs on one image, its input included."""
-    module = meta_module(spec)[0].eval()
+    module = template(spec)
     images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
     with torch.inference_mode(), ledger:

@@ -40,6 +40,8 @@ _MOVE = (
     "evaluated again."
 )
 
+Status = Literal["ok", "failed", "stopped"]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -59,7 +61,7 @@ class Evaluation:
     architecture: Mapping[str, Any]
     metrics: Mapping[str, float]
     index: int
-    status: Literal["ok", "failed", "stopped"] = "ok"
+    status: Status = "ok"
     error: str | None = None
     seconds: float = 0.0
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from search.halving import IMAGES
 from search_space.architecture import Architecture
+from search_space.metrics import ACCURACY, BALANCED_ACCURACY, IMAGES, LOSS
 from search_space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class SupernetEvaluator:
             right = quality.confusion.diagonal()[counts > 0] / counts[counts > 0]
             balanced = float(right.mean() * counts.sum() / quality.images)
         return {
-            "accuracy": quality.accuracy,
-            "balanced_accuracy": balanced,
-            "loss": quality.loss,
+            ACCURACY: quality.accuracy,
+            BALANCED_ACCURACY: balanced,
+            LOSS: quality.loss,
             IMAGES: quality.images,
         }
 
@@ -162,7 +162,7 @@ class SupernetFactory:
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:
     """All images as arrays; None where they take more memory than decoded images may."""
-    from supernet.data.dataset import MEMORY_LIMIT_BYTES
+    from supernet.data.splits import MEMORY_LIMIT_BYTES
 
     arrays: list[list[tuple[Array, Array]]] = []
     size = 0

@@ -18,10 +18,7 @@ from search.executors import Outcome
 from search.history import Candidate
 from search.problem import Problem
 from search.samplers.ranking import best_first
-from search_space.metrics import metric_named
-
-IMAGES = "validation_images"
-"""Metric that says how many images the others are means over."""
+from search_space.metrics import IMAGES, metric_named
 
 
 @dataclass(eq=False)

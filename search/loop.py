@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from results.journal import Evaluation
+from results.journal import Evaluation, Status
 from search.executors import Executor, Outcome
 from search.feasibility import check_feasible
 from search.halving import Trial, better_half, expected
@@ -239,7 +239,7 @@ class _Loop:
         metrics = {**trial.candidate.cheap, **outcome.metrics}
         return bool(outcome.error or _unusable(self.history.problem, metrics))
 
-    def _write(self, trial: Trial, outcome: Outcome, status: str = "ok") -> None:
+    def _write(self, trial: Trial, outcome: Outcome, status: Status = "ok") -> None:
         """Into the journal, unless it is there: then that is what counts."""
         candidate = trial.candidate
         known = self.journal.get(candidate.architecture.digest)
@@ -254,7 +254,7 @@ class _Loop:
             self.on_progress(self.history.progress(evaluation))
 
 
-def _record(problem: Problem, candidate: Candidate, outcome: Outcome, status: str) -> Evaluation:
+def _record(problem: Problem, candidate: Candidate, outcome: Outcome, status: Status) -> Evaluation:
     """The journal's record of an outcome; a metric that is missing or not finite is a failure."""
     metrics = {**candidate.cheap, **outcome.metrics}
     error = outcome.error or _unusable(problem, metrics)

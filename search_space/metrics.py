@@ -4,7 +4,7 @@ A metric's name is its key in journals, results and JSON, and carries the unit (
 option is what people type (``--max latency=5ms``). Whoever needs to know which metrics there are,
 how one is written or which direction is better, asks this registry; to add a metric, register it:
 
-    register(Metric("energy_mJ", "energy", unit_of("mJ"), option="energy"))
+    register(Metric("energy_mJ", "energy", unit_of("mJ"), option="energy", cost=millijoules))
 
 A name that nothing is registered under, as of a column in another's journal, is shown by the unit
 at its end. ``latency_ms@a100`` is the latency on another device than the one that is searched for.
@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
 from search_space.units import (
@@ -29,6 +29,9 @@ from search_space.units import (
     parse_memory,
     parse_number,
 )
+
+if TYPE_CHECKING:
+    from search_space.components import ModuleSpec
 
 UNKNOWN = "–"
 TABLE, EVALUATION, UNTRAINED = "table", "evaluation", "score"  # sources
@@ -162,6 +165,8 @@ class Metric:
             with weights) or ``score`` (of an untrained one).
         option: its name on the command line; None where it can be neither limited nor minimised.
         floor, ceiling: between which all its values lie, if any.
+        cost: value of one component by its spec and its input's side, where the metric is their
+            sum and needs nothing else to be known: that alone makes its table.
     """
 
     name: str
@@ -172,6 +177,7 @@ class Metric:
     option: str | None = None
     floor: float | None = None
     ceiling: float | None = None
+    cost: Callable[[ModuleSpec, int], float] | None = field(default=None, compare=False)
 
     @property
     def axis_title(self) -> str:
@@ -282,14 +288,26 @@ def device_of(name: str) -> str | None:
 
 
 ACCURACY, LOSS, SCORE = "accuracy", "loss", "score"
+BALANCED_ACCURACY, IMAGES = "balanced_accuracy", "validation_images"
 LATENCY, MEMORY = "latency_ms", "memory_bytes"
 PARAMS, MACS, ACTIVATIONS = "num_params", "macs", "activations"
 _LATENCY_OPTION = "latency"
 
 for _metric in (
     Metric(ACCURACY, "accuracy", SHARE, "larger", "evaluation", ACCURACY, 0.0, 1.0),
+    Metric(
+        BALANCED_ACCURACY,
+        "balanced accuracy",
+        SHARE,
+        "larger",
+        "evaluation",
+        BALANCED_ACCURACY,
+        0.0,
+        1.0,
+    ),
     Metric(SCORE, "score", SCORE_UNIT, "larger", "score"),
     Metric(LOSS, "loss", NUMBER, "smaller", "evaluation", LOSS, 0.0),
+    Metric(IMAGES, "validation images", COUNT, "larger", "evaluation"),
     Metric(LATENCY, "latency", MILLISECONDS, option=_LATENCY_OPTION, floor=0.0),
     Metric(PARAMS, "parameters", COUNT, option="params", floor=0.0),
     Metric(MACS, "MACs", COUNT, option="macs", floor=0.0),

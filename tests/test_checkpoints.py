@@ -1,9 +1,9 @@
-"""Checkpoint files: whole or not there, the last good one is used, nothing is unpickled."""
+"""Checkpoint folders: whole or not there, the last good one is used, strangers' files are left."""
 
 from __future__ import annotations
 
-import io
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,27 +11,30 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import config, few_images, small_network
 
-from search_space.errors import CorruptFileError
+from search_space.errors import CorruptFileError, RunError
 from supernet.network.tensor_files import read_tensors
 from supernet.training.checkpoints import (
+    MARKER,
+    METADATA,
+    WEIGHTS,
     Checkpoint,
-    load_checkpoint,
+    CheckpointFolder,
     load_latest,
-    save_checkpoint,
 )
 from supernet.training.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"w": torch.arange(4.0) * step, "table": torch.eye(3)}
+    optimizer = {"w/m": torch.ones(4)}
+    return Checkpoint(step=step, weights=tensors, optimizer=optimizer, metadata={"note": step})
+
+
 def written(directory: Path, steps=(1, 2, 3)) -> None:
     for step in steps:
-        tensors = {"w": torch.arange(4.0) * step, "table": torch.eye(3)}
-        optimizer = {"w/m": torch.ones(4)}
-        save_checkpoint(
-            directory,
-            Checkpoint(step=step, weights=tensors, optimizer=optimizer, metadata={"note": step}),
-        )
+        CheckpointFolder(directory).save(checkpoint(step))
 
 
 def test_checkpoints_keep_two_and_round_trip(tmp_path):
@@ -52,14 +55,78 @@ def test_checkpoints_keep_two_and_round_trip(tmp_path):
 
 def test_a_killed_write_leaves_no_checkpoint(tmp_path):
     written(tmp_path, [1])
-    left = tmp_path / ".writing-123"
+    left = tmp_path / "step-000000002-0000"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     found = load_latest(tmp_path)
     assert found is not None
     assert found.step == 1
-    written(tmp_path, [2])
+    assert left.exists()  # it was only read
+    assert CheckpointFolder(tmp_path).load() is not None
     assert not left.exists()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_folders_of_all_kinds_keep_checkpoints(scheme, tmp_path):
+    folder = CheckpointFolder(f"{scheme}{tmp_path}", "run")
+    assert folder.is_local == (scheme != "memory://")
+    folder.claim("token")
+    elsewhere = pickle.loads(pickle.dumps(folder))
+    assert elsewhere.is_shared("token")
+    assert not elsewhere.is_shared("another")
+    assert folder.newest() is None
+    names = [folder.write(checkpoint(step)) for step in (5, 10, 10)]
+    assert folder.names() == names[::-1]
+    assert names == ["step-000000005-0000", "step-000000010-0000", "step-000000010-0001"]
+    for name, step in zip(names, (5, 10, 10), strict=True):
+        assert torch.equal(elsewhere.read(name).weights["w"], checkpoint(step).weights["w"])
+    # as if one was still being written
+    folder.filesystem.rm_file(f"{folder.path}/{names[2]}/{METADATA}")
+    folder.filesystem.pipe_file(f"{folder.path}/{names[1]}/{WEIGHTS}", b"damaged")
+    with pytest.raises(CorruptFileError, match="cut short or altered"):
+        folder.read(names[1])
+    with pytest.warns(UserWarning, match="cut short"):
+        newest = folder.newest()
+    assert newest is not None
+    assert newest[0] == names[0]
+    folder.close()
+    assert folder.names() == [names[1], names[0]]
+    assert not folder.filesystem.exists(f"{folder.path}/{names[2]}")
+    folder.close(0)
+    assert not folder.filesystem.exists(f"{folder.path}/{MARKER}")
+
+
+def test_a_folder_that_nothing_opens_is_refused(tmp_path):
+    with pytest.raises(RunError, match="'nowhere://folder' cannot be opened"):
+        CheckpointFolder("nowhere://folder", "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be used"):
+        CheckpointFolder(tmp_path / "file", "run").claim("token")
+
+
+def test_what_this_tool_did_not_write_is_never_deleted(tmp_path):
+    photo = tmp_path / "images" / "cats" / "1.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"photo")
+    folder = CheckpointFolder(tmp_path, "images")
+    with pytest.raises(RunError, match=r"/images is no folder .* holds 'cats'"):
+        folder.claim("token")
+    assert [path.name for path in tmp_path.rglob("*")] == ["images", "cats", "1.jpg"]
+    folder.close(0)
+    assert photo.read_bytes() == b"photo"
+    (tmp_path / "empty").mkdir()
+    CheckpointFolder(tmp_path, "empty").claim("token")
+    # a folder of a single worker is continued by several, and one that was claimed by all
+    written(tmp_path / "alone", [1])
+    alone = CheckpointFolder(tmp_path / "alone")
+    alone.claim("token")
+    notes = tmp_path / "alone" / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "alone" / "step-3").mkdir()
+    alone.claim("again")
+    alone.save(checkpoint(2))
+    alone.close(0)
+    assert sorted(path.name for path in notes.parent.iterdir()) == [MARKER, "notes.txt", "step-3"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "metadata.json"])
@@ -76,8 +143,9 @@ def test_damage_is_found_and_the_one_before_used(tmp_path, name, damage):
     else:
         file.unlink()
     with pytest.raises(CorruptFileError, match=name):
-        load_checkpoint(file.parent)
-    with pytest.warns(UserWarning, match="damaged"):
+        CheckpointFolder(tmp_path).read(file.parent.name)
+    absent = name == METADATA and damage == "remove"  # as if it was still being written
+    with nullcontext() if absent else pytest.warns(UserWarning, match="damaged"):
         found = load_latest(tmp_path)
     assert found is not None
     assert found.step == 2
@@ -88,24 +156,17 @@ class Bomb:
         return (exec, ("raise SystemExit('a pickle was loaded')",))
 
 
-def test_pickle_in_disguise_is_refused_unread(tmp_path):
-    data = few_images()
-    torch_file = io.BytesIO()
-    torch.save({"w": torch.ones(2)}, torch_file)
-    old_torch_file = io.BytesIO()
-    torch.save({"w": torch.ones(2)}, old_torch_file, _use_new_zipfile_serialization=False)
-    pickles = [pickle.dumps(Bomb(), protocol) for protocol in range(6)]
-    for content in (*pickles, torch_file.getvalue(), old_torch_file.getvalue()):
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(content)
-        with pytest.raises(
-            CorruptFileError, match=r"model\.safetensors is not a whole safetensors"
-        ):
+def test_a_pickle_in_disguise_is_not_loaded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for protocol in range(6):
+        path.write_bytes(pickle.dumps(Bomb(), protocol))
+        with pytest.raises(CorruptFileError, match="not a whole safetensors file"):
             read_tensors(path)
+    data = few_images()
     finetune(small_network(), data, config(epochs=1), tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
-    (newest / "model.safetensors").write_bytes(pickles[2])
-    with pytest.warns(UserWarning, match="damaged"):
+    (newest / "model.safetensors").write_bytes(pickle.dumps(Bomb(), 2))
+    with pytest.warns(UserWarning, match="altered"):
         finetune(small_network(), data, config(epochs=1), tmp_path / "run")
 
 

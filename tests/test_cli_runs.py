@@ -19,13 +19,13 @@ from tiny_job import (
     tree,
 )
 
-from nas.config import resolve
+from nas.resolving import resolve
 from results.journal import Evaluation, Journal
 from results.store import RunDirectory
 from search_space import dump_architecture, known, load_space
 from search_space.errors import CorruptFileError
 from supernet.network.timm_weights import load_timm_checkpoint
-from supernet.training.checkpoints import Checkpoint, save_checkpoint
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 
 
 def make_run(name: str = "run", **given: object) -> RunDirectory:
@@ -178,7 +178,7 @@ def test_a_pickle_disguised_as_a_supernet_is_not_executed(job: Path) -> None:
         journal.append(Evaluation(architecture.digest, architecture.to_dict(), {}, 0))
     checkpoints = directory.path / "supernet" / "checkpoints"
     kept = Checkpoint(step=1, weights={"w": torch.ones(1)}, optimizer={}, metadata={})
-    folder = save_checkpoint(checkpoints, kept)
+    folder = checkpoints / CheckpointFolder(checkpoints).write(kept)
     content = pickle.dumps(Bomb(), 2)
     assert explodes(content)
     (folder / "model.safetensors").write_bytes(content)
@@ -188,7 +188,8 @@ def test_a_pickle_disguised_as_a_supernet_is_not_executed(job: Path) -> None:
         nas("export", "runs/trained", architecture.digest),
     ):
         assert ran.code == FAILED
-        assert "is damaged and left out" in " ".join(ran.err.split())
+        said = " ".join(ran.err.split())
+        assert f"{folder / 'model.safetensors'} was cut short or altered" in said
         assert not Path("executed").exists()
     after = tree(job)
     changed = {name for name in before | after if before.get(name) != after.get(name)}

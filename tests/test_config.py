@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_job import write_space
 
-from nas.config import LatencyConfig, RunConfig, SearchConfig, resolve
+from nas.config import (
+    LatencyConfig,
+    RunConfig,
+    TrainedConfig,
+    TrainedSearchConfig,
+    TrainingFreeConfig,
+)
+from nas.flags import declared
+from nas.resolving import resolve
 from search_space import load_space, space_names
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.units import parse_count, parse_latency, parse_memory
@@ -56,6 +64,7 @@ options = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     options=options,
     space=st.sampled_from(space_names()),
@@ -141,8 +150,10 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: P
     assert config.train.batch_size == TrainConfig().batch_size
     # the defaults of fine-tuning are its own, also where the file sets a part of them
     assert config.finetune.clip_norm == 2
-    assert config.finetune.epochs == RunConfig.model_fields["finetune"].default.epochs
-    assert config.search == SearchConfig(population=8, window=4)  # fixed once, for any workers
+    assert config.finetune.epochs == TrainedConfig.model_fields["finetune"].default.epochs
+    assert config.search == TrainedSearchConfig(
+        population=8, window=4
+    )  # fixed once, for any workers
     assert config.latency == LatencyConfig()
     assert resolve({"seed": 9}, str(file)).finetune.seed == 9
 
@@ -195,10 +206,103 @@ def test_a_training_alone_has_no_budget(tmp_path: Path) -> None:
     assert resolve({"target_latency": "2ms"}, str(file)) == resolve(LEAST)
 
 
+def test_the_stricter_of_two_limits_of_one_metric_holds() -> None:
+    upper = {"latency@cpu": "4ms", "latency": "5ms"}
+    lower = {"latency@cpu": "1ms", "latency": "2ms"}
+    for order in (list, reversed):
+        config = resolve(
+            {
+                "data": "digits",
+                "max": dict(order(upper.items())),  # type: ignore[operator]
+                "min": dict(order(lower.items())),  # type: ignore[operator]
+            }
+        )
+        assert config.limits() == {"latency_ms": 4.0}
+        assert config.lower_limits() == {"latency_ms": 2.0}
+
+
+def test_files_are_stored_with_paths_that_are_right_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "first", "teacher", "weights.pt"):
+        Path(name).mkdir()
+    config = resolve(
+        {
+            "data": "images",
+            "space": "digits",
+            "target_latency": "2ms",
+            "supernet": "first",
+            "search.warm_start": ("first", "not/yet"),
+            "search.sampler": "optuna-TPE",
+            "search.optuna_storage": "study.log",
+            "train.teacher": "teacher",
+            "train.teacher_weights": "weights.pt",
+            "workers": 2,
+            "storage": "s3://bucket/checkpoints",
+        }
+    )
+    assert isinstance(config, TrainedConfig)
+    here = str(tmp_path)
+    assert (config.data, config.supernet) == (f"{here}/images", f"{here}/first")
+    assert config.search.warm_start == (f"{here}/first", f"{here}/not/yet")
+    assert config.search.optuna_storage == f"{here}/study.log"
+    assert config.train.teacher == f"{here}/teacher"
+    assert config.train.teacher_weights == f"{here}/weights.pt"
+    assert config.storage == "s3://bucket/checkpoints"
+    named = resolve(LEAST | {"train.teacher": "resnet18"})  # names of no file are names
+    assert isinstance(named, TrainedConfig)
+    assert (named.data, named.train.teacher) == ("digits", "resnet18")
+
+
+@pytest.mark.parametrize("key", ["supernet", "device", "train.teacher", "search.sampler"])
+def test_empty_text_in_a_file_is_refused(tmp_path: Path, key: str) -> None:
+    data: dict[str, Any] = dict(LEAST)
+    section, _, leaf = key.rpartition(".")
+    (data.setdefault(section, {}) if section else data)[leaf] = ""
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(UsageError, match=rf"job\.yaml: {key} is empty; give a value"):
+        resolve({}, str(file))
+
+
+def test_an_alias_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    for text in ("max: &a\n  params: *a", "space: &a {name: x, stages: [*a]}", "train: &a {a: *a}"):
+        file = tmp_path / "job.yaml"
+        file.write_text(f"data: digits\ntarget_latency: 2ms\n{text}")
+        with pytest.raises(NasError, match=r"job\.yaml"):
+            resolve({}, str(file))
+
+
+KINDS = {"with": (TrainedConfig, LEAST), "without": (TrainingFreeConfig, {"target_latency": "2ms"})}
+
+
+@pytest.mark.parametrize(("word", "other"), [("with", "without"), ("without", "with")])
+def test_every_flag_of_the_other_kind_of_run_is_refused(
+    tmp_path: Path, word: str, other: str
+) -> None:
+    least = KINDS[word][1]
+    known = {item.path for item in declared(KINDS[word][0])} | {"data"}
+    others = {i.path: i.flag.name for i in declared(KINDS[other][0]) if i.path not in known}
+    assert len(others) > 3
+    for path, flag in others.items():
+        with pytest.raises(UsageError, match=f"^{flag} 1 does nothing {word} --data"):
+            resolve(least | {path: 1})
+        file, data = tmp_path / "job.yaml", {**least}
+        *parents, leaf = path.split(".")
+        place: Any = data
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[leaf] = 1
+        file.write_text(yaml.safe_dump(data))
+        with pytest.raises(UsageError, match=f": {path} 1 does nothing {word} --data"):
+            resolve({}, str(file))
+
+
 SECTIONS = {
-    "": list(RunConfig.model_fields),
+    "": list(TrainedConfig.model_fields),
     "latency": list(LatencyConfig.model_fields),
-    "search": list(SearchConfig.model_fields),
+    "search": list(TrainedSearchConfig.model_fields),
     "train": [field.name for field in fields(TrainConfig)],
     "finetune": [field.name for field in fields(TrainConfig)],
 }

@@ -1,6 +1,6 @@
-"""Closed-form counts against fvcore on the built network, against timm, and published figures.
+"""Counts against fvcore on the built network, against timm, and published figures.
 
-fvcore traces the network, so it knows nothing of our formulas. Operators that it does not count
+fvcore traces the network with data, by code of its own. Operators that it does not count
 must be element-wise, pooling or padding: anything else fails the test instead of shrinking the
 count.
 """
@@ -14,12 +14,13 @@ import pytest
 import timm
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from torch import nn
 
-from predictors.counts import count_architecture, counts
+from predictors.counts import _run, count_architecture, counts
 from search_space import Architecture, known, known_names, load_space, space_names
 from supernet import build
 
-UNCOUNTED = {"add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad"}
+UNCOUNTED = {"add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad", "lift_fresh"}
 NORMS = {"layer_norm", "group_norm"}  # no layer whose outputs count as activations
 
 
@@ -146,3 +147,17 @@ def test_tables_equal_direct_counts(name: str) -> None:
         assert count_architecture(architecture, 10) == {
             metric: int(table.predict(genes)[i]) for metric, table in tables.items()
         }
+
+
+def test_operators_that_no_module_of_ours_uses_are_counted_too() -> None:
+    """A user's mixer may multiply matrices in any way; by hand."""
+
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = torch.einsum("bhwc,bhvc->bhwv", x, x)  # 5 × 7 × 7 × 3
+            x = scores.softmax(-1) @ x  # 5 × 7 × 3 × 7
+            return torch.nn.functional.conv1d(x.flatten(1, 2).mT, torch.empty(4, 3, 1)).relu_()
+
+    expected = 5 * 7 * 7 * 3 + 5 * 7 * 3 * 7 + 4 * 35 * 3, 5 * 7 * 7 + 5 * 7 * 3 + 4 * 35
+    with torch.device("meta"):
+        assert _run(Odd(), (1, 5, 7, 3)) == expected

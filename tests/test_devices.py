@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from latency_cases import PHONE, phone_table
-from tiny_job import FAILED, USAGE, cache_known_table, known_table, nas, tree
+from tiny_job import (
+    FAILED,
+    USAGE,
+    cache_known_table,
+    every_architecture,
+    known_table,
+    latency_ms,
+    nas,
+    tree,
+)
 
 from predictors.devices import check_name, find_device, latency_table
 from predictors.estimates.estimate import estimate, estimated_conditions
@@ -191,11 +201,11 @@ def test_import_of_a_table_from_another_machine(space: SearchSpace, job: Path) -
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"latency_ms": -1.0}, "latency_ms=-1.0 must be a positive number"),
-        ({"latency_ms": math.nan}, "latency_ms=nan must be a positive number"),
-        ({"latency_ms": None}, "latency_ms=None must be a positive number"),
-        ({"origin": "guessed"}, "origin='guessed' is none of measured, interpolated, estimated"),
-        ({"runs": 0}, "runs=0 must be a positive number"),
+        ({"latency_ms": -1.0}, "latency_ms=-1.0: Input should be greater than 0"),
+        ({"latency_ms": math.nan}, "latency_ms=nan: Input should be a finite number"),
+        ({"latency_ms": None}, "latency_ms=None: Input should be a valid number"),
+        ({"origin": "guessed"}, "origin='guessed': Input should be 'measured'"),
+        ({"runs": 0}, "a measured entry has runs"),
     ],
 )
 def test_import_of_impossible_cells(
@@ -385,7 +395,41 @@ def test_a_throughput_is_reached_by_the_batch(space: SearchSpace) -> None:
         *("--target-throughput", "999k/s"),
     )
     assert ran.code == 3
-    assert "latency_ms ≤ 0.007768ms cannot be met" in ran.err  # 8 images, less 3 %
+    assert "latency_ms ≤ 0.008008ms cannot be met" in ran.err  # of 8 images
     assert "lowered by a margin (3% for phone)" in ran.err
     assert "--margin sets another" in ran.err
     assert local_conditions().batch_size == 1
+
+
+def test_the_limit_that_a_message_asks_for_is_enough_under_a_margin(space: SearchSpace) -> None:
+    phone_table(space)
+    options = ("search", "--space", "pebble.yaml", "--device", "phone", "--num-classes", 10)
+    ran = nas(*options, "--margin", 0.6, "--target-latency", "1ms")
+    assert ran.code == 3
+    assert "latency_ms ≤ 1ms cannot be met" in ran.err
+    match = re.search(r"raise the limit of latency_ms to (\S+)ms or more", ran.err)
+    assert match is not None
+    table = known_table(space)
+    fastest = min(latency_ms(table, a) for a in every_architecture(space))
+    assert float(match[1]) == pytest.approx(fastest / 0.4, rel=1e-3)
+    ran = nas(*options, "--margin", 0.6, "--target-latency", f"{match[1]}ms", "--json")
+    assert ran.code == 0, ran.err
+
+
+def test_a_band_moves_as_a_whole_under_a_margin(space: SearchSpace) -> None:
+    phone_table(space)
+    ran = nas(
+        *("search", "--space", "pebble.yaml", "--device", "phone", "--num-classes", 10, "--json"),
+        *("--margin", 0.6, "--target-latency", "8.5ms", "--min", "latency=8.1ms"),
+    )
+    assert ran.code == 0, ran.err
+    assert "60% below the budget of 8.10 ms to 8.50 ms, at 3.24 ms to 3.40 ms" in ran.err
+    front = json.loads(ran.out)["front"]
+    assert front
+    assert all(3.24 <= m["predicted"]["latency_ms"] <= 3.4 for m in front)
+    swapped = nas(
+        *("search", "--space", "pebble.yaml", "--device", "phone", "--num-classes", 10),
+        *("--margin", 0.6, "--target-latency", "3ms", "--min", "latency=5ms"),
+    )
+    assert swapped.code == USAGE
+    assert "minimum 5 lies above maximum 3; swap them" in swapped.err

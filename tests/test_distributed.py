@@ -20,15 +20,18 @@ import torch
 from tiny_training import config, fresh
 from worker_pair import small_space
 
-from nas.config import resolve
+from nas.resolving import resolve
 from search_space import load_space
-from search_space.errors import CorruptFileError, DataError, RunError, UnknownNameError, UsageError
+from search_space.errors import DataError, RunError, UnknownNameError, UsageError
 from supernet.cluster.connection import connected, room, share, use_token
 from supernet.cluster.worker_images import open_on_worker
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import METADATA, WEIGHTS, Checkpoint, load_latest
+from supernet.training.checkpoints import (
+    MARKER,
+    CheckpointFolder,
+    load_latest,
+)
 from supernet.training.config import TrainConfig, TrainingDivergedError
-from supernet.training.storage import Storage
 from supernet.training.train import train_supernet
 
 open_images = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
@@ -93,64 +96,14 @@ def test_options_of_several_workers_are_refused_for_one(option):
     flag = f"--{option.replace('_', '-')}"
     with pytest.raises(UsageError, match=f"{flag} .* does nothing with one worker"):
         resolve(asked, with_budget=False)
-    assert getattr(resolve({**asked, "workers": 2}, with_budget=False), option) == asked[option]
+    two = getattr(resolve({**asked, "workers": 2}, with_budget=False), option)
+    assert two == (str(Path("auto").resolve()) if option == "storage" else asked[option])
 
 
 def test_several_workers_are_refused_for_one_network():
     network = {"architecture": load_space("digits").smallest.to_dict()}
     with pytest.raises(UsageError, match="--workers 2 does nothing with --architecture"):
         resolve({"data": "digits", "workers": 2, **network}, with_budget=False)
-
-
-# Storage --------------------------------------------------------------------------------------
-
-
-def checkpoint(step: int) -> Checkpoint:
-    tensors = {"weight": torch.full((3,), float(step))}
-    return Checkpoint(step=step, weights=tensors, optimizer=tensors, metadata={"step": step})
-
-
-@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])  # a path, pyarrow's, fsspec's
-def test_storage_keeps_checkpoints_in_folders_and_urls(scheme, tmp_path):
-    storage = Storage(f"{scheme}{tmp_path}", "run")
-    assert (storage.folder is None) == (scheme == "memory://")
-    storage.create("token")
-    elsewhere = pickle.loads(pickle.dumps(storage))
-    assert elsewhere.is_shared("token")
-    assert not elsewhere.is_shared("another")
-    assert storage.newest() is None
-    paths = [storage.save(checkpoint(step)) for step in (5, 10, 10)]
-    names = [Path(path).name for path in paths]
-    assert storage.names() == names[::-1]
-    assert names == ["step-000000005-0000", "step-000000010-0000", "step-000000010-0001"]
-    for name, step in zip(names, (5, 10, 10), strict=True):
-        assert torch.equal(
-            elsewhere.load(name).weights["weight"], checkpoint(step).weights["weight"]
-        )
-    # as if one was still being written
-    storage.filesystem.delete_file(f"{paths[2]}/{METADATA}")
-    with storage.filesystem.open_output_stream(f"{paths[1]}/{WEIGHTS}") as stream:
-        stream.write(b"damaged")
-    with pytest.raises(CorruptFileError):
-        storage.load(names[1])
-    with pytest.warns(UserWarning, match="damaged|cut short"):
-        newest = storage.newest()
-    assert newest is not None
-    assert newest[0] == names[0]
-    storage.tidy()
-    assert names[0] in storage.names()
-    assert names[2] not in storage.names()
-    left = storage.filesystem.get_file_info([paths[2]])
-    assert left[0].type.name == "NotFound"
-    assert not storage.is_shared("token")
-
-
-def test_storage_that_nothing_opens_is_refused(tmp_path):
-    with pytest.raises(RunError, match="'nowhere://folder' cannot be opened"):
-        Storage("nowhere://folder", "run")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"):
-        Storage(str(tmp_path / "file"), "run").create("token")
 
 
 def test_errors_reach_this_process_whatever_they_are_made_of():
@@ -265,7 +218,8 @@ def test_two_workers_leave_what_one_leaves(cluster, tmp_path):
     together, _ = train(tmp_path / "together", settings)
     one = alone(settings, tmp_path / "alone")
     assert largest_difference(together, one) < 1e-5
-    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    marker = f"checkpoints/{MARKER}"
+    assert files(tmp_path / "together") == files(tmp_path / "alone") | {marker}
     assert list((tmp_path / "together" / "tensorboard").glob("*tfevents*"))
     lines = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -289,12 +243,12 @@ def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, t
         kwargs={"storage": storage, "address": cluster.address, "elastic": False},
     )
     process.start()
-    while process.is_alive() and len(Storage(storage, "run").names()) < 2:
+    while process.is_alive() and len(CheckpointFolder(storage, "run").names()) < 2:
         time.sleep(0.1)
     assert process.is_alive()
     process.kill()
     process.join()
-    kept = Storage(storage, "run").newest()
+    kept = CheckpointFolder(storage, "run").newest()
     assert kept is not None
     assert 0 < kept[1].step < 36
     steps: list[int] = []
@@ -313,8 +267,8 @@ def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, t
 
 
 def test_images_that_a_worker_cannot_open_name_it(tmp_path):
-    storage = Storage(str(tmp_path), "checkpoints")
-    storage.create("token")
+    storage = CheckpointFolder(tmp_path, "checkpoints")
+    storage.claim("token")
     nowhere = partial(open_data, "nowhere", 16)
     with (
         mock.patch("ray.util.get_node_ip_address", return_value="10.0.0.7"),

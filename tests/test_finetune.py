@@ -19,13 +19,14 @@ import torch
 from tiny_job import FAILED, USAGE, Job, evaluated, nas, write_space
 from tiny_training import config
 
-from nas.config import resolve
+from nas.resolving import resolve
 from results.store import RunDirectory
 from search_space import load_space
 from search_space.errors import DataError, RunError
 from supernet import build
 from supernet.cluster.trials import Trial, TrialFolders, best_trial
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate
 

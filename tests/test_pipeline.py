@@ -17,7 +17,7 @@ import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, nas, tree
 
 from nas.cli.console import Console
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.exporting import export_from_run
 from results.export.write import read_export
 from results.files import read_json
@@ -27,7 +27,8 @@ from results.report.data import ReportData
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
 from supernet import Supernet, build
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate
 
@@ -218,7 +219,7 @@ def test_export_of_any_evaluated_network(finished: Job, tmp_path: Path) -> None:
     for folder in (mine, mine / "thesis.txt"):
         refused = nas("export", finished.run, other, "--output", folder)
         assert refused.code == 2
-        assert f"--output {folder} exists and is no export" in refused.err
+        assert f"{folder} exists and is no export" in refused.err
         assert tree(mine) == {"thesis.txt": b"years of work"}
     with pytest.raises(UsageError, match=f"'' begins {EVALUATIONS} digests: "):
         export_from_run(finished.run, "", None, Console())

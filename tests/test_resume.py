@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_job import EVALUATIONS, Job, evaluated, front_of, tree
 
-from nas.config import resolve
+from nas.resolving import resolve
 from nas.workflows.measuring import read_measured
 from results.export.write import read_export
 from results.files import read_json

@@ -11,8 +11,8 @@ import yaml
 from tiny_job import FAILED, nas, search, tree
 
 from nas.cli.console import Console
-from nas.config import resolve
-from nas.workflows.finetune_config import FinishedSearch
+from nas.resolving import resolve
+from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.starting import new_manifest, open_run
 from results.journal import Evaluation
 from results.manifest import read_manifest

@@ -11,7 +11,7 @@ from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 
 from search_space.errors import DataError, RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.network.tensor_files import write_tensors
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 from supernet.training.config import TrainConfig
 from supernet.training.loop import check_groups
 
@@ -49,7 +49,7 @@ def test_names_and_numbers_are_checked_first(job, parts, expected, dry):
 
 
 LATER = [
-    (["--warm-start", "nope"], {}, ["--warm-start nope holds no evaluations"]),
+    (["--warm-start", "nope"], {}, ["/nope holds no evaluations"]),
     (["--sampler", "optuna-Nobody"], {}, ["Nobody"]),
     (["--train-batch-size", 1], {}, ["1 images are trained at a time", "batch_size of 2 or more"]),
     ([], {"finetune": {"accumulate": 999}}, ["accumulate 999", "multiple of 999"]),
@@ -129,6 +129,8 @@ def test_a_supernet_that_is_damaged_is_left_as_it_is(finished: Job) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_said(tmp_path):
-    """safetensors raises an error of its own; a path that cannot be written stands for it."""
+    """A path that cannot be written stands for it."""
+    (tmp_path / "file").write_text("")
+    checkpoint = Checkpoint(step=1, weights={"w": torch.ones(2)}, optimizer={}, metadata={})
     with pytest.raises(RunError, match=r"cannot be written .* free some space, .* --resume"):
-        write_tensors(tmp_path / "no" / "model.safetensors", {"w": torch.ones(2)})
+        CheckpointFolder(tmp_path / "file").write(checkpoint)

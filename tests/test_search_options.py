@@ -29,7 +29,7 @@ def test_an_earlier_front_is_evaluated_first(finished: Job) -> None:
     assert set(first) == known
     refused = finished.search("cold", "--supernet", finished.run, "--warm-start", "nowhere")
     assert refused.code == USAGE
-    assert "--warm-start nowhere holds no evaluations" in refused.err
+    assert "nowhere holds no evaluations" in refused.err
 
 
 def test_bands_and_a_front_of_three_quantities(
@@ -48,7 +48,7 @@ def test_bands_and_a_front_of_three_quantities(
     said = finished.search(
         *("three", "--config", file, "--supernet", finished.run),
         *("--min", "params=8k", "--max", "params=20k"),
-        *("--minimize", "params", "--minimize", "latency", "--maximize", "balanced_accuracy"),
+        *("--minimize", "params", "--minimize", "latency", "--objective", "balanced_accuracy"),
     )
     assert said.code == 0, said.err
     assert "num_params ≥ 8.00 k and num_params ≤ 20.00 k: the space has" in said.err

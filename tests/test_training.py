@@ -15,7 +15,8 @@ from torch import nn
 from search_space import load_space
 from search_space.errors import RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import (
     TrainConfig,
@@ -72,7 +73,7 @@ def test_supernet_resumes_bitwise(data, tmp_path):
     """4 epochs in one go equal 2 epochs, a stop, a stop within the third epoch, and the rest."""
     space = load_space("digits")
     whole = fresh(space)
-    options = {"tensorboard": False, "checkpoint_seconds": 0}
+    options = {"checkpoint_seconds": 0}
     settings = config(drop_path_rate=0.2, snapshot_steps=2)
     reference = train_supernet(whole, data, settings, tmp_path / "whole", **options)
     steps = reference[0].step
@@ -167,16 +168,6 @@ def test_other_configuration_is_refused_with_the_difference(data, tmp_path):
         finetune(small_network(), other, config(epochs=1), tmp_path)
     with pytest.raises(RunError, match="start is"):
         finetune(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), data, config(epochs=1), tmp_path)
-
-
-def test_tensorboard_events(data, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    metrics = finetune(small_network(), data, config(epochs=2), tmp_path, tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert found == [(m.step, pytest.approx(m.losses[""])) for m in metrics]
 
 
 # Divergence -----------------------------------------------------------------------------------

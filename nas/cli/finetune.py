@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli.endings import this_command
-from nas.cli.options import SEED, console, json_option, option, print_json, quiet_option
+from nas.cli.options import FlagSet, console, json_option, option, print_json, quiet_option
+from nas.workflows.finetune_config import FinetuneConfig
 from search_space.names import check_run_name
 
 if TYPE_CHECKING:
-    from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch
+    from nas.workflows.finished_search import FinishedSearch
     from results.report.data import ReportData
     from supernet.cluster.trials import Trial
+
+
+FLAGS = FlagSet(FinetuneConfig, without=("search",))  # the search has its own
 
 
 @click.command()
@@ -25,28 +29,9 @@ if TYPE_CHECKING:
     metavar="chosen|front|DIGEST,…",
     help="What to train (default: the network that the search chose).",
 )
-@option("--trials", type=click.IntRange(1), help="Trainings in all (default 16).")
-@click.option("--epochs", type=click.IntRange(1), help="Of each (default: the search's own).")
-@option("--workers", type=click.IntRange(1), help="Trials at a time (default 1).")
-@option(
-    "--gpus-per-worker",
-    type=click.FloatRange(0),
-    help="GPUs of each trial (default: 1 where the cluster has any).",
-)
-@option("--loader-workers", type=click.IntRange(0), help="Data-loading processes of each trial.")
-@option(
-    "--address",
-    metavar="auto|HOST",
-    help="Ray cluster to train on (default: start one on this machine).",
-)
-@option(
-    "--storage",
-    metavar="URL|FOLDER",
-    help="Where all workers find checkpoints (default: the run's folder).",
-)
+@FLAGS
 @click.option("--name", help="Name of the fine-tuning (default: the search's, and -finetuned).")
 @option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
-@option("--seed", type=SEED, help="Of what is tried (default: the search's).")
 @click.option("--resume", is_flag=True, help="Continue the fine-tuning of this name.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and stop.")
 @json_option
@@ -57,24 +42,18 @@ def finetune(run: Path, **options: Any) -> None:
     Learning rate, weight decay, regularisation and augmentation are searched around the search's
     own settings, which are tried first; trials that fall behind are stopped early.
     """
-    given = {
-        name: options[name]
-        for name in (
-            *("networks", "trials", "epochs", "workers", "gpus_per_worker", "loader_workers"),
-            *("address", "storage", "seed"),
-        )
-    }
+    from nas.workflows.finished_search import FinishedSearch, resolve_finetuning, stored_finetuning
+
+    flags = {**FLAGS.take(options), "networks": options["networks"]}
     if options["name"] is not None:
         check_run_name(options["name"])
-    from nas.workflows.finetune_config import FinishedSearch, resolve_finetuning, stored_finetuning
-
     source = FinishedSearch.open(run)
     folder = run.parent if options["runs"] is None else Path(options["runs"])
     name = options["name"] or f"{source.path.name}-finetuned"
     check_run_name(name)
     path = folder / name
     stored = stored_finetuning(path) if options["resume"] else None
-    config = resolve_finetuning(source, given, stored)
+    config = resolve_finetuning(source, flags, stored)
     if options["dry_run"]:
         _dry_run(config, source, path, options["as_json"])
         return
@@ -92,7 +71,7 @@ def finetune(run: Path, **options: Any) -> None:
 
 
 def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json: bool) -> None:
-    from search_space.units import format_latency
+    from search_space.metrics import LATENCY, format_metric
     from supernet.training.hyperparameters import ranges
 
     evaluations = source.evaluations()
@@ -116,7 +95,7 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
     for digest, metrics in networks.items():
         click.echo(
             f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
-            f"{format_latency(metrics['latency_ms'])}"
+            f"{format_metric(LATENCY, metrics[LATENCY])}"
         )
     click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
     for name, found in searched.items():

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from nas import bounds
 from nas.cli import endings
 from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
 from nas.cli.options import (
     NUM_CLASSES,
+    FlagSet,
     conditions_given,
     console,
     json_option,
@@ -31,12 +30,19 @@ from nas.cli.options import (
 )
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
-from search_space.errors import UsageError
+from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
+from search_space.metrics import device_of
 from search_space.names import check_run_name
-from search_space.units import parse_latency, parse_throughput
 
-if TYPE_CHECKING:
-    from nas.config import RunConfig
+SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
+# a training alone has no budget, and nothing that it is searched with
+TRAIN = FlagSet(
+    TrainedConfig,
+    without=(
+        *("device", "target_latency", "target_throughput", "max", "min", "costs", "minimize"),
+        *("latency", "search", "finetune", "supernet"),
+    ),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,79 +56,8 @@ def cli() -> None:
 
 
 @cli.command()
+@SEARCH
 @run_options
-@latency_options
-@option("--target-latency", metavar="5ms", help="Upper limit of the latency, with a unit.")
-@option("--device", metavar="NAME", help="Device that the latency is for (default cpu).")
-@option("--target-throughput", metavar="2000/s", help="Lower limit of images per second.")
-@option(
-    "--max",
-    "maxima",
-    multiple=True,
-    metavar="METRIC=LIMIT",
-    help="Upper limit of params, macs, activations, memory or latency@DEVICE, as in params=5M.",
-)
-@option(
-    "--min",
-    "minima",
-    multiple=True,
-    metavar="METRIC=LIMIT",
-    help="Lower limit of the same, or of latency, as in latency=3ms.",
-)
-@option(
-    "--maximize",
-    type=click.Choice(["accuracy", "balanced_accuracy"]),
-    help="Search for validation accuracy, or its mean over classes (default: for the smallest "
-    "validation loss).",
-)
-@option(
-    "--minimize",
-    multiple=True,
-    metavar="METRIC",
-    help="What the front trades quality for (default latency); may be given several times.",
-)
-@option(
-    "--margin",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the latency budget to leave free (default: the expected error of a table "
-    "that cannot be checked here).",
-)
-@option("--interpolate", is_flag=True, default=None, help="Fill a table's gaps from its shapes.")
-@option("--evaluations", type=click.IntRange(1), help="Architectures to evaluate.")
-@option("--sampler", metavar="NAME", help="Who proposes them: nsga2, optuna-TPE, random, …")
-@option(
-    "--population",
-    type=click.IntRange(4, bounds.POPULATION),
-    help="Candidates that the sampler begins with.",
-)
-@option("--optuna-storage", metavar="URL|FILE", help="Database or journal of Optuna's study.")
-@option(
-    "--warm-start",
-    multiple=True,
-    metavar="RUN",
-    help="Evaluate the front of this run over the same space first; may be given several times.",
-)
-@option(
-    "--halvings",
-    type=click.IntRange(0, 10),
-    help="Give up bad candidates early: all of a batch see a part of the validation images, the "
-    "better half twice as many, and so on, this often (default 0).",
-)
-@option("--finalists", type=click.IntRange(1), help="Front members to fine-tune (default 3).")
-@option("--finetune-epochs", type=click.IntRange(1), help="Epochs for each finalist.")
-@option("--supernet", metavar="RUN", help="Use the supernet that this run trained.")
-@option("--num-classes", type=NUM_CLASSES, help="Classes, without --data (default 1000).")
-@option(
-    "--score",
-    type=click.Choice(["combined", "deepmad"]),
-    help="What to maximise without --data (default combined).",
-)
-@option("--max-effectiveness", type=float, help="Largest ρ with --score deepmad (default 0.5).")
-@option(
-    "--rerank",
-    type=click.IntRange(0),
-    help="Order so many by ranks of score, κ and L^E, without --data.",
-)
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget.
 
@@ -133,7 +68,7 @@ def search(**options: Any) -> None:
     from nas.workflows.pipeline import run_search
     from nas.workflows.reporting import summary
 
-    config, path = _resolve(options)
+    config, path = _resolve(SEARCH.take(options), options)
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
@@ -148,15 +83,16 @@ def search(**options: Any) -> None:
 
 
 @cli.command()
+@TRAIN
 @run_options
-@option("--architecture", metavar="NAME|FILE", help="Train and export this one network instead.")
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
     from nas.cli.printing import print_result
     from nas.workflows.pipeline import run_training
     from nas.workflows.reporting import summary
 
-    config, path = _resolve(options, with_budget=False)
+    config, path = _resolve(TRAIN.take(options), options, with_budget=False)
+    assert isinstance(config, TrainedConfig)
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
@@ -263,108 +199,40 @@ def report(run: Path) -> None:
     click.echo(run / "report.html")
 
 
-def _resolve(options: dict[str, Any], *, with_budget: bool = True) -> tuple[RunConfig, Path]:
-    """Configuration and run directory; quantities are checked before anything heavy loads."""
-    if options.get("target_latency") is not None:
-        parse_latency(options["target_latency"])
-    if options.get("target_throughput") is not None:
-        parse_throughput(options["target_throughput"])
-    maxima = _limits("--max", options.get("maxima") or ())
-    minima = _limits("--min", options.get("minima") or ())
-    from nas.config import resolve
+def _resolve(
+    flags: dict[str, Any], options: dict[str, Any], *, with_budget: bool = True
+) -> tuple[RunConfig, Path]:
+    """Configuration and run directory, from the flags of a configuration and the other options."""
+    from nas.resolving import resolve
 
-    given = {
-        key: options.get(key)
-        for key in (
-            "data",
-            "space",
-            "device",
-            "target_latency",
-            "target_throughput",
-            "seed",
-            "loader_workers",
-            "workers",
-            "gpus_per_worker",
-            "address",
-            "storage",
-            "image_column",
-            "label_column",
-            "supernet",
-            "num_classes",
-        )
-    }
-    if options.get("architecture") is not None:
+    if "architecture" in flags:
         from search_space import load_architecture
 
-        given["architecture"] = load_architecture(options["architecture"]).to_dict()
-    given |= {
-        "train.epochs": options.get("epochs"),
-        "train.batch_size": options.get("train_batch_size"),
-        "train.lr": options.get("lr"),
-        "search.evaluations": options.get("evaluations"),
-        "train.strategy": options.get("strategy"),
-        "train.shrinking": options.get("shrinking"),
-        "train.teacher": options.get("teacher"),
-        "train.teacher_weights": options.get("teacher_weights"),
-        "search.objective": options.get("maximize"),
-        "search.sampler": options.get("sampler"),
-        "search.population": options.get("population"),
-        "search.optuna_storage": options.get("optuna_storage"),
-        "search.warm_start": options.get("warm_start") or None,
-        "search.halvings": options.get("halvings"),
-        "search.finalists": options.get("finalists"),
-        "search.score": options.get("score"),
-        "search.max_effectiveness": options.get("max_effectiveness"),
-        "search.rerank": options.get("rerank"),
-        "finetune.epochs": options.get("finetune_epochs"),
-        **{
-            f"latency.{key}": options.get(key)
-            for key in ("batch_size", "precision", "runtime", "threads", "margin", "interpolate")
-        },
-        "max": maxima or None,
-        "min": minima or None,
-        "minimize": options.get("minimize") or None,
-    }
-    name = options["name"]
-    if name is not None:
-        check_run_name(name)
-    folder = Path(options["runs"])
+        flags["architecture"] = load_architecture(flags["architecture"]).to_dict()
+    name, file = options["name"], options["config"]
     if name is None:
-        name = _default_name(resolve(given, options["config"], with_budget=with_budget))
-        check_run_name(name)
-    file, stored = options["config"], folder / name / "config.yaml"
+        name = _default_name(resolve(flags, file, with_budget=with_budget))
+    check_run_name(name)
+    path = Path(options["runs"]) / name
     if options["resume"]:
         from results.store import check_resumable
 
-        check_resumable(folder / name)
-        if file is None and stored.exists():
-            file = str(stored)  # only what is asked anew is compared, not the defaults of today
-    return resolve(given, file, with_budget=with_budget), folder / name
-
-
-def _limits(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    """``--max`` or ``--min`` by metric; their values are checked with the configuration."""
-    result = {}
-    for text in texts:
-        metric, equals, limit = text.partition("=")
-        if not equals or not metric or not limit:
-            raise UsageError(f"{flag} {text!r} must be METRIC=LIMIT, as in {flag} params=5M.")
-        if metric in result:
-            raise UsageError(f"{flag} {metric} is given twice; give it once.")
-        result[metric] = limit
-    return result
+        check_resumable(path)
+        if file is None and (path / "config.yaml").exists():
+            file = str(path / "config.yaml")  # what is asked anew is compared, no new defaults
+    return resolve(flags, file, with_budget=with_budget), path
 
 
 def _default_name(config: RunConfig) -> str:
     space = config.space if isinstance(config.space, str) else config.space["name"]
-    source = "" if config.data is None else Path(config.data.rstrip("/")).name
-    if config.architecture is not None:
+    source = [] if config.data is None else [Path(config.data).name]
+    if isinstance(config, TrainedConfig) and config.architecture is not None:
         from search_space import Architecture
 
-        return f"{source}-{Architecture.from_dict(config.architecture).digest}"
-    parts = [*([source] if source else []), *([space] if space != source else [])]
-    own = config.max.get("latency") or config.max.get(f"latency@{config.device}")
-    budget = config.target_latency or config.target_throughput or own
+        return f"{source[0]}-{Architecture.from_dict(config.architecture).digest}"
+    parts = [*source, *([] if [space] == source else [space])]
+    of_device = config.max.get("latency") or config.max.get(f"latency@{config.device}")
+    budget = config.target_latency or config.target_throughput or of_device
     others = [f"{metric}-{limit}" for metric, limit in {**config.max, **config.min}.items()]
     limits = [budget] if budget else others
     parts += [config.device, *limits] if limits else ["supernet"]
@@ -374,11 +242,11 @@ def _default_name(config: RunConfig) -> str:
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     from predictors.devices import find_device
 
-    find_device(config.device, **config.latency.model_dump(exclude={"interpolate", "margin"}))
+    find_device(config.device, **config.latency.conditions())
     for metric in config.limits():
-        if metric.startswith("latency_ms@"):
-            find_device(metric.partition("@")[2])
-    if config.data is not None:
+        if (device := device_of(metric)) is not None:
+            find_device(device)
+    if isinstance(config, TrainedConfig):
         from supernet.training.named_optimizer import check_optimizer
 
         check_optimizer(config.train)
@@ -405,7 +273,7 @@ for command in (finetune, profile, devices, calibrate, scale, seed, proxies):
 
 
 def main() -> None:
-    """Entry point: every error that a user can mend is one message, not a traceback."""
+    """Entry point: every error that a user can fix is one message, not a traceback."""
     # OpenMP's threads wait for each other by spinning, for milliseconds as libgomp has it: where
     # other work holds a core, the one that is waited for then gets none. Read when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
+from pydantic import BaseModel
 
-from nas import bounds
+from nas import flags
+from nas.config import LatencyConfig, RunConfig
+from nas.flags import Declared, declared
 from search_space.errors import UsageError
 
 
@@ -28,9 +31,83 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-SEED = click.IntRange(0, bounds.SEED)
-BATCH_SIZE = click.IntRange(1, bounds.BATCH_SIZE)
-NUM_CLASSES = click.IntRange(1, bounds.NUM_CLASSES)
+SEED = click.IntRange(0, flags.SEED)
+BATCH_SIZE = click.IntRange(1, flags.BATCH_SIZE)
+NUM_CLASSES = click.IntRange(1, flags.NUM_CLASSES)
+
+
+class FlagSet:
+    """The flags that configurations declare, as options of a command; decorates its function.
+
+    Usage:
+
+        FLAGS = FlagSet(FinetuneConfig)
+
+        @click.command()
+        @FLAGS
+        def finetune(**options): resolve(FLAGS.take(options))
+
+    Args:
+        models: Their flags; one that several have is the same option.
+        without: Paths of fields that the command has nothing to do with.
+    """
+
+    def __init__(self, *models: type[BaseModel], without: Sequence[str] = ()) -> None:
+        self._by_name: dict[str, Declared] = {}
+        for item in (item for model in models for item in declared(model)):
+            parents = item.path.split(".")
+            if not any(".".join(parents[: i + 1]) in without for i in range(len(parents))):
+                self._by_name[item.flag.name.removeprefix("--").replace("-", "_")] = item
+
+    def __call__(self, function: Any) -> Any:
+        return options(*map(_option, self._by_name.values()))(function)
+
+    def take(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Values by path in the configuration, of flags that were used; out of ``options``."""
+        taken = {item.path: options.pop(name) for name, item in self._by_name.items()}
+        for item in self._by_name.values():
+            if item.is_assigned:
+                taken[item.path] = _assigned(item.flag.name, taken[item.path])
+        return {path: value for path, value in taken.items() if value not in (None, (), {})}
+
+
+def _option(item: Declared) -> Callable[[Any], Any]:
+    """The click option of a flag: its type and bounds are those of the field."""
+    settings: dict[str, Any] = {"metavar": item.flag.metavar, "help": item.flag.help}
+    low, high = (
+        next((getattr(b, key) for b in item.bounds for key in keys if hasattr(b, key)), None)
+        for keys in (("ge", "gt"), ("le", "lt"))
+    )
+    is_open = {
+        name: any(hasattr(b, key) for b in item.bounds)
+        for name, key in (("min_open", "gt"), ("max_open", "lt"))
+    }
+    if item.type is bool:
+        settings |= {"is_flag": True, "default": None}
+    elif item.type in (int, float) and low is None and high is None:
+        settings["type"] = item.type
+    elif item.type in (int, float):
+        of_range = click.IntRange if item.type is int else click.FloatRange
+        settings["type"] = of_range(low, high, **is_open)
+    elif get_origin(item.type) is Literal:
+        settings["type"] = click.Choice(get_args(item.type))
+    elif item.is_assigned or get_origin(item.type) is tuple:
+        settings["multiple"] = True
+    return option(item.flag.name, **settings)
+
+
+def _assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """``METRIC=LIMIT`` texts as a mapping; their values are checked with the configuration."""
+    result = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            example = "energy=table.parquet" if flag == "--cost" else "params=5M"
+            raise UsageError(f"{flag} {text!r} must be NAME=VALUE, as in {flag} {example}.")
+        if key in result:
+            raise UsageError(f"{flag} {key} is given twice; give it once.")
+        result[key] = value
+    return result
 
 
 def image_sizes(least: int = 1) -> click.IntRange:
@@ -38,62 +115,14 @@ def image_sizes(least: int = 1) -> click.IntRange:
     return click.IntRange(least, 2048)
 
 
-space_option = option("--space", metavar="NAME|FILE", help="Search space: a preset or a YAML file.")
+space_option = FlagSet(RunConfig, without=[f for f in RunConfig.model_fields if f != "space"])
+latency_options = FlagSet(LatencyConfig, without=("interpolate", "margin"))
 json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")
-latency_options = options(
-    option("--batch-size", type=BATCH_SIZE, help="Images per forward pass (default 1)."),
-    option("--precision", metavar="fp32|bf16|fp16", help="Default: what is usual on the device."),
-    option(
-        "--runtime",
-        metavar="NAME",
-        help="eager, cudagraph, inductor, onnxruntime or tensorrt (default: the device's usual).",
-    ),
-    option(
-        "--threads", type=click.IntRange(1, bounds.THREADS), help="CPU threads (default: torch's)."
-    ),
-)
 run_options = options(
     click.option("--config", metavar="FILE", help="YAML file of options; flags override it."),
-    option(
-        "--data",
-        metavar="SOURCE",
-        help="digits, an image folder, Parquet files, or a name that timm opens.",
-    ),
-    space_option,
     option("--name", help="Name of the run (default: from data and budget)."),
     option("--runs", metavar="DIR", default="runs", show_default=True, help="Folder of runs."),
-    option("--seed", type=SEED, help="Default 0."),
-    option("--epochs", type=click.IntRange(1), help="Epochs of supernet training."),
-    option("--train-batch-size", type=BATCH_SIZE, help="Images per training step."),
-    option("--lr", type=float, help="Peak learning rate of supernet training."),
-    option(
-        "--strategy",
-        metavar="NAME",
-        help="Which subnets a step trains (default multi_architecture).",
-    ),
-    option("--shrinking", metavar="NAME", help="When: none, delayed or progressive."),
-    option("--teacher", metavar="NAME|FOLDER", help="A timm model or an export to learn from."),
-    option("--teacher-weights", metavar="FILE", help="Its weights, where it is a timm model."),
-    option("--loader-workers", type=click.IntRange(0), help="Data-loading processes (default 0)."),
-    option("--workers", type=click.IntRange(1), help="Workers that train, by Ray (default 1)."),
-    option(
-        "--gpus-per-worker",
-        type=click.FloatRange(0),
-        help="GPUs of each worker (default: 1 where the cluster has any).",
-    ),
-    option(
-        "--address",
-        metavar="auto|HOST",
-        help="Ray cluster to train on (default: start one on this machine).",
-    ),
-    option(
-        "--storage",
-        metavar="URL|FOLDER",
-        help="Where all workers find checkpoints (default: the run's folder).",
-    ),
-    option("--image-column", help="Parquet column of images (default: image)."),
-    option("--label-column", help="Parquet column of labels (default: label)."),
     click.option("--resume", is_flag=True, help="Continue the run of this name."),
     click.option("--dry-run", is_flag=True, help="Show what would be done and stop."),
     json_option,
@@ -114,10 +143,9 @@ def console(options: dict[str, Any]) -> Any:
     return nullcontext(Console(quiet=options["quiet"]))
 
 
-def conditions_given(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``latency_options`` that were given."""
-    names = ("batch_size", "precision", "runtime", "threads")
-    return {name: given[name] for name in names if given[name] is not None}
+def conditions_given(options: dict[str, Any]) -> dict[str, Any]:
+    """Values of those of ``latency_options`` that were used."""
+    return latency_options.take(dict(options))
 
 
 def options_after(context: click.Context) -> None:

@@ -2,92 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from results.report.data import FrontMember, ReportData
-from search_space.units import format_count, format_latency
+from search_space.metrics import (
+    ACTIVATIONS,
+    LATENCY,
+    MACS,
+    PARAMS,
+    SCORE,
+    TABLE,
+    Metric,
+    format_metric,
+    metric_named,
+)
+from search_space.metrics import metrics as registered
 
 
 def print_result(data: ReportData, path: Path) -> None:
     """The front, the chosen network and where its files are."""
     chosen = data.chosen
-    columns = [
-        (name, form)
-        for name, form in _COLUMNS.items()
-        if any(_shown(member, name) is not None for member in data.front)
-    ]
+    columns = [column for column in _columns() if any(column.value(m) for m in data.front)]
     if columns:
-        click.echo(f"\n{'digest':12}" + "".join(f"  {name:>10}" for name, _ in columns))
+        click.echo(f"\n{'digest':12}" + "".join(f"  {c.head:>10}" for c in columns))
     for member in data.front:
         mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
-        cells = [(_shown(member, name), form) for name, form in columns]
-        texts = ("–" if value is None else form(value) for value, form in cells)
+        texts = (column.metric.format(column.value(member)) for column in columns)
         click.echo(f"{member.digest:12}" + "".join(f"  {text:>10}" for text in texts) + mark)
     if chosen is not None:
-        facts = []
-        if chosen.measured:
-            facts.append(f"{format_latency(chosen.measured['latency_ms'] or 0)} measured")
-        elif chosen.predicted.get("latency_ms") is not None:
-            facts.append(f"{format_latency(chosen.predicted['latency_ms'] or 0)} predicted")
+        facts: list[str] = []
+        for metrics, how in ((chosen.measured, "measured"), (chosen.predicted, "predicted")):
+            if metrics.get(LATENCY) is not None and not facts:
+                facts.append(f"{format_metric(LATENCY, metrics[LATENCY])} {how}")
         if chosen.test_accuracy is not None:
             facts.append(f"test accuracy {chosen.test_accuracy:.2%}")
         if chosen.test_accuracy_before is not None:
             facts[-1] += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
-        if chosen.predicted.get("score") is not None:
-            facts.append(f"score {chosen.predicted['score']:.4g}, untrained")
+        if chosen.predicted.get(SCORE) is not None:
+            facts.append(f"score {format_metric(SCORE, chosen.predicted[SCORE])}, untrained")
         click.echo(f"\nchosen {chosen.digest}: {', '.join(facts)}")
         for item in chosen.exports:
             click.echo(f"  {item.path}")
     click.echo(f"report: {path / 'report.html'}")
 
 
-_COLUMNS: dict[str, Callable[[float], str]] = {
-    "accuracy": "{:.2%}".format,
-    "loss": "{:.3f}".format,
-    "score": "{:.4g}".format,
-    "predicted": format_latency,
-    "measured": format_latency,
-    "params": format_count,
-}
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    metric: Metric
+    measured: bool = False
+
+    def value(self, member: FrontMember) -> float | None:
+        return (member.measured if self.measured else member.predicted).get(self.metric.name)
 
 
-def _shown(member: FrontMember, column: str) -> float | None:
-    match column:
-        case "predicted":
-            return member.predicted.get("latency_ms")
-        case "measured":
-            return member.measured.get("latency_ms")
-        case "params":
-            return member.predicted.get("num_params")
-    return member.predicted.get(column)
+def _columns() -> list[_Column]:
+    """What tells networks apart, the latency twice, and what they cost."""
+    columns = [_Column(m.short, m) for m in registered() if m.name != LATENCY]
+    latency = metric_named(LATENCY)
+    both = [_Column("predicted", latency), _Column("measured", latency, measured=True)]
+    costs = [c for c in columns if c.metric.source == TABLE]
+    return [*(c for c in columns if c not in costs), *both, *costs]
 
 
 def print_network(described: Mapping[str, Any]) -> None:
     """A network of ``nas.workflows.show.describe``, a line per module, and its totals."""
-    header = (
-        f"{'module':22} {'what':44} {'input':>9} {'params':>10} {'MACs':>10} {'activations':>12}"
+    counted = [metric_named(name) for name in (PARAMS, MACS, ACTIVATIONS)]
+    click.echo(
+        f"{'module':22} {'what':44} {'input':>9} " + " ".join(f"{m.short:>11}" for m in counted)
     )
-    click.echo(header)
     for row in described["components"]:
-        click.echo(
-            f"{row['path']:22} {row['what']:44} {row['input']:>9} "
-            f"{format_count(row['num_params']):>10} {format_count(row['macs']):>10} "
-            f"{format_count(row['activations']):>12}"
-        )
+        cells = " ".join(f"{m.format(row[m.name]):>11}" for m in counted)
+        click.echo(f"{row['path']:22} {row['what']:44} {row['input']:>9} {cells}")
+    totals = ", ".join(f"{m.format(described[m.name])} {m.title}" for m in counted)
     click.echo(
         f"\n{described['digest']} at {described['resolution']} px, "
-        f"{described['num_classes']} classes: "
-        f"{format_count(described['num_params'])} parameters, "
-        f"{format_count(described['macs'])} MACs, "
-        f"{format_count(described['activations'])} activations"
+        f"{described['num_classes']} classes: {totals}"
     )
-    if "latency_ms" in described:
+    if LATENCY in described:
         click.echo(
-            f"latency {format_latency(described['latency_ms'])}, "
+            f"latency {format_metric(LATENCY, described[LATENCY])}, "
             f"{described['latency_provenance']}; {described['latency_conditions']}"
         )
 

@@ -14,6 +14,7 @@ from nas.cli.console import Console
 from predictors.devices import Target, latency_table
 from results.report.charts import fit_scale
 from search_space import SearchSpace
+from search_space.metrics import LATENCY
 
 COUNT = 2000
 _BOX = (64.0, 20.0, 560.0, 440.0)
@@ -99,11 +100,11 @@ def write_scatter(path: Path, compared: Comparison) -> None:
     ticks = "".join(
         f'<line x1="{t.at:.1f}" y1="{top}" x2="{t.at:.1f}" y2="{bottom}"/>'
         f'<text x="{t.at:.1f}" y="{bottom + 18}" text-anchor="middle">{t.label}</text>'
-        for t in x_scale.ticks("latency_ms", 7)
+        for t in x_scale.ticks(LATENCY, 7)
     ) + "".join(
         f'<line x1="{left}" y1="{t.at:.1f}" x2="{right}" y2="{t.at:.1f}"/>'
         f'<text x="{left - 8}" y="{t.at + 4:.1f}" text-anchor="end">{t.label}</text>'
-        for t in y_scale.ticks("latency_ms", 7)
+        for t in y_scale.ticks(LATENCY, 7)
     )
     first, second = (escape(name) for name in compared.names)
     conditions = "".join(

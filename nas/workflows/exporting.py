@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.cli.console import Console
-from nas.config import RunConfig
-from nas.workflows.finishing import export_untrained, preprocessing
+from nas.config import TrainedConfig, TrainingFreeConfig
+from nas.resolving import stored_config
+from nas.workflows.finishing import card_figures, export_untrained
 from nas.workflows.network_training import NETWORK
-from nas.workflows.stored_run import stored_config
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export.write import ModelCard, check_replaceable, export_network
 from results.journal import Evaluation, read_journal
@@ -16,7 +16,6 @@ from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError, UsageError
-from search_space.units import format_count, format_latency
 from supernet import Supernet
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
@@ -45,17 +44,11 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
-    if config.data is None:
+    if isinstance(config, TrainingFreeConfig):
         return _export_untrained(run, config, evaluation, output, console)
+    assert isinstance(config, TrainedConfig)
     space = config.search_space()
-    data = open_data(
-        config.data,
-        space.resolutions[-1],
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
+    data = open_data(config.data, space.resolutions[-1], **config.image_options())
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
     with console.python_warnings():
@@ -84,16 +77,12 @@ def export_from_run(
         return export_network(
             network,
             directory,
-            preprocessing=preprocessing(data, architecture),
+            preprocessing=data.at(architecture.resolution).preprocessing,
             card=ModelCard(
-                title=f"{config.data} network {architecture.digest}",
-                metrics={
-                    "parameters": format_count(evaluation.metrics["num_params"]),
-                    "MACs": format_count(evaluation.metrics["macs"]),
-                    "predicted latency": format_latency(evaluation.metrics["latency_ms"]),
-                },
+                title=f"{config.data_name} network {architecture.digest}",
+                metrics=card_figures(evaluation.metrics),
                 class_names=data.class_names,
-                trained_on=f"{config.data}, {len(data.train)} images",
+                trained_on=f"{config.data_name}, {len(data.train)} images",
                 notes=notes,
             ),
             reference=None if digest is None else lambda x: supernet(x, architecture),
@@ -101,7 +90,11 @@ def export_from_run(
 
 
 def _export_untrained(
-    run: Path, config: RunConfig, evaluation: Evaluation, output: Path | None, console: Console
+    run: Path,
+    config: TrainingFreeConfig,
+    evaluation: Evaluation,
+    output: Path | None,
+    console: Console,
 ) -> list[Export]:
     """Export a network of a search without images, with random weights."""
     architecture = Architecture.from_dict(evaluation.architecture)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.cli.console import Console
-from nas.workflows.finetune_config import FinetuneConfig, FinishedSearch
+from nas.workflows.finetune_config import FinetuneConfig
+from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.finishing import judged
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import phases
@@ -64,6 +65,7 @@ class Finetuning(TrainedSearch):
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
             return done
+        self.folders.root.check()
         for table in self.source.path.glob("latency*.parquet"):  # what the search predicted by
             if not (self.path / table.name).exists():
                 shutil.copy(table, self.path)
@@ -228,9 +230,10 @@ class Finetuning(TrainedSearch):
         """Keep the last checkpoint of each network's best trial and nothing else."""
         kept = {best.key for best in best_by_network(trials).values()}
         for trial in trials:
-            self.folders.trial(trial.key).tidy(1 if trial.key in kept else 0)
+            self.folders.trial(trial.key).close(1 if trial.key in kept else 0)
         for digest in self.settings.networks:
-            self.folders.inherited(digest).tidy(0)
+            self.folders.inherited(digest).close(0)
+        self.folders.root.close()
 
 
 class _Shown:
@@ -302,7 +305,8 @@ def run_finetuning(
             if new and not any(trial.epochs for trial in run.trials()):
                 with suppress(NasError):
                     for digest in config.networks:
-                        run.folders.inherited(digest).tidy(0)
+                        run.folders.inherited(digest).close(0)
+                    run.folders.root.close()
                 shutil.rmtree(path)
             raise
 

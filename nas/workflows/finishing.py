@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -17,9 +17,10 @@ from results.export.write import ModelCard, Preprocessing, export_network
 from results.journal import Evaluation
 from results.report.data import Chosen, Export
 from search_space import Architecture
-from search_space.units import format_count, format_latency
+from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
 from supernet import Backbone, Supernet, build
-from supernet.data.dataset import ImageData, eval_batches
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import ImageData
 from supernet.training.evaluation import Quality, evaluate
 from supernet.training.train import finetune
 
@@ -28,7 +29,7 @@ def best_finetuned(
     supernet: Supernet,
     finalists: Sequence[Evaluation],
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     folder: Path,
     device: str,
     progress: Callable[[int, int, Mapping[str, Any]], None],
@@ -39,27 +40,27 @@ def best_finetuned(
     them, so the last decision is made on trained networks. Ties go to the earlier finalist.
     ``folder`` keeps a checkpoint for each, from which a killed run continues.
     """
-    validation = eval_batches(data.validation)
     tuned: list[tuple[float, Backbone, Evaluation]] = []
     for i, evaluation in enumerate(finalists):
 
         def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
             progress(done + i * total, len(finalists) * total, info)
 
-        network = supernet.extract(
-            Architecture.from_dict(evaluation.architecture),
-            drop_path_rate=config.finetune.drop_path_rate,
-        )
+        architecture = Architecture.from_dict(evaluation.architecture)
+        network = supernet.extract(architecture, drop_path_rate=config.finetune.drop_path_rate)
+        # Judged on the pixels that its export asks for, and trained on them unless a teacher
+        # looks at the same images and needs the larger.
+        at_own = data.at(architecture.resolution)
         finetune(
             network,
-            data,
+            at_own if config.finetune.teacher is None else data,
             config.finetune,
             folder / evaluation.digest,
             progress=show,
             device=device,
             workers=config.loader_workers,
         )
-        loss = evaluate(network, validation, amp=config.finetune.amp).loss
+        loss = evaluate(network, eval_batches(at_own.validation), amp=config.finetune.amp).loss
         tuned.append((loss, network, evaluation))
     _, network, evaluation = min(tuned, key=lambda item: item[0])
     return network, evaluation
@@ -77,6 +78,7 @@ def judged(
 
     This is the one place where a search opens the test split. ``amp`` is that of the fine-tuning.
     """
+    data = data.at(network.architecture.resolution)
     inherited = supernet.extract(network.architecture)
     before = evaluate(inherited, eval_batches(data.test), amp=amp)
     quality = qualities(network, data, amp)
@@ -98,41 +100,46 @@ def qualities(network: torch.nn.Module, data: ImageData, amp: str) -> dict[str, 
     return {name: evaluate(network, eval_batches(split), amp=amp) for name, split in splits.items()}
 
 
+def card_figures(metrics: Mapping[str, float | None], latency: str | None = None) -> dict[str, str]:
+    """What a network costs, for its card; ``latency`` says more than the prediction."""
+    texts = {
+        title_of(name): format_metric(name, value)
+        for name, value in metrics.items()
+        if metric_named(name).source == TABLE
+    }
+    if LATENCY in metrics:
+        texts[title_of(LATENCY)] = latency or f"{texts[title_of(LATENCY)]}, predicted"
+    return texts
+
+
 def export_chosen(
     network: Backbone,
     chosen: Chosen,
     folder: Path,
     data: ImageData,
-    config: RunConfig,
+    config: TrainedConfig,
     table: LatencyTable,
 ) -> Chosen:
     """Export the chosen network; raises ExportError where a format does not reproduce it."""
-    latency = f"{format_latency(chosen.predicted['latency_ms'] or 0)}, {provenance(table)}"
+    latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
     if chosen.measured:
-        latency = f"{format_latency(chosen.measured['latency_ms'] or 0)}, measured"
+        latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
     accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
     exports = export_network(
         network,
         folder,
-        preprocessing=preprocessing(data, network.architecture),
+        preprocessing=data.at(network.architecture.resolution).preprocessing,
         card=ModelCard(
-            title=f"{config.data} network {chosen.digest}",
+            title=f"{config.data_name} network {chosen.digest}",
             metrics={
-                "parameters": format_count(chosen.predicted["num_params"] or 0),
-                "MACs": format_count(chosen.predicted["macs"] or 0),
                 "test accuracy": accuracy,
-                "latency": f"{latency}; {table.conditions}",
+                **card_figures(chosen.predicted, f"{latency}; {table.conditions}"),
             },
             class_names=data.class_names,
-            trained_on=f"{config.data}, {len(data.train)} images",
+            trained_on=f"{config.data_name}, {len(data.train)} images",
         ),
     )
     return replace(chosen, exports=tuple(exports))
-
-
-def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
-    """What images go through before a network trained on ``data``."""
-    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
 
 
 def export_untrained(
@@ -150,7 +157,6 @@ def export_untrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(architecture, num_classes)
-    metrics = evaluation.metrics
     return export_network(
         network,
         folder,
@@ -158,10 +164,8 @@ def export_untrained(
         card=ModelCard(
             title=f"Untrained network {architecture.digest}",
             metrics={
-                "parameters": format_count(metrics["num_params"]),
-                "MACs": format_count(metrics["macs"]),
-                "latency": latency or f"{format_latency(metrics['latency_ms'])}, predicted",
-                "score (not an accuracy)": f"{metrics['score']:.4g}",
+                "score (not an accuracy)": format_metric(SCORE, evaluation.metrics[SCORE]),
+                **card_figures(evaluation.metrics, latency),
             },
         ),
     )

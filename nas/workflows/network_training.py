@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from nas.workflows.finishing import preprocessing, qualities
+from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
 from nas.workflows.trained_search import TrainedSearch, training_text
 from predictors.counts import count_architecture
@@ -14,7 +14,6 @@ from results.export.write import ModelCard, export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
 from search_space import Architecture
-from search_space.units import format_count
 from supernet import build
 from supernet.training.train import finetune
 
@@ -55,16 +54,12 @@ class NetworkTraining(TrainedSearch):
             exports = export_network(
                 network,
                 self.path / EXPORT / architecture.digest,
-                preprocessing=preprocessing(self.data, architecture),
+                preprocessing=self.data.preprocessing,
                 card=ModelCard(
-                    title=f"{self.config.data} network {architecture.digest}",
-                    metrics={
-                        "parameters": format_count(counts["num_params"]),
-                        "MACs": format_count(counts["macs"]),
-                        "test accuracy": f"{accuracy:.2%}",
-                    },
+                    title=f"{self.config.data_name} network {architecture.digest}",
+                    metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
                     class_names=self.data.class_names,
-                    trained_on=f"{self.config.data}, {len(self.data.train)} images",
+                    trained_on=f"{self.config.data_name}, {len(self.data.train)} images",
                 ),
             )
         manifest = self.directory.manifest

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from nas.cli.console import Console
-from nas.config import RunConfig
+from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
 from nas.workflows.run import Run
 from nas.workflows.starting import new_manifest, open_run
 from nas.workflows.trained_search import CHECKPOINTS, TrainedSearch
 from nas.workflows.training_free import TrainingFreeSearch
 from results.report.data import ReportData
-from results.store import JOURNAL, SUPERNET
+from results.store import JOURNAL, SUPERNET, RunDirectory
 from search_space.errors import UsageError
 
 R = TypeVar("R", bound=Run)
+C = TypeVar("C", bound=RunConfig)
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
@@ -39,22 +40,31 @@ def run_search(
     """Run, or continue, the search that ``config`` describes in the directory ``path``.
 
     Returns what the report shows; the files lie in ``path``. Raises a NasError for everything
-    that the user can mend: RunError where the run exists, InfeasibleError where no architecture
+    that the user can fix: RunError where the run exists, InfeasibleError where no architecture
     meets the limits, DataError, ExportError. A new run that fails before anything was trained is
     removed again.
     """
-    console = console or Console()
+    if not isinstance(config, TrainedConfig):
+        assert isinstance(config, TrainingFreeConfig)
+        return _start(
+            TrainingFreeSearch.all_phases,
+            TrainingFreeSearch,
+            config,
+            path,
+            resume,
+            command,
+            console,
+        )
     if config.architecture is not None:
         raise UsageError(
             "this configuration names one architecture to train, and a search would ignore it; use "
             "nas train, or take 'architecture' out."
         )
-    kind: type[Run] = TrainingFreeSearch if config.data is None else TrainedSearch
-    return _start(config, path, resume, command, console, kind, lambda run: run.all_phases())
+    return _start(TrainedSearch.all_phases, TrainedSearch, config, path, resume, command, console)
 
 
 def run_training(
-    config: RunConfig,
+    config: TrainedConfig,
     path: Path,
     *,
     resume: bool = False,
@@ -65,25 +75,25 @@ def run_training(
 
     ``run_search`` with ``supernet`` set to ``path`` then uses the supernet.
     """
-    console = console or Console()
     if config.architecture is not None:
         return _start(
-            config, path, resume, command, console, NetworkTraining, NetworkTraining.all_phases
+            NetworkTraining.all_phases, NetworkTraining, config, path, resume, command, console
         )
     return _start(
-        config, path, resume, command, console, TrainedSearch, TrainedSearch.training_only
+        TrainedSearch.training_only, TrainedSearch, config, path, resume, command, console
     )
 
 
 def _start(
-    config: RunConfig,
+    steps: Callable[[R], ReportData],
+    kind: Callable[[C, RunDirectory, Console], R],
+    config: C,
     path: Path,
     resume: bool,
     command: str,
-    console: Console,
-    kind: type[R],
-    steps: Callable[[R], ReportData],
+    console: Console | None,
 ) -> ReportData:
+    console = console or Console()
     first = not path.parent.exists()
     manifest = new_manifest(config.seed, command, _PACKAGES)
     with open_run(path, config.to_dict(), manifest, console, resume=resume) as (directory, new):

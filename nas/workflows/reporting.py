@@ -13,6 +13,7 @@ from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
+from results.report.curves import latency_errors
 from results.report.data import (
     Baseline,
     Chosen,
@@ -25,14 +26,14 @@ from results.report.data import (
     ReportData,
     read_result,
 )
-from results.report.render import rank_rows, write_report
-from results.report.views import latency_errors
+from results.report.page import write_report
+from results.report.tables import rank_rows
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
 from search_space import Architecture, SearchSpace
 from search_space.errors import RunError
+from search_space.metrics import ACCURACY, LATENCY
 
 METRICS = "metrics.jsonl"
-CHEAP = ("latency_ms", "num_params", "macs", "activations")
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def assemble(
             for name, e in found.baselines.items()
         ),
         latency=latency_check(found.front, found.measured, table, space),
-        ranking=rank_rows(
-            [e.metrics for e in evaluated], CHEAP, against=quality.get("quality", "accuracy")
-        ),
+        ranking=rank_rows([e.metrics for e in evaluated], against=quality.get("quality", ACCURACY)),
         training=curves(directory.path),
         phases=phases(manifest),
         config=config.to_dict(),
@@ -137,8 +136,8 @@ def latency_check(
     """Predicted against measured on the front, beside the machine predicting itself."""
     pairs = tuple(
         LatencyPair(
-            predicted_ms=e.metrics["latency_ms"],
-            measured_ms=measured[digest].metrics["latency_ms"],
+            predicted_ms=e.metrics[LATENCY],
+            measured_ms=measured[digest].metrics[LATENCY],
             digest=digest,
         )
         for digest, e in front.items()

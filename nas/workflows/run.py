@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +27,16 @@ from predictors.counts import counts
 from predictors.devices import Target, find_device, latency_table, stored_target
 from predictors.measuring.this_machine import local_device_names
 from predictors.memory import peak_memory
+from predictors.tables.additive import AdditiveTable
+from predictors.tables.cost_table import MAX_BYTES as COST_BYTES
+from predictors.tables.cost_table import load_cost
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import read_export
+from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
-from results.report.render import write_report
+from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
 from search import (
     Constraint,
@@ -43,15 +47,17 @@ from search import (
 )
 from search.problem import Table
 from search_space import Architecture, SearchSpace
+from search_space.boundary import read_bytes
 from search_space.errors import CorruptFileError, InfeasibleError, RunError
-from search_space.metrics import LATENCY, MEMORY, device_of, format_metric
+from search_space.metrics import LATENCY, MEMORY, TABLE, Metric, device_of, format_metric, metrics
 from search_space.units import format_latency
 
+Config = TypeVar("Config", bound=RunConfig)
 LATENCY_TABLE = "latency.parquet"
 MEASURED = "measured.json"
 
 
-class Run(ABC):
+class Run(ABC, Generic[Config]):
     """One run: what all kinds of searches share."""
 
     quality: Objective
@@ -59,7 +65,7 @@ class Run(ABC):
     evaluated: tuple[str, ...]
     """Metrics that have no table."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
         self.path = directory.path
         self.space: SearchSpace = config.search_space()
@@ -73,9 +79,9 @@ class Run(ABC):
         """Outputs of the classifier."""
 
     @property
+    @abstractmethod
     def num_finalists(self) -> int:
         """Front members that the last decision is between."""
-        return self.config.search.finalists
 
     @abstractmethod
     def all_phases(self) -> ReportData:
@@ -182,13 +188,37 @@ class Run(ABC):
         """Further cheap metrics that must be 0, and can be, by name."""
         return {}
 
+    @cached_property
+    def costs(self) -> list[Metric]:
+        """Metrics that are sums over components: registered ones, and the user's own tables.
+
+        The run keeps a copy of a table, so that it continues with the costs that it began with.
+        """
+        costs = [m for m in metrics(TABLE) if m.cost is not None]
+        for option, file in self.config.costs.items():
+            copy = self.path / f"cost-{option}.parquet"
+            if not copy.exists():
+                atomic_write(copy, read_bytes(Path(file), COST_BYTES))
+            costs.append(load_cost(option, copy))
+        return costs
+
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; raises InfeasibleError before anything is trained."""
-        cheap = counts(self.space, self.num_classes)
-        latency, rules = table.compile(self.space, self.num_classes), self.rules
-        tables: dict[str, Table] = {LATENCY: latency, **cheap, **rules}
-        lower, minimised = self.config.lower_limits(), self.config.minimised()
-        if MEMORY in (*self.limits, *lower, *minimised):
+        latencies = {LATENCY: table}
+        latencies |= {metric: self.latency_table(t) for metric, t in self.others.items()}
+        tables: dict[str, Table] = {
+            **{
+                m: latency.compile(self.space, self.num_classes) for m, latency in latencies.items()
+            },
+            **counts(self.space, self.num_classes),
+            **self.rules,
+        }
+        for cost in self.costs:
+            assert cost.cost is not None
+            tables[cost.name] = AdditiveTable.build(self.space, self.num_classes, cost.cost)
+        upper, lower = self.limits, self.config.lower_limits()
+        minimised = self.config.minimised()
+        if MEMORY in (*upper, *lower, *minimised):
             conditions = self.target.conditions
             tables[MEMORY] = peak_memory(
                 self.space,
@@ -196,32 +226,24 @@ class Run(ABC):
                 batch_size=conditions.batch_size,
                 precision=conditions.precision,
             )
-        limits, margins = self.limits | dict.fromkeys(rules, 0.0), {}
-        for metric, target in {LATENCY: self.target, **self.others}.items():
-            if metric in self.others:
-                table = self.latency_table(target)
-                tables[metric] = table.compile(self.space, self.num_classes)
-            if metric in limits and (margin := self.margin(target, table)):
-                margins[target.name] = margin
-                limits[metric] *= 1 - margin
-                note = (
-                    f"Latencies of {target.name} are {provenance(table)}, with an expected error "
-                    f"of {table.expected_error(self.space):.0%}. The search kept {margin:.0%} "
-                    f"below the budget of {format_latency(self.limits[metric])}, at "
-                    f"{format_latency(limits[metric])}."
-                )
-                self.console.say(f"  {note}")
-                self.notes.append(note)
+        limits = [
+            Constraint(metric, maximum=upper.get(metric), minimum=lower.get(metric))
+            for metric in dict.fromkeys([*upper, *lower])
+        ]
+        limits = [
+            self._with_margin(limit, latencies[limit.metric])
+            if limit.metric in latencies
+            else limit
+            for limit in limits
+        ]
         problem = Problem(
             self.space,
-            (self.quality, *(Objective(metric, "minimize") for metric in minimised)),
-            tuple(
-                Constraint(metric, maximum=limits.get(metric), minimum=lower.get(metric))
-                for metric in dict.fromkeys([*limits, *lower])
-            ),
+            (self.quality, *map(Objective.on, minimised)),
+            (*limits, *(Constraint(rule, maximum=0.0) for rule in self.rules)),
             tables,
             evaluated=self.evaluated,
         )
+        latency = tables[LATENCY]
         low = latency.predict(latency.argmin()[None])[0]
         high = latency.predict(latency.argmax()[None])[0]
         self.console.say(
@@ -230,7 +252,7 @@ class Run(ABC):
         )
         for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
             metric = found.constraint.metric
-            if metric not in rules:
+            if metric not in self.rules:
                 self.console.say(
                     f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
                     f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
@@ -239,14 +261,34 @@ class Run(ABC):
         try:
             check_feasible(problem)
         except InfeasibleError as error:
+            margins = {limit.metric: limit.margin for limit in limits if limit.margin}
             if not margins:
                 raise
-            lowered = ", ".join(f"{margin:.0%} for {name}" for name, margin in margins.items())
+            lowered = ", ".join(f"{m:.0%} for {self._device(name)}" for name, m in margins.items())
             raise InfeasibleError(
                 f"{error} The latency budget was lowered by a margin ({lowered}), since "
                 "predictions cannot be checked here; --margin sets another."
             ) from None
         return problem
+
+    def _device(self, metric: str) -> str:
+        return device_of(metric) or self.config.device
+
+    def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
+        """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
+        target = self.others.get(limit.metric, self.target)
+        margin = self.margin(target, table)
+        if not margin or limit.maximum is None:
+            return limit
+        lowered = limit.lowered(margin)
+        note = (
+            f"Latencies of {target.name} are {provenance(table)}, with an expected error of "
+            f"{table.expected_error(self.space):.0%}. The search kept {margin:.0%} below the "
+            f"budget of {_range(limit)}, at {_range(lowered)}."
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return lowered
 
     def measured(
         self, front: Sequence[Evaluation], others: Sequence[Evaluation], table: LatencyTable
@@ -334,3 +376,8 @@ class Run(ABC):
             status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
         )
         return data
+
+
+def _range(limit: Constraint) -> str:
+    bounds = (limit.minimum, limit.maximum)
+    return " to ".join(format_latency(bound) for bound in bounds if bound is not None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from predictors.counts import count_architecture, count_entry
 from search_space.architecture import Architecture
 from search_space.components import Component, components
+from search_space.metrics import LATENCY
 
 if TYPE_CHECKING:
     from predictors.devices import Target
@@ -47,7 +48,7 @@ def describe(
         from predictors.devices import find_device, provenance_of
 
         target = find_device(device, **(conditions or {}))
-        result["latency_ms"] = _latency_ms(target, architecture, num_classes)
+        result[LATENCY] = _latency_ms(target, architecture, num_classes)
         result["latency_provenance"] = (
             "measured now" if target.at_hand else f"predicted; {provenance_of(target)}"
         )

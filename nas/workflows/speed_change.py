@@ -17,6 +17,7 @@ from predictors.tables.correction import CheckNetwork
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
 from search_space import Architecture, SearchSpace
+from search_space.metrics import LATENCY
 
 NOTICED = 0.05  # a change of less is within what a machine does from one minute to the next
 
@@ -32,7 +33,7 @@ def speed_change(
 ) -> float | None:
     """Median of latency now over latency then; None where no network was measured twice."""
     ratios = [
-        measured[check.digest].metrics["latency_ms"] / check.measured_ms
+        measured[check.digest].metrics[LATENCY] / check.measured_ms
         for check in _checks(table, space)
         if check.digest in measured
     ]
@@ -50,7 +51,7 @@ def speed_note(
     """What to tell a user of a change, and how far off the predictions are without it."""
     ratios = np.array(
         [
-            evaluation.metrics["latency_ms"] / measured[evaluation.digest].metrics["latency_ms"]
+            evaluation.metrics[LATENCY] / measured[evaluation.digest].metrics[LATENCY]
             for evaluation in front
             if evaluation.digest in measured
         ]

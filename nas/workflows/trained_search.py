@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nas.cli.console import Console
-from nas.config import RunConfig
+from nas.config import TrainedConfig
 from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
@@ -42,36 +42,41 @@ from search.problem import Values
 from search.samplers import Sampler, make_sampler
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
+from search_space.metrics import ACCURACY, EVALUATION, LATENCY, MACS, metric_of_option, metrics
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
-from supernet.data.dataset import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
-from supernet.training.checkpoints import load_latest
+from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
+from supernet.data.dataset import ImageData, open_data
+from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.training.named_optimizer import check_optimizer
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import train_supernet
 
 EVENTS = "tensorboard"
+LOGGERS = ("tensorboard",)
 FINETUNE = "finetune"
 CHECKPOINTS = "checkpoints"
 MIN_IMAGES = 16
 
 
-class TrainedSearch(Run):
+class TrainedSearch(Run[TrainedConfig]):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
-    evaluated = ("accuracy", "balanced_accuracy", "loss")
+    evaluated = tuple(m.name for m in metrics(EVALUATION))
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console) -> None:
+    def __init__(self, config: TrainedConfig, directory: RunDirectory, console: Console) -> None:
         super().__init__(config, directory, console)
         # what tells networks apart with inherited weights
-        self.quality = Objective("loss", "minimize")
-        if config.search.objective != "loss":
-            self.quality = Objective(config.search.objective, "maximize")
+        self.quality = Objective.on(metric_of_option(config.search.objective, EVALUATION).name)
 
     @property
     def num_classes(self) -> int:
         return self.data.num_classes
+
+    @property
+    def num_finalists(self) -> int:
+        return self.config.search.finalists
 
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
@@ -112,21 +117,10 @@ class TrainedSearch(Run):
     def open_data(self, resolution: int) -> None:
         """Images for networks of up to ``resolution``; a continued run must find the same."""
         config = self.config
-        assert config.data is not None
         with self.phase("opening images"):
-            open_images = partial(
-                open_data,
-                resolution=resolution,
-                validation_fraction=config.validation_fraction,
-                seed=config.seed,
-                image_column=config.image_column,
-                label_column=config.label_column,
-            )
-            self.data: ImageData = open_images(config.data)
-            # workers are in other folders
-            path = Path(config.data)
-            absolute = str(path.resolve()) if path.exists() else config.data
-            self.open_images = partial(open_images, absolute)
+            options = config.image_options()
+            self.data: ImageData = open_data(config.data, resolution, **options)
+            self.open_images = partial(open_data, config.data, resolution, **options)
         manifest = self.directory.manifest
         known_data, known_test = manifest.get("data"), manifest.get("test_data")
         if known_data not in (None, self.data.fingerprint):
@@ -146,10 +140,8 @@ class TrainedSearch(Run):
         self.directory.update_manifest(
             data=self.data.fingerprint, test_data=self.data.test_fingerprint
         )
-        self.console.say(
-            f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
-            f"{len(self.data.test)} test images of {self.data.num_classes} classes"
-        )
+        for line in self.data.description():
+            self.console.say(f"  {line}")
 
     def trained_supernet(self) -> Supernet:
         torch.manual_seed(self.config.seed)
@@ -173,6 +165,7 @@ class TrainedSearch(Run):
                     cost=self._bank_cost(),
                     logits=self._logits_folder(),
                     workers=self.config.loader_workers,
+                    loggers=LOGGERS,
                 )
             else:
                 self._train_with_workers(supernet, show)
@@ -213,8 +206,8 @@ class TrainedSearch(Run):
         """What a training that draws subnets by cost draws them by."""
         if self.config.train.strategy not in COST_STRATEGIES:
             return None
-        if self.config.train.bank_metric == "macs":
-            return counts(self.space, self.num_classes)["macs"].predict
+        if self.config.train.bank_metric == MACS:
+            return counts(self.space, self.num_classes)[MACS].predict
         return self.latency_table().compile(self.space, self.num_classes).predict
 
     def _logits_folder(self) -> Path:
@@ -285,7 +278,7 @@ class TrainedSearch(Run):
 
             def show(state: Progress) -> None:
                 events.add(state)
-                best = "none yet" if state.best is None else f"{state.best.metrics['accuracy']:.1%}"
+                best = "none yet" if state.best is None else f"{state.best.metrics[ACCURACY]:.1%}"
                 rate = (state.evaluations - known_before) / (time.perf_counter() - started)
                 text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
                 progress(state.evaluations, state.total, text)
@@ -314,7 +307,7 @@ class TrainedSearch(Run):
         return {evaluation.digest: evaluation for evaluation in result.front}
 
     def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
-        if (limit := self.limits.get("latency_ms")) is None:
+        if (limit := self.limits.get(LATENCY)) is None:
             return
         note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
         if note is not None:
@@ -324,6 +317,8 @@ class TrainedSearch(Run):
     def _check_trainings(self) -> None:
         """Raises RunError where a training cannot begin, of which the last does after hours."""
         config, images = self.config, len(self.data.train)
+        if config.supernet is None and config.workers > 1 and config.storage is not None:
+            CheckpointFolder(config.storage, self.path.name).check()
         if config.supernet is None:
             check_batch_size(config.train, images, config.workers)
             check_groups(config.train, images, config.workers)
@@ -385,7 +380,7 @@ class TrainedSearch(Run):
             known_there = [e for e in known_there if quality.metric in e.metrics]
             values = np.array(
                 [
-                    (quality.sign * e.metrics[quality.metric], e.metrics["latency_ms"])
+                    (quality.sign * e.metrics[quality.metric], e.metrics[LATENCY])
                     for e in known_there
                 ]
             ).reshape(-1, 2)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
 
+from nas.config import TrainingFreeConfig
 from nas.workflows.finishing import export_untrained
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
@@ -22,6 +24,7 @@ from predictors.proxies import ScoreSettings
 from predictors.proxies.combined import RANK_QUALITY
 from predictors.proxies.space_tables import SpaceScores, score_architecture
 from predictors.tables.additive import AdditiveTable
+from predictors.tables.cost_table import total_costs
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
@@ -35,6 +38,7 @@ from search.scaling.two_criteria import COMPLEXITY, TRAINABILITY, TwoScorer, ran
 from search.shape import SHAPE, ShapeRule
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import NasError
+from search_space.metrics import LATENCY, MACS, SCORE
 from search_space.units import format_latency
 
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
@@ -46,11 +50,11 @@ _NOTES = {
 }
 
 
-class TrainingFreeSearch(Run):
+class TrainingFreeSearch(Run[TrainingFreeConfig]):
     """A search without images: networks are judged by a closed-form score."""
 
-    quality = Objective("score", "maximize")
-    evaluated = ("score",)
+    quality = Objective.on(SCORE)
+    evaluated = (SCORE,)
 
     @property
     def num_classes(self) -> int:
@@ -79,7 +83,7 @@ class TrainingFreeSearch(Run):
             self.num_classes,
             self.limits,
             Findings(self.shown, found, baselines, measured, chosen, tuple(self.notes)),
-            quality="score",
+            quality=SCORE,
             quality_note=_NOTES[self.config.search.score],
             num_seen=self.num_seen,
         )
@@ -133,7 +137,7 @@ class TrainingFreeSearch(Run):
         front = np.unique(np.concatenate([front, best[None]]), axis=0)
         self.num_seen = result.num_seen
         members = self._evaluations(front, problem, score)
-        members.sort(key=lambda e: e.metrics["latency_ms"])
+        members.sort(key=lambda e: e.metrics[LATENCY])
         self.shown = (*members, *self._evaluations(result.sample, problem, score))
         with self.directory.journal() as journal:
             for evaluation in self.shown:
@@ -152,14 +156,13 @@ class TrainingFreeSearch(Run):
             scores.paths,
             [c for c in problem.constraints if c.metric in tables],
             tables,
-            paths=scores.paths,
-            effectiveness=self.config.search.max_effectiveness,
+            effectiveness=(scores.paths, self.config.search.max_effectiveness),
             shape_rule=SHAPE in self.rules,
         )
         note = (
             f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
             f"the largest that any of {self.space.size:.2g} architectures within the limits has "
-            f"({optimum.proof.programmes} integer programmes in {optimum.proof.seconds:.0f} s)."
+            f"(one integer programme over the whole space, {optimum.proof.seconds:.0f} s)."
         )
         self.console.say(f"  {note}")
         self.notes.append(note)
@@ -168,7 +171,7 @@ class TrainingFreeSearch(Run):
     def _evaluations(
         self, genes: Genes, problem: Problem, score: Callable[[Genes], Values]
     ) -> list[Evaluation]:
-        metrics = {**problem.cheap_metrics(genes), "score": score(genes)}
+        metrics = {**problem.cheap_metrics(genes), SCORE: score(genes)}
         metrics.pop(SHAPE, None)
         return [
             Evaluation(
@@ -187,20 +190,22 @@ class TrainingFreeSearch(Run):
 
         Where their latency is not known yet, up to twice the MACs: they are measured with the rest.
         """
-        most = {m: 2 * max(e.metrics[m] for e in found.values()) for m in ("macs", "latency_ms")}
+        most = {m: 2 * max(e.metrics[m] for e in found.values()) for m in (MACS, LATENCY)}
         result = {}
         for name in known_names():
             architecture = known(name)
             metrics: dict[str, float] = dict(count_architecture(architecture, self.num_classes))
             try:
-                metrics["latency_ms"] = predict_network(table, architecture, self.num_classes)
+                metrics[LATENCY] = predict_network(table, architecture, self.num_classes)
             except NasError:  # the table was measured for the space alone
                 if not self.target.at_hand:
                     continue
-            known_of = "latency_ms" if "latency_ms" in metrics else "macs"
+            with suppress(NasError):  # a user's table is of the space alone
+                metrics |= total_costs(self.costs, architecture, self.num_classes)
+            known_of = LATENCY if LATENCY in metrics else MACS
             if metrics[known_of] > most[known_of]:
                 continue
-            metrics["score"] = score_architecture(
+            metrics[SCORE] = score_architecture(
                 self.config.search.score, architecture, self.num_classes
             )
             result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
@@ -235,9 +240,9 @@ class TrainingFreeSearch(Run):
         self, evaluation: Evaluation, measured: Measured | None, table: LatencyTable, reason: str
     ) -> Chosen:
         """The chosen network with random weights, in every format."""
-        latency = f"{format_latency(evaluation.metrics['latency_ms'])}, {provenance(table)}"
+        latency = f"{format_latency(evaluation.metrics[LATENCY])}, {provenance(table)}"
         if measured is not None:
-            latency = f"{format_latency(measured.metrics['latency_ms'])}, measured"
+            latency = f"{format_latency(measured.metrics[LATENCY])}, measured"
         with self.phase("exporting"):
             exports = export_untrained(
                 evaluation,

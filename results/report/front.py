@@ -17,9 +17,8 @@ from results.report.charts import (
     thousands,
 )
 from results.report.data import Baseline, FrontMember, Metrics, ReportData
-from results.report.quality import Quality, quality_of
-from results.report.views import SAME_FOR_ALL, metric_rows, summarise, value
-from search_space.metrics import ACCURACY, LATENCY, TABLE, metric_named, metrics, title_of
+from results.report.words import Quality, cheap_metrics, metric_rows, quality_of, summarise, value
+from search_space.metrics import ACCURACY, LATENCY, title_of
 
 MAX_DOTS = 4000
 HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
@@ -31,16 +30,6 @@ def _shown(member: FrontMember | Baseline, name: str) -> float | None:
     predicted = member.predicted if isinstance(member, FrontMember) else member.metrics
     measured = value(member.measured, name)
     return measured if measured is not None else value(predicted, name)
-
-
-def _axes(everything: Sequence[Metrics]) -> list[str]:
-    """What quality is drawn against: further devices' latencies come after the first one's."""
-    known = {name for point in everything for name in point if value(point, name) is not None}
-    costs = [m.name for m in metrics(TABLE)]
-    others = known.difference(costs, SAME_FOR_ALL)
-    names = [*costs, *sorted(n for n in others if metric_named(n).source == TABLE)]
-    names.sort(key=lambda name: name.partition("@")[0] != LATENCY)
-    return [name for name in names if name in known]
 
 
 def front_chart(data: ReportData) -> dict[str, Any] | None:
@@ -66,7 +55,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     if sampled:  # evenly spaced in order of evaluation, so every phase is there
         dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
     everything = [p.metrics for p in dots] + [m.predicted for m in front]
-    axes = _axes(everything)
+    axes = cheap_metrics(everything)
     if not axes:
         return None
     left, top, right, bottom = FRONT_BOX

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_space.errors import NasError, RunError
 from supernet.cluster.connection import connected, nodes, share
-from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, work
+from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoints import Checkpoint, LocalStore, save_checkpoint
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 from supernet.training.config import EpochMetrics, TrainConfig
+from supernet.training.loggers import MetricFiles
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
-from supernet.training.metric_files import MetricFiles
-from supernet.training.storage import Storage
 from supernet.training.train import CHECKPOINTS, train_supernet
 
 SILENT_SECONDS = 120.0
@@ -84,7 +83,7 @@ def train_distributed(
     logits: Path | None = None,
     loader_workers: int = 0,
     checkpoint_seconds: float = 60.0,
-    tensorboard: bool = True,
+    loggers: Sequence[str] = ("tensorboard",),
 ) -> list[EpochMetrics]:
     """As ``train_supernet``, by ``workers``; leaves the same files, and weights in ``supernet``.
 
@@ -99,18 +98,17 @@ def train_distributed(
     and again; DataError where a worker finds other images; TrainingDivergedError.
     """
     directory = Path(directory).resolve()
-    local = LocalStore(directory / CHECKPOINTS)
+    local = CheckpointFolder(directory / CHECKPOINTS)
     found = local.load()
     if not _is_finished(found, config):
         check_batch_size(config, len(data.train), workers.count)
         check_groups(config, len(data.train), workers.count)
         own = workers.storage is None
-        storage = Storage(
-            str(directory) if workers.storage is None else workers.storage,
-            CHECKPOINTS if own else workers.name,
-        )
+        storage = local
+        if workers.storage is not None:
+            storage = CheckpointFolder(workers.storage, workers.name)
         token = uuid.uuid4().hex
-        storage.create(token)
+        storage.claim(token)
         try:
             start = _start(storage, None if own else found)
             with connected(workers.address):
@@ -132,14 +130,14 @@ def train_distributed(
                     resources=resources,
                     board=_board(),
                 )
-                files = MetricFiles(directory, tensorboard=tensorboard)
+                files = MetricFiles(directory, loggers)
                 epochs = {} if start is None else _epochs(start[1])
                 _run(job, workers, _Listener(files, epochs, progress, notice))
         finally:
-            storage.tidy()
+            storage.close()
         last = storage.newest()
         if last is not None and not own:
-            save_checkpoint(local.directory, last[1])
+            local.save(last[1])
     # Finished: nothing is trained here, but everything is checked, loaded and written as ever.
     return train_supernet(
         supernet,
@@ -150,7 +148,6 @@ def train_distributed(
         cost=cost,
         logits=logits,
         workers=loader_workers,
-        tensorboard=False,
     )
 
 
@@ -174,12 +171,12 @@ def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
     return {line["epoch"]: EpochMetrics(**line).to_dict() for line in history}
 
 
-def _start(storage: Storage, found: Checkpoint | None) -> tuple[str, Checkpoint] | None:
+def _start(storage: CheckpointFolder, found: Checkpoint | None) -> tuple[str, Checkpoint] | None:
     """Where workers begin: the newest checkpoint in the storage, or ``found`` if that is newer."""
     stored = storage.newest()
     if found is None or (stored is not None and stored[1].step >= found.step):
         return stored
-    return storage.save(found).rpartition("/")[2], found
+    return storage.write(found), found
 
 
 class _Board:
@@ -242,7 +239,7 @@ class _Listener:
             return  # progress is not worth the training
         for epoch in ended:
             self.epochs[epoch["epoch"]] = epoch
-            self.files.add_events(epoch)
+            self.files.log(epoch)
         if ended:
             self.files.rewrite(self.epochs[number] for number in sorted(self.epochs))
         now = time.monotonic()
@@ -296,9 +293,9 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
             resources_per_worker=job.resources,
         ),
         run_config=RunConfig(
-            name=job.storage.name,
-            storage_path=job.storage.base,
-            storage_filesystem=job.storage.filesystem,
+            name=job.storage.path.rpartition("/")[2],
+            storage_path=job.storage.path.rpartition("/")[0],
+            storage_filesystem=as_arrow(job.storage),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[_FailFast(job.board)],

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import ray.train
 import torch
+from pyarrow import fs
 from ray.train.torch import get_device
 
 from search_space.errors import DataError, NasError, RunError
@@ -20,11 +21,10 @@ from search_space.space import Genes, SearchSpace
 from supernet.cluster.worker_images import open_on_worker
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoints import Checkpoint
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.parallel import Group
-from supernet.training.storage import Storage
 from supernet.training.train import train_supernet
 
 TELL_SECONDS = 0.5
@@ -44,7 +44,7 @@ class Job:
     logits: Path | None
     loader_workers: int
     checkpoint_seconds: float
-    storage: Storage
+    storage: CheckpointFolder
     token: str
     start: str | None
     count: int
@@ -52,10 +52,17 @@ class Job:
     board: Any
 
 
+def as_arrow(folder: CheckpointFolder) -> fs.FileSystem:
+    """The file system of a folder, as Ray wants it."""
+    if folder.is_local:
+        return fs.LocalFileSystem()
+    return fs.PyFileSystem(fs.FSSpecHandler(folder.filesystem))
+
+
 class RayStore:
     """Checkpoints of a worker: written by the first one, reported by all, to Ray Train."""
 
-    def __init__(self, storage: Storage, start: str | None, rank: int) -> None:
+    def __init__(self, storage: CheckpointFolder, start: str | None, rank: int) -> None:
         self.storage, self.start, self.rank = storage, start, rank
 
     def __str__(self) -> str:
@@ -65,13 +72,13 @@ class RayStore:
         """What this run reported last, else the one that it starts from."""
         reported = ray.train.get_checkpoint()
         name = self.start if reported is None else reported.path.rpartition("/")[2]
-        return None if name is None else self.storage.load(name)
+        return None if name is None else self.storage.read(name)
 
     def save(self, checkpoint: Checkpoint) -> None:
         reported = None
         if self.rank == 0:
-            path = self.storage.save(checkpoint)
-            reported = ray.train.Checkpoint(path, self.storage.filesystem)
+            path = f"{self.storage.path}/{self.storage.write(checkpoint)}"
+            reported = ray.train.Checkpoint(path, as_arrow(self.storage))
         ray.train.report(
             {"step": checkpoint.step},
             checkpoint=reported,

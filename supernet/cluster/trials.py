@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from search_space.errors import CorruptFileError
-from supernet.training.storage import Storage
+from supernet.training.checkpoints import CheckpointFolder
 
 RUNNING = "running"
 FINISHED = "finished"  # trained all epochs
@@ -97,7 +97,7 @@ def best_trial(trials: Iterable[Trial]) -> Trial | None:
 class TrialFolders:
     """Where all workers find the networks' first weights and the trials' checkpoints.
 
-    place: a folder, or a URL, as for ``Storage``; everything is below its folder ``name``.
+    place: a folder, or a URL, as for ``CheckpointFolder``; all is below its folder ``name``.
     """
 
     place: str
@@ -109,17 +109,15 @@ class TrialFolders:
         place = str(place)
         return cls(place if "://" in place else str(Path(place).resolve()), name)
 
-    def trial(self, key: str) -> Storage:
+    @property
+    def root(self) -> CheckpointFolder:
+        """What is claimed before anything is written, and tells workers that they see it."""
+        return CheckpointFolder(self.place, self.name)
+
+    def trial(self, key: str) -> CheckpointFolder:
         """Checkpoints of a trial."""
-        return self._storage(key)
+        return CheckpointFolder(self.place, f"{self.name}/{key}")
 
-    def inherited(self, network: str) -> Storage:
+    def inherited(self, network: str) -> CheckpointFolder:
         """The weights that a network's trials start from."""
-        return self._storage(f"inherited-{network}")
-
-    def seen(self) -> Storage:
-        """What tells a worker that it sees this very place."""
-        return self._storage("seen")
-
-    def _storage(self, folder: str) -> Storage:
-        return Storage(self.place, f"{self.name}/{folder}")
+        return CheckpointFolder(self.place, f"{self.name}/inherited-{network}")

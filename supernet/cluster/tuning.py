@@ -119,7 +119,7 @@ def tune_networks(
         return known
     watcher = TrialWatcher(known, keys, config.epochs)
     token = uuid.uuid4().hex
-    folders.seen().create(token)
+    folders.root.claim(token)
     _store_weights(networks, folders)
     try:
         with connected(tuning.address):
@@ -162,7 +162,7 @@ def tune_networks(
                 )
                 _fit(tuner, watcher, on_change, progress, notice)
     finally:
-        folders.seen().tidy(0)
+        folders.root.close()
     if watcher.impossible is not None:
         raise watcher.impossible
     return watcher.all()
@@ -228,10 +228,9 @@ def _search(
 
 def _store_weights(networks: Mapping[str, Backbone], folders: TrialFolders) -> None:
     for digest, network in networks.items():
-        storage = folders.inherited(digest)
+        folder = folders.inherited(digest)
         weights = dict(network.state_dict())
-        storage.save(Checkpoint(step=0, weights=weights, optimizer={}, metadata={}))
-        storage.tidy(1)
+        folder.save(Checkpoint(step=0, weights=weights, optimizer={}, metadata={}))
 
 
 class _Stop(Stopper):

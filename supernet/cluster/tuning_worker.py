@@ -19,13 +19,10 @@ from search_space.architecture import Architecture
 from search_space.errors import NasError, RunError
 from supernet.cluster.trials import DIVERGED, TrialEpoch, TrialFolders, trial_key
 from supernet.cluster.worker_images import open_on_worker
-from supernet.data.augmentation import default_augment
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone, build
-from supernet.training.checkpoints import Checkpoint
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.hyperparameters import configured
-from supernet.training.storage import Storage
 from supernet.training.train import finetune
 
 NETWORK = "network"  # the hyper-parameter that is none
@@ -52,24 +49,6 @@ class Job:
     checkpoint_seconds: float
 
 
-class TrialStore:
-    """Checkpoints of one trial; the last two are kept."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-
-    def __str__(self) -> str:
-        return str(self.storage)
-
-    def load(self) -> Checkpoint | None:
-        found = self.storage.newest()
-        return None if found is None else found[1]
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        self.storage.save(checkpoint)
-        self.storage.tidy()
-
-
 def run_trial(values: Mapping[str, Any], job: Job) -> None:
     """Train the network ``values[NETWORK]`` with the hyper-parameters in ``values``."""
     try:
@@ -89,8 +68,10 @@ def _train(values: dict[str, Any], job: Job) -> None:
     if not job.resources.get("GPU"):
         torch.set_num_threads(int(job.resources["CPU"]))
     device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
-    data = open_on_worker(job.open_images, job.fingerprint, job.folders.seen(), job.token)
-    augment = job.config.augment or default_augment(data.kind, data.resolution)
+    data = open_on_worker(job.open_images, job.fingerprint, job.folders.root, job.token)
+    if job.config.teacher is None:  # which needs the larger images
+        data = data.at(Architecture.from_dict(job.architectures[network_digest]).resolution)
+    augment = data.augmentation(job.config.augment)
     config = configured(job.config, augment, values)
     finetune(
         _inherited(job, network_digest, config.drop_path_rate),
@@ -99,7 +80,7 @@ def _train(values: dict[str, Any], job: Job) -> None:
         device=device,
         workers=job.loader_workers,
         checkpoint_seconds=job.checkpoint_seconds,
-        store=TrialStore(job.folders.trial(trial_key(network_digest, values))),
+        store=job.folders.trial(trial_key(network_digest, values)),
         on_epoch=_report,
     )
 

@@ -8,11 +8,11 @@ import ray
 
 from search_space.errors import DataError, NasError
 from supernet.data.dataset import ImageData
-from supernet.training.storage import Storage
+from supernet.training.checkpoints import CheckpointFolder
 
 
 def open_on_worker(
-    open_images: Callable[[], ImageData], fingerprint: str, shared: Storage, token: str
+    open_images: Callable[[], ImageData], fingerprint: str, shared: CheckpointFolder, token: str
 ) -> ImageData:
     """The images that a worker finds.
 

@@ -57,7 +57,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 
 
 class StaticModule(nn.Module):
-    """A plain fixed network module that declares its axes and its costs.
+    """A plain fixed network module that declares its axes.
 
     Subclasses are written as for a fixed network and hold no buffers: constants are made from
     the input's shape, so that a module on the meta device can serve as a template.
@@ -78,17 +78,6 @@ class StaticModule(nn.Module):
         order is that of the channels that it reads and writes. None unless declared.
         """
         return ()
-
-    def macs(self, size: int) -> int:
-        """Multiply-adds of convolutions, linear layers and matrix products for one image.
-
-        ``size`` is the side of the square input map (of the image, for a stem).
-        """
-        raise NotImplementedError
-
-    def activations(self, size: int) -> int:
-        """Output elements of the same operators for one image, as fvcore counts them."""
-        raise NotImplementedError
 
 
 def extent(axis: Axis, sizes: Sizes) -> int:

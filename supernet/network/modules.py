@@ -14,16 +14,11 @@ import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
-from search_space.architecture import conv_padding, conv_size
+from search_space.architecture import conv_padding
 from search_space.components import ModuleSpec
 from supernet.network.axes import Axes, Axis, Product, StaticModule, prefixed
 from supernet.network.layers import Conv2d, Linear, build_norm
 from supernet.network.mixers import build_mixer
-
-
-def norm_macs(norm: nn.Module, elements: int) -> int:
-    """Five per element of the norm's input, as fvcore counts (and so published figures)."""
-    return 0 if isinstance(norm, nn.Identity) else 5 * elements
 
 
 def _norm_axes(prefix: str, norm: nn.Module, axis: Axis) -> dict[str, Axes]:
@@ -59,13 +54,6 @@ class Stem(StaticModule):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return (frozenset({"dim"}),)
-
-    def macs(self, size: int) -> int:
-        outputs = self.activations(size)
-        return outputs * self.in_chans * self.kernel**2 + norm_macs(self.norm, outputs)
-
-    def activations(self, size: int) -> int:
-        return conv_size(size, self.kernel, self.stride) ** 2 * self.dim
 
 
 class Downsample(StaticModule):
@@ -114,18 +102,6 @@ class Downsample(StaticModule):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return frozenset({"dim"}), frozenset({"out_dim"})
-
-    def _out_size(self, size: int) -> int:
-        return (size + 1) // 2 if self.style == "patch_merging" else conv_size(size, self.kernel, 2)
-
-    def macs(self, size: int) -> int:
-        outputs = self.activations(size)
-        before = self._out_size(size) ** 2 * 4 if self.style == "patch_merging" else size * size
-        normed = outputs if self.style == "conv_norm" else before * self.dim
-        return outputs * self.dim * self.kernel**2 + norm_macs(self.norm, normed)
-
-    def activations(self, size: int) -> int:
-        return self._out_size(size) ** 2 * self.out_dim
 
 
 class Mlp(nn.Module):
@@ -205,13 +181,6 @@ class Block(StaticModule):
     def permutable(self) -> tuple[frozenset[str], ...]:
         return *self.mixer.permutable(), frozenset({"hidden"})
 
-    def macs(self, size: int) -> int:
-        norms = norm_macs(self.norm2, size * size * self.dim) * (1 if self.inside_mlp else 2)
-        return self.mixer.macs(size) + size * size * 2 * self.dim * self.hidden + norms
-
-    def activations(self, size: int) -> int:
-        return self.mixer.activations(size) + size * size * (self.dim + self.hidden)
-
 
 class Head(StaticModule):
     """Norm, global pooling (in either order) and a linear classifier.
@@ -272,13 +241,6 @@ class Head(StaticModule):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return (frozenset({"dim"}),)
-
-    def macs(self, size: int) -> int:
-        normed = self.dim if self.norm_after_pool else size * size * self.dim
-        return self.dim * self.num_classes + norm_macs(self.norm, normed)
-
-    def activations(self, size: int) -> int:
-        return self.num_classes
 
 
 _KINDS: dict[str, type[StaticModule]] = {

@@ -41,9 +41,9 @@ from supernet.network.modules import Block, build_module, drop_path_rates
 
 @lru_cache(maxsize=16384)
 def template(spec: ModuleSpec) -> StaticModule:
-    """The static module of ``spec`` without weights, which tells axes and sizes."""
+    """The static module of ``spec`` without weights, for what it declares and for its costs."""
     with torch.device("meta"):
-        return build_module(spec)
+        return build_module(spec).eval()
 
 
 class _Template:

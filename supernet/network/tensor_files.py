@@ -8,36 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from search_space.boundary import read_bytes
-from search_space.errors import CorruptFileError, RunError
+from search_space.errors import CorruptFileError
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 2**35
 """Largest file that is read: 32 GiB."""
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors by name as safetensors.
-
-    Raises:
-        RunError: The disk takes no more.
-    """
-    try:
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path)
-    except SafetensorError as error:
-        raise RunError(
-            f"{path} cannot be written ({error}); free some space, then give the same command with "
-            "--resume"
-        ) from error
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
@@ -61,15 +45,20 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
         raise CorruptFileError(
             f"{path} was cut short or altered: its checksum is not the recorded one"
         )
-    return _from_safetensors(path, data) if path.suffix == SUFFIX else _from_torch(path, data)
+    return parse_safetensors(data, path) if path.suffix == SUFFIX else _from_torch(path, data)
 
 
-def _from_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
+def parse_safetensors(data: bytes, where: object) -> dict[str, Tensor]:
+    """Tensors by name from the content of a safetensors file, to the CPU.
+
+    Raises:
+        CorruptFileError: It is not whole; names ``where`` it is from.
+    """
     try:
         tensors: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CorruptFileError(
-            f"{path} is not a whole safetensors file ({error}); copy it again or start anew"
+            f"{where} is not a whole safetensors file ({error}); copy it again or start anew"
         ) from error
     return tensors
 

@@ -1,7 +1,9 @@
-"""Checkpoints: safetensors for tensors, JSON for the rest, checksums over all; never pickle.
+"""Checkpoints in folders: safetensors for tensors, JSON for the rest, checksums over all.
 
-A checkpoint is a folder that appears by one rename, so it is there whole or not at all. The
-last two are kept: if a disk damages the newest, the one before it is used and the user told.
+A folder is a path, or a URL that fsspec opens (NFS, an object store). The metadata of a checkpoint
+are written last, and at one stroke: what has none is no checkpoint. The last two are kept; if a
+disk damages the newest, the one before it is used and the user told. Nothing is unpickled, and
+nothing is deleted but what carries the exact names that are written here.
 """
 
 from __future__ import annotations
@@ -9,22 +11,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel
+from safetensors.torch import save as save_safetensors
 
-from search_space.errors import CorruptFileError
-from supernet.network.tensor_files import read_tensors, write_tensors
+from search_space.boundary import MAX_BYTES, parse_model, read_bytes
+from search_space.errors import CorruptFileError, RunError
+from search_space.parsing import UnreadableTextError, parse_json
+from supernet.network.tensor_files import MAX_BYTES as MAX_TENSOR_BYTES
+from supernet.network.tensor_files import parse_safetensors
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METADATA = "metadata.json"
 FORMAT = 1
 AVERAGE = "average"  # of a parameter over steps, beside the optimiser's state
+MARKER = ".nas-checkpoints"
+KEEP = 2
+
+_STEP = re.compile(r"step-(\d{9})-(\d{4})")
+_DAMAGED = "damaged-"
+# What Ray Train leaves in a folder, where workers train; it holds for one version of Ray.
+_RAY_FILES = (".validate_storage_marker", "checkpoint_manager_snapshot.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +55,7 @@ class Checkpoint:
     metadata: dict[str, Any]
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        """The weights to use: their moving average where one was kept."""
+        """Returns the weights to use: their moving average where one was kept."""
         averages = {
             name.removesuffix(f"/{AVERAGE}"): tensor
             for name, tensor in self.optimizer.items()
@@ -50,115 +68,288 @@ class CheckpointStore(Protocol):
     """Where a training keeps its checkpoints."""
 
     def load(self) -> Checkpoint | None:
-        """The newest good one."""
+        """Returns the newest good one."""
         ...
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep it. Called on every worker at the same step."""
+        """Keeps it. Called on every worker at the same step."""
         ...
 
 
-class LocalStore:
-    """A folder of checkpoints on this machine."""
+class _Content(BaseModel):
+    format: int
+    step: int
+    sha256: dict[str, str]
+    metadata: dict[str, Any]
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+
+class _Envelope(BaseModel):
+    sha256: str
+    content: _Content
+
+
+class CheckpointFolder:
+    """A folder of checkpoints, on this machine or wherever fsspec reaches.
+
+    Example:
+        >>> folder = CheckpointFolder("runs/mine/supernet/checkpoints")
+        >>> folder.save(Checkpoint(step=3, weights=weights, optimizer={}, metadata={}))
+        >>> folder.load().step
+        3
+
+    Args:
+        place: A path, or a URL.
+        name: Of the folder below ``place``; empty for ``place`` itself.
+
+    Raises:
+        RunError: Nothing that is installed opens the URL.
+    """
+
+    def __init__(self, place: str | Path, name: str = "") -> None:
+        try:
+            self.filesystem, base = url_to_fs(str(place))
+        except (ImportError, ValueError, OSError) as error:
+            raise RunError(
+                f"storage {str(place)!r} cannot be opened ({_first_line(error)}); give a folder, "
+                "or a URL whose file system is installed (s3fs for s3://, gcsfs for gs://)"
+            ) from None
+        self.path = f"{base.rstrip('/')}/{name}".rstrip("/")
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        self._shown = f"{str(place).rstrip('/')}/{name}".rstrip("/")
 
     def __str__(self) -> str:
-        return str(self.directory)
+        return self._shown
+
+    # Who may write here -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Checks that the folder is new, empty, or one of this tool; changes nothing.
+
+        Raises:
+            RunError: There are files that this tool did not write, or it cannot be read.
+        """
+        try:
+            names = self._names()
+        except OSError as error:
+            raise self._unusable(error) from None
+        foreign = [name for name in names if not _is_ours(name)]
+        if foreign and MARKER not in names:
+            raise RunError(
+                f"storage {self} is no folder of this tool's checkpoints: it holds {foreign[0]!r}"
+                f"{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}, which is left "
+                "alone; give a folder that is new or empty, or another --name"
+            )
+
+    def claim(self, token: str) -> None:
+        """Makes the folder, and leaves ``token`` there for all workers to find.
+
+        Of an earlier training only whole checkpoints are kept.
+
+        Raises:
+            RunError: As of ``check``, or it cannot be written.
+        """
+        self.check()
+        try:
+            self.filesystem.makedirs(self.path, exist_ok=True)
+            self._remove_unfinished()
+            self._remove(*_RAY_FILES)
+            self._write(MARKER, token.encode())
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def is_shared(self, token: str) -> bool:
+        """Whether the folder seen from here is the one that was claimed with ``token``."""
+        try:
+            return self._read(MARKER) == token.encode()
+        except CorruptFileError:
+            return False
+
+    def close(self, keep: int = KEEP) -> None:
+        """Leaves the ``keep`` newest checkpoints of a training that ended, and the marker.
+
+        Without checkpoints the folder goes too, if nothing else is in it. Does what it can: the
+        storage may be what ended the training.
+        """
+        with suppress(OSError):
+            self._remove_unfinished()
+            self._remove(*_RAY_FILES, *self.names()[keep:])
+            if not [name for name in self._names() if name != MARKER]:
+                self._remove(MARKER)
+                self.filesystem.rmdir(self.path)
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Returns the names of whole checkpoints, newest first."""
+        steps = (name for name in self._names() if _STEP.fullmatch(name))
+        return sorted(filter(self._is_whole, steps), reverse=True)
 
     def load(self) -> Checkpoint | None:
-        return load_latest(self.directory, set_aside=True)
+        """The newest good checkpoint, for a training that goes on; damaged ones are set aside."""
+        with suppress(OSError):
+            self._remove_unfinished()
+        found = self.newest(set_aside=True)
+        return None if found is None else found[1]
+
+    def newest(self, *, set_aside: bool = False) -> tuple[str, Checkpoint] | None:
+        """Returns the newest good checkpoint and its name; each damaged one is warned about.
+
+        Args:
+            set_aside: Rename damaged ones, as a training must that is going to write new ones.
+        """
+        names = self.names()
+        for name in names:
+            try:
+                return name, self.read(name)
+            except CorruptFileError as error:
+                last = " No good one is left." if name == names[-1] else ""
+                warnings.warn(
+                    f"checkpoint {name} is damaged and left out: {error}.{last}", stacklevel=2
+                )
+                if set_aside:
+                    target = f"{self.path}/{_DAMAGED}{name}"
+                    self.filesystem.mv(f"{self.path}/{name}", target, recursive=True)
+        return None
+
+    def read(self, name: str) -> Checkpoint:
+        """Reads one checkpoint by its name.
+
+        Raises:
+            CorruptFileError: It is damaged or not there.
+        """
+        where = f"{self}/{name}/{METADATA}"
+        try:
+            data = parse_json(self._read(f"{name}/{METADATA}").decode("utf-8"))
+        except (UnicodeDecodeError, UnreadableTextError) as error:
+            raise CorruptFileError(f"{where} is cut short or altered ({error})") from None
+        envelope = parse_model(data, _Envelope, where)
+        if envelope.sha256 != _sha256(_text(data["content"])):
+            raise CorruptFileError(f"{where} was altered: its checksum does not match")
+        content = envelope.content
+        tensors = {}
+        for part in (WEIGHTS, OPTIMIZER):
+            raw = self._read(f"{name}/{part}", MAX_TENSOR_BYTES)
+            if _sha256(raw) != content.sha256.get(part):
+                raise CorruptFileError(
+                    f"{self}/{name}/{part} was cut short or altered: its checksum is not the "
+                    "recorded one"
+                )
+            tensors[part] = parse_safetensors(raw, f"{self}/{name}/{part}")
+        return Checkpoint(
+            step=content.step,
+            weights=tensors[WEIGHTS],
+            optimizer=tensors[OPTIMIZER],
+            metadata=content.metadata,
+        )
 
     def save(self, checkpoint: Checkpoint) -> None:
-        save_checkpoint(self.directory, checkpoint)
+        """Writes a checkpoint and drops all but the ``KEEP`` newest."""
+        self.write(checkpoint)
+        with suppress(OSError):  # the new one is there
+            self._remove(*self.names()[KEEP:])
 
+    def write(self, checkpoint: Checkpoint) -> str:
+        """Writes a checkpoint beside the others and returns its name.
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write ``directory/step-…`` whole or not at all and drop all but the ``keep`` newest."""
-    directory.mkdir(parents=True, exist_ok=True)
-    # A step can be saved again, after a roll-back; the later one sorts as the newer.
-    stem = f"step-{checkpoint.step:09d}-"
-    taken = [int(path.name.removeprefix(stem)) for path in directory.glob(f"{stem}*")]
-    final = directory / f"{stem}{max(taken, default=-1) + 1:04d}"
-    temporary = directory / f".writing-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_tensors(temporary / WEIGHTS, checkpoint.weights)
-    write_tensors(temporary / OPTIMIZER, checkpoint.optimizer)
-    content = {
-        "format": FORMAT,
-        "step": checkpoint.step,
-        "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
-        "metadata": dict(checkpoint.metadata),
-    }
-    text = json.dumps(content, sort_keys=True)
-    envelope = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content}
-    (temporary / METADATA).write_text(json.dumps(envelope, sort_keys=True), encoding="utf-8")
-    for file in temporary.iterdir():
-        _flush(file)
-    temporary.rename(final)
-    _flush(directory)
-    for old in _checkpoints(directory)[keep:]:
-        shutil.rmtree(old)
-    for left in directory.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    return final
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder; raises ``CorruptFileError``."""
-    try:
-        envelope = json.loads((path / METADATA).read_text(encoding="utf-8"))
-        content = envelope["content"]
-        text = json.dumps(content, sort_keys=True)
-        if envelope["sha256"] != hashlib.sha256(text.encode()).hexdigest():
-            raise CorruptFileError(f"{path / METADATA} was altered: its checksum does not match")
-        sums, step, metadata = content["sha256"], content["step"], content["metadata"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{path / METADATA} is missing, cut short or not what it should be ({error})"
-        ) from error
-    tensors = {}
-    for name in (WEIGHTS, OPTIMIZER):
-        tensors[name] = read_tensors(path / name, sha256=sums.get(name, ""))
-    return Checkpoint(
-        step=step, weights=tensors[WEIGHTS], optimizer=tensors[OPTIMIZER], metadata=metadata
-    )
-
-
-def load_latest(directory: Path, *, set_aside: bool = False) -> Checkpoint | None:
-    """The newest good checkpoint, or ``None``; each damaged one is warned about.
-
-    set_aside: rename damaged ones, as a training must that is going to write new ones.
-    """
-    paths = _checkpoints(directory)
-    for path in paths:
+        Raises:
+            RunError: The disk takes no more.
+        """
+        # A step can be saved again, after a roll-back; the later one sorts as the newer.
+        matches = filter(None, map(_STEP.fullmatch, self._names()))
+        taken = [int(match[2]) for match in matches if int(match[1]) == checkpoint.step]
+        name = f"step-{checkpoint.step:09d}-{max(taken, default=-1) + 1:04d}"
+        tensors = {WEIGHTS: checkpoint.weights, OPTIMIZER: checkpoint.optimizer}
+        raw = {part: _raw(values) for part, values in tensors.items()}
+        content = {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "sha256": {part: _sha256(data) for part, data in raw.items()},
+            "metadata": dict(checkpoint.metadata),
+        }
+        envelope = {"sha256": _sha256(_text(content)), "content": content}
         try:
-            return load_checkpoint(path)
-        except CorruptFileError as error:
-            last = " No good one is left." if path == paths[-1] else ""
-            warnings.warn(
-                f"checkpoint {path.name} is damaged and left out: {error}.{last}", stacklevel=2
-            )
-            if set_aside:
-                path.rename(path.with_name(f"damaged-{path.name}"))
-    return None
+            self.filesystem.makedirs(f"{self.path}/{name}", exist_ok=True)
+            for part, data in raw.items():
+                self._write(f"{name}/{part}", data)
+            self._write(f"{name}/.{METADATA}", json.dumps(envelope, sort_keys=True).encode())
+            self.filesystem.mv(f"{self.path}/{name}/.{METADATA}", f"{self.path}/{name}/{METADATA}")
+        except OSError as error:
+            raise RunError(
+                f"{self}/{name} cannot be written ({_first_line(error)}); free some space, then "
+                "give the same command with --resume"
+            ) from error
+        return name
+
+    # Files ------------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        self.filesystem.invalidate_cache(self.path)
+        try:
+            paths = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
+
+    def _is_whole(self, name: str) -> bool:
+        return bool(self.filesystem.exists(f"{self.path}/{name}/{METADATA}"))
+
+    def _remove_unfinished(self) -> None:
+        """Drop what a writer left that was killed; a folder has one writer at a time."""
+        steps = (name for name in self._names() if _STEP.fullmatch(name))
+        self._remove(*(name for name in steps if not self._is_whole(name)))
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            assert _is_ours(name), name
+            with suppress(FileNotFoundError):
+                self.filesystem.rm(f"{self.path}/{name}", recursive=bool(_STEP.fullmatch(name)))
+
+    def _read(self, name: str, limit: int = MAX_BYTES) -> bytes:
+        path = f"{self.path}/{name}"
+        try:
+            if self.is_local:
+                return read_bytes(Path(path), limit)
+            return bytes(self.filesystem.cat_file(path))
+        except OSError as error:
+            raise CorruptFileError(f"{self}/{name} cannot be read ({_first_line(error)})") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        with self.filesystem.open(f"{self.path}/{name}", "wb") as file:
+            file.write(data)
+            if self.is_local:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _unusable(self, error: OSError) -> RunError:
+        return RunError(
+            f"storage {self} cannot be used ({_first_line(error)}); give a folder or URL that can "
+            "be written"
+        )
 
 
-def _checkpoints(directory: Path) -> list[Path]:
-    """Newest first."""
-    return sorted((path for path in directory.glob("step-*") if path.is_dir()), reverse=True)
+def load_latest(directory: Path) -> Checkpoint | None:
+    """The newest good checkpoint in a folder that is only read; damaged ones are warned about."""
+    found = CheckpointFolder(directory).newest()
+    return None if found is None else found[1]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _raw(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return bytes(save_safetensors(plain))
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_ours(name: str) -> bool:
+    plain = name.removeprefix(_DAMAGED)
+    return name in (MARKER, *_RAY_FILES) or _STEP.fullmatch(plain) is not None
+
+
+def _text(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

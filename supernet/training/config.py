@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Le
 
 from search_space.errors import NasError, RunError
 from supernet.data.augmentation import AugmentConfig
 from supernet.training.strategies.factory import SHRINKINGS, STRATEGIES
 from supernet.training.tokenisation import TokenSchedule
 
+MAX_BATCH_SIZE = 65_536  # larger ones are slips of the keyboard
 CHOICES = {
     "amp": ("auto", "off"),
     "class_weights": ("none", "balanced"),
@@ -72,7 +75,7 @@ class TrainConfig:
     """
 
     epochs: int = 64
-    batch_size: int = 32
+    batch_size: Annotated[int, Le(MAX_BATCH_SIZE)] = 32
     lr: float = 4e-3
     weight_decay: float = 0.02
     warmup_epochs: float = 3.0

@@ -14,28 +14,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
 from search_space.errors import RunError
-from supernet.data.augmentation import default_augment, mix_seed
-from supernet.data.dataset import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
-from supernet.training.checkpoints import Checkpoint, CheckpointStore
+from supernet.data.augmentation import mix_seed
+from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
+from supernet.data.dataset import ImageData
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointStore
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import Quality
+from supernet.training.loggers import MetricFiles
 from supernet.training.moving_average import MovingAverage
 from supernet.training.named_optimizer import NamedOptimizer
 from supernet.training.objectives import Objective
 from supernet.training.parallel import Group
 
+CHECKPOINTS = "checkpoints"
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 EpochCallback = Callable[[EpochMetrics], None]
 
@@ -97,6 +99,29 @@ def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
         )
 
 
+class How(TypedDict, total=False):
+    """How a training is run; nothing of this decides its result.
+
+    Attributes:
+        device: Where it trains; the CPU by default.
+        workers: Data-loading processes; 0 loads in this one.
+        progress: Called after each step with (done steps, all steps, figures by name).
+        on_epoch: Called after each epoch, and at the start for those of a training that is
+            continued.
+        checkpoint_seconds: Time between checkpoints within an epoch, 60 by default.
+        store: Where checkpoints are kept; by default below the training's directory.
+        loggers: Names of ``supernet.training.loggers``, for a training with a directory.
+    """
+
+    device: str | torch.device
+    workers: int
+    progress: ProgressCallback | None
+    on_epoch: EpochCallback | None
+    checkpoint_seconds: float
+    store: CheckpointStore | None
+    loggers: Sequence[str]
+
+
 class TrainingLoop:
     """Trains ``module`` in place by ``objective``; arguments as in ``supernet.training.train``."""
 
@@ -106,27 +131,28 @@ class TrainingLoop:
         objective: Objective,
         data: ImageData,
         config: TrainConfig,
-        directory: Path | None,
+        directory: str | Path | None,
         identity: Mapping[str, Any],
         *,
-        device: torch.device,
-        progress: ProgressCallback | None,
-        workers: int,
-        checkpoint_seconds: float,
-        tensorboard: bool,
-        store: CheckpointStore | None,
-        variants: int | None = None,
-        on_epoch: EpochCallback | None = None,
         group: Group | None = None,
+        device: str | torch.device = "cpu",
+        workers: int = 0,
+        progress: ProgressCallback | None = None,
+        on_epoch: EpochCallback | None = None,
+        checkpoint_seconds: float = 60.0,
+        store: CheckpointStore | None = None,
+        loggers: Sequence[str] = (),
     ) -> None:
         self.module, self.objective, self.data, self.config = module, objective, data, config
-        self.directory, self.device = directory, device
+        self.device = torch.device(device)
         self.progress, self.on_epoch = progress, on_epoch
-        self.store, self.variants, self.workers = store, variants, workers
+        if store is None and directory is not None:
+            store = CheckpointFolder(directory, CHECKPOINTS)
+        self.store, self.workers = store, workers
         self.group = group or Group()
         check_batch_size(config, len(data.train), self.group.size)
         self.checkpoint_seconds = checkpoint_seconds
-        self.augment = config.augment or default_augment(data.kind, data.resolution)
+        self.augment = data.augmentation(config.augment)
         self.identity: dict[str, Any] = {
             "train": config.to_dict(),
             "augment": self.augment.to_dict(),
@@ -142,8 +168,7 @@ class TrainingLoop:
         self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
         self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
         self.state = _State()
-        self.tensorboard = tensorboard and directory is not None
-        self._writer: Any = None
+        self.files = None if directory is None else MetricFiles(Path(directory), loggers)
         self._last_saved = time.monotonic()
 
     def run(self) -> list[EpochMetrics]:
@@ -159,8 +184,8 @@ class TrainingLoop:
             if self.average is not None:
                 self.average.copy_to(self.parameters)
         finally:
-            if self._writer is not None:
-                self._writer.close()
+            if self.files is not None:
+                self.files.close()
         return [EpochMetrics(**line) for line in self.state.history]
 
     # Steps --------------------------------------------------------------------------------
@@ -180,7 +205,7 @@ class TrainingLoop:
             label_smoothing=self.config.label_smoothing,
             start=done,
             shard=(self.group.rank, self.group.size),
-            variants=self.variants,
+            variants=self.config.teacher_variants or None,
             balanced=self.config.sampling == "balanced",
         ):
             taken = self._step(batch.to(self.device))
@@ -344,7 +369,8 @@ class TrainingLoop:
         self.snapshot = self._take_snapshot()
         self._save()
         self._write_metrics()
-        self._write_events(metrics)
+        if self.files is not None:
+            self.files.log(metrics.to_dict())
         self._report(epoch, metrics)
         self._tell(metrics)
 
@@ -371,30 +397,8 @@ class TrainingLoop:
         self.progress(state.step, self.total_steps, info)
 
     def _write_metrics(self) -> None:
-        """Rewrite all lines from the state: no line is doubled or lost by a resumption."""
-        if self.directory is None:
-            return
-        lines = [json.dumps(EpochMetrics(**line).to_dict()) for line in self.state.history]
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / "metrics.jsonl"
-        temporary = path.with_suffix(".writing")
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
-
-    def _write_events(self, metrics: EpochMetrics) -> None:
-        if not self.tensorboard or self.directory is None:
-            return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Events of steps that are trained again after a resumption are superseded.
-            self._writer = SummaryWriter(
-                str(self.directory / "tensorboard"), purge_step=metrics.step
-            )
-        for name, value in metrics.to_dict().items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name, value, metrics.step)
-        self._writer.flush()
+        if self.files is not None:
+            self.files.rewrite(EpochMetrics(**line).to_dict() for line in self.state.history)
 
 
 def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:

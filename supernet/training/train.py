@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +16,27 @@ import torch
 from torch import nn
 
 from search_space.space import Genes
-from supernet.data.dataset import Batch, ImageData, steps_per_epoch
-from supernet.training.checkpoints import CheckpointStore, LocalStore
+from supernet.data.batches import Batch, steps_per_epoch
+from supernet.data.dataset import ImageData
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import evaluate
-from supernet.training.loop import EpochCallback, ProgressCallback, TrainingLoop
+from supernet.training.loop import CHECKPOINTS, How, TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
 from supernet.training.strategies import SubnetSampler, make_sampler
-from supernet.training.teaching import open_teacher
+from supernet.training.teachers import OpenedTeacher, open_teacher
 from supernet.training.tokenisation import TokenSchedule
 
 __all__ = [
+    "CHECKPOINTS",
     "EpochMetrics",
+    "How",
     "TrainConfig",
     "TrainingDivergedError",
     "evaluate",
     "finetune",
     "train_supernet",
 ]
-
-CHECKPOINTS = "checkpoints"
 
 
 def train_supernet(
@@ -45,34 +45,30 @@ def train_supernet(
     config: TrainConfig,
     directory: str | Path | None,
     *,
-    progress: ProgressCallback | None = None,
-    device: str | torch.device = "cpu",
     sampler: SubnetSampler | None = None,
     cost: Callable[[Genes], npt.NDArray[np.float64]] | None = None,
     logits: Path | None = None,
-    workers: int = 0,
-    checkpoint_seconds: float = 60.0,
-    tensorboard: bool = True,
-    store: CheckpointStore | None = None,
+    **how: Unpack[How],
 ) -> list[EpochMetrics]:
-    """Train the shared weights in place; continues by itself from a checkpoint in ``directory``.
+    """Trains the shared weights in place; continues by itself from a checkpoint in ``directory``.
 
     Called on every worker of a ``torch.distributed`` process group, where there is one, it trains
     with all of them; only the first one is given a ``directory``.
 
-    supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits, with ``.space``.
-    sampler: by default what ``config.strategy`` and ``config.shrinking`` say.
-    cost: of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.
-    logits: folder that keeps a teacher's stored logits.
-    progress: called after each step with (done steps, all steps, figures by name).
-    workers: data-loading processes; no influence on results, nor has ``checkpoint_seconds``.
-    store: where checkpoints are kept; by default below ``directory``.
+    Args:
+        supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits, with ``.space``.
+        sampler: By default what ``config.strategy`` and ``config.shrinking`` say.
+        cost: Of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.
+        logits: Folder that keeps a teacher's stored logits.
+        how: See ``How``.
 
-    Raises ``RunError`` where the checkpoint there was made with another configuration, and
-    ``TrainingDivergedError``.
+    Raises:
+        RunError: The checkpoint there was made with another configuration.
+        TrainingDivergedError: The loss stayed non-finite.
     """
     space: Any = supernet.space
     group = Group.current()
+    device = how.get("device", "cpu")
     total_steps = config.epochs * steps_per_epoch(data, config.batch_size)
     if sampler is None:
         sampler = make_sampler(
@@ -89,11 +85,7 @@ def train_supernet(
             shrink_start=config.shrink_start,
             shrink_epsilon=config.shrink_epsilon,
         )
-    if group.rank > 0:  # the first one stores the teacher's predictions
-        group.barrier()
-    teacher = open_teacher(config, data, device, logits, workers=workers)
-    if group.rank == 0:
-        group.barrier()
+    teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
     tokens = TokenSchedule(config.tokens) if config.tokens else None
     if tokens is not None:
         tokens.check(space.macro, min(space.resolutions))
@@ -117,22 +109,8 @@ def train_supernet(
         "sampler": sampler.to_dict(),
         "teacher": None if teacher is None else teacher.identity,
     }
-    return TrainingLoop(
-        supernet,
-        objective,
-        data,
-        config,
-        None if directory is None else Path(directory),
-        identity,
-        device=torch.device(device),
-        progress=progress,
-        workers=workers,
-        checkpoint_seconds=checkpoint_seconds,
-        tensorboard=tensorboard,
-        store=store or (None if directory is None else LocalStore(Path(directory) / CHECKPOINTS)),
-        variants=config.teacher_variants or None,
-        group=group,
-    ).run()
+    loop = TrainingLoop(supernet, objective, data, config, directory, identity, group=group, **how)
+    return loop.run()
 
 
 def finetune(
@@ -143,59 +121,38 @@ def finetune(
     *,
     teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
     logits: Path | None = None,
-    progress: ProgressCallback | None = None,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    checkpoint_seconds: float = 60.0,
-    tensorboard: bool = False,
-    store: CheckpointStore | None = None,
-    on_epoch: EpochCallback | None = None,
+    **how: Unpack[How],
 ) -> list[EpochMetrics]:
-    """Train a static network in place, on labels or on the logits of a teacher.
+    """Trains a static network in place, on labels or on the logits of a teacher.
 
     As ``train_supernet``; without ``directory`` nothing is written. A checkpoint is continued
     only by a network that starts from the same weights. ``teacher(images)`` comes before the one
-    that ``config`` names. ``on_epoch`` is called after each epoch, and at the start for those of a
-    training that is continued.
+    that ``config`` names.
     """
-    opened = None
-    if teacher is None:
-        opened = open_teacher(config, data, device, logits, workers=workers)
-    guide: Callable[[Batch], torch.Tensor] | None = None if opened is None else opened.logits
+    device = how.get("device", "cpu")
+    opened: OpenedTeacher | None
     if teacher is not None:
-        own = teacher
+        guide = teacher
 
-        def guide(batch: Batch) -> torch.Tensor:
-            return own(batch.images)
+        def of_batch(batch: Batch) -> torch.Tensor:
+            return guide(batch.images)
 
+        opened = OpenedTeacher(of_batch, True)
+    else:
+        opened = open_teacher(config, data, device, logits, workers=how.get("workers", 0))
     objective = NetworkObjective(
         network.to(device),
         label_smoothing=config.label_smoothing,
         temperature=config.temperature,
         amp=config.amp,
         class_weights=_class_weights(config, data, device),
-        teacher=guide,
+        teacher=None if opened is None else opened.logits,
     )
     identity = {
         "start": _weights_digest(network),
-        "teacher": teacher is not None if opened is None else opened.identity,
+        "teacher": None if opened is None else opened.identity,
     }
-    return TrainingLoop(
-        network,
-        objective,
-        data,
-        config,
-        None if directory is None else Path(directory),
-        identity,
-        device=torch.device(device),
-        progress=progress,
-        workers=workers,
-        checkpoint_seconds=checkpoint_seconds,
-        tensorboard=tensorboard,
-        store=store or (None if directory is None else LocalStore(Path(directory) / CHECKPOINTS)),
-        variants=None if opened is None else config.teacher_variants or None,
-        on_epoch=on_epoch,
-    ).run()
+    return TrainingLoop(network, objective, data, config, directory, identity, **how).run()
 
 
 def _class_weights(

@@ -32,9 +32,3 @@ class DepthwiseConv(Mixer):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return (frozenset({"dim"}),)
-
-    def macs(self, size: int) -> int:
-        return size * size * self.dim * self.kernel**2
-
-    def activations(self, size: int) -> int:
-        return size * size * self.dim

@@ -76,11 +76,3 @@ class FocalModulation(Mixer):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return (frozenset({"dim"}),)  # each level has a gate of its own
-
-    def macs(self, size: int) -> int:
-        linear = self.dim * (2 * self.dim + self.levels + 1) + 2 * self.dim**2
-        norm = 0 if self.norm is None else 5 * self.dim  # as fvcore counts
-        return size * size * (linear + self.dim * sum(k * k for k in self.kernels) + norm)
-
-    def activations(self, size: int) -> int:
-        return size * size * ((4 + self.levels) * self.dim + self.levels + 1)

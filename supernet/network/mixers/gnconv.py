@@ -82,11 +82,3 @@ class GnConv(Mixer):
         middle = (frozenset({f"part{part}"}) for part in range(1, self.order - 1))
         entry = frozenset({"first", f"part{self.order - 1}"})
         return frozenset({"dim", "part0"}), *middle, entry
-
-    def macs(self, size: int) -> int:
-        gates = sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
-        convolution = sum(self.widths) * self.kernel**2
-        return size * size * (3 * self.dim**2 + convolution + gates)
-
-    def activations(self, size: int) -> int:
-        return size * size * (3 * self.dim + sum(self.widths) + sum(self.widths[1:]))

@@ -32,9 +32,3 @@ class Pooling(Mixer):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return (frozenset({"dim"}),)
-
-    def macs(self, size: int) -> int:
-        return 0
-
-    def activations(self, size: int) -> int:
-        return 0

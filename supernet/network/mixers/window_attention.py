@@ -97,7 +97,7 @@ class WindowAttention(Mixer):
         side_h, side_w = min(self.window, height), min(self.window, width)
         y, x = (axis.ravel() for axis in np.mgrid[:side_h, :side_w])
         dy, dx = y[:, None] - y + self.window - 1, x[:, None] - x + self.window - 1
-        index = torch.tensor((dy * (2 * self.window - 1) + dx).ravel().tolist(), device=device)
+        index = _constant((dy * (2 * self.window - 1) + dx).ravel(), device)
         regions_y = self._regions(height, side_h)
         regions_x = self._regions(width, side_w)
         if not regions_y.any() and not regions_x.any():
@@ -107,8 +107,7 @@ class WindowAttention(Mixer):
         regions = regions.transpose(0, 2, 1, 3).reshape(-1, side_h * side_w)
         apart = regions[:, :, None] != regions[:, None, :]
         mask = torch.zeros(apart.shape, device=device)
-        blocked = torch.tensor(apart.tolist(), device=device)
-        return index, mask.masked_fill(blocked, float("-inf")).unsqueeze(1)
+        return index, mask.masked_fill(_constant(apart, device), float("-inf")).unsqueeze(1)
 
     def _regions(self, length: int, side: int) -> np.ndarray:
         """Region of each position after shifting and padding: 0, 1 wrapped, 2 padding."""
@@ -141,15 +140,8 @@ class WindowAttention(Mixer):
     def permutable(self) -> tuple[frozenset[str], ...]:
         return frozenset({"dim"}), frozenset({"heads"}), frozenset({"head_dim"})
 
-    def _windows(self, size: int) -> tuple[int, int]:
-        """Number of windows on a map of side ``size``, and tokens in each."""
-        side = min(self.window, size)
-        return (-(-size // side)) ** 2, side * side
 
-    def macs(self, size: int) -> int:
-        windows, area = self._windows(size)
-        return 4 * size * size * self.dim**2 + 2 * windows * area**2 * self.dim
-
-    def activations(self, size: int) -> int:
-        windows, area = self._windows(size)
-        return 4 * size * size * self.dim + windows * area * (self.heads * area + self.dim)
+def _constant(values: np.ndarray, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():  # exporters follow no array into a tensor
+        return torch.tensor(values.tolist(), device=device)
+    return torch.from_numpy(values).to(device)
