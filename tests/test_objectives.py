@@ -14,7 +14,8 @@ from torch import nn
 from search_space import load_space
 from supernet import Supernet
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.dataset import eval_batches, open_data, train_loader
+from supernet.data.batches import eval_batches, train_loader
+from supernet.data.dataset import open_data
 from supernet.training.objectives import (
     NetworkObjective,
     SupernetObjective,
@@ -269,7 +270,9 @@ def test_a_lower_learning_rate_acts_on_what_adam_changes():
         images = len(data.train)
         settings = TrainConfig(epochs=1, batch_size=images, warmup_epochs=0, weight_decay=0.0)
         train_supernet(supernet, data, settings, None, sampler=sampler)
-        return {name: value - before[name] for name, value in supernet.named_parameters()}
+        return {
+            name: (value - before[name]).detach() for name, value in supernet.named_parameters()
+        }
 
     supernet = fresh(space)
     batch = next(train_loader(data, len(data.train), 0, 0))

@@ -38,15 +38,15 @@ from predictors.estimates.estimate import (
 )
 from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
+from predictors.measuring.runtimes import runtime_names
 from predictors.tables.additive import entries
-from predictors.tables.conditions import RUNTIMES
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture, Block, Mixer, ModuleSpec, components, known, load_space
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
+from search_space.mixers import mixer_names
 from supernet import build
-from supernet.network.mixers import registered_mixers
 from supernet.network.modules import build_module
 
 # Operators ----------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_operations_of_networks_are_twice_fvcores_multiply_adds(name: str) -> No
     assert network_flops(architecture, 3) == 3 * network_flops(architecture, 1)
 
 
-@pytest.mark.parametrize("name", registered_mixers())
+@pytest.mark.parametrize("name", mixer_names())
 @pytest.mark.parametrize("size", [4, 7, 10])
 def test_a_block_in_parts_is_the_whole_block(name: str, size: int) -> None:
     spec = block_spec(CONVNEXT, 32, Block(Mixer.of(name), 3.0), position=1)
@@ -219,7 +219,7 @@ def test_anchors_are_what_our_architectures_express() -> None:
     for anchor in anchors():
         assert anchor_network(anchor.network).resolution == 224
         assert datasheet(anchor.device).peak(anchor.number_format) > 0
-        assert anchor.runtime in (*RUNTIMES, "fused")
+        assert anchor.runtime in (*runtime_names(), "fused")
         assert anchor.latency_ms > 0
         assert anchor.source
     assert {a.mixer for a in anchors()} == {"window_attention", "focal_modulation"}
