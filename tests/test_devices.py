@@ -27,8 +27,7 @@ from tiny_job import (
 
 from predictors.devices import check_name, find_device, latency_table
 from predictors.estimates.estimate import estimate, estimated_conditions
-from predictors.measuring.bench import Bench
-from predictors.measuring.bench import Limits
+from predictors.measuring.bench import Bench, Limits
 from predictors.measuring.profile import profile
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.correction import Calibration
