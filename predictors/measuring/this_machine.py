@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import platform
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,20 @@ from search_space.errors import UnknownNameError, UsageError
 
 def local_device_names() -> list[str]:
     """Devices of this machine that can be measured: ``cpu``, and ``cuda`` where there is one."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names.append("cuda")
+        names += [f"cuda:{i}" for i in range(1, torch.cuda.device_count())]
+    return names
+
+
+def is_cuda(name: str) -> bool:
+    """Whether ``name`` is one of a CUDA device, there or not: ``cuda``, ``cuda:1``."""
+    return re.fullmatch(r"cuda(:\d+)?", name) is not None
+
+
+def _what_torch_sees() -> str:
+    """Why a CUDA device is not there, and what to do about it."""
     names = local_device_names()[1:]
     if names:
         return f"PyTorch sees {len(names)} CUDA devices here. Use one of: {', '.join(names)}."
