@@ -55,7 +55,7 @@ def resolve(
     kind = kind_of(data)
     _check_kind(data, kind, options, file, with_budget)
     if not with_budget:
-        for key in _BUDGET[:2]:
+        for key in _BUDGET:
             data.pop(key, None)
     elif all(not data.get(key) for key in _BUDGET):
         raise UsageError(
