@@ -10,7 +10,8 @@ import re
 
 from search_space.errors import InvalidQuantityError
 
-_NUMBER = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµμ]*)\s*$")
+_LONGEST = 60  # characters; a quantity of more is a mistake, and slow to refuse
+_NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµμ]*)", re.ASCII)
 
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -19,7 +20,12 @@ _COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 def _parse(text: str, units: dict[str, float], what: str, example: str, fix: str = "") -> float:
-    match = _NUMBER.match(text)
+    if len(text) > _LONGEST:
+        raise InvalidQuantityError(
+            f"{text[:20]!r}… has {len(text)} characters, and a {what} at most {_LONGEST}; write a "
+            f"number and a unit, as in {example}."
+        )
+    match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise InvalidQuantityError(
             f"{text!r} is not a {what}; write a number and a unit, as in {example}."

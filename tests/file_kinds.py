@@ -23,7 +23,7 @@ from mutants import Mutation, mutate_bytes, of_csv, of_json, of_parquet, of_yaml
 from PIL import Image
 from sample_report import sample_report
 from small_backbone import network
-from stored_logit_cases import LOGITS, identity, stored
+from stored_logit_cases import LOGITS, identity_of_table, stored
 from tiny_job import SPACE, known_table
 
 from nas.resolving import resolve, stored_config
@@ -45,7 +45,7 @@ from search_space import components, known, load_space
 from search_space.files import dump_architecture, load_architecture
 from supernet.cluster.trials import Trial, TrialEpoch
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder
 from supernet.training.stored_logits import StoredLogits
 from supernet.training.teachers import load_teacher
 
@@ -240,7 +240,7 @@ def _checkpoint(folder: Path) -> Path:
     tensors = {"weight": torch.zeros(3, 2)}
     metadata = {"config": {"epochs": 3}, "epoch": 1, "rng": [1, 2, 3]}
     checkpoint = Checkpoint(step=7, weights=tensors, optimizer=tensors, metadata=metadata)
-    return save_checkpoint(folder, checkpoint) / "metadata.json"
+    return folder / CheckpointFolder(folder).write(checkpoint) / "metadata.json"
 
 
 def _tensors(folder: Path) -> Path:
@@ -254,16 +254,17 @@ def _sealed_checkpoint(envelope: dict[str, Any]) -> dict[str, Any]:
 
 def _read_checkpoint(folder: Path) -> object:
     (path,) = folder.glob("step-*")
-    return load_checkpoint(path)
+    return CheckpointFolder(folder).read(path.name)
 
 
 def _logits(folder: Path) -> Path:
-    stored(folder, LOGITS, top_k=3)
-    return folder / "variant-00000.parquet"
+    return stored(folder, LOGITS, 3).folder / "variant-00000.parquet"
 
 
 def _read_logits(folder: Path) -> object:
-    return StoredLogits.open(folder, identity(*LOGITS.shape))(0, torch.arange(len(LOGITS)))
+    (file,) = folder.rglob("variant-*")
+    identity = identity_of_table(*LOGITS.shape, 3)
+    return StoredLogits(file.parent, identity)(0, torch.arange(len(LOGITS)))
 
 
 def _export(folder: Path) -> Path:

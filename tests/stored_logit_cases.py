@@ -1,4 +1,4 @@
-"""A teacher that is a table, and logits of it that are written in one line."""
+"""A teacher that is a table, and logits of it that are stored in one line."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from typing import Any
 
 import torch
 
-from supernet.data.augmentation import AugmentConfig
 from supernet.data.dataset import Batch
-from supernet.training.stored_logits import (
-    ImageIdentity,
-    StoredLogits,
-    write_logits,
-)
+from supernet.training.stored_logits import StoredLogits, store_logits
+
+LOGITS = torch.randn(8, 6, generator=torch.Generator().manual_seed(4))
 
 
 class Table:
     """A teacher whose logits are a table: the first pixel of an image says its row."""
 
-    def __init__(self, logits: torch.Tensor, identity: dict[str, Any] | None = None) -> None:
+    def __init__(self, logits: torch.Tensor) -> None:
         self.table, self.calls = logits, 0
-        self.identity = identity or {"name": "table", "sha256": "0" * 64, "mean": (0.5, 0.5)}
+        self.identity: dict[str, Any] = {"name": "table"}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return self.table[images[:, 0, 0, 0].long()]
 
 
-def identity(num_images: int, num_classes: int, **changes: Any) -> ImageIdentity:
-    values = {"data": "0123456789ab", "resolution": 4, "seed": 3, "augment": AugmentConfig()}
-    return ImageIdentity(num_images=num_images, num_classes=num_classes, **(values | changes))
+def identity_of_table(
+    num_images: int, num_classes: int, top_k: int, variants: int = 1
+) -> dict[str, Any]:
+    counts = {"num_images": num_images, "num_classes": num_classes}
+    return {"teacher": {"name": "table"}, **counts, "top_k": top_k, "variants": variants}
 
 
 def numbered(num_images: int, batch_size: int, variant: int = 0, order=None) -> Iterator[Batch]:
@@ -44,17 +43,10 @@ def numbered(num_images: int, batch_size: int, variant: int = 0, order=None) -> 
 
 
 def stored(folder: Path, logits: torch.Tensor, top_k: int, **options: Any) -> StoredLogits:
-    """One variant of logits (n, classes), written and opened."""
-    images = identity(*logits.shape)
-    write_logits(
+    """One variant of logits (n, classes), stored and opened."""
+    return store_logits(
         Table(logits),
         lambda variant: numbered(len(logits), 3, variant, **options),
         folder,
-        images=images,
-        top_k=top_k,
-        variants=1,
+        identity_of_table(*logits.shape, top_k),
     )
-    return StoredLogits.open(folder, images)
-
-
-LOGITS = torch.randn(8, 6, generator=torch.Generator().manual_seed(4))

@@ -201,11 +201,11 @@ def test_import_of_a_table_from_another_machine(space: SearchSpace, job: Path) -
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"latency_ms": -1.0}, "latency_ms=-1.0 must be a positive number"),
-        ({"latency_ms": math.nan}, "latency_ms=nan must be a positive number"),
-        ({"latency_ms": None}, "latency_ms=None must be a positive number"),
-        ({"origin": "guessed"}, "origin='guessed' is none of measured, interpolated, estimated"),
-        ({"runs": 0}, "runs=0 must be a positive number"),
+        ({"latency_ms": -1.0}, "latency_ms=-1.0: Input should be greater than 0"),
+        ({"latency_ms": math.nan}, "latency_ms=nan: Input should be a finite number"),
+        ({"latency_ms": None}, "latency_ms=None: Input should be a valid number"),
+        ({"origin": "guessed"}, "origin='guessed': Input should be 'measured'"),
+        ({"runs": 0}, "a measured entry has runs"),
     ],
 )
 def test_import_of_impossible_cells(

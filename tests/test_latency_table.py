@@ -157,18 +157,18 @@ def _rewrite(path: Path, change: dict[str, object], metadata: dict[str, object])
 @pytest.mark.parametrize(
     ("change", "metadata", "message"),
     [
-        ({"latency_ms": float("nan")}, {}, "latency_ms=nan must be a positive number"),
-        ({"latency_ms": -1.0}, {}, "latency_ms=-1.0 must be a positive number"),
-        ({"latency_ms": None}, {}, "latency_ms=None must be a positive number"),
-        ({"runs": 0}, {}, "runs=0 must be a positive number"),
-        ({"in_size": None}, {}, "in_size must be positive"),
-        ({"spec": "{"}, {}, "is not the spec of a module"),
-        ({"spec": None}, {}, "is not the spec of a module"),
+        ({"latency_ms": float("nan")}, {}, "latency_ms=nan: Input should be a finite number"),
+        ({"latency_ms": -1.0}, {}, "latency_ms=-1.0: Input should be greater than 0"),
+        ({"latency_ms": None}, {}, "latency_ms=None: Input should be a valid number"),
+        ({"runs": 0}, {}, "a measured entry has runs"),
+        ({"in_size": None}, {}, "in_size=None: Input should be a valid integer"),
+        ({"spec": "{"}, {}, "1.spec='{'"),
+        ({"spec": None}, {}, "not the spec of a module"),
         ({}, {"schema_version": 99}, "schema version 99, this program reads version 2"),
         ({}, {"conditions_digest": "0"}, "conditions were altered"),
-        ({}, {"conditions": {}}, "conditions must be a mapping"),
-        ({}, {"corrections": {"a": {"scale": 1}}}, "correction is not what this program writes"),
-        ({}, {"corrections": [1]}, "corrections must be a mapping"),
+        ({}, {"conditions": {}}, "conditions.device={}: Field required"),
+        ({}, {"corrections": {"a": {"scale": 1}}}, "corrections.a.[key]='a'"),
+        ({}, {"corrections": [1]}, "corrections=[1]: Input should be a valid dictionary"),
     ],
 )
 def test_altered_tables_are_refused(
@@ -216,3 +216,35 @@ def test_unreadable_tables_are_refused(table: LatencyTable, tmp_path: Path) -> N
         LatencyTable.load(path)
     with pytest.raises(CorruptFileError, match="no such file"):
         LatencyTable.load(tmp_path / "nothing.parquet")
+
+
+def _padded(table: LatencyTable, path: Path, rows: int, **columns: object) -> None:
+    """The table with ``rows`` rows of the same, in a small file."""
+    table.save(path)
+    first = pq.read_table(path).slice(0, 1)
+    for name, value in columns.items():
+        first = first.set_column(first.column_names.index(name), name, pa.array([value]))
+    again = pa.Table.from_arrays(
+        [column.take(pa.array(np.zeros(rows, dtype=np.int64))) for column in first.columns],
+        schema=pq.read_schema(path),
+    )
+    pq.write_table(again, path)
+
+
+def test_a_table_of_too_many_rows_is_refused_before_it_is_read(
+    table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.parquet"
+    _padded(table, path, 200_001)
+    monkeypatch.setattr(pq.ParquetFile, "read", None)  # nothing calls it
+    with pytest.raises(CorruptFileError, match=r"has 200,001 rows.*at most 200,000"):
+        LatencyTable.load(path)
+
+
+def test_a_long_text_that_many_rows_share_is_not_copied_for_each(
+    table: LatencyTable, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.parquet"
+    _padded(table, path, 1000, spec="x" * 100_000)
+    with pytest.raises(CorruptFileError, match="a text has more than 2000 characters"):
+        LatencyTable.load(path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_training import config, few_images, fresh
 from worker_pair import Case, Ended, small_space, train_pair
 
@@ -117,3 +120,14 @@ def test_one_worker_alone_reduces_nothing():
     assert torch.equal(Group().reduce([weight], figures), figures[None])
     assert torch.equal(weight.grad, torch.ones(3))
     assert Group().gather("here") == ["here"]
+
+
+def test_workers_wait_for_each_other_as_long_as_a_teacher_takes(monkeypatch):
+    """In a group of their own: the one that trains gives up after half an hour."""
+    said = []
+    monkeypatch.setattr(dist, "new_group", lambda **options: said.append(options) or "waiting")
+    monkeypatch.setattr(dist, "barrier", lambda group: said.append(group))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: said.append(group))
+    with Group(1, 2).patient() as wait_for_all:
+        wait_for_all()
+    assert said == [{"backend": "gloo", "timeout": timedelta(days=30)}, "waiting", "waiting"]

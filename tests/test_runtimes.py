@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latency_cases import ATTENTION, CLASSES, MACRO, POOLING, QUICK, small_space
+from latency_cases import (
+    ATTENTION,
+    CLASSES,
+    MACRO,
+    POOLING,
+    QUICK,
+    made_up_table,
+    small_space,
+)
 from torch import nn
 
 from predictors.measuring import disturbances as load
@@ -35,11 +44,18 @@ from predictors.measuring.entry_plan import (
 )
 from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
-from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
+from predictors.measuring.runtimes import (
+    find_runtime,
+    inductor,
+    onnx_runtime,
+    registry,
+    runtime_names,
+)
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
-from predictors.tables.conditions import RUNTIMES, Conditions
+from predictors.tables.conditions import Conditions
+from predictors.tables.latency_table import LatencyTable
 from search_space import Block, Mixer, ModuleSpec, SearchSpace
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import UnknownNameError, UsageError
@@ -90,9 +106,60 @@ def settings(runtime: str = "eager", **options: Any) -> Conditions:
 # Registry and refusals ------------------------------------------------------------------------
 
 
-def test_every_runtime_that_conditions_know_is_registered() -> None:
-    assert runtime_names() == sorted(RUNTIMES)
+def test_runtimes_that_every_installation_has() -> None:
     assert {"eager", "onnxruntime"} <= set(ON_CPU)
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package with an entry point for each of two runtimes."""
+    (tmp_path / "fast_runtime.py").write_text(
+        "from functools import partial\n"
+        "from predictors.measuring.runtimes import Runtime\n"
+        "class Fast(Runtime):\n"
+        "    method = 'direct'\n"
+        "    def version(self): return 'fast 1.0'\n"
+        "    def prepare(self, module, images, conditions): return partial(module, images)\n"
+    )
+    info = tmp_path / "fast_runtime-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-runtime\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[nas.runtimes]\nfast = fast_runtime:Fast\nbroken = no_such_module:Fast\n"
+        "eager = fast_runtime:Fast\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (registry._known, registry.find_runtime):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (registry._known, registry.find_runtime):
+        cached.cache_clear()
+
+
+def test_a_package_adds_a_runtime(other_package: Path, space: SearchSpace) -> None:
+    assert {"fast", "eager"} <= set(runtime_names())
+    assert find_runtime("eager").version().startswith("torch")  # nothing of ours is replaced
+    conditions = settings("fast")
+    assert (conditions.runtime, conditions.runtime_version) == ("fast", "fast 1.0")
+    table = profile(space, CLASSES, conditions, other_package, limits=QUICK)
+    assert table.complete(space, CLASSES)
+    (path,) = other_package.glob("*.parquet")
+    assert LatencyTable.load(path) == table
+
+
+def test_a_runtime_that_cannot_be_imported_names_its_package(other_package: Path) -> None:
+    with pytest.raises(UsageError, match=r"'broken' of the package 'fast-runtime'.*no_such_module"):
+        settings("broken")
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'fast'.*Known: broken, cudagraph"):
+        settings("fasd")
+
+
+def test_tables_of_a_runtime_that_is_not_installed_can_be_read(
+    space: SearchSpace, tmp_path: Path
+) -> None:
+    table = made_up_table(space, replace(settings(), runtime="elsewhere"))
+    table.save(tmp_path / "table.parquet")
+    assert LatencyTable.load(tmp_path / "table.parquet") == table
 
 
 @pytest.mark.parametrize("name", ON_CPU)
@@ -198,7 +265,7 @@ def lively(subject: Subject) -> Subject:
 
 @pytest.mark.gpu
 @NEEDS_CUDA
-@pytest.mark.parametrize("name", sorted(RUNTIMES))
+@pytest.mark.parametrize("name", runtime_names())
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_runtimes_on_a_gpu_compute_what_eager_computes(name: str, precision: str) -> None:
     if name not in usable("cuda"):

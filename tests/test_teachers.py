@@ -196,7 +196,7 @@ def test_damaged_exports_are_refused(export):
     with pytest.raises(CorruptFileError, match=r"model\.safetensors was cut short or altered"):
         load_teacher(str(export), 7, **STATISTICS)
     (export / "verified.json").write_text("{}")
-    with pytest.raises(CorruptFileError, match=r"no complete export.*nas export"):
+    with pytest.raises(CorruptFileError, match=r"verified\.json: sha256.*nas export"):
         load_teacher(str(export), 7, **STATISTICS)
     change_config(export, digest="0" * 12)
     with pytest.raises(CorruptFileError, match="digest"):

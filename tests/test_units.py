@@ -195,3 +195,9 @@ def test_any_text_is_a_positive_number_or_our_error(
     except InvalidQuantityError:
         return
     assert 0 < value < float("inf")
+
+
+@pytest.mark.parametrize("text", ["9" * 100_000 + "x!", "9" * 61 + "ms", "1" * 10**6 + "."])
+def test_a_quantity_of_very_many_digits_is_refused_at_once(text: str) -> None:
+    with pytest.raises(InvalidQuantityError, match=r"characters, and a .* at most 60"):
+        parse_latency(text)

@@ -10,9 +10,9 @@ from supernet.data.dataset import ImageData, open_data
 from supernet.training.train import TrainConfig
 
 
-def few_images() -> ImageData:
+def few_images(validation_fraction: float = 0.7) -> ImageData:
     """What is tested is the loop, not what it learns."""
-    return open_data("digits", 16, test_fraction=0.9, validation_fraction=0.7)
+    return open_data("digits", 16, test_fraction=0.9, validation_fraction=validation_fraction)
 
 
 def config(**changes) -> TrainConfig:

@@ -19,6 +19,7 @@ from tiny_training import few_images, fresh
 from search_space import SearchSpace
 from supernet.training import objectives
 from supernet.training.config import TrainConfig
+from supernet.training.parallel import Group
 from supernet.training.train import train_supernet
 
 _MIXERS = ["pooling", {"depthwise_conv": {"kernel": [3, 5]}}]
@@ -72,6 +73,8 @@ def _work(rank: int, folder: str, cases: dict[str, Case]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    with Group.current().patient() as wait_for_all:
+        wait_for_all()
     data = few_images()
     for name, case in cases.items():
         supernet = fresh(small_space(attention=case.attention))

@@ -17,9 +17,9 @@ from predictors.estimates.calibrate import (
     sum_of_entries,
 )
 from predictors.estimates.datasheets import datasheet, datasheet_names
-from predictors.estimates.estimate import anchor_errors
+from predictors.estimates.estimate import ESTIMATED_RUNTIMES, anchor_errors
 from predictors.measuring.this_machine import identify, local_device_names
-from predictors.tables.conditions import RUNTIMES, Conditions
+from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Calibration
 from predictors.tables.folder import known_tables, provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
@@ -93,9 +93,7 @@ def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]
     """What to expect of this device under each runtime and mixer, in the asked precision."""
     sheet = datasheet(name)
     rows = []
-    for runtime in RUNTIMES:
-        if runtime == "onnxruntime":  # no figures, and not what a GPU is usually run with
-            continue
+    for runtime in ESTIMATED_RUNTIMES:
         number_format = sheet.number_format(conditions.precision, runtime)
         for mixer in mixer_names():
             found = expected_error(sheet, runtime, number_format, mixer)

@@ -9,10 +9,11 @@ from typing import Any
 
 from predictors.measuring.remeasure import Measurement, measure_networks
 from predictors.tables.conditions import Conditions
-from results.files import read_json
+from results.files import WRITTEN_AGAIN
 from search_space import Architecture
-from search_space.errors import CorruptFileError
+from search_space.boundary import read_model
 from search_space.metrics import LATENCY
+from search_space.names import Digest
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,8 @@ def to_json(measured: Mapping[str, Measured]) -> dict[str, Any]:
 
 def read_measured(path: Path) -> dict[str, Measured]:
     """What ``to_json`` gave, nothing where there is no file; raises CorruptFileError."""
-    if not path.exists():
-        return {}
-    stored = read_json(path, dict)
     try:
-        return {d: Measured(*(Measurement(**item) for item in stored[d])) for d in stored}
-    except (TypeError, KeyError) as error:
-        raise CorruptFileError(f"{path} holds no measurements ({error}).") from None
+        stored = read_model(path, dict[Digest, tuple[Measurement, Measurement]], fix=WRITTEN_AGAIN)
+    except FileNotFoundError:
+        return {}
+    return {digest: Measured(*pair) for digest, pair in stored.items()}

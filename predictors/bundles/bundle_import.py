@@ -6,23 +6,30 @@ have the checksum that the manifest states, and every sample must be a time.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, Field, model_validator
 
 from predictors.bundles import runner as bundle_runner
 from predictors.measuring.bench import split_half_disagreement, statistic
 from predictors.measuring.entry_plan import without_cost
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions, DeviceIdentity
-from predictors.tables.correction import CheckNetwork, correction_of
-from predictors.tables.latency_table import EntryLatency, LatencyTable, spec_from_json
+from predictors.tables.correction import CheckNetwork, NotNegative, Positive, correction_of
+from predictors.tables.latency_table import (
+    MOST_ENTRIES,
+    MOST_PIXELS,
+    EntryLatency,
+    LatencyTable,
+    Spec,
+)
+from search_space.boundary import parse_model, read_data
 from search_space.errors import CorruptFileError, NasError, UsageError
+from search_space.names import Digest, PlainName
 
+_MOST_IMAGES = 2**16  # of a batch
 _LEAST_ROUNDS = 3
 
 
@@ -30,195 +37,159 @@ def import_bundle(results: Path, bundle: Path, name: str) -> LatencyTable:
     """Latency table of the device that ``bundle`` was run on.
 
     Args:
-        results: what ``run.py`` wrote.
-        bundle: the folder that ``write_bundle`` wrote.
-        name: what the device shall be called.
+        results: What ``run.py`` wrote.
+        bundle: The folder that ``write_bundle`` wrote.
+        name: What the device shall be called.
 
-    Raises CorruptFileError where files are missing, altered or hold what no measurement gives,
-    UsageError where the measurement is not finished or is of another bundle.
+    Raises:
+        CorruptFileError: Files are missing, altered or hold what no measurement gives.
+        UsageError: The measurement is not finished, or is of another bundle.
     """
-    manifest = _read_manifest(bundle)
-    return _combine(manifest, _read_results(results, manifest), name)
+    manifest, digest = _read_manifest(bundle)
+    return _combine(manifest, _read_results(results, manifest, digest), name)
 
 
-@dataclass(frozen=True)
-class _Portion:
+class _Entry(BaseModel):
+    spec: Spec
+    in_size: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+
+
+class _Check(BaseModel):
+    digest: Digest
+    components: list[tuple[Spec, int]]
+
+
+class _Space(BaseModel):
+    name: PlainName
+    digest: Digest
+
+
+class _Manifest(BaseModel):
+    space: _Space
+    precision: Literal["fp32", "fp16"]
+    batch_size: Annotated[int, Field(ge=1, le=_MOST_IMAGES)]
+    layout: str
+    protocol: str
+    implementation: str
+    entries: Annotated[list[_Entry], Field(min_length=1, max_length=MOST_ENTRIES)]
+    checks: Annotated[list[_Check], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _checks_are_of_entries(self) -> Self:
+        parts = {part for check in self.checks for part in check.components}
+        if not parts <= set(self.asked):
+            raise ValueError("check networks have components that are no entries")
+        return self
+
+    @property
+    def asked(self) -> list[Entry]:
+        return [(entry.spec, entry.in_size) for entry in self.entries]
+
+
+class _Portion(BaseModel):
     entries: list[int]
-    samples_ms: list[list[float]]
-    seconds: float
-    stopped: str
+    samples_ms: list[list[Positive]]
+    seconds: NotNegative
+    stopped: Literal["", "converged", "rounds"]
     warnings: list[str]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    conditions: Conditions
+class _Results(BaseModel):
+    device: DeviceIdentity
+    threads: Annotated[int, Field(ge=1)]
+    runtime_version: str
     created: str
     portions: list[_Portion]
 
 
-@dataclass(frozen=True)
-class _Check:
-    digest: str
-    components: list[Entry]
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    digest: str
-    space_name: str
-    space_digest: str
-    precision: str
-    batch_size: int
-    layout: str
-    protocol: str
-    implementation: str
-    entries: list[Entry]
-    checks: list[_Check]
-
-
-def _read_manifest(folder: Path) -> _Manifest:
+def _read_manifest(folder: Path) -> tuple[_Manifest, str]:
+    """The manifest and its SHA-256."""
     try:
         data, digest = bundle_runner.read_manifest(folder)
-        entries = [(spec_from_json(e["spec"]), int(e["in_size"])) for e in data["entries"]]
-        checks = [
-            _Check(
-                str(check["digest"]),
-                [(spec_from_json(text), int(size)) for text, size in check["components"]],
-            )
-            for check in data["checks"]
-        ]
-        if not {entry for check in checks for entry in check.components} <= set(entries):
-            raise ValueError("check networks have components that are no entries")
-        return _Manifest(
-            digest=digest,
-            space_name=str(data["space"]["name"]),
-            space_digest=str(data["space"]["digest"]),
-            precision=str(data["precision"]),
-            batch_size=int(data["batch_size"]),
-            layout=str(data["layout"]),
-            protocol=str(data["protocol"]),
-            implementation=str(data["implementation"]),
-            entries=entries,
-            checks=checks,
-        )
     except bundle_runner.BundleError as error:
         raise CorruptFileError(f"{error} Write the bundle again if need be.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(
-            f"{folder}: the manifest is not what this program writes ({error}); write the bundle "
-            "again."
-        ) from None
-
-
-def _read_results(path: Path, manifest: _Manifest) -> _Measured:
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_model(data, _Manifest, folder / "manifest.json"), digest
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error} Write the bundle again.") from None
+
+
+def _read_results(path: Path, manifest: _Manifest, digest: str) -> _Results:
+    again = "copy it from the device again."
+    try:
+        data = read_data(path)
+        sound = isinstance(data, dict) and data.get("sha256") == bundle_runner.checksum(data)
+    except FileNotFoundError:
+        raise CorruptFileError(f"{path} does not exist; {again}") from None
+    except (CorruptFileError, RecursionError) as error:
+        raise CorruptFileError(f"{path} cannot be read ({error}); {again}") from None
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != bundle_runner.FORMAT:
         raise CorruptFileError(
-            f"{path} cannot be read ({error}); copy it from the device again."
-        ) from None
-    if not isinstance(data, dict) or data.get("format") != bundle_runner.FORMAT:
-        version = data.get("format") if isinstance(data, dict) else None
-        raise CorruptFileError(
-            f"{path} has format {version}, this program reads {bundle_runner.FORMAT}; write the "
-            "bundle and measure it with this version."
+            f"{path} has format {version!r:.40}, this program reads {bundle_runner.FORMAT}; write "
+            "the bundle and measure it with this version."
         )
-    if data.get("sha256") != bundle_runner.checksum(data):
-        raise CorruptFileError(
-            f"{path} was altered: its checksum does not fit; copy it from the device again."
-        )
-    if data.get("bundle") != manifest.digest:
+    if not sound:
+        raise CorruptFileError(f"{path} was altered: its checksum does not fit; {again}")
+    if data.get("bundle") != digest:
         raise UsageError(
             f"{path} was measured with another bundle than the one given; give the folder whose "
             "run.py wrote it."
         )
     try:
-        return _Measured(
-            _conditions(data, manifest), str(data["created"]), _portions(data, manifest)
-        )
+        results = parse_model(data, _Results, path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error} Measure the bundle again.") from None
+    try:
+        _check_portions(results.portions, manifest)
     except NasError as error:
         raise error.located(path) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptFileError(
-            f"{path} is not what run.py writes ({error!r}); measure the bundle again."
-        ) from None
+    return results
 
 
-def _conditions(data: Mapping[str, Any], manifest: _Manifest) -> Conditions:
-    return Conditions(
-        device=DeviceIdentity(
-            kind=str(data["device"]["kind"]),
-            model=str(data["device"]["model"]),
-            cores=int(data["device"]["cores"]),
-            capability=str(data["device"]["capability"]),
-        ),
-        runtime="onnxruntime",
-        precision=manifest.precision,
-        batch_size=manifest.batch_size,
-        threads=data["threads"],
-        runtime_version=str(data["runtime_version"]),
-        layout=manifest.layout,
-        implementation=manifest.implementation,
-        protocol=manifest.protocol,
-    )
-
-
-def _portions(data: Mapping[str, Any], manifest: _Manifest) -> list[_Portion]:
-    portions = [_Portion(**item) for item in data["portions"]]
-    if not portions or not all(portion.stopped for portion in portions):
-        done = sum(bool(portion.stopped) for portion in portions)
+def _check_portions(portions: list[_Portion], manifest: _Manifest) -> None:
+    """Every entry was measured once, and everything of a portion equally often."""
+    done = sum(bool(portion.stopped) for portion in portions)
+    if not portions or done < len(portions):
         raise UsageError(
             f"{done} of {len(portions)} portions are measured; run run.py on the device again, "
             "it continues."
         )
-    numbers = [number for portion in portions for number in portion.entries]
-    if sorted(numbers) != list(range(len(manifest.entries))):
-        lacking = sorted(set(range(len(manifest.entries))) - set(numbers))
-        which = (
-            str(manifest.entries[lacking[0]][0]) if lacking else "none, but some are there twice"
-        )
+    wanted, numbers = range(len(manifest.entries)), [n for p in portions for n in p.entries]
+    if sorted(numbers) != list(wanted):
+        lacking = sorted(set(wanted) - set(numbers))
+        which = str(manifest.entries[lacking[0]].spec) if lacking else "none, but some are twice"
         raise CorruptFileError(
             f"entries are missing: {len(lacking)} of {len(manifest.entries)} ({which}); measure "
             "the bundle again."
         )
     for portion in portions:
-        names = [str(manifest.entries[i][0]) for i in portion.entries]
-        names += ["the empty network", *(f"network {check.digest}" for check in manifest.checks)]
-        if len(portion.samples_ms) != len(names):
+        models = len(portion.entries) + 1 + len(manifest.checks)  # the empty network is one
+        if len(portion.samples_ms) != models:
             raise CorruptFileError(
-                f"{len(portion.samples_ms)} models were measured and not {len(names)}; measure "
+                f"{len(portion.samples_ms)} models were measured and not {models}; measure "
                 "the bundle again."
             )
         rounds = {len(samples) for samples in portion.samples_ms}
-        for model, samples in zip(names, portion.samples_ms, strict=True):
-            values = np.array(samples, dtype=np.float64)
-            wrong = values[~(np.isfinite(values) & (values > 0))]
-            if len(wrong):
-                raise CorruptFileError(
-                    f"{model} took {wrong[0]} ms, but times are positive numbers; measure the "
-                    "bundle again."
-                )
         if len(rounds) != 1 or min(rounds) < _LEAST_ROUNDS:
             raise CorruptFileError(
                 f"models were run between {min(rounds)} and {max(rounds)} times, but all must be "
                 f"run equally often and at least {_LEAST_ROUNDS} times; measure the bundle again."
             )
-    return portions
 
 
-def _combine(manifest: _Manifest, measured: _Measured, name: str) -> LatencyTable:
+def _combine(manifest: _Manifest, measured: _Results, name: str) -> LatencyTable:
     """All portions at the level of the first one, by what the check networks took in each."""
-    portions, count = measured.portions, len(manifest.checks)
+    portions, count, asked = measured.portions, len(manifest.checks), manifest.asked
     runs = [portion.samples_ms[-count:] for portion in portions]
     level = [statistic(samples) for samples in runs[0]]
     entries: dict[Entry, EntryLatency] = {}
-    for portion, own in zip(portions, runs, strict=True):
-        drift = float(np.median(np.array(level) / [statistic(samples) for samples in own]))
+    for portion, checked in zip(portions, runs, strict=True):
+        drift = float(np.median(np.array(level) / [statistic(samples) for samples in checked]))
         empty = statistic(portion.samples_ms[len(portion.entries)])
         for number, samples in zip(portion.entries, portion.samples_ms, strict=False):
             values = [drift * value for value in without_cost(samples, empty)]
-            entries[manifest.entries[number]] = EntryLatency.of(values, statistic(values))
+            entries[asked[number]] = EntryLatency.of(values, statistic(values))
     checks = [
         CheckNetwork(
             check.digest,
@@ -229,7 +200,7 @@ def _combine(manifest: _Manifest, measured: _Measured, name: str) -> LatencyTabl
         for check, time_ms, samples in zip(manifest.checks, level, runs[0], strict=True)
     ]
     correction = correction_of(
-        manifest.space_name,
+        manifest.space.name,
         checks,
         halves=max(map(split_half_disagreement, runs[0])),
         rounds=len(runs[0][0]),
@@ -237,10 +208,21 @@ def _combine(manifest: _Manifest, measured: _Measured, name: str) -> LatencyTabl
         stopped="converged" if {p.stopped for p in portions} == {"converged"} else "rounds",
         warnings=list(dict.fromkeys(text for p in portions for text in p.warnings)),
     )
+    conditions = Conditions(
+        device=measured.device,
+        runtime="onnxruntime",
+        precision=manifest.precision,
+        batch_size=manifest.batch_size,
+        threads=measured.threads,
+        runtime_version=measured.runtime_version,
+        layout=manifest.layout,
+        implementation=manifest.implementation,
+        protocol=manifest.protocol,
+    )
     return LatencyTable(
-        measured.conditions,
+        conditions,
         entries,
-        {manifest.space_digest: correction},
+        {manifest.space.digest: correction},
         name=name,
         created=measured.created,
     )

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1
+MOST_BYTES = 2**32  # of one file
 PERCENTILE = 25
 WARM_UP = 2
 SAVE_SECONDS = 10.0
@@ -37,7 +38,7 @@ NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
 class BundleError(Exception):
-    """What the user can mend; shown without a traceback."""
+    """What the user can fix; shown without a traceback."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,24 +96,39 @@ def measure(folder: Path, options: Any) -> None:
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     """The manifest and its SHA-256; raises BundleError where a file was altered or is missing."""
     try:
-        raw = (folder / "manifest.json").read_bytes()
+        raw = read_file(folder / "manifest.json")
         manifest = json.loads(raw)
         if manifest["format"] != FORMAT:
-            raise BundleError(f"the bundle has format {manifest['format']}, not {FORMAT}.")
+            raise BundleError(f"the bundle has format {manifest['format']!r:.40}, not {FORMAT}.")
         for name, expected in manifest["sha256"].items():
-            if sha256(folder / name) != expected:
-                raise BundleError(f"{name} was altered or cut short; copy the bundle again.")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder} is no complete bundle ({error}); copy it again.") from None
+            if sha256(member(folder, name)) != expected:
+                raise BundleError(f"{name:.120} was altered or cut short; copy the bundle again.")
+        models = [*manifest["entries"], *manifest["checks"], manifest["empty"]]
+        for model in models:
+            member(folder, model["file"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = f"{error!r:.200}"
+        raise BundleError(f"{folder} is no complete bundle ({text}); copy it again.") from None
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
+def member(folder: Path, name: str) -> Path:
+    """A file of the bundle by its name in the manifest, which may lie in a folder of it."""
+    parts = name.split("/")
+    if len(name) > 200 or not all(part.strip(".") and part.isprintable() for part in parts):
+        raise BundleError(f"{name!r:.120} is no name of a bundle's file; copy the bundle again.")
+    return folder.joinpath(*parts)
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a regular file: a device or a pipe would be read for ever."""
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise OSError(f"{path} is no file of a bundle")
+    return path.read_bytes()
+
+
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for part in iter(lambda: file.read(2**20), b""):
-            digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(read_file(path)).hexdigest()
 
 
 def start(manifest: dict[str, Any], digest: str, options: Any) -> dict[str, Any]:
@@ -173,7 +189,7 @@ def identify_gpu() -> dict[str, Any]:
     import ctypes
 
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise BundleError(f"there is no CUDA driver ({error}).") from None
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
@@ -271,7 +287,7 @@ def measure_portion(
     runs = []
     for done, model in enumerate(models, 1):
         print(f"\r{title}: loading {done} of {len(models)}  ", end="", file=sys.stderr)
-        run = load(folder / model["file"], model, state, dtype)
+        run = load(member(folder, model["file"]), model, state, dtype)
         for _ in range(WARM_UP):
             run()
         runs.append(run)
@@ -353,7 +369,7 @@ def warnings(clock: list[float]) -> list[str]:
         low = sorted(clock)[len(clock) // 4]
         found.append(f"the clock was throttled, from {max(clock):.0f} to {low:.0f} MHz.")
     cores = os.cpu_count() or 1
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores + 0.5:
+    if os.getloadavg()[0] > cores + 0.5:
         found.append(f"other work ran: the load was {os.getloadavg()[0]:.1f} on {cores} cores.")
     return found
 

@@ -8,6 +8,7 @@ the unit in its name: ``latency_ms``, ``latency_us`` or ``latency_s``. Other col
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from predictors.estimates.estimate import estimate_entry
 from predictors.tables.correction import Calibration, fit_correction, leave_one_out_error
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import Architecture, components
+from search_space.boundary import read_bytes
 from search_space.errors import CorruptFileError, NasError
 from search_space.files import load_architecture
 from search_space.known import known_names
 
 NETWORK_COLUMN = "network"
+_MOST_BYTES = 2**20
 UNITS_MS = {"latency_ms": 1.0, "latency_us": 1e-3, "latency_s": 1e3}
 
 
@@ -86,23 +89,23 @@ def read_measurements(path: Path) -> list[NetworkMeasurement]:
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """Lines that are not blank, with the number that each starts at."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader, rows, start = csv.reader(file, strict=True), [], 1
-            try:
-                for row in reader:
-                    if any(cell.strip() for cell in row):
-                        rows.append((start, row))
-                    start = reader.line_num + 1
-            except csv.Error as error:
-                raise CorruptFileError(
-                    f"{path}, line {start}: not a line of a CSV file ({error})."
-                ) from None
+        text = read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise CorruptFileError(
             f"{path} does not exist; give the path of a CSV file of measurements."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise CorruptFileError(f"{path} cannot be read as text: {error}.") from None
+    reader, rows, start = csv.reader(io.StringIO(text, newline=""), strict=True), [], 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((start, row))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise CorruptFileError(
+            f"{path}, line {start}: not a line of a CSV file ({error})."
+        ) from None
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Latency tables of GPUs that nobody here owns: estimated, and labelled as such.
+"""Latency tables of unavailable GPUs: estimated, and labelled as such.
 
     estimate(estimated_conditions("a100", runtime="eager"), space, 1000)
 
@@ -27,12 +27,17 @@ from predictors.estimates.anchors import (
 from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_of
 from predictors.estimates.roofline import Demand
 from predictors.estimates.transfer import entry_kind, target_sheet, transfer
+from predictors.measuring.runtimes import runtime_names
 from predictors.measuring.this_machine import implementation_digest
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import ROOFLINE, Conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable
 from search_space import SearchSpace
+from search_space.errors import UnknownNameError
+
+ESTIMATED_RUNTIMES = ("eager", "cudagraph", "inductor", "tensorrt")
+"""What GPUs are usually run with; there are no published figures of others."""
 
 
 def estimated_conditions(
@@ -44,6 +49,8 @@ def estimated_conditions(
     UsageError for a precision that the device does not compute in.
     """
     sheet = datasheet(name)
+    if runtime not in runtime_names():
+        raise UnknownNameError("runtime", runtime, runtime_names())
     conditions = Conditions(
         device=sheet.identity,
         runtime=runtime,

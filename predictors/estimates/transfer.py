@@ -1,4 +1,4 @@
-"""From a measured GPU to one that nobody here owns: measured entries × ratio of rooflines.
+"""From a measured GPU to an unavailable one: measured entries × ratio of rooflines.
 
 The roofline's errors are largely those of kernels, which both devices run: they cancel in the
 ratio, so that only what differs between the devices has to be modelled. One scalar from

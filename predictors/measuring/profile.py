@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel
 
 from predictors.measuring.bench import (
     Bench,
@@ -30,7 +31,7 @@ from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.entry_plan import EntryPlan, first_portion
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
-from predictors.tables.correction import CheckNetwork, Correction, correction_of
+from predictors.tables.correction import CheckNetwork, Correction, NotNegative, correction_of
 from predictors.tables.folder import cached_table, table_path
 from predictors.tables.latency_table import (
     SCHEMA_VERSION,
@@ -40,6 +41,7 @@ from predictors.tables.latency_table import (
     write_parquet,
 )
 from search_space import Architecture, SearchSpace, components
+from search_space.boundary import parse_model
 from search_space.errors import CorruptFileError
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,13 @@ def profile(
         if complete:
             return table
         session.go_on(table)
+
+
+class _Stated(BaseModel):
+    """What the file of an interrupted session says of itself."""
+
+    conditions_digest: str
+    seconds: NotNegative
 
 
 @dataclass
@@ -276,15 +285,15 @@ def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Prog
     try:
         table, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
         samples = table["samples_ms"].to_pylist()
-        if table["subject"].to_pylist() != names or (
-            metadata.get("conditions_digest") != conditions.digest
-        ):
-            raise CorruptFileError("it belongs to another session.")
+        stated = parse_model(metadata, _Stated, path)
+        digest = stated.conditions_digest
+        if table["subject"].to_pylist() != names or digest != conditions.digest:
+            raise CorruptFileError(f"{path} belongs to another session.")
         counts = {len(values) for values in samples}
         values = np.array(samples, dtype=np.float64)
         if len(counts) != 1 or not (np.isfinite(values).all() and (values > 0).all()):
-            raise CorruptFileError("its samples are not complete.")
-        return _Progressive(samples, float(metadata["seconds"]))
-    except (CorruptFileError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s is left out: %s The profile starts over.", path, error)
+            raise CorruptFileError(f"{path} does not hold complete samples.")
+        return _Progressive(samples, stated.seconds)
+    except (CorruptFileError, TypeError, ValueError) as error:
+        log.warning("An interrupted profile is left out: %s It starts over.", error)
         return None

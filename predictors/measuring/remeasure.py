@@ -24,6 +24,7 @@ from predictors.measuring.bench import (
 from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
+from predictors.tables.correction import NotNegative, Positive
 from search_space import Architecture
 
 _AGREE = 0.02
@@ -41,11 +42,11 @@ class Measurement:
         warnings: what may have spoilt this measurement or those made together with it.
     """
 
-    latency_ms: float
-    low_ms: float
-    high_ms: float
+    latency_ms: Positive
+    low_ms: Positive
+    high_ms: Positive
     runs: int
-    split_half_disagreement: float
+    split_half_disagreement: NotNegative
     warnings: tuple[str, ...] = ()
 
 

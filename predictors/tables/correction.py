@@ -6,16 +6,19 @@ the same rounds. A calibration is fitted later, on networks that the user measur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from search_space.errors import CorruptFileError
+from search_space.names import Digest
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Values = npt.NDArray[np.float64]
 _LEAST_FOR_LINE = 4  # distinct networks
 _CLEARLY = 0.75  # of the ratio's error left out
@@ -26,9 +29,9 @@ _EXPECTED_ERROR_LIMIT = 0.1
 class CheckNetwork:
     """A whole network's measured latency beside the uncorrected sum of its entries."""
 
-    digest: str
-    sum_ms: float
-    measured_ms: float
+    digest: Digest
+    sum_ms: Positive
+    measured_ms: Positive
     runs: int
 
 
@@ -47,12 +50,12 @@ class Correction:
     """
 
     space: str
-    scale: float
-    offset_ms: float
-    expected_error: float
+    scale: Positive
+    offset_ms: Finite
+    expected_error: NotNegative
     checks: tuple[CheckNetwork, ...]
     rounds: int
-    seconds: float
+    seconds: Finite
     stopped: str
     warnings: tuple[str, ...] = ()
 
@@ -70,10 +73,10 @@ class Calibration:
         created: UTC, ISO 8601.
     """
 
-    scale: float
-    offset_ms: float
-    error_before: float
-    error_after: float
+    scale: Positive
+    offset_ms: NotNegative
+    error_before: NotNegative
+    error_after: NotNegative
     networks: tuple[str, ...]
     created: str
 
@@ -181,30 +184,3 @@ def _line(x: Values, y: Values) -> tuple[float, float]:
         if np.allclose(before, line, rtol=1e-9, atol=1e-12):
             break
     return float(line[0]), float(line[1])
-
-
-def correction_from_dict(data: Any) -> Correction:
-    """Raises CorruptFileError where ``data`` is not what ``asdict`` gave."""
-    try:
-        checks = tuple(CheckNetwork(**check) for check in data["checks"])
-        result = Correction(**{**data, "checks": checks, "warnings": tuple(data["warnings"])})
-        numbers = [result.scale, result.offset_ms, result.expected_error, result.seconds]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0 or result.expected_error < 0:
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise CorruptFileError("a correction is not what this program writes.") from None
-    return result
-
-
-def calibration_from_dict(data: Any) -> Calibration | None:
-    """Raises CorruptFileError where ``data`` is neither None nor what ``asdict`` gave."""
-    if data is None:
-        return None
-    try:
-        result = Calibration(**{**data, "networks": tuple(data["networks"])})
-        numbers = [result.scale, result.offset_ms, result.error_before, result.error_after]
-        if not all(map(math.isfinite, numbers)) or result.scale <= 0 or min(numbers) < 0:
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise CorruptFileError("a calibration is not what this program writes.") from None
-    return result

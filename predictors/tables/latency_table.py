@@ -10,32 +10,44 @@ metadata: any data tool can read it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    model_validator,
+)
 
 from predictors.tables.additive import AdditiveTable, Entry, entries
 from predictors.tables.conditions import Conditions
-from predictors.tables.correction import (
-    Calibration,
-    Correction,
-    calibration_from_dict,
-    correction_from_dict,
-)
+from predictors.tables.correction import Calibration, Correction, Positive
 from search_space import ModuleSpec, SearchSpace
+from search_space.boundary import open_regular, parse_model
 from search_space.errors import CorruptFileError, NasError
+from search_space.names import Digest, PlainName
+from search_space.parsing import UnreadableTextError, parse_json
 
 SCHEMA_VERSION = 2
-ORIGINS = ("measured", "interpolated", "estimated")
+MOST_ENTRIES = 200_000
+MOST_BYTES = 2**26  # of a file, and of what it holds when unpacked
+MOST_PIXELS = 2**16
+_LONGEST_TEXT = 2000
 MEASURE_AGAIN = "Delete the file and run `nas profile` to measure it again."
 _METADATA_KEY = b"nas.latency_table"
 _SCHEMA = pa.schema(
@@ -49,6 +61,9 @@ _SCHEMA = pa.schema(
         ("origin", pa.string()),
     ]
 )
+_Whole = StrictBool | StrictInt
+_Number = _Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_OPTIONS = TypeAdapter(dict[str, _Number | StrictStr | dict[str, _Whole]])
 
 
 class MissingLatencyError(NasError, LookupError):
@@ -210,33 +225,37 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path, fix: str = MEASURE_AGAIN) -> LatencyTable:
-        """Table in ``path``; ``fix`` is what an error advises.
+        """The table in ``path``.
 
-        Raises CorruptFileError where the file is missing, cut short, of another schema version,
-        or holds cells that no measurement gives.
+        Args:
+            path: A file that ``save`` wrote.
+            fix: What an error advises.
+
+        Raises:
+            CorruptFileError: The file is missing, cut short, of another schema version, larger
+                than any table, or holds what no measurement gives.
         """
         try:
-            data, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
-            conditions = Conditions.from_dict(metadata.get("conditions"))
-            if metadata.get("conditions_digest") != conditions.digest:
-                raise CorruptFileError("the conditions were altered: their digest differs.")
-            raw = metadata.get("corrections")
-            if not isinstance(raw, dict):
-                raise CorruptFileError("corrections must be a mapping.")
-            corrections = {key: correction_from_dict(value) for key, value in raw.items()}
-            measured: dict[Entry, EntryLatency] = {}
-            for row in data.to_pylist():
-                entry, value = _entry_from_row(row)
-                if entry in measured:
-                    raise CorruptFileError(f"{entry[0]} on {entry[1]} pixels is there twice.")
-                measured[entry] = value
-            calibration = calibration_from_dict(metadata.get("calibration"))
-            name, created = metadata.get("name"), metadata.get("created")
-            if not isinstance(name, str) or not isinstance(created, str):
-                raise CorruptFileError("name and created must be text.")
-        except NasError as error:
-            raise CorruptFileError(f"{path}: {error} {fix}") from None
-        return cls(conditions, measured, corrections, calibration, name, created)
+            table, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
+            stated = parse_model(metadata, _Provenance, path)
+            if stated.conditions_digest != stated.conditions.digest:
+                raise CorruptFileError(
+                    f"{path}: the conditions were altered: their digest differs."
+                )
+            rows = parse_model(table.to_pylist(), list[_Row], path)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{error} {fix}") from None
+        measured = {(row.spec, row.in_size): EntryLatency(*_figures(row)) for row in rows}
+        if len(measured) < len(rows):
+            raise CorruptFileError(f"{path}: entries are there twice. {fix}")
+        return cls(
+            stated.conditions,
+            measured,
+            stated.corrections,
+            stated.calibration,
+            stated.name,
+            stated.created,
+        )
 
 
 def spec_to_json(spec: ModuleSpec) -> str:
@@ -246,19 +265,50 @@ def spec_to_json(spec: ModuleSpec) -> str:
 
 
 def spec_from_json(text: str) -> ModuleSpec:
-    """Raises CorruptFileError where ``text`` is no spec."""
-    try:
-        options = json.loads(text)
-        kind = options.pop("kind")
-        return ModuleSpec.of(
-            kind,
-            **{
-                k: tuple(sorted(v.items())) if isinstance(v, dict) else v
-                for k, v in options.items()
-            },
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptFileError(f"{str(text)[:80]!r} is not the spec of a module.") from None
+    """Raises ValueError where ``text`` is no spec."""
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        raise ValueError("this is not the spec of a module")
+    options = _OPTIONS.validate_python(parse_json(text))
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str):
+        raise ValueError("this is the spec of no kind of module")
+    return ModuleSpec.of(
+        kind,
+        **{k: tuple(sorted(v.items())) if isinstance(v, dict) else v for k, v in options.items()},
+    )
+
+
+Spec = Annotated[ModuleSpec, InstanceOf, BeforeValidator(spec_from_json)]
+"""The spec of a module in a pydantic model, from its JSON."""
+
+
+class _Row(BaseModel):
+    spec: Spec
+    in_size: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+    latency_ms: Positive
+    low_ms: Positive
+    high_ms: Positive
+    runs: Annotated[int, Field(ge=0)]
+    origin: Literal["measured", "interpolated", "estimated"]
+
+    @model_validator(mode="after")
+    def _runs_of_a_measurement(self) -> Self:
+        if self.origin == "measured" and not self.runs:
+            raise ValueError("a measured entry has runs")
+        return self
+
+
+def _figures(row: _Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, field.name) for field in fields(EntryLatency))
+
+
+class _Provenance(BaseModel):
+    conditions: Conditions
+    conditions_digest: str
+    name: PlainName | Literal[""]
+    created: str
+    calibration: Calibration | None
+    corrections: dict[Digest, Correction]
 
 
 def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str, Any]) -> None:
@@ -281,45 +331,54 @@ def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str
 
 
 def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """Table and metadata; raises CorruptFileError where it is not what ``write_parquet`` wrote."""
+    """Table and metadata of a file that ``write_parquet`` wrote.
+
+    How much there is to read is known from the file's end before anything is read.
+
+    Raises:
+        CorruptFileError: The file is something else, damaged, or larger than any table.
+    """
+    texts = [field.name for field in schema if field.type == pa.string()]
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with os.fdopen(open_regular(path, MOST_BYTES), "rb") as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True, read_dictionary=texts)
+            _check_size(path, file.metadata)
+            stored = file.schema.to_arrow_schema()
+            metadata = parse_json((stored.metadata or {})[key].decode())
+            version = metadata.get("schema_version") if isinstance(metadata, dict) else None
+            if version != SCHEMA_VERSION:
+                raise CorruptFileError(
+                    f"{path}: it has schema version {version!r:.40}, this program reads version "
+                    f"{SCHEMA_VERSION}."
+                )
+            if not stored.remove_metadata().equals(schema):
+                wanted = ", ".join(f"{f.name}: {f.type}" for f in schema)
+                raise CorruptFileError(f"{path}: its columns are not {wanted}.")
+            table = file.read()
+            for chunk in (c for name in texts for c in table[name].chunks):
+                # a text that many rows share would be copied for each of them
+                if (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > _LONGEST_TEXT:
+                    raise CorruptFileError(
+                        f"{path}: a text has more than {_LONGEST_TEXT} characters."
+                    )
+            return table.cast(schema), metadata
     except FileNotFoundError:
-        raise CorruptFileError("there is no such file.") from None
+        raise CorruptFileError(f"{path}: there is no such file.") from None
+    except (KeyError, UnicodeDecodeError, UnreadableTextError):
+        raise CorruptFileError(
+            f"{path}: it carries no provenance, so it is no table of ours."
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise CorruptFileError(
-            f"not a readable Parquet file ({' '.join(str(error).split())[:120]})."
+            f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})."
         ) from None
-    try:
-        metadata = json.loads((table.schema.metadata or {})[key])
-    except (KeyError, ValueError):
-        raise CorruptFileError("it carries no provenance, so it is no table of ours.") from None
-    version = metadata.get("schema_version") if isinstance(metadata, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CorruptFileError(
-            f"it has schema version {version}, this program reads version {SCHEMA_VERSION}."
-        )
-    found = table.schema.remove_metadata()
-    if not found.equals(schema):
-        wanted = ", ".join(f"{f.name}: {f.type}" for f in schema)
-        raise CorruptFileError(f"its columns are not {wanted}.")
-    return table, metadata
 
 
-def _entry_from_row(row: Mapping[str, Any]) -> tuple[Entry, EntryLatency]:
-    spec, in_size = spec_from_json(row["spec"]), row["in_size"]
-    where = f"{spec} on {in_size} pixels"
-    if row["origin"] not in ORIGINS:
+def _check_size(path: Path, metadata: pq.FileMetaData) -> None:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    if metadata.num_rows > MOST_ENTRIES or size > MOST_BYTES:
         raise CorruptFileError(
-            f"{where}: origin={row['origin']!r} is none of {', '.join(ORIGINS)}."
+            f"{path} has {metadata.num_rows:,} rows of {size:,} bytes; a latency table has at most "
+            f"{MOST_ENTRIES:,} of {MOST_BYTES:,} bytes."
         )
-    measured = ("runs",) if row["origin"] == "measured" else ()
-    for name in ("latency_ms", "low_ms", "high_ms", *measured):
-        value = row[name]
-        if value is None or not math.isfinite(value) or value <= 0:
-            raise CorruptFileError(f"{where}: {name}={value} must be a positive number.")
-    if row["runs"] is None or row["runs"] < 0:
-        raise CorruptFileError(f"{where}: runs={row['runs']} must not be negative.")
-    if in_size is None or in_size < 1:
-        raise CorruptFileError(f"{where}: in_size must be positive.")
-    return (spec, in_size), EntryLatency(*(row[field.name] for field in fields(EntryLatency)))

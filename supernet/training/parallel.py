@@ -7,11 +7,15 @@ once, as one flat vector, with the step's figures behind them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=30)
 
 
 class Group:
@@ -64,7 +68,18 @@ class Group:
         dist.all_gather_object(said, text)
         return [str(each) for each in said]
 
-    def barrier(self) -> None:
-        """Wait until all workers are here."""
-        if self.size > 1:
-            dist.barrier()
+    @contextmanager
+    def patient(self) -> Iterator[Callable[[], None]]:
+        """Gives a function that waits until all workers have called it, however long that takes.
+
+        Other meetings end the training after half an hour without an answer, which a worker that
+        stores a teacher's predictions may need many times over.
+        """
+        if self.size == 1:
+            yield lambda: None
+            return
+        waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+        try:
+            yield lambda: dist.barrier(group=waiting)
+        finally:
+            dist.destroy_process_group(waiting)

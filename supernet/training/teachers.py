@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
+from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, DataError, UsageError
 from search_space.files import load_architecture, read_mapping
-from supernet.data.dataset import Batch, resize_images
+from supernet.data.dataset import Batch, ImageData, augmented_batches, resize_images
 from supernet.network.backbone import build
 from supernet.network.tensor_files import read_tensors
+from supernet.training.config import TrainConfig
 from supernet.training.evaluation import autocast
+from supernet.training.parallel import Group
+from supernet.training.stored_logits import identity_of, store_logits
 
 CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
+_AGAIN = "Export again with `nas export`."
 _MISMATCH = re.compile(r"size mismatch for (\S+)\.(?:weight|bias): .*?torch\.Size\(\[(\d+)")
 
 
@@ -206,6 +212,23 @@ def _load_timm(name: str, path: Path, num_classes: int, resolution: int | None) 
     return network
 
 
+class _Preprocessing(BaseModel):
+    input_size: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class _Card(BaseModel):
+    """What a teacher needs of an export's ``config.json``."""
+
+    num_classes: int
+    pretrained_cfg: _Preprocessing
+
+
+class _Verified(BaseModel):
+    sha256: dict[str, str]
+
+
 def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, Any]]:
     """Network, weights file and preprocessing of an export (``results.export.write``)."""
     path = folder / WEIGHTS
@@ -216,18 +239,12 @@ def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, A
             f"timm model give its name, and {path} as its weights."
         )
     architecture = load_architecture(str(folder / CONFIG))
-    try:
-        classes = int(config["num_classes"])
-        preprocessing = {
-            key: config["pretrained_cfg"][key] for key in ("input_size", "mean", "std")
-        }
-        recorded = None
-        if (folder / VERIFIED).exists():
-            recorded = json.loads((folder / VERIFIED).read_text("utf-8"))["sha256"][WEIGHTS]
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CorruptFileError(
-            f"{folder} holds no complete export ({error!r}). Export again with `nas export`."
-        ) from None
+    card = read_model(folder / CONFIG, _Card, fix=_AGAIN)
+    recorded = None
+    if (folder / VERIFIED).exists():
+        verified = read_model(folder / VERIFIED, _Verified, fix=_AGAIN)
+        recorded = verified.sha256.get(WEIGHTS, "none")
+    classes = card.num_classes
     if classes != num_classes:
         raise _classes_differ(f"export {architecture.digest}", path, classes, num_classes)
     network = build(architecture, classes)
@@ -238,7 +255,7 @@ def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, A
             f"{path} does not hold the weights of {architecture} ({str(error).splitlines()[-1]}). "
             "Export again with `nas export`."
         ) from None
-    return network, path, preprocessing
+    return network, path, card.pretrained_cfg.model_dump()
 
 
 def _classes_differ(name: str, path: Path, found: int, needed: int) -> DataError:
@@ -246,3 +263,70 @@ def _classes_differ(name: str, path: Path, found: int, needed: int) -> DataError
         f"the weights of teacher {name} in {path} are for {found} classes, the data has {needed}; "
         "a teacher must know the data's classes: fine-tune it on this data first, or take another."
     )
+
+
+@dataclass(frozen=True)
+class OpenedTeacher:
+    """``logits(batch)``: (n, classes); ``identity``: what they depend on, JSON-able."""
+
+    logits: Callable[[Batch], torch.Tensor]
+    identity: Any
+
+
+def open_teacher(
+    config: TrainConfig,
+    data: ImageData,
+    device: str | torch.device,
+    folder: Path | None,
+    *,
+    workers: int = 0,
+    group: Group | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> OpenedTeacher | None:
+    """The teacher of ``config``, None where it names none.
+
+    With ``teacher_variants`` its predictions are stored below ``folder`` first, as far as they are
+    not there. Where several workers train, all of them store, each what no other is at, and all
+    have all predictions when this returns.
+
+    Args:
+        progress: Called with (images done, all images) of this worker's variants and those there.
+
+    Raises:
+        UsageError, DataError, CorruptFileError: As ``load_teacher`` and ``store_logits``.
+    """
+    if config.teacher is None:
+        return None
+    teacher = load_teacher(
+        config.teacher,
+        data.num_classes,
+        config.teacher_weights,
+        data_mean=data.mean,
+        data_std=data.std,
+        device=device,
+        amp=config.amp,
+    )
+    if not config.teacher_variants:
+        return OpenedTeacher(teacher.logits, teacher.identity)
+    if folder is None:
+        raise UsageError(
+            f"teacher_variants is {config.teacher_variants}, but there is no folder to store the "
+            "teacher's predictions in; give one, or set it to 0."
+        )
+    identity = identity_of(
+        teacher.identity,
+        data,
+        seed=config.seed,
+        augment=config.augment,
+        variants=config.teacher_variants,
+    )
+
+    def batches(variant: int) -> Iterable[Batch]:
+        return augmented_batches(
+            data, config.batch_size, variant, config.seed, workers, augment=config.augment
+        )
+
+    with (group or Group()).patient() as wait_for_all:
+        stored = store_logits(teacher, batches, folder, identity, progress=progress)
+        wait_for_all()
+    return OpenedTeacher(stored.logits, stored.identity)

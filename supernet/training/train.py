@@ -23,7 +23,7 @@ from supernet.training.loop import CHECKPOINTS, How, TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
 from supernet.training.strategies import SubnetSampler, make_sampler
-from supernet.training.teaching import OpenedTeacher, open_teacher
+from supernet.training.teachers import OpenedTeacher, open_teacher
 from supernet.training.tokenisation import TokenSchedule
 
 __all__ = [

@@ -1,26 +1,14 @@
 """Runtimes: the programs that run a network, and whose speed differs by far.
 
-One file each, registered by name; ``find_runtime(name).prepare(module, images, conditions)``
-gives a call that runs one forward pass.
+``find_runtime(name).prepare(module, images, conditions)`` gives a call that runs one forward pass.
+A package of the user's adds a runtime by an entry point in the group ``nas.runtimes``, which names
+a subclass of ``Runtime``:
+
+    [project.entry-points."nas.runtimes"]
+    myruntime = "my_package.runtime:MyRuntime"
 """
 
-from predictors.measuring.runtimes import (
-    cudagraph,
-    eager,
-    inductor,
-    onnx_runtime,
-    tensor_rt,
-)
-from predictors.measuring.runtimes.base import Run, Runtime, find_runtime, runtime_names
+from predictors.measuring.runtimes.base import Run, Runtime
+from predictors.measuring.runtimes.registry import find_runtime, runtime_names
 
-__all__ = [
-    "Run",
-    "Runtime",
-    "cudagraph",
-    "eager",
-    "find_runtime",
-    "inductor",
-    "onnx_runtime",
-    "runtime_names",
-    "tensor_rt",
-]
+__all__ = ["Run", "Runtime", "find_runtime", "runtime_names"]

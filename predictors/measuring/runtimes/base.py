@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from search_space.errors import UnknownNameError, UsageError
+from search_space.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,25 @@ if TYPE_CHECKING:
 Run = Callable[[], object]
 Method = Literal["direct", "constant", "slope"]
 
-_RUNTIMES: dict[str, Runtime] = {}
-
 
 class Runtime(ABC):
-    """One way to run networks; stateless, one instance is registered by name."""
+    """One way to run networks; there is one instance of each, found by name.
 
-    name: ClassVar[str]
+    Example:
+        A runtime that a package of the user's adds, see ``measuring.runtimes``::
+
+            class Scripted(Runtime):
+                method = "direct"
+
+                def version(self) -> str:
+                    return f"torchscript {torch.__version__}"
+
+                def prepare(self, module, images, conditions):
+                    return partial(torch.jit.trace(module, images), images)
+    """
+
+    name: str = ""
+    """Under which it is registered."""
     method: ClassVar[Method]
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     settle: ClassVar[int] = 1
@@ -68,10 +80,10 @@ class Runtime(ABC):
         """Raises UsageError where this runtime cannot be used, with what to do about it."""
         if device_kind not in self.device_kinds:
             served = " and ".join(self.device_kinds)
-            others = [name for name, r in _RUNTIMES.items() if device_kind in r.device_kinds]
             raise UsageError(
                 f"runtime {self.name!r} needs a device of kind {served}, not {device_kind!r}. "
-                f"Measure on such a device, or use one of: {', '.join(others)}."
+                "Measure on such a device, or use another: eager, inductor and onnxruntime serve "
+                "CPUs too."
             )
         if not self.installed():
             raise UsageError(
@@ -82,22 +94,3 @@ class Runtime(ABC):
     def installed(self) -> bool:
         """Whether the library is there; it is not imported."""
         return importlib.util.find_spec(self.library) is not None
-
-
-def register(kind: type[Runtime]) -> type[Runtime]:
-    """Class decorator: make a runtime known by its name."""
-    assert kind.name not in _RUNTIMES, kind.name
-    _RUNTIMES[kind.name] = kind()
-    return kind
-
-
-def find_runtime(name: str) -> Runtime:
-    """The runtime of that name; raises UnknownNameError."""
-    if name not in _RUNTIMES:
-        raise UnknownNameError("runtime", name, _RUNTIMES)
-    return _RUNTIMES[name]
-
-
-def runtime_names() -> list[str]:
-    """All runtimes, whether they can be used here or not."""
-    return sorted(_RUNTIMES)

@@ -8,16 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 
 _WARM_UP = 3  # before capture: libraries choose kernels and allocate workspaces
 _FEWEST, _MOST = 4, 16  # copies: events resolve half a microsecond; graphs must stay small
 
 
-@register
 class CudaGraph(Runtime):
-    name = "cudagraph"
     method: ClassVar[Method] = "slope"
     device_kinds = ("cuda",)
 

@@ -8,13 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 
 
-@register
 class Eager(Runtime):
-    name = "eager"
     method: ClassVar[Method] = "direct"
 
     def version(self) -> str:

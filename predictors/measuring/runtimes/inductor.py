@@ -8,8 +8,8 @@ networks worse (space ``digits`` on a CPU: 11 % mean error against 6 %).
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import platform
 import shutil
 import subprocess
 import types
@@ -19,14 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 from search_space.errors import UsageError
 
 
-@register
 class Inductor(Runtime):
-    name = "inductor"
     method: ClassVar[Method] = "constant"
 
     def version(self) -> str:
@@ -82,6 +80,4 @@ def _compiler_version(path: str | None) -> str:
 
 
 def _has_triton() -> bool:
-    import importlib.util
-
-    return platform.system() == "Windows" or importlib.util.find_spec("triton") is not None
+    return importlib.util.find_spec("triton") is not None

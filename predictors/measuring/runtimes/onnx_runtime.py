@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 from search_space.errors import UsageError
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-@register
 class OnnxRuntime(Runtime):
-    name = "onnxruntime"
     method: ClassVar[Method] = "constant"
     settle = 0
     keeps_memory = True

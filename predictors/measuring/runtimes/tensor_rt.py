@@ -12,16 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from predictors.measuring.runtimes.base import Method, Run, Runtime, register
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 from search_space.errors import UsageError
 
 _WORKSPACE_BYTES = 2**30
 
 
-@register
 class TensorRT(Runtime):
-    name = "tensorrt"
     method: ClassVar[Method] = "constant"
     device_kinds = ("cuda",)
     library = "tensorrt"
