@@ -28,12 +28,12 @@ from typing import Any
 
 from designs_cases import BUDGET_DEVICE, DEVICES, REFERENCES, Yardstick
 from designs_made import Preset, asides, designs
+from designs_page import write_designs_page
 from designs_view import page
 from scipy.stats import kendalltau
 
 from predictors.estimates.anchors import constants, expected_error
 from predictors.estimates.datasheets import datasheet
-from results.report.designs_page import write_designs_page
 from search_space import Block, Mixer, Stage, known, load_space
 from search_space.known import known_names
 from search_space.metrics import LATENCY, on_device

@@ -23,7 +23,8 @@ from torch import nn
 
 from nas.resolving import resolve
 from supernet import Supernet
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate, finetune
 

@@ -39,7 +39,8 @@ from predictors.counts import counts
 from search_space import Architecture, SearchSpace, load_space
 from search_space.errors import RunError
 from supernet import Supernet, build
-from supernet.data.dataset import ImageData, eval_batches, open_data, steps_per_epoch
+from supernet.data.batches import eval_batches, steps_per_epoch
+from supernet.data.dataset import ImageData, open_data
 from supernet.training.strategies import make_sampler
 from supernet.training.tokenisation import TokenSchedule
 from supernet.training.train import TrainConfig, evaluate, finetune, train_supernet

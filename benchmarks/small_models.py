@@ -44,7 +44,8 @@ from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import build
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.loggers import METRICS
 from supernet.training.train import evaluate, finetune
 

@@ -31,7 +31,8 @@ from torch import nn
 
 from search_space import load_space
 from supernet import Backbone, Supernet
-from supernet.data.dataset import Batch, ImageData, open_data, train_loader
+from supernet.data.batches import Batch, train_loader
+from supernet.data.dataset import ImageData, open_data
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import autocast
 from supernet.training.loop import TrainingLoop

@@ -336,6 +336,7 @@ class TrainedConfig(RunConfig):
 
     ``supernet`` names another run whose trained supernet is used instead of training one.
     ``architecture`` is the plain form of the one network to train instead of searching.
+    ``fit`` says how images become squares, and with ``mirror: never`` training mirrors none.
     ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
     it says otherwise. ``workers``, each with ``gpus_per_worker`` and ``loader_workers``
     data-loading processes, train the supernet; more than one on the Ray cluster at ``address``,
@@ -355,8 +356,20 @@ class TrainedConfig(RunConfig):
         str, Flag("--image-column", "Parquet column of images (default: image).")
     ] = "image"
     label_column: Annotated[
-        str, Flag("--label-column", "Parquet column of labels (default: label).")
+        str, Flag("--label-column", "Column of labels, of Parquet or labels.csv (default: label).")
     ] = "label"
+    data_root: Annotated[
+        LocalPath | None, Flag("--data-root", "Folder of a data set that timm opens.", "DIR")
+    ] = None
+    data_download: Annotated[bool, Flag("--data-download", "Let timm download it.")] = False
+    fit: Annotated[
+        Literal["crop", "squeeze", "pad"],
+        Flag("--fit", "How images become squares (default crop: the ends are cut off)."),
+    ] = "crop"
+    mirror: Annotated[
+        Literal["random", "never"],
+        Flag("--mirror", "Whether training mirrors images (default random, but for digits)."),
+    ] = "random"
     supernet: Annotated[
         LocalPath | None, Flag("--supernet", "Use the supernet that this run trained.", "RUN")
     ] = None
@@ -429,6 +442,19 @@ class TrainedConfig(RunConfig):
         AfterValidator(_with_absolute_files),
         Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs"),
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
+
+    def image_options(self) -> dict[str, Any]:
+        """Arguments of ``supernet.data.open_data`` besides the source and the resolution."""
+        return {
+            "validation_fraction": self.validation_fraction,
+            "seed": self.seed,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "root": self.data_root,
+            "download": self.data_download,
+            "fit": self.fit,
+            "mirror": self.mirror == "random",
+        }
 
     @property
     def data_name(self) -> str:

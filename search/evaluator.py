@@ -162,7 +162,7 @@ class SupernetFactory:
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:
     """All images as arrays; None where they take more memory than decoded images may."""
-    from supernet.data.dataset import MEMORY_LIMIT_BYTES
+    from supernet.data.splits import MEMORY_LIMIT_BYTES
 
     arrays: list[list[tuple[Array, Array]]] = []
     size = 0

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from results.pareto import non_dominated
-from results.report.render import (
+from results.report.data import (
     Baseline,
     Chosen,
     Epoch,
@@ -20,8 +20,8 @@ from results.report.render import (
     Point,
     RankRow,
     ReportData,
-    rank_rows,
 )
+from results.report.tables import rank_rows
 from search_space.architecture import Architecture
 from search_space.components import components
 from search_space.files import load_space
@@ -111,7 +111,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
                 Export(
                     format="timm",
                     path=f"export/{best.digest}/",
-                    load="import nas\nimport timm\n\nmodel = timm.create_model("
+                    load="import nas.timm\nimport timm\n\nmodel = timm.create_model("
                     f'"local-dir:runs/digits-demo/export/{best.digest}", pretrained=True)',
                     max_difference=2.4e-7,
                     tolerance=1e-5,

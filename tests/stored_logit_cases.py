@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from supernet.data.dataset import Batch
+from supernet.data.batches import Batch
 from supernet.training.stored_logits import StoredLogits, store_logits
 
 LOGITS = torch.randn(8, 6, generator=torch.Generator().manual_seed(4))

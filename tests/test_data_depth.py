@@ -10,7 +10,7 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.dataset import open_data
-from supernet.data.image_modes import to_rgb
+from supernet.data.images import to_rgb
 
 SIDE = 16
 WIDE = np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)

@@ -27,7 +27,8 @@ from search_space import load_space
 from search_space.errors import DataError, RunError
 from supernet import build
 from supernet.cluster.trials import Trial, TrialFolders, best_trial
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate
 

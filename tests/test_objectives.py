@@ -10,7 +10,8 @@ from torch import nn
 
 from search_space import load_space
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.dataset import eval_batches, open_data, train_loader
+from supernet.data.batches import eval_batches, train_loader
+from supernet.data.dataset import open_data
 from supernet.training.named_optimizer import NO_WEIGHT_DECAY
 from supernet.training.objectives import (
     NetworkObjective,

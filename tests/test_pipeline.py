@@ -27,7 +27,8 @@ from results.report.data import ReportData
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
 from supernet import Supernet, build
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
 from supernet.training.train import evaluate
 

@@ -261,7 +261,7 @@ def test_images_too_many_for_memory_are_left_to_the_workers(monkeypatch):
     batches = [(torch.zeros(4, 3, 24, 24), torch.zeros(4, dtype=torch.int64)) for _ in range(2)]
     one = 4 * 3 * 24 * 24 * 4
     for limit, held in ((2 * one, np.ndarray), (2 * one - 1, torch.Tensor)):
-        monkeypatch.setattr("supernet.data.dataset.MEMORY_LIMIT_BYTES", limit)
+        monkeypatch.setattr("supernet.data.splits.MEMORY_LIMIT_BYTES", limit)
         factory = SupernetFactory.of(supernet, [batches])
         assert isinstance(next(iter(factory.parts[0]))[0], held)
 

@@ -34,8 +34,8 @@ def test_two_folders_for_one_split_are_both_named(tmp_path, pair):
 
 
 def test_a_split_of_another_name_is_refused(tmp_path):
-    source = fill(tmp_path, "train/cat", "train/dog", "dev/cat", "dev/dog")
-    with pytest.raises(DataError, match=r"dev has subfolders .*no split \(train, .*rename it"):
+    source = fill(tmp_path, "train/cat", "train/dog", "more/cat", "more/dog")
+    with pytest.raises(DataError, match=r"more has subfolders .*no split \(train, .*rename it"):
         open_data(source, 12)
 
 

@@ -22,7 +22,8 @@ from tiny_training import few_images, small_network
 
 from search_space.errors import CorruptFileError, DataError, NasError, UsageError
 from supernet.data.augmentation import AugmentConfig, default_augment
-from supernet.data.dataset import Batch, ImageData, augmented_batches, train_loader
+from supernet.data.batches import Batch, augmented_batches, train_loader
+from supernet.data.dataset import ImageData
 from supernet.training import stored_logits
 from supernet.training.stored_logits import StoredLogits, identity_of, store_logits
 

@@ -20,7 +20,7 @@ from torchvision.transforms import Normalize
 
 from results.export.write import ModelCard, Preprocessing, export_network
 from search_space.errors import CorruptFileError, DataError, UsageError
-from supernet.data.dataset import Batch
+from supernet.data.batches import Batch
 from supernet.training.objectives import distillation_loss
 from supernet.training.teachers import load_teacher
 

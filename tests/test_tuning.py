@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from tiny_training import config, few_images, small_network
 
 from results.report.data import ReportData, TrialRow
-from results.report.render import render_report
+from results.report.page import render_report
 from search_space.errors import CorruptFileError, RunError
 from supernet.cluster.trials import Trial, TrialEpoch, TrialFolders, best_trial
 from supernet.data.augmentation import AugmentConfig, build_transform
-from supernet.data.dataset import eval_batches, open_data
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import open_data
 from supernet.training.config import TrainConfig
 from supernet.training.hyperparameters import configured, ranges, strengthened
 from supernet.training.train import evaluate, finetune

@@ -7,7 +7,7 @@ from pathlib import Path
 from nas.cli.console import Console
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
-from nas.workflows.finishing import card_figures, export_untrained, preprocessing
+from nas.workflows.finishing import card_figures, export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
 from results.export.write import ModelCard, check_replaceable, export_network
@@ -48,14 +48,7 @@ def export_from_run(
         return _export_untrained(run, config, evaluation, output, console)
     assert isinstance(config, TrainedConfig)
     space = config.search_space()
-    data = open_data(
-        config.data,
-        space.resolutions[-1],
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
+    data = open_data(config.data, space.resolutions[-1], **config.image_options())
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
     with console.python_warnings():
@@ -84,7 +77,7 @@ def export_from_run(
         return export_network(
             network,
             directory,
-            preprocessing=preprocessing(data, architecture),
+            preprocessing=data.at(architecture.resolution).preprocessing,
             card=ModelCard(
                 title=f"{config.data_name} network {architecture.digest}",
                 metrics=card_figures(evaluation.metrics),

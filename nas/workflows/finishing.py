@@ -19,7 +19,8 @@ from results.report.data import Chosen, Export
 from search_space import Architecture
 from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
 from supernet import Backbone, Supernet, build
-from supernet.data.dataset import ImageData, eval_batches
+from supernet.data.batches import eval_batches
+from supernet.data.dataset import ImageData
 from supernet.training.evaluation import Quality, evaluate
 from supernet.training.train import finetune
 
@@ -39,27 +40,27 @@ def best_finetuned(
     them, so the last decision is made on trained networks. Ties go to the earlier finalist.
     ``folder`` keeps a checkpoint for each, from which a killed run continues.
     """
-    validation = eval_batches(data.validation)
     tuned: list[tuple[float, Backbone, Evaluation]] = []
     for i, evaluation in enumerate(finalists):
 
         def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
             progress(done + i * total, len(finalists) * total, info)
 
-        network = supernet.extract(
-            Architecture.from_dict(evaluation.architecture),
-            drop_path_rate=config.finetune.drop_path_rate,
-        )
+        architecture = Architecture.from_dict(evaluation.architecture)
+        network = supernet.extract(architecture, drop_path_rate=config.finetune.drop_path_rate)
+        # Judged on the pixels that its export asks for, and trained on them unless a teacher
+        # looks at the same images and needs the larger.
+        at_own = data.at(architecture.resolution)
         finetune(
             network,
-            data,
+            at_own if config.finetune.teacher is None else data,
             config.finetune,
             folder / evaluation.digest,
             progress=show,
             device=device,
             workers=config.loader_workers,
         )
-        loss = evaluate(network, validation, amp=config.finetune.amp).loss
+        loss = evaluate(network, eval_batches(at_own.validation), amp=config.finetune.amp).loss
         tuned.append((loss, network, evaluation))
     _, network, evaluation = min(tuned, key=lambda item: item[0])
     return network, evaluation
@@ -77,6 +78,7 @@ def judged(
 
     This is the one place where a search opens the test split. ``amp`` is that of the fine-tuning.
     """
+    data = data.at(network.architecture.resolution)
     inherited = supernet.extract(network.architecture)
     before = evaluate(inherited, eval_batches(data.test), amp=amp)
     quality = qualities(network, data, amp)
@@ -126,7 +128,7 @@ def export_chosen(
     exports = export_network(
         network,
         folder,
-        preprocessing=preprocessing(data, network.architecture),
+        preprocessing=data.at(network.architecture.resolution).preprocessing,
         card=ModelCard(
             title=f"{config.data_name} network {chosen.digest}",
             metrics={
@@ -138,11 +140,6 @@ def export_chosen(
         ),
     )
     return replace(chosen, exports=tuple(exports))
-
-
-def preprocessing(data: ImageData, architecture: Architecture) -> Preprocessing:
-    """What images go through before a network trained on ``data``."""
-    return Preprocessing(resolution=architecture.resolution, mean=data.mean, std=data.std)
 
 
 def export_untrained(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from nas.workflows.finishing import card_figures, preprocessing, qualities
+from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
 from nas.workflows.trained_search import TrainedSearch, training_text
 from predictors.counts import count_architecture
@@ -54,7 +54,7 @@ class NetworkTraining(TrainedSearch):
             exports = export_network(
                 network,
                 self.path / EXPORT / architecture.digest,
-                preprocessing=preprocessing(self.data, architecture),
+                preprocessing=self.data.preprocessing,
                 card=ModelCard(
                     title=f"{self.config.data_name} network {architecture.digest}",
                     metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},

@@ -13,6 +13,7 @@ from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
+from results.report.curves import latency_errors
 from results.report.data import (
     Baseline,
     Chosen,
@@ -25,8 +26,8 @@ from results.report.data import (
     ReportData,
     read_result,
 )
-from results.report.render import rank_rows, write_report
-from results.report.views import latency_errors
+from results.report.page import write_report
+from results.report.tables import rank_rows
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
 from search_space import Architecture, SearchSpace
 from search_space.errors import RunError

@@ -37,7 +37,7 @@ from results.export.write import read_export
 from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
-from results.report.render import write_report
+from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
 from search import (
     Constraint,

@@ -45,7 +45,8 @@ from search_space.errors import RunError, UsageError
 from search_space.metrics import ACCURACY, EVALUATION, LATENCY, MACS, metric_of_option, metrics
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import quieten
-from supernet.data.dataset import EvalBatches, ImageData, doubling_batches, eval_batches, open_data
+from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
+from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
 from supernet.training.named_optimizer import check_optimizer
@@ -117,19 +118,9 @@ class TrainedSearch(Run[TrainedConfig]):
         """Images for networks of up to ``resolution``; a continued run must find the same."""
         config = self.config
         with self.phase("opening images"):
-            open_images = partial(
-                open_data,
-                resolution=resolution,
-                validation_fraction=config.validation_fraction,
-                seed=config.seed,
-                image_column=config.image_column,
-                label_column=config.label_column,
-            )
-            self.data: ImageData = open_images(config.data)
-            # workers are in other folders
-            path = Path(config.data)
-            absolute = str(path.resolve()) if path.exists() else config.data
-            self.open_images = partial(open_images, absolute)
+            options = config.image_options()
+            self.data: ImageData = open_data(config.data, resolution, **options)
+            self.open_images = partial(open_data, config.data, resolution, **options)
         manifest = self.directory.manifest
         known_data, known_test = manifest.get("data"), manifest.get("test_data")
         if known_data not in (None, self.data.fingerprint):
@@ -149,10 +140,8 @@ class TrainedSearch(Run[TrainedConfig]):
         self.directory.update_manifest(
             data=self.data.fingerprint, test_data=self.data.test_fingerprint
         )
-        self.console.say(
-            f"  {len(self.data.train)} training, {len(self.data.validation)} validation, "
-            f"{len(self.data.test)} test images of {self.data.num_classes} classes"
-        )
+        for line in self.data.description():
+            self.console.say(f"  {line}")
 
     def trained_supernet(self) -> Supernet:
         torch.manual_seed(self.config.seed)

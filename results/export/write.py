@@ -30,7 +30,8 @@ from results.report.data import Export
 from search_space.boundary import open_regular, read_model
 from search_space.errors import CorruptFileError, ExportError, UsageError
 from search_space.names import PlainName
-from supernet.network.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from search_space.preprocessing import Preprocessing
+from supernet.network.backbone import Backbone
 
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 VERIFIED = "verified.json"
@@ -48,16 +49,6 @@ class Verified(TypedDict):
 
     exports: tuple[Export, ...]
     sha256: dict[PlainName, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What turns an image into the network's input: resize, scale to 0…1, normalise."""
-
-    resolution: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +162,9 @@ def _test_images(resolution: int) -> Tensor:
 def _write_timm(
     network: Backbone, folder: Path, preprocessing: Preprocessing, card: ModelCard
 ) -> None:
-    side = preprocessing.resolution
     pretrained_cfg: dict[str, Any] = {
-        "input_size": [3, side, side],
+        **preprocessing.timm(),
         "fixed_input_size": False,
-        "interpolation": preprocessing.interpolation,
-        "crop_pct": 1.0,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
         "num_classes": network.num_classes,
         "first_conv": "stem.conv",
         "classifier": "head.fc",
@@ -297,7 +283,7 @@ def _load_line(name: str, directory: Path) -> str:
     match name:
         case "timm":
             load = f'timm.create_model("local-dir:{directory}", pretrained=True)'
-            return f"import nas, timm; model = {load}"
+            return f"import nas.timm, timm; model = {load}"
         case "onnx":
             path = directory / FILES["onnx"]
             return f'import onnxruntime; session = onnxruntime.InferenceSession("{path}")'
@@ -313,8 +299,6 @@ def _model_card(
     card: ModelCard,
 ) -> str:
     side = preprocessing.resolution
-    mean = ", ".join(f"{value:.4f}" for value in preprocessing.mean)
-    std = ", ".join(f"{value:.4f}" for value in preprocessing.std)
     lines = [
         f"# {card.title}",
         "",
@@ -329,9 +313,8 @@ def _model_card(
     lines += [
         "## Input and output",
         "",
-        f"`images`: float32, (batch, 3, {side}, {side}), any batch size. Resize to {side} px "
-        f"({preprocessing.interpolation}), scale to 0…1, subtract the mean ({mean}), divide by the "
-        f"standard deviation ({std}). `logits`: float32, (batch, {network.num_classes}).",
+        f"`images`: float32, (batch, 3, {side}, {side}), any batch size. {preprocessing} "
+        f"`logits`: float32, (batch, {network.num_classes}).",
         "",
         "## Loading",
         "",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from results.pareto import kendall_tau
 from results.report.charts import Scale, format_metric, signed
-from results.report.data import Metrics, ReportData
-from results.report.quality import quality_of
-from results.report.views import SAME_FOR_ALL, value
+from results.report.data import Metrics, RankRow, ReportData
+from results.report.words import SAME_FOR_ALL, cheap_metrics, quality_of, value
 from search_space.metrics import ACCURACY, LATENCY, LOSS, title_of
 from search_space.metrics import metrics as registered
 
@@ -177,3 +177,37 @@ def rank_tables(data: ReportData) -> list[dict[str, Any]]:
             assumed = quality.noun if kind == "metric" else None  # what the title already says
             tables.append({"title": title, "column": column, "assumed": assumed, "rows": rows})
     return tables
+
+
+def rank_rows(
+    metrics: Sequence[Mapping[str, float]],
+    names: Sequence[str] = (),
+    *,
+    against: str = ACCURACY,
+    kind: str = "metric",
+) -> tuple[RankRow, ...]:
+    """Kendall's tau of each of ``names`` against ``against`` over evaluated architectures.
+
+    Without ``names`` it is of every cheap metric that they have.
+    ``metrics`` holds one mapping an architecture; those that lack one of the two are left out
+    of that row.
+    """
+    nan = float("nan")
+    names = names or cheap_metrics(metrics)
+    rows = []
+    for name in names:
+        found = kendall_tau(
+            [m.get(name, nan) for m in metrics], [m.get(against, nan) for m in metrics]
+        )
+        rows.append(
+            RankRow(
+                name=name,
+                against=against,
+                tau=found.tau,
+                low=found.low,
+                high=found.high,
+                n=found.n,
+                kind=kind,
+            )
+        )
+    return tuple(rows)

@@ -19,7 +19,6 @@ from search_space.architecture import Architecture
 from search_space.errors import NasError, RunError
 from supernet.cluster.trials import DIVERGED, TrialEpoch, TrialFolders, trial_key
 from supernet.cluster.worker_images import open_on_worker
-from supernet.data.augmentation import default_augment
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone, build
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
@@ -70,7 +69,9 @@ def _train(values: dict[str, Any], job: Job) -> None:
         torch.set_num_threads(int(job.resources["CPU"]))
     device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
     data = open_on_worker(job.open_images, job.fingerprint, job.folders.root, job.token)
-    augment = job.config.augment or default_augment(data.kind, data.resolution)
+    if job.config.teacher is None:  # which needs the larger images
+        data = data.at(Architecture.from_dict(job.architectures[network_digest]).resolution)
+    augment = data.augmentation(job.config.augment)
     config = configured(job.config, augment, values)
     finetune(
         _inherited(job, network_digest, config.drop_path_rate),

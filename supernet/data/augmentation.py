@@ -13,9 +13,11 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import ImageOps
 
 from search_space.errors import DataError
 
@@ -117,7 +119,26 @@ def build_transform(
         steps[0] = transforms.RandomCrop(resolution, padding=config.padding)
     elif config.crop == "none":
         steps = steps[1:]
+    for step in second.transforms:
+        _keep_one_bit(step)
     return transforms.Compose([*steps, *second.transforms, *last.transforms])
+
+
+def _keep_one_bit(policy: Any) -> None:
+    """Let a policy's posterising keep at least one bit.
+
+    timm asks for 0 bits at magnitude 10, which Pillow 13 refuses and which left a black image.
+    """
+    from timm.data.auto_augment import posterize
+
+    operations = getattr(policy, "ops", None) or chain(*getattr(policy, "policy", []))
+    for operation in operations:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterise
+
+
+def _posterise(image: Any, bits: int, **_: Any) -> Any:
+    return ImageOps.posterize(image, max(1, bits))
 
 
 def build_erasing(config: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:

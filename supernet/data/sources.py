@@ -1,8 +1,7 @@
 """Where images come from: every source becomes ``RawImages`` with labels and stable keys.
 
 A source knows its samples and, if it has them, its own splits; it neither resizes nor
-augments nor cuts splits (``supernet.data.dataset`` does). Headers are checked when a source is
-opened, so that a broken file is named before hours of training and not in the middle.
+augments nor cuts splits (``supernet.data.dataset`` does).
 """
 
 from __future__ import annotations
@@ -16,17 +15,10 @@ import numpy as np
 from PIL import Image
 
 from search_space.errors import DataError
-from supernet.data.image_modes import to_rgb
-from supernet.data.parquet_images import open_parquet, parquet_files
-from supernet.data.raw_images import (
-    Source,
-    check_classes,
-    check_covered,
-    check_header,
-    decode,
-    verify_each,
-)
-from supernet.data.split_folders import IMAGE_SUFFIXES, image_files, split_folders, subfolders
+from supernet.data.folder import open_folder
+from supernet.data.images import Source, to_rgb
+from supernet.data.labels import TEST, TRAIN, Labels, join_labels
+from supernet.data.parquet import holds_parquet_images, open_parquet
 
 
 class ArrayImages:
@@ -40,50 +32,33 @@ class ArrayImages:
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
-    def verify(self) -> None:
-        pass
+    def size(self, index: int) -> tuple[int, int]:
+        return self.pixels.shape[2], self.pixels.shape[1]
 
     def content(self) -> bytes:
         return self.pixels.tobytes()
 
 
-class FileImages:
-    """One file an image; keys are paths relative to the folder of the split."""
-
-    def __init__(self, root: Path, paths: Sequence[Path], labels: Sequence[int]) -> None:
-        self.paths = list(paths)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.keys: Sequence[str] = [path.relative_to(root).as_posix() for path in self.paths]
-
-    def image(self, index: int) -> Image.Image:
-        return decode(self.paths[index], str(self.paths[index]))
-
-    def verify(self) -> None:
-        verify_each(
-            lambda index: check_header(self.paths[index], str(self.paths[index])), len(self.paths)
-        )
-
-    def content(self) -> bytes:
-        return np.array([path.stat().st_size for path in self.paths], dtype="<i8").tobytes()
-
-
 class TimmImages:
     """A map-style data set that ``timm.data.create_dataset`` opened."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: Any, labels: np.ndarray, name: str) -> None:
         self.dataset = dataset
+        self.labels = labels
         self.name = name
-        self.labels = _timm_labels(dataset, name)
-        self.keys: Sequence[str] = [f"{name}/{index}" for index in range(len(self.labels))]
+        self.keys: Sequence[str] = [f"{name}/{index}" for index in range(len(labels))]
 
     def image(self, index: int) -> Image.Image:
+        name = f"image {index} of {self.name}"
         try:
-            return to_rgb(self.dataset[index][0], f"image {index} of {self.name}")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"image {index} of {self.name} cannot be read ({error})") from error
+            return to_rgb(self.dataset[index][0], name)
+        except DataError:
+            raise
+        except Exception as error:  # its files may be damaged, and its library is not ours
+            raise DataError(f"{name} cannot be read ({error!r})") from error
 
-    def verify(self) -> None:
-        pass  # the library that made the data set checks its own files
+    def size(self, index: int) -> tuple[int, int]:
+        return self.image(index).size
 
     def content(self) -> bytes:
         return self.labels.tobytes()
@@ -97,7 +72,7 @@ def open_source(
     root: str | None = None,
     download: bool = False,
 ) -> Source:
-    """Open ``digits``, a path, or a ``timm`` data set name. Raises ``DataError``."""
+    """Open ``digits``, a path, or a ``timm`` data set name; raises DataError."""
     if source == "digits":
         return _digits()
     path = Path(source).expanduser()
@@ -109,9 +84,9 @@ def open_source(
             )
         return open_parquet(path, image_column, label_column)
     if path.is_dir():
-        if next(parquet_files(path), None) is not None:
+        if holds_parquet_images(path, image_column):
             return open_parquet(path, image_column, label_column)
-        return _image_folder(path)
+        return open_folder(path, label_column)
     prefix = source.partition("/")[0].lower()
     if prefix in ("torch", "hfds", "hfids", "tfds", "wds") and "/" in source:
         return _timm_dataset(source, prefix, root, download)
@@ -132,57 +107,22 @@ def _digits() -> Source:
     )
 
 
-def _image_folder(path: Path) -> Source:
-    """A subfolder per class, or ``train/``, ``val/``, ``test/`` with subfolders per class."""
-    splits = split_folders(path)
-    class_names = tuple(folder.name for folder in subfolders(splits["train"]))
-    if not class_names:
-        raise DataError(
-            f"no images in {splits['train']}: it needs one subfolder per class, with image files "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}) in each"
-        )
-    images = {role: _read_split(folder, class_names, role) for role, folder in splits.items()}
-    check_classes(class_names, images["train"], str(splits["train"]))
-    return Source(
-        kind="folder",
-        train=images["train"],
-        validation=images.get("validation"),
-        test=images.get("test"),
-        class_names=class_names,
-    )
-
-
-def _read_split(folder: Path, class_names: tuple[str, ...], role: str) -> FileImages:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for class_folder in subfolders(folder):
-        files = sorted(image_files(class_folder))
-        if class_folder.name not in class_names:
-            raise DataError(
-                f"class {class_folder.name!r} is in {folder} but has no training image; "
-                "add training images of it or remove it"
-            )
-        if role == "train" and not files:
-            raise DataError(f"class folder {class_folder} has no images; add some or remove it")
-        paths += files
-        labels += [class_names.index(class_folder.name)] * len(files)
-    if not paths:
-        raise DataError(f"the {role} split in {folder} is empty; add images or remove the folder")
-    return FileImages(folder, paths, labels)
-
-
-def _timm_labels(dataset: Any, name: str) -> np.ndarray:
-    """(n,) int64, from wherever the data set keeps its labels, without decoding images."""
+def _timm_labels(dataset: Any) -> Labels:
+    """Labels from wherever the data set keeps them, without decoding images."""
+    reader: Any = getattr(dataset, "reader", None)
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None:
-            return np.asarray(values, dtype=np.int64)
-    reader: Any = getattr(dataset, "reader", None)
-    if hasattr(reader, "samples"):
-        return np.asarray([sample[1] for sample in reader.samples], dtype=np.int64)
-    if hasattr(reader, "dataset") and hasattr(reader, "label_key"):
-        return np.asarray(reader.dataset[reader.label_key], dtype=np.int64)
-    return np.asarray([dataset[index][1] for index in range(len(dataset))], dtype=np.int64)
+            break
+    else:
+        if hasattr(reader, "samples"):
+            values = [sample[1] for sample in reader.samples]
+        elif hasattr(reader, "dataset") and hasattr(reader, "label_key"):
+            values = reader.dataset[reader.label_key]
+        else:
+            values = [dataset[index][1] for index in range(len(dataset))]
+    distinct, codes = np.unique(np.asarray(values, dtype=np.int64), return_inverse=True)
+    return Labels(codes.astype(np.int64), distinct.tolist())
 
 
 def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) -> Source:
@@ -196,7 +136,7 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
     if source.lower() in ("torch/folder", "torch/image_folder"):
         raise DataError(f"{source!r} names a format; give the path of the image folder instead")
 
-    def opened(split: str) -> Any:
+    def load(split: str) -> Any:
         return create_dataset(
             source,
             root=root or ".",
@@ -206,29 +146,28 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
         )
 
     try:
-        train = opened("train")
+        datasets = {TRAIN: load(TRAIN)}
     except (Exception, SystemExit) as error:  # timm and its readers raise whatever they like
         raise DataError(
-            f"timm.data.create_dataset cannot open {source!r} (root {root or '.'!r}): "
-            f"{error or type(error).__name__}; check the name, the root folder and whether the "
-            "data has been downloaded"
+            f"timm.data.create_dataset cannot open {source!r} in the folder {root or '.'!r} "
+            f"({error or type(error).__name__}); check the name, name the folder with --data-root, "
+            "or fetch the images with --data-download"
         ) from error
-    test = None
     for split in ("test", "validation"):
         try:
-            test = TimmImages(opened(split), f"{source}/{split}")
+            datasets[TEST] = load(split)
             break
-        except Exception:
+        except (Exception, SystemExit):
             # Not every data set has both; with neither, the test split is cut from training data.
             continue
-    images = TimmImages(train, f"{source}/train")
-    names = getattr(train, "classes", None)
-    count = int(images.labels.max()) + 1
-    class_names = tuple(map(str, names)) if names else tuple(map(str, range(count)))
-    check_classes(class_names, images, source)
-    if test is not None:
-        check_covered(class_names, images, test, "test")
-    return Source(kind="timm", train=images, test=test, class_names=class_names)
+    labels = {split: _timm_labels(dataset) for split, dataset in datasets.items()}
+    count = 1 + max(map(int, labels[TRAIN].values))
+    names = getattr(datasets[TRAIN], "classes", None) or range(count)
+    classes, codes = join_labels(labels, tuple(map(str, names)), source)
+    images = {
+        split: TimmImages(datasets[split], codes[split], f"{source}/{split}") for split in codes
+    }
+    return Source(kind="timm", class_names=classes, **images)
 
 
 def _missing(source: str, path: Path) -> str:

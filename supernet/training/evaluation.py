@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from search_space.architecture import Architecture
-from supernet.data.dataset import resize_images
+from supernet.data.batches import resize_images
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 

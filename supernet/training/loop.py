@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 from search_space.errors import RunError
-from supernet.data.augmentation import default_augment, mix_seed
-from supernet.data.dataset import Batch, ImageData, eval_batches, steps_per_epoch, train_loader
+from supernet.data.augmentation import mix_seed
+from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
+from supernet.data.dataset import ImageData
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointStore
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import Quality
@@ -151,7 +152,7 @@ class TrainingLoop:
         self.group = group or Group()
         check_batch_size(config, len(data.train), self.group.size)
         self.checkpoint_seconds = checkpoint_seconds
-        self.augment = config.augment or default_augment(data.kind, data.resolution)
+        self.augment = data.augmentation(config.augment)
         self.identity: dict[str, Any] = {
             "train": config.to_dict(),
             "augment": self.augment.to_dict(),

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.data.dataset import Batch, resize_images
+from supernet.data.batches import Batch, resize_images
 from supernet.network.channel_order import sort_channels
 from supernet.training.evaluation import (
     Batches,

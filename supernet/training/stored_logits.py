@@ -31,8 +31,9 @@ import torch
 
 from search_space.boundary import open_regular
 from search_space.errors import CorruptFileError, DataError, UsageError
-from supernet.data.augmentation import AugmentConfig, default_augment
-from supernet.data.dataset import Batch, ImageData
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.batches import Batch
+from supernet.data.dataset import ImageData
 
 FORMAT = 2
 TOP_K = 10  # TinyViT keeps 10 of ImageNet-1k's classes
@@ -84,7 +85,7 @@ def identity_of(
     Raises:
         UsageError: Mixup or cutmix is on; stored predictions are of single images.
     """
-    augment = augment or default_augment(data.kind, data.resolution)
+    augment = data.augmentation(augment)
     if augment.mixup or augment.cutmix:
         raise UsageError(
             f"mixup is {augment.mixup} and cutmix {augment.cutmix}; stored logits are of single "
@@ -120,7 +121,7 @@ def store_logits(
 
     Args:
         batches: Variant → its batches, every image of the split once and unmixed
-            (``supernet.data.dataset.augmented_batches``).
+            (``supernet.data.batches.augmented_batches``).
         identity: As ``identity_of`` gives it.
         progress: Called with (images done, all images).
 

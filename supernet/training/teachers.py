@@ -22,7 +22,8 @@ from torch import nn
 from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, DataError, UsageError
 from search_space.files import load_architecture, read_mapping
-from supernet.data.dataset import Batch, ImageData, augmented_batches, resize_images
+from supernet.data.batches import Batch, augmented_batches, resize_images
+from supernet.data.dataset import ImageData
 from supernet.network.backbone import build
 from supernet.network.tensor_files import read_tensors
 from supernet.training.config import TrainConfig

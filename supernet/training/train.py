@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from search_space.space import Genes
-from supernet.data.dataset import Batch, ImageData, steps_per_epoch
+from supernet.data.batches import Batch, steps_per_epoch
+from supernet.data.dataset import ImageData
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import evaluate
 from supernet.training.loop import CHECKPOINTS, How, TrainingLoop

@@ -1,0 +1,354 @@
+"""Batches of images for training and evaluation, from worker processes or from this one."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from search_space.errors import DataError, RunError
+from supernet.data import splits
+from supernet.data.augmentation import (
+    AugmentConfig,
+    build_erasing,
+    build_mixup,
+    build_transform,
+    mix_seed,
+    preserved_generators,
+    seed_generators,
+)
+from supernet.data.dataset import ImageData
+from supernet.data.splits import ImageSplit, normalise
+
+_SHARED = "/dev/shm"
+_PREFETCHED = 2  # batches that a loader process has ready
+_PATIENCE = 600.0  # seconds for one batch of loader processes
+
+
+def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Resize (n, 3, h, w) to (n, 3, resolution, resolution): bilinear, antialiased.
+
+    The one helper that gives a subnet its own resolution, in training as in evaluation.
+    """
+    if images.shape[-1] == resolution and images.shape[-2] == resolution:
+        return images
+    size = (resolution, resolution)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class Batch(NamedTuple):
+    """Training images, and how they came about.
+
+    images: (n, 3, side, side) float32, augmented and normalised.
+    targets: (n,) int64 labels, or with mixup or cutmix (n, classes) float32 shares, label
+        smoothing included.
+    indices: (n,) int64 positions in the training split.
+    variant: number of the augmentation's draw; with the position it decides what an image
+        looks like before it is mixed with another.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+    variant: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, without waiting for it."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+        )
+
+    def part(self, k: int, n: int) -> Batch:
+        """The k-th of n groups, equal but for a remainder: views."""
+        bounds = slice(k * len(self.images) // n, (k + 1) * len(self.images) // n)
+        return Batch(self.images[bounds], self.targets[bounds], self.indices[bounds], self.variant)
+
+
+class _Augmented(Dataset[Any]):
+    """One draw of the augmented training split; worker processes fetch whole batches from it."""
+
+    def __init__(self, split: ImageSplit, config: AugmentConfig, seed: int, variant: int) -> None:
+        self.split, self.seed, self.variant = split, seed, variant
+        self.transform = build_transform(config, split.resolution, split.preprocessing.mean)
+        self.erase = build_erasing(config)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        with preserved_generators():
+            pictures = []
+            for index in indices:
+                seed_generators(mix_seed(self.seed, self.variant, index))
+                pictures.append(self.transform(self.split.picture(index)))
+            images = normalise(torch.stack(pictures), self.split.preprocessing)
+            if self.erase is not None:
+                for image, index in zip(images, indices, strict=True):
+                    seed_generators(mix_seed(self.seed, self.variant, index, 1))
+                    self.erase(image)
+        labels = torch.from_numpy(self.split.labels[indices])
+        return Batch(images, labels, torch.tensor(indices), self.variant)
+
+    def batches(self, positions: list[list[int]], workers: int) -> Iterator[Batch]:
+        """The batches of these positions, in this order."""
+        pinned = torch.cuda.is_available()
+        return _load(self, positions, workers, self.split.resolution, pinned=pinned)
+
+
+def steps_per_epoch(data: ImageData, batch_size: int) -> int:
+    """Optimiser steps per epoch; an incomplete last batch is left out."""
+    return max(1, len(data.train) // batch_size)
+
+
+def train_loader(
+    data: ImageData,
+    batch_size: int,
+    epoch: int,
+    seed: int,
+    workers: int = 0,
+    *,
+    augment: AugmentConfig | None = None,
+    label_smoothing: float = 0.0,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    variants: int | None = None,
+    balanced: bool = False,
+) -> Iterator[Batch]:
+    """The augmented batches of one epoch, from step ``start`` on, in shuffled order.
+
+    What step k yields depends on (seed, epoch, k) only.
+
+    shard: (rank, size): yields this rank's images of each batch. All ranks' images together are
+        the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th image
+        from the front with the i-th from the back, and each rank gets whole pairs.
+    variants: draws of the augmentation before they repeat; None for a new one in each epoch.
+    balanced: show as many images of each class instead of each image once; see ``balanced_order``.
+    """
+    config = data.augmentation(augment)
+    rng = np.random.default_rng([seed, epoch])
+    order = balanced_order(data.train.labels, rng) if balanced else rng.permutation(len(data.train))
+    mixup = build_mixup(config, data.num_classes, label_smoothing)
+    rank, size = shard
+    multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
+    steps = steps_per_epoch(data, batch_size)
+    batch_size = min(batch_size, len(order)) // multiple * multiple
+    half = batch_size // size // 2
+    batches = []
+    for k in range(start, steps):
+        batch = order[k * batch_size : (k + 1) * batch_size].tolist()
+        if size > 1:
+            front = slice(rank * half, (rank + 1) * half)
+            back = slice(batch_size - front.stop, batch_size - front.start)
+            batch = batch[front] + batch[back]
+        batches.append(batch)
+    variant = epoch if variants is None else epoch % variants
+    dataset = _Augmented(data.train, config, seed, variant)
+    for step, batch in enumerate(dataset.batches(batches, workers), start):
+        if mixup is not None:
+            with preserved_generators():
+                seed_generators(mix_seed(seed, epoch, step, 2))
+                images, targets = mixup(batch.images, batch.targets)
+                batch = batch._replace(images=images, targets=targets)
+        yield batch
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws as many positions as there are labels, equally many of each class, shuffled.
+
+    Equally but for a remainder. Within an epoch no image comes again before all of its class were
+    there; those of frequent classes that are left out are others in each epoch.
+    """
+    classes = np.unique(labels)
+    count = -(-len(labels) // len(classes))
+    drawn = []
+    for label in classes:
+        members = np.flatnonzero(labels == label)
+        rounds = [rng.permutation(members) for _ in range(-(-count // len(members)))]
+        drawn.append(np.concatenate(rounds)[:count])
+    return rng.permutation(np.concatenate(drawn))[: len(labels)]
+
+
+def augmented_batches(
+    data: ImageData,
+    batch_size: int,
+    variant: int,
+    seed: int,
+    workers: int = 0,
+    *,
+    augment: AugmentConfig | None = None,
+) -> Iterator[Batch]:
+    """Every training image once, in order, unmixed, as ``train_loader`` shows it in a variant."""
+    config = data.augmentation(augment)
+    positions = list(range(len(data.train)))
+    batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+    yield from _Augmented(data.train, config, seed, variant).batches(batches, workers)
+
+
+class EvalBatches:
+    """Batches of a split in order, iterable again and again; kept where they fit in memory."""
+
+    def __init__(
+        self, split: ImageSplit, batch_size: int, chosen: Sequence[int], workers: int
+    ) -> None:
+        self.split, self.batch_size, self.workers = split, batch_size, workers
+        self.chosen = list(chosen)
+        self.num_images = len(chosen)
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        size = self.batch_size
+        positions = [self.chosen[i : i + size] for i in range(0, self.num_images, size)]
+        loader = _load(self.split, positions, self.workers, self.split.resolution)
+        if self.num_images * self.split.resolution**2 * 12 <= splits.MEMORY_LIMIT_BYTES:
+            self._kept = list(loader)
+            yield from self._kept
+        else:
+            yield from loader
+
+
+def eval_batches(
+    split: ImageSplit, batch_size: int = 256, *, limit: int | None = None, workers: int = 0
+) -> EvalBatches:
+    """Un-augmented batches (images: (n, 3, side, side) float32 normalised, labels: (n,) int64).
+
+    limit: use at most this many images, evenly spaced over the split.
+    """
+    # Evenly spaced, so that a split sorted by class keeps all its classes.
+    count = len(split) if limit is None else min(limit, len(split))
+    chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
+    return EvalBatches(split, batch_size, chosen, workers)
+
+
+def doubling_batches(
+    split: ImageSplit, doublings: int, batch_size: int = 256, *, workers: int = 0
+) -> list[EvalBatches]:
+    """``doublings + 1`` disjoint parts of a split, each after the first as large as all before it.
+
+    Every part is spread evenly over the split. Batches as in ``eval_batches``.
+    """
+    first = range(0, len(split), 2**doublings)
+    offsets = [2**k for k in reversed(range(doublings))]
+    parts = [first, *(range(offset, len(split), 2 * offset) for offset in offsets)]
+    return [EvalBatches(split, batch_size, part, workers) for part in parts]
+
+
+# Loader processes
+
+
+class _Fetched(Dataset[Any]):
+    """Batches of a data set, and the errors of its images as values.
+
+    Of an error that a worker raises, torch makes one whose message is the worker's traceback.
+    """
+
+    def __init__(self, dataset: Any, by_pipe: bool) -> None:
+        self.dataset, self.by_pipe = dataset, by_pipe
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            batch = self.dataset.__getitems__(indices)
+        except DataError as error:
+            return error
+        # Tensors would go through shared memory.
+        return _each(batch, torch.Tensor, torch.Tensor.numpy) if self.by_pipe else batch
+
+
+def _load(
+    dataset: Any,
+    batches: list[list[int]],
+    workers: int,
+    resolution: int,
+    *,
+    pinned: bool = False,
+) -> Iterator[Any]:
+    """``dataset.__getitems__`` of each of these lists of positions, in this order.
+
+    Args:
+        dataset: Gives tuples of tensors.
+        batches: Positions.
+        workers: Processes that fetch batches; with 0 it is this one.
+        resolution: Side of the images in pixels.
+        pinned: Whether batches are in pinned memory.
+
+    Raises:
+        DataError: Fetching a batch raised it.
+        RunError: Loader processes ended, or give no batch any more.
+    """
+    workers = min(workers, len(batches))
+    by_pipe = workers > 0 and not _fits_shared(workers, len(batches[0]) * resolution**2 * 12)
+    loader: DataLoader[Any] = DataLoader(
+        _Fetched(dataset, by_pipe),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pinned and not by_pipe,
+        generator=torch.Generator(),  # or it would draw from the global one
+        timeout=_PATIENCE if workers else 0,
+        prefetch_factor=_PREFETCHED if workers else None,
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator, None)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise RunError(
+                f"data-loading processes failed ({error}); often {_SHARED} or memory is full: give "
+                "a container more (--shm-size), or use fewer --loader-workers, or 0"
+            ) from error
+        if batch is None:
+            return
+        if isinstance(batch, DataError):
+            raise batch
+        if by_pipe:
+            batch = _each(batch, np.ndarray, torch.from_numpy)
+            batch = _each(batch, torch.Tensor, torch.Tensor.pin_memory) if pinned else batch
+        yield batch
+
+
+def _each(batch: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A tuple with its members of one kind changed."""
+    changed = [change(item) if isinstance(item, kind) else item for item in batch]
+    return batch._make(changed) if hasattr(batch, "_make") else tuple(changed)
+
+
+def _fits_shared(workers: int, batch_bytes: int) -> bool:
+    """Whether what loader processes hold ready fits shared memory, where they would wait for ever.
+
+    A container of Docker's has 64 MB of it.
+    """
+    needed = 2 * (_PREFETCHED * workers + 2) * batch_bytes  # twice: others may use it, too
+    try:
+        free = shutil.disk_usage(_SHARED).free
+    except OSError:  # not on this system
+        return True
+    if free < needed:
+        _warn_of_shared(workers, needed)
+    return free >= needed
+
+
+@cache
+def _warn_of_shared(workers: int, needed: int) -> None:
+    """Once per process."""
+    warnings.warn(
+        f"{_SHARED} has less free space than the {needed / 1e6:,.0f} MB that {workers} loader "
+        "processes may need, so images pass through pipes, which is slower; give a container more "
+        "(--shm-size), or use fewer --loader-workers",
+        stacklevel=2,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,172 @@
+"""Encoded images, which may hold anything: one way to read them, with the same rules for all.
+
+Every source opens images here: from a stated list of formats, of a bounded number of pixels,
+turned as their EXIF orientation says, with 16 bits scaled to 8 and transparency laid on white.
+Whatever a decoder raises becomes a DataError that names the image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from search_space.errors import DataError
+
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+    if name in Image.OPEN  # an older Pillow has no AVIF
+)
+"""Formats that are opened; Pillow's others include EPS, which starts Ghostscript."""
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".tiff")
+) | {".pbm", ".pgm", ".ppm", ".pnm"}
+"""Endings of files that are taken for images."""
+
+MAX_PIXELS = 100_000_000
+MAX_RATIO = 100  # of the sides: beyond it, the scaled image would be many times its size
+VERIFY_AT_MOST = 100_000  # headers, of some 50 µs each; beyond that an even selection is read
+_WIDE_FORMATS = ("PNG", "PPM")  # their greyscale has at most 16 bits, which PIL may hold in 32
+
+
+class RawImages(Protocol):
+    """Undecoded labelled images of one split.
+
+    Attributes:
+        labels: (n,) int64.
+        keys: n names, stable and unique.
+    """
+
+    labels: np.ndarray
+    keys: Sequence[str]
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image; raises DataError that names what cannot be decoded."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height as stored, from the header; raises DataError as ``image`` does."""
+        ...
+
+    def content(self) -> bytes:
+        """Bytes that change when the images do, for the fingerprint."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One data set: its own splits (``None`` where it has none) and its class names."""
+
+    kind: str
+    train: RawImages
+    validation: RawImages | None = None
+    test: RawImages | None = None
+    class_names: tuple[str, ...]
+
+
+def decode(stream: Any, name: str) -> Image.Image:
+    """The 8-bit RGB image in ``stream``, a path or an open file.
+
+    Raises:
+        DataError: It cannot be decoded, is too large, or has pixels without a range.
+    """
+    return _read(stream, name, lambda image: to_rgb(image, name))
+
+
+def read_size(stream: Any, name: str) -> tuple[int, int]:
+    """Width and height from the header; raises DataError as ``decode`` does."""
+    return _read(stream, name, lambda image: image.size)
+
+
+def _read(stream: str | os.PathLike[str] | IO[bytes], name: str, use: Callable[..., Any]) -> Any:
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"{name} has {width} × {height} pixels; images of at most {MAX_PIXELS:,} are "
+                    "read: scale it down, or remove it"
+                )
+            if max(width, height) > MAX_RATIO * min(width, height):
+                raise DataError(
+                    f"{name} has {width} × {height} pixels, sides of more than {MAX_RATIO} to 1: "
+                    "cut it into parts, or remove it"
+                )
+            check_mode(image, name)
+            return use(image)
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name} cannot be read as an image of one of the formats {', '.join(FORMATS)} "
+            f"({reason}); replace or remove it"
+        ) from error
+
+
+def check_mode(image: Image.Image, name: str) -> None:
+    """Raises DataError for pixels that no format gives a range from black to white."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in _WIDE_FORMATS):
+        what = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        raise DataError(
+            f"{name} has pixels of {what} (mode {image.mode}); images have integers of 8 bits a "
+            "channel, or greyscale of 16, since it must be known which values are black and "
+            "white: convert it to 8 bits"
+        )
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The image upright, in 8-bit RGB, laid on white where it is transparent.
+
+    16-bit greyscale is scaled, where PIL's own conversion would cut values above 255 off. White
+    keeps black drawings on a transparent ground visible, which are more common than white ones.
+    """
+    check_mode(image, name)
+    image.load()
+    with suppress(Exception):  # a damaged tag says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, name: str) -> Image.Image:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise DataError(
+            f"{name} has pixels from {low} to {high}; 16-bit greyscale lies between 0 and 65535: "
+            "convert it to 8 bits"
+        )
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255, rounded
+    return Image.fromarray(grey).convert("RGB")
+
+
+def verify(images: RawImages) -> None:
+    """Read up to ``VERIFY_AT_MOST`` headers; DataError names the first that is unreadable."""
+    count = len(images.labels)
+    indices = range(0, count, max(1, -(-count // VERIFY_AT_MOST)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(images.size, indices, chunksize=64):
+            pass
+
+
+def key_bytes(key: str) -> bytes:
+    """A key to be hashed; names of files need not be UTF-8, those of old archives are not."""
+    return key.encode(errors="surrogateescape")
+
+
+def printable(name: str) -> str:
+    """A name with what is not UTF-8 in it as an escape, which every file and terminal takes."""
+    return name.encode(errors="backslashreplace").decode()

@@ -1,0 +1,304 @@
+"""Images in Parquet files: a column of encoded images and a column of labels.
+
+The layout is the common one: ``image`` is a struct ``{bytes, path}`` or plain bytes.
+Row groups are read when asked for and a bounded number is kept, so a data set larger than
+memory works; class names come from the schema's metadata where it has them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import warnings
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from search_space.errors import DataError
+from supernet.data.folder import files_below
+from supernet.data.images import SUFFIXES, Source, decode, read_size
+from supernet.data.labels import TRAIN, Labels, join_labels, label_type, splits_named
+from supernet.data.memory import available_memory
+
+_READ_ERRORS = (OSError, pa.ArrowException)
+_SHARE_KEPT = 0.25  # of the memory that is free, for row groups
+
+
+class ParquetImages:
+    """The rows of some Parquet files, in order; keys are ``file:row``.
+
+    Row groups are kept up to a quarter of the memory that this process may use at the time, so
+    that several processes, and the limit of a container, are respected.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[Path], column: str, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.image_column = column
+        self._paths = list(paths)
+        self._groups: list[tuple[int, int]] = []  # (file, row group) and the first row of each
+        self._starts: list[int] = []
+        keys: list[str] = []
+        self._reopen()
+        for number, file in enumerate(self._files):
+            name = paths[number].relative_to(root).as_posix()
+            start = len(keys)
+            keys += [f"{name}:{row}" for row in range(file.metadata.num_rows)]
+            for group in range(file.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(start)
+                start += file.metadata.row_group(group).num_rows
+        self.keys: Sequence[str] = keys
+
+    def _reopen(self) -> None:
+        self._files = [open_file(path) for path in self._paths]
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For data-loading workers that are not forked: open files and locks stay behind.
+        left = ("_files", "_lock", "_kept")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reopen()
+
+    def _encoded(self, index: int) -> bytes:
+        position = bisect_right(self._starts, index) - 1
+        with self._lock:
+            column = self._kept.get(position)
+            if column is None:
+                column = self._kept[position] = self._read_group(*self._groups[position])
+                kept = sum(group.nbytes for group in self._kept.values())
+                allowed = _SHARE_KEPT * (available_memory() + kept)
+                while kept > allowed and len(self._kept) > 1:
+                    kept -= self._kept.popitem(last=False)[1].nbytes
+        value: Any = column[index - self._starts[position]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise DataError(f"{self._where(index)} has no image bytes; store the encoded image")
+        return bytes(data)
+
+    def _read_group(self, number: int, group: int) -> pa.ChunkedArray:
+        try:
+            table = self._files[number].read_row_group(
+                group, columns=[self.image_column], use_threads=False
+            )
+        except _READ_ERRORS as error:
+            raise _unreadable(self._paths[number], error) from error
+        return table.column(0)
+
+    def _where(self, index: int) -> str:
+        name, _, row = self.keys[index].rpartition(":")
+        return f"row {row} of {name}"
+
+    def image(self, index: int) -> Image.Image:
+        return decode(io.BytesIO(self._encoded(index)), self._where(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_size(io.BytesIO(self._encoded(index)), self._where(index))
+
+    def content(self) -> bytes:
+        return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below a folder."""
+    return list(files_below(folder, {".parquet"}))
+
+
+def holds_parquet_images(folder: Path, image_column: str) -> bool:
+    """Whether a folder is a Parquet data set: one of its files has the column of images.
+
+    Image folders may have Parquet files, too, of captions or features. A folder with such files
+    and nothing else counts, so that their columns are named.
+    """
+    files = parquet_files(folder)
+    if any(image_column in open_file(file).schema_arrow.names for file in files):
+        return True
+    return bool(files) and next(files_below(folder, SUFFIXES), None) is None
+
+
+def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
+    """Open one Parquet file or a folder of them.
+
+    Files are of the split that their name or a folder's says anywhere between separators, as in
+    ``x-test.parquet``, ``test-00000.parquet`` or ``split=test/0.parquet``. Where none is for
+    training by its name, those whose names say nothing are.
+
+    Raises:
+        DataError: A file is damaged, lacks a column, or says two splits.
+    """
+    single = path.is_file()
+    files = [path] if single else parquet_files(path)
+    splits = {TRAIN: files} if single else _by_split(files, path)
+    root = path.parent if single else path
+    names = _class_names(
+        [file for members in splits.values() for file in members], image_column, label_column
+    )
+    labels = {
+        split: Labels.of_column(
+            _label_column(members, label_column), f"column {label_column!r} of {path}"
+        )
+        for split, members in splits.items()
+    }
+    for split, stored in labels.items():
+        if len(stored.codes) == 0:
+            raise DataError(f"the {split} split of {path} is empty; add rows or remove its files")
+    classes, codes = join_labels(labels, names, path)
+    images = {
+        split: ParquetImages(root, splits[split], image_column, codes[split]) for split in codes
+    }
+    return Source(kind="parquet", class_names=classes, **images)
+
+
+def _by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    unnamed: list[Path] = []
+    for file in files:
+        parts = file.relative_to(root).with_suffix("").parts
+        said = set().union(*map(splits_named, parts))
+        if len(said) > 1:
+            raise DataError(
+                f"{file} says {' and '.join(sorted(said))}; a file is of one split: rename it or "
+                "its folder"
+            )
+        (splits.setdefault(said.pop(), []) if said else unnamed).append(file)
+    if TRAIN not in splits and unnamed:
+        splits[TRAIN] = unnamed
+    elif unnamed:
+        warnings.warn(
+            f"{len(unnamed)} Parquet files in {root} are left out, since others are for training "
+            f"by their name and these say no split: {unnamed[0]} …; rename them if they are to "
+            "be used",
+            stacklevel=2,
+        )
+    if TRAIN not in splits:
+        raise DataError(f"{root} has no training files; name them train*.parquet")
+    return splits
+
+
+def open_file(file: Path) -> pq.ParquetFile:
+    """Open a file, memory-mapped; raises DataError."""
+    # Such files have no shared position, so forked workers do not disturb each other. The name is
+    # given as bytes because Arrow takes only UTF-8 as text.
+    try:
+        return pq.ParquetFile(pa.memory_map(os.fsencode(file)))
+    except _READ_ERRORS as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"{file} is not a readable Parquet file ({reason}); replace or remove it")
+
+
+def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:
+    """The labels of all rows of these files."""
+    chunks: list[pa.Array] = []
+    kinds: dict[pa.DataType, Path] = {}
+    for file in files:
+        where = f"label column {column!r} of {file}"
+        try:
+            part = open_file(file).read(columns=[column]).column(column)
+        except _READ_ERRORS as error:
+            raise _unreadable(file, error) from error
+        kind = label_type(part.type, where)
+        if 0 < part.null_count < len(part):
+            raise DataError(f"{where} has {part.null_count} empty rows; every image needs a label")
+        kinds.setdefault(kind, file)
+        chunks += part.cast(kind).chunks
+    for (kind, file), (other, second) in pairwise(kinds.items()):
+        raise DataError(
+            f"column {column!r} has type {kind} in {file} and {other} in {second}; write the "
+            "labels of all files alike"
+        )
+    return pa.chunked_array(chunks, type=next(iter(kinds)))
+
+
+# What the schemas say
+
+
+def _class_names(files: Sequence[Path], image_column: str, label_column: str) -> tuple[str, ...]:
+    """Check the columns of every file; returns the class names, or () where none has any.
+
+    Raises:
+        DataError: Names the file, or both files where two name other classes.
+    """
+    named: tuple[Path, tuple[str, ...]] | None = None
+    for file in files:
+        names = _check_schema(file, image_column, label_column)
+        if names and named and names != named[1]:
+            raise DataError(
+                f"{named[0]} and {file} name other classes ({_first_difference(named[1], names)}); "
+                "a label must mean the same in all files: write them with one list of classes, or "
+                "open them as data sets of their own"
+            )
+        if names:
+            named = named or (file, names)
+    return () if named is None else named[1]
+
+
+def _first_difference(left: tuple[str, ...], right: tuple[str, ...]) -> str:
+    for label, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return f"label {label} is {one!r} in the first and {other!r} in the second"
+    return f"{len(left)} in the first and {len(right)} in the second"
+
+
+def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
+    """Check the columns' presence and types; returns class names, or () where there are none."""
+    schema = open_file(file).schema_arrow
+    for column in (image_column, label_column):
+        if column not in schema.names:
+            raise DataError(
+                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
+                "image and label columns with --image-column and --label-column, or rename them"
+            )
+    label_type(schema.field(label_column).type, f"label column {label_column!r} of {file}")
+    image_type = schema.field(image_column).type
+    inner = image_type
+    if pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0:
+        inner = image_type.field("bytes").type
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise DataError(
+            f"image column {image_column!r} of {file} has type {image_type}; it must hold encoded "
+            "images as bytes or as a struct {bytes, path}"
+        )
+    return _names_in(file, schema.metadata or {}, label_column)
+
+
+def _names_in(file: Path, metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
+    """From the key ``classes`` (JSON list or comma-separated), or Hugging Face's features."""
+    raw = metadata.get(b"classes")
+    if raw is None:
+        try:
+            features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+            return tuple(str(name) for name in features[column]["names"])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return ()
+    names = None
+    try:
+        text = raw.decode("utf-8")
+        names = json.loads(text)
+    except (UnicodeDecodeError, RecursionError):
+        pass
+    except ValueError:
+        names = [name.strip() for name in text.split(",")]
+    if not isinstance(names, list) or not names:
+        raise DataError(
+            f"the metadata 'classes' of {file} is {raw!r:.200}; it must be a JSON list of class "
+            "names, or the names with commas between them, in UTF-8: write the file anew with "
+            "such a list, or without 'classes'"
+        )
+    return tuple(map(str, names))

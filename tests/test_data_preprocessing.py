@@ -1,0 +1,69 @@
+"""What an export says of its preprocessing are the pixels that accuracy was judged on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from results.export.write import ModelCard, export_network
+from search_space import Architecture, load_space
+from supernet import build
+from supernet.data import ImageData, eval_batches, open_data
+
+
+def wide_images(root: Path) -> str:
+    rng = np.random.default_rng(0)
+    for label in ("left", "right"):
+        (root / label).mkdir(parents=True)
+        for index in range(6):
+            coarse = Image.fromarray(rng.integers(0, 255, (5, 9, 3), dtype=np.uint8))
+            coarse.resize((150, 110), Image.Resampling.BICUBIC).save(root / label / f"{index}.png")
+    return str(root)
+
+
+def transformed(data: ImageData, config: dict[str, object]) -> torch.Tensor:
+    """Validation images by the transform that timm makes of a ``pretrained_cfg``."""
+    known = timm.data.resolve_data_config({}, pretrained_cfg=config)
+    transform = timm.data.create_transform(**known, is_training=False)
+    split = data.validation
+    return torch.stack([transform(split.raw.image(int(index))) for index in split.indices])
+
+
+@pytest.mark.parametrize("fit", ["crop", "squeeze", "pad"])
+@pytest.mark.parametrize(("opened", "side"), [(96, 96), (24, 24), (24, 16), (96, 48)])
+def test_timm_gives_the_pixels_that_were_judged(tmp_path, fit, opened, side):
+    data = open_data(wide_images(tmp_path), opened, fit=fit).at(side)
+    judged, _ = next(iter(eval_batches(data.validation)))
+    assert judged.shape[2:] == (side, side)
+    assert torch.allclose(judged, transformed(data, data.preprocessing.timm()), atol=1e-5)
+    ends = np.asarray(data.validation.raw.image(int(data.validation.indices[0])))[:, :8]
+    pixels = data.validation.pixels(0)
+    if fit == "pad":  # bars of the mean above and below, and nothing cut off
+        assert np.ptp(pixels[0].reshape(-1, 3), axis=0).max() == 0
+    if fit != "crop":
+        assert np.abs(pixels[side // 2, 0] - ends[55].mean(0)).max() < 60
+
+
+def test_an_export_holds_them(tmp_path):
+    data = open_data(wide_images(tmp_path / "images"), 96)
+    plain = load_space("tiny").smallest.to_dict() | {"resolution": 96}
+    network = build(Architecture.from_dict(plain), data.num_classes)
+    export_network(
+        network,
+        tmp_path / "out",
+        preprocessing=data.preprocessing,
+        card=ModelCard(title="a"),
+        formats=("timm",),
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    judged, _ = next(iter(eval_batches(data.validation)))
+    assert config["crop_pct"] == 0.9
+    assert torch.allclose(judged, transformed(data, config), atol=1e-5)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Scale the shorter side to 106 px and cut out 96 × 96 px in the centre" in text
