@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latency_cases import phone_table
 from PIL import Image
+from tiny_job import every_architecture, latency_ms
 
 from nas.config import TrainedConfig
 from nas.resolving import resolve
-from nas.workflows.default_space import ImageFacts, choose_space, look_at
-from search_space import SearchSpace
+from nas.workflows.default_space import ImageFacts, choose_space, look_at, shortfall
+from search_space import SearchSpace, load_space
+from search_space.units import format_latency
 
 pytestmark = pytest.mark.usefixtures("job")
 
@@ -46,23 +49,36 @@ def test_the_smallest_space_that_reaches_the_budget_is_taken() -> None:
 
 def test_a_budget_beyond_tiny_takes_base() -> None:
     said: list[str] = []
-    small = resolve({"target_latency": "0.5ms", "device": "a100"}, say=said.append)
-    large = resolve({"target_latency": "5ms", "device": "a100"}, say=said.append)
-    assert (small.space, large.space) == ("tiny", "base")
-    assert said[0].startswith("space tiny: ")
-    assert "tiny ends at" in said[1]
-    assert resolve({"max": {"macs": "20G"}, "device": "a100"}).space == "base"
+    large = resolve({"max": {"macs": "20G"}, "device": "a100"}, say=said.append)
+    assert large.space == "base"
+    assert "(tiny ends at 6.13 G)" in said[0]
     assert resolve({"max": {"macs": "1G"}, "device": "a100"}).space == "tiny"
+    # one limit that binds is enough, and a lower one must be there
+    both = {"macs": "1G", "params": "900M"}
+    assert resolve({"max": both, "device": "a100"}).space == "tiny"
+    assert resolve({"max": both, "min": {"macs": "7G"}, "device": "a100"}).space == "base"
+
+
+def test_a_latency_counts_with_its_margin(job: Path) -> None:
+    space = load_space(str(job / "pebble.yaml"))
+    table = phone_table(space)
+    slowest = max(latency_ms(table, a) for a in every_architecture(space)) / 0.4
+    options = {"space": "tiny", "device": "phone", "num_classes": 10, "latency.margin": 0.6}
+    within = resolve({**options, "target_latency": f"{slowest * 0.99}ms"})
+    assert shortfall(within, space) is None
+    beyond = resolve({**options, "target_latency": f"{slowest * 1.01}ms"})
+    assert shortfall(beyond, space) == format_latency(slowest)
 
 
 def test_photographs_are_not_searched_at_32_px(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
     for label in ("cat", "dog"):
-        (tmp_path / label).mkdir()
+        (photos / label).mkdir(parents=True)
         for i in range(4):
             pixels = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    config = resolve({"data": str(tmp_path), "target_latency": "1s"})
+            Image.fromarray(pixels).save(photos / label / f"{i}.png")
+    config = resolve({"data": str(photos), "target_latency": "1s"})
     assert isinstance(config, TrainedConfig)
     assert config.space == "tiny"
     facts = look_at(config)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
-from predictors.counts import counts
+from predictors.counts import count_architecture
 from predictors.devices import Target, find_device, latency_table
 from predictors.measuring.bench import Limits
 from predictors.measuring.remeasure import measure_networks
@@ -59,7 +59,7 @@ def choose_space(
             reaches the budget.
     """
     side = SIDE if facts is None else facts.side
-    spaces = sorted(map(load_space, space_names()), key=_largest_macs)
+    spaces = sorted(map(load_space, space_names()), key=_size)
     nearest = min(_distance(space, side) for space in spaces)
     suitable = [space for space in spaces if _distance(space, side) <= nearest + ALIKE]
     suits = "is for photographs" if facts is None else f"suits images of {side} px"
@@ -88,10 +88,10 @@ def choose_space(
 def default_space(config: RunConfig) -> tuple[str, str]:
     """The space of a run that names none, and the reason; raises DataError, UnknownNameError."""
     facts = look_at(config) if isinstance(config, TrainedConfig) else None
-    return choose_space(facts, lambda space: _shortfall(config, space))
+    return choose_space(facts, lambda space: shortfall(config, space))
 
 
-def _shortfall(config: RunConfig, space: SearchSpace) -> str | None:
+def shortfall(config: RunConfig, space: SearchSpace) -> str | None:
     """Where the largest network ends, for limits that no network of the space reaches."""
     target = find_device(config.device, **config.latency.conditions())
     batch_size = target.conditions.batch_size
@@ -114,8 +114,8 @@ def _end(config: RunConfig, space: SearchSpace, metric: str, device: Target) -> 
     """The largest value of a metric, a latency with its margin; None where it is not known."""
     num_classes = config.num_classes if isinstance(config, TrainingFreeConfig) else 1000
     if metric.partition("@")[0] != LATENCY:
-        table = counts(space, num_classes).get(metric)
-        return None if table is None else float(table.predict(table.argmax()[None])[0])
+        value = count_architecture(space.largest, num_classes).get(metric)
+        return None if value is None else float(value)
     if device.at_hand:
         (measured,) = measure_networks(
             [space.largest], num_classes, device.conditions, limits=QUICK
@@ -141,9 +141,8 @@ def margin(config: RunConfig, target: Target, table: LatencyTable, space: Search
     return min(0.9, table.expected_error(space))
 
 
-def _largest_macs(space: SearchSpace) -> float:
-    macs = counts(space, 1)["macs"]
-    return float(macs.predict(macs.argmax()[None])[0])
+def _size(space: SearchSpace) -> tuple[int, int]:
+    return space.resolutions[-1], space.stages[-1].widths[-1]
 
 
 def _distance(space: SearchSpace, side: int) -> float:
