@@ -120,7 +120,7 @@ def train(**options: Any) -> None:
 @json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
-    from search_space import load_space, space_names
+    from search_space import load_space, mixer_names, space_names
 
     if name is None:
         rows = [load_space(item) for item in space_names()]
@@ -130,6 +130,7 @@ def spaces(name: str | None, as_json: bool) -> None:
         for space in rows:
             sides = ", ".join(map(str, space.resolutions))
             click.echo(f"{space.name:8} {space.size:9.1e} architectures, {sides} px")
+        click.echo(f"mixers that spaces choose from: {', '.join(mixer_names())}")
         return
     space = load_space(name)
     if as_json:

@@ -14,6 +14,7 @@ import torch
 from predictors.measuring.runtimes import find_runtime
 from predictors.tables.conditions import Conditions, DeviceIdentity
 from search_space.errors import UnknownNameError
+from search_space.mixers import mixer_files
 
 
 def local_device_names() -> list[str]:
@@ -89,6 +90,7 @@ def implementation_digest() -> str:
     package = resources.files("supernet.network")
     files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
+    files += mixer_files()
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith(".py"):
