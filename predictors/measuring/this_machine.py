@@ -16,6 +16,7 @@ import torch
 from predictors.measuring.runtimes import find_runtime
 from predictors.tables.conditions import Conditions, DeviceIdentity
 from search_space.errors import UnknownNameError, UsageError
+from search_space.mixers import mixer_files
 
 
 def local_device_names() -> list[str]:
@@ -124,6 +125,7 @@ def implementation_digest() -> str:
     package = resources.files("supernet.network")
     files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
+    files += mixer_files()
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith(".py"):
