@@ -43,9 +43,9 @@ from search_space.units import format_latency
 
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
 _NOTES = {
-    "combined": f"The score is the mean of three standardised logarithms: MACs, activations, and "
-    f"depth over width on the longest path. {RANK_QUALITY} It says nothing about the images that "
-    "the network will be trained on.",
+    "combined": "The score is a weighted mean of three standardised logarithms: parameters, "
+    "activations and, with half the weight, depth over width on the longest path. "
+    f"{RANK_QUALITY} It says nothing about the images that the network will be trained on.",
     "deepmad": "The score is DeepMAD's entropy of the longest path, weighted by stage.",
 }
 
@@ -156,14 +156,13 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             scores.paths,
             [c for c in problem.constraints if c.metric in tables],
             tables,
-            paths=scores.paths,
-            effectiveness=self.config.search.max_effectiveness,
+            effectiveness=(scores.paths, self.config.search.max_effectiveness),
             shape_rule=SHAPE in self.rules,
         )
         note = (
             f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
             f"the largest that any of {self.space.size:.2g} architectures within the limits has "
-            f"({optimum.proof.programmes} integer programmes in {optimum.proof.seconds:.0f} s)."
+            f"(one integer programme over the whole space, {optimum.proof.seconds:.0f} s)."
         )
         self.console.say(f"  {note}")
         self.notes.append(note)
