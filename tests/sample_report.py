@@ -115,7 +115,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
                 Export(
                     format="timm",
                     path=f"export/{best.digest}/",
-                    load="import nas\nimport timm\n\nmodel = timm.create_model("
+                    load="import nas.timm\nimport timm\n\nmodel = timm.create_model("
                     f'"local-dir:runs/digits-demo/export/{best.digest}", pretrained=True)',
                     max_difference=2.4e-7,
                     tolerance=1e-5,

@@ -407,7 +407,7 @@ def test_the_limit_that_a_message_asks_for_is_enough_under_a_margin(space: Searc
     ran = nas(*options, "--margin", 0.6, "--target-latency", "1ms")
     assert ran.code == 3
     assert "latency_ms ≤ 1ms cannot be met" in ran.err
-    match = re.search(r"raise the limit to (\S+)ms or more", ran.err)
+    match = re.search(r"raise the limit of latency_ms to (\S+)ms or more", ran.err)
     assert match is not None
     table = known_table(space)
     fastest = min(latency_ms(table, a) for a in every_architecture(space))

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from results.report.curves import latency_errors
 from sample_report import TARGET_MS, Page, sample_report
 
 from results.report.charts import Scale, fit_scale, format_metric, place_labels
+from results.report.curves import latency_errors
 from results.report.data import Chosen, LatencyCheck, LatencyPair, Phase, ReportData
 from results.report.front import front_chart
 from results.report.page import render_report, write_report

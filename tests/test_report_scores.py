@@ -118,7 +118,7 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
                 Export(
                     format="timm",
                     path=f"export/{best.digest}/",
-                    load="import nas\nimport timm",
+                    load="import nas.timm\nimport timm",
                     max_difference=0.0,
                     tolerance=1e-5,
                 ),

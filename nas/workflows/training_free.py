@@ -156,14 +156,13 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             scores.paths,
             [c for c in problem.constraints if c.metric in tables],
             tables,
-            paths=scores.paths,
-            effectiveness=self.config.search.max_effectiveness,
+            effectiveness=(scores.paths, self.config.search.max_effectiveness),
             shape_rule=SHAPE in self.rules,
         )
         note = (
             f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
             f"the largest that any of {self.space.size:.2g} architectures within the limits has "
-            f"({optimum.proof.programmes} integer programmes in {optimum.proof.seconds:.0f} s)."
+            f"(one integer programme over the whole space, {optimum.proof.seconds:.0f} s)."
         )
         self.console.say(f"  {note}")
         self.notes.append(note)

@@ -7,7 +7,7 @@ tables' sums up to each stage, and so as fast as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,7 +27,7 @@ from predictors.proxies.deepmad import (
     score_of_ends,
 )
 from predictors.proxies.structure import Path, trace
-from predictors.tables.additive import AdditiveTable, Slice
+from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
 from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import UnknownNameError
@@ -103,6 +103,11 @@ class PathTables:
     layers: AdditiveTable
     log_maps: tuple[Values, ...]
 
+    @property
+    def weights(self) -> Values:
+        """α of each stage, shape (stages,)."""
+        return _WEIGHTS
+
     @classmethod
     def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
         """Tables of ``space``; the number of classes changes nothing."""
@@ -118,13 +123,6 @@ class PathTables:
             for i, stage in enumerate(space.stages)
         )
         return cls(space, table(lambda path: path.entropy), table(lambda path: path.layers), maps)
-
-    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
-        """DeepMAD's score where resolution and widths are fixed: it then adds up over blocks."""
-        logs = [maps[resolution, width] for maps, width in zip(self.log_maps, widths, strict=True)]
-        # a layer counts at the end of its own stage and of all later ones
-        factors = np.cumsum((_WEIGHTS * logs)[::-1])[::-1]
-        return self.entropy.at(resolution, widths).scaled(factors)
 
     def score(self, genes: Genes) -> Values:
         """DeepMAD's score of rows, shape (n, genes) to (n,)."""
