@@ -43,9 +43,9 @@ from search_space.units import format_latency
 
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
 _NOTES = {
-    "combined": f"The score is the mean of three standardised logarithms: MACs, activations, and "
-    f"depth over width on the longest path. {RANK_QUALITY} It says nothing about the images that "
-    "the network will be trained on.",
+    "combined": "The score is a weighted mean of three standardised logarithms: parameters, "
+    "activations and, with half the weight, depth over width on the longest path. "
+    f"{RANK_QUALITY} It says nothing about the images that the network will be trained on.",
     "deepmad": "The score is DeepMAD's entropy of the longest path, weighted by stage.",
 }
 

@@ -160,7 +160,7 @@ class SpaceScores:
     def build(
         cls, space: SearchSpace, counts: Mapping[str, AdditiveTable] | None = None
     ) -> SpaceScores:
-        """Tables of ``space``; ``counts`` has those of MACs and activations where known."""
+        """Tables of ``space``; ``counts`` has those of parameters and activations where known."""
         return cls(PathTables.build(space), count_tables(space) if counts is None else counts)
 
     def predict(self, name: str, genes: Genes) -> Values:
@@ -172,7 +172,7 @@ class SpaceScores:
                 return self.paths.effectiveness(genes)
             case "combined":
                 return combined_score(
-                    self.counts["macs"].predict(genes),
+                    self.counts["num_params"].predict(genes),
                     self.counts["activations"].predict(genes),
                     self.paths.final_effectiveness(genes),
                 )
@@ -189,7 +189,6 @@ def score_architecture(name: str, architecture: Architecture, num_classes: int =
             return effectiveness_of_ends(ends)
         case "combined":
             counts = count_architecture(architecture, num_classes)
-            macs, activations = float(counts["macs"]), float(counts["activations"])
-            rho = final_effectiveness(ends)
-            return float(combined_score(np.array(macs), np.array(activations), np.array(rho)))
+            sizes = (float(counts["num_params"]), float(counts["activations"]))
+            return float(combined_score(*map(np.array, (*sizes, final_effectiveness(ends)))))
     raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
