@@ -11,7 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, ConfigDict, NonNegativeInt, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from results.files import as_plain, read_json
 from search_space.boundary import parse_model
@@ -54,6 +57,30 @@ class Export:
     tolerance: float | None = None
 
 
+@with_config(ConfigDict(extra="allow"))
+class _SplitQuality(TypedDict):
+    images: NonNegativeInt
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    auc: float | None
+    loss: float | None
+    recalls: list[float | None]
+    confusion: list[list[NonNegativeInt]] | None
+
+
+def _checked(quality: dict[str, Any]) -> dict[str, Any]:
+    known = TypeAdapter(_SplitQuality).validate_python(quality)
+    classes, confusion = len(known["recalls"]), known["confusion"]
+    if confusion is not None and [len(row) for row in confusion] != [classes] * classes:
+        raise ValueError("the confusion matrix does not have a row and a column a class")
+    return quality
+
+
+SplitQuality = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""How well a network does on a split, as ``supernet.training.evaluation.Quality.to_dict`` says."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The network that the run ends with.
@@ -76,7 +103,7 @@ class Chosen:
     exports: tuple[Export, ...] = ()
     component_latency_ms: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quality: Mapping[str, SplitQuality] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
 
 
@@ -204,7 +231,7 @@ class ReportData:
     Args:
         run: name of the run; ``status`` ``complete`` or what stopped it.
         created: ISO 8601 time.
-        targets: metric name to upper limit.
+        targets: metric name to upper limit; ``minima`` to lower limit.
         summary: facts for the head of the page, in order (data, space, device, …).
         evaluated: what was judged, or a sample of it; the front's members are among them.
         num_seen: architectures that were costed in all, if more than ``evaluated``. Where the
@@ -222,6 +249,7 @@ class ReportData:
     status: str = "complete"
     created: str = ""
     targets: Mapping[str, float] = field(default_factory=dict)
+    minima: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     chosen: Chosen | None = None
     evaluated: tuple[Point, ...] = ()
