@@ -37,6 +37,7 @@ from search_space.metrics import (
     options,
 )
 from search_space.space import SearchSpace
+from search_space.space_definition import space_from_dict
 from search_space.units import parse_latency, parse_throughput
 from supernet.training.config import TrainConfig
 
@@ -160,7 +161,7 @@ class RunConfig(Configuration):
         if isinstance(self.space, str):
             return load_space(self.space)
         try:
-            return SearchSpace.from_dict(self.space)
+            return space_from_dict(self.space)
         except NasError as error:
             raise error.located("space") from None
 

@@ -12,10 +12,10 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,10 @@ from search_space.architecture import (
     Architecture,
     Block,
     Macro,
-    Mixer,
     Stage,
     feature_sizes,
 )
-from search_space.errors import InvalidArchitectureError, InvalidSpaceError, NasError
+from search_space.errors import InvalidArchitectureError, InvalidSpaceError
 
 Genes = npt.NDArray[np.int64]
 INACTIVE = -1
@@ -343,7 +342,7 @@ class SearchSpace:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form with every block choice spelled out; ``from_dict`` inverts it."""
+        """Plain form with every block choice spelled out; ``space_from_dict`` inverts it."""
         return {
             "name": self.name,
             "macro": asdict(self.macro),
@@ -357,81 +356,3 @@ class SearchSpace:
                 for stage in self.stages
             ],
         }
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Space from its plain form.
-
-        A stage lists either ``blocks``, or ``mixers`` (each a name with lists of parameter
-        values) and ``mlp_ratio``, whose product its choices are. Raises InvalidSpaceError, or
-        UnknownNameError for an unknown mixer or parameter.
-        """
-        if not isinstance(data, Mapping):
-            raise InvalidSpaceError(f"a space is a mapping, not {type(data).__name__}.")
-        known = ("name", "description", "macro", "resolution", "stages")
-        for key in data:
-            if key not in known:
-                raise InvalidSpaceError(f"unknown key {key!r}; a space has {', '.join(known)}.")
-        for key in ("name", "resolution", "stages"):
-            if key not in data:
-                raise InvalidSpaceError(f"key {key!r} is missing.")
-        stages = []
-        for i, raw in enumerate(_list(data["stages"], "stages")):
-            try:
-                stages.append(_stage_from_dict(raw))
-            except NasError as error:
-                raise error.located(f"stages[{i}]") from None
-        name = data["name"]
-        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":
-            raise InvalidSpaceError(f"name {name!r} must be text, as in name: mine.")
-        macro = Macro.from_dict(data.get("macro", {}))
-        return cls(str(name), macro, _tuple(data["resolution"]), tuple(stages))
-
-
-def _tuple(value: object) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _list(value: object, name: str) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidSpaceError(f"{name!r} must be a list, not {value!r:.60}.")
-    return value
-
-
-def _stage_from_dict(raw: object) -> StageSpace:
-    if not isinstance(raw, Mapping):
-        raise InvalidSpaceError(f"a stage is a mapping, not {raw!r:.60}.")
-    known = ("width", "depth", "blocks", "mixers", "mlp_ratio")
-    for key in raw:
-        if key not in known:
-            raise InvalidSpaceError(f"unknown key {key!r}; a stage has {', '.join(known)}.")
-    for key in ("width", "depth"):
-        if key not in raw:
-            raise InvalidSpaceError(f"key {key!r} is missing.")
-    if ("blocks" in raw) == ("mixers" in raw):
-        raise InvalidSpaceError("give either 'blocks' or 'mixers'.")
-    if "blocks" in raw:
-        given = _list(raw["blocks"], "blocks")
-        blocks = [Block.from_dict(block, f"blocks[{j}]") for j, block in enumerate(given)]
-    else:
-        mixers = [
-            mixer for entry in _list(raw["mixers"], "mixers") for mixer in _mixers_from_entry(entry)
-        ]
-        ratios = _tuple(raw.get("mlp_ratio", 4.0))
-        blocks = [Block(mixer, ratio) for mixer in mixers for ratio in ratios]
-    return StageSpace(_tuple(raw["width"]), _tuple(raw["depth"]), tuple(blocks))
-
-
-def _mixers_from_entry(entry: object) -> list[Mixer]:
-    """``pooling``, or ``{window_attention: {window: [4, 8], head_dim: 16}}``."""
-    if isinstance(entry, str):
-        return [Mixer.of(entry)]
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise InvalidSpaceError(f"{entry!r:.60} is not a mixer: write a name, or name: {{…}}.")
-    ((name, params),) = entry.items()
-    params = params or {}
-    if not isinstance(params, Mapping):
-        raise InvalidSpaceError(f"the parameters of mixer {name!r} must be a mapping.")
-    keys = [str(key) for key in params]
-    combinations = itertools.product(*(_tuple(values) for values in params.values()))
-    return [Mixer.of(str(name), **dict(zip(keys, values, strict=True))) for values in combinations]

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from nas.cli.main import cli
 from predictors.counts import count_architecture
 from predictors.measuring.this_machine import implementation_digest
-from search_space import Mixer, SearchSpace, mixer_names, mixers
+from search_space import Mixer, mixer_names, mixers
 from search_space.errors import UnknownNameError, UsageError
+from search_space.space_definition import space_from_dict
 from supernet import Supernet
 from supernet.network.channel_order import sort_channels
 from supernet.network.mixers import registry
@@ -79,7 +80,7 @@ def test_a_space_uses_it_like_one_of_ours() -> None:
     assert "scaled_mixer" not in sys.modules  # names cost no import
     stage = {"width": [8, 16], "depth": [1, 2], "mixers": [{"scaled": {"power": [1, 2]}}]}
     macro = {"stem_kernel": 2, "stem_stride": 2}
-    space = SearchSpace.from_dict(
+    space = space_from_dict(
         {"name": "mine", "resolution": 16, "macro": macro, "stages": [stage] * 4}
     )
     torch.manual_seed(0)

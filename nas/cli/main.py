@@ -252,7 +252,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
         if (device := device_of(metric)) is not None:
             find_device(device)
     if isinstance(config, TrainedConfig):
-        from supernet.training.named_optimizer import check_optimizer
+        from supernet.training.optimizer import check_optimizer
 
         check_optimizer(config.train)
         check_optimizer(config.finetune)

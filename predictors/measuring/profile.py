@@ -32,7 +32,7 @@ from predictors.measuring.entry_plan import EntryPlan, first_portion
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import CheckNetwork, Correction, NotNegative, correction_of
-from predictors.tables.folder import cached_table, table_path
+from predictors.tables.folder import cached_table, table_path, writable
 from predictors.tables.latency_table import (
     SCHEMA_VERSION,
     EntryLatency,
@@ -99,6 +99,7 @@ def profile(
     elif table.complete(space, num_classes):
         return table
     path = table_path(conditions, cache_dir)
+    writable(path.parent)
     limits = limits or Limits()
     if time_budget_s is not None:
         limits = replace(limits, budget_s=time_budget_s)
