@@ -15,6 +15,7 @@ from pydantic import Field
 
 from nas import flags
 from nas.config_parts import (
+    ADDITIVE_SCORES,
     Configuration,
     LatencyConfig,
     Limits,
@@ -26,10 +27,12 @@ from nas.config_parts import (
     Training,
 )
 from nas.flags import Flag
-from search_space.errors import NasError
+from search.samplers.registry import EXACT
+from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space
 from search_space.metrics import (
     LATENCY,
+    MEMORY,
     TABLE,
     Metric,
     metric_of_option,
@@ -183,6 +186,25 @@ class TrainingFreeConfig(RunConfig):
         if self.search.score == "deepmad":
             return {}
         return {"search.max_effectiveness": "without --score deepmad; give that, or leave it out"}
+
+    def check_sampler(self) -> None:
+        """Raises UnknownNameError and UsageError where the sampler cannot do what is asked."""
+        search, minimised = self.search, self.minimised()
+        if search.sampler not in ("evolution", EXACT):
+            raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))
+        if search.sampler != EXACT:
+            return
+        scores = f"{', '.join(ADDITIVE_SCORES[:-1])} or {ADDITIVE_SCORES[-1]}"
+        if search.score not in ADDITIVE_SCORES:
+            raise UsageError(
+                f"--sampler exact proves optima of what adds up over a network's parts, and the "
+                f"score {search.score} does not; give --score {scores}, or leave --sampler out."
+            )
+        if len(minimised) != 1 or MEMORY in minimised:
+            raise UsageError(
+                f"--sampler exact trades the score for one quantity that adds up, not for "
+                f"{' and '.join(minimised)}; limit the others by --max, or leave --sampler out."
+            )
 
 
 class TrainedConfig(RunConfig):

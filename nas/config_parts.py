@@ -102,6 +102,16 @@ class LatencyConfig(Configuration):
         return self.model_dump(exclude={"interpolate", "margin"})
 
 
+_SAMPLER = Flag(
+    "--sampler",
+    "What proposes architectures: nsga2, optuna-TPE, random, …; without --data evolution or exact, "
+    "which proves that nothing is better.",
+    "NAME",
+)
+ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
+"""Scores that add up over a network's parts, as far as exact search needs it."""
+
+
 class TrainedSearchConfig(Configuration):
     """How long a search with images is, and what it looks for beside the latency.
 
@@ -119,9 +129,7 @@ class TrainedSearchConfig(Configuration):
     evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
         default=400, ge=1
     )
-    sampler: Annotated[
-        str, Flag("--sampler", "What proposes them: nsga2, optuna-TPE, random, …", "NAME")
-    ] = DEFAULT_SAMPLER
+    sampler: Annotated[str, _SAMPLER] = DEFAULT_SAMPLER
     population: Annotated[int, Flag("--population", "Candidates that the sampler begins with.")] = (
         Field(default=24, ge=4, le=flags.POPULATION)
     )
@@ -158,15 +166,17 @@ class TrainedSearchConfig(Configuration):
 class ScoredSearchConfig(Configuration):
     """What a search without images looks for.
 
-    score: the closed-form score to maximise. max_effectiveness: largest ρ where the score is
-    DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
-    networks.
+    score: the closed-form score to maximise. sampler: ``evolution``, or ``exact``, which proves
+    every member of the front, for scores that add up over a network's parts. max_effectiveness:
+    largest ρ where the score is DeepMAD's. rerank: so many of the best by score are ordered anew
+    with the proxies that run networks.
     """
 
     score: Annotated[
-        Literal["combined", "deepmad"],
+        Literal["combined", "deepmad", "entropy", "params", "macs"],
         Flag("--score", "What to maximise without --data (default combined)."),
     ] = "combined"
+    sampler: Annotated[str, _SAMPLER] = "evolution"
     max_effectiveness: Annotated[
         float, Flag("--max-effectiveness", "Largest ρ with --score deepmad (default 0.5).")
     ] = Field(default=0.5, gt=0, allow_inf_nan=False)

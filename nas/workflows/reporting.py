@@ -13,6 +13,7 @@ from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
+from results.report.chosen import beaten_by
 from results.report.curves import latency_errors
 from results.report.data import (
     Baseline,
@@ -70,6 +71,7 @@ def assemble(
         run=directory.path.name,
         created=manifest["created"],
         targets=limits,
+        minima=config.lower_limits(),
         summary={
             "data": config.data or "none: networks are judged by a score, untrained",
             "space": f"{space.name}, {space.size:.2g} architectures",
@@ -222,7 +224,13 @@ def summary(data: ReportData, path: Path) -> dict[str, Any]:
         }
         for member in data.front
     ]
-    return {"run": str(path), "status": data.status, "best": best, "front": front}
+    return {
+        "run": str(path),
+        "status": data.status,
+        "best": best,
+        "front": front,
+        "beaten_by": [baseline.name for baseline in beaten_by(data)],
+    }
 
 
 def phases(manifest: Mapping[str, Any]) -> tuple[Phase, ...]:
