@@ -43,7 +43,7 @@ def main() -> None:
     np.testing.assert_allclose(onnx, program, atol=1e-3)
 
     script = (
-        "import nas, timm, torch, json, sys\n"
+        "import nas.timm, timm, torch, json, sys\n"
         "model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()\n"
         f"images = torch.randn(5, 3, {side}, {side}, generator=torch.Generator().manual_seed(0))\n"
         "print(json.dumps(model(images).tolist()))\n"

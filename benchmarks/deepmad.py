@@ -35,10 +35,10 @@ from predictors.counts import counts
 from predictors.devices import find_device, latency_table
 from predictors.proxies.deepmad import Convolution, deepmad_score, effectiveness
 from predictors.proxies.space_tables import PathTables
-from predictors.tables.additive import Slice
 from search import Constraint, Objective, Problem
 from search.closed_form import scored_front
-from search.exact import Effectiveness, Limit, Programme, best_of, optimise
+from search.exact import optimise
+from search.exact.system import Columns, System
 from search.shape import SHAPE, ShapeRule
 from search_space import Genes, load_space
 
@@ -71,7 +71,7 @@ def solve_both(number: int, seconds: float) -> dict[str, Any]:
     constraints = [Constraint(metric, maximum=most) for metric, most in limits.items()]
     begin = time.monotonic()
     optimum = optimise(
-        space, paths, constraints, tables, paths=paths, effectiveness=rho, shape_rule=True
+        space, paths, constraints, tables, effectiveness=(paths, rho), shape_rule=True
     )
     exact_seconds = time.monotonic() - begin
 
@@ -104,8 +104,7 @@ def solve_both(number: int, seconds: float) -> dict[str, Any]:
         "exact": optimum.value,
         "proven_gap": optimum.proof.gap,
         "exact_seconds": exact_seconds,
-        "programmes": optimum.proof.programmes,
-        "solved": optimum.proof.solved,
+        "nodes": optimum.proof.nodes,
         "evolution": found,
         "evolution_seconds": seconds,
         "evolution_improved_last_at": improved,
@@ -139,43 +138,63 @@ def bottleneck(c_in: int, c_out: int, size_in: int, size: int, k: int, b: int) -
     }
 
 
-def bottleneck_programme(widths: tuple[int, ...], spread: int) -> Programme:
-    """Stem and four stages of these widths; the last three depths differ by at most ``spread``."""
+def bottlenecks(
+    widths: tuple[int, ...], spread: int, best: float
+) -> tuple[float, float, tuple[tuple[int, ...], ...]] | None:
+    """Stem and four stages of these widths; the last three depths differ by at most ``spread``.
+
+    Returns the score, its bound and the blocks by stage; None where nothing is above ``best``.
+    """
     stem, *stages = widths
-    slices: dict[str, tuple[list[float], list[np.ndarray]]] = {
-        metric: ([], []) for metric in ("macs", "num_params", "entropy", "layers")
+    system = System()
+    weights = np.array([1.0, 1.0, 1.0, 8.0])
+    logs = np.array([math.log(c * r * r) for c, r in zip(stages, SIZES[1:], strict=True)])
+    factors = np.cumsum((weights * logs)[::-1])[::-1]
+    # the stem is a scale of its own, of one layer
+    base = 0.5 * math.log(27)
+    constant = math.log(stem * SIZES[0] ** 2) * base + factors[0] * base
+    limits = {
+        "macs": R18["macs"] - 27.0 * stem * SIZES[0] ** 2 - 1000 * stages[-1],
+        "num_params": R18["num_params"] - 29.0 * stem - 1001 * stages[-1],
     }
-    stem_costs = {
-        "macs": 27.0 * stem * SIZES[0] ** 2 + 1000 * stages[-1],
-        "num_params": 27.0 * stem + 2 * stem + 1001 * stages[-1],
-        "entropy": 0.5 * math.log(27),
-        "layers": 1.0,
-    }
+    columns: list[Columns] = []
+    costs: list[np.ndarray] = []  # by block: MACs, parameters, entropy, layers
+    gains: list[np.ndarray] = []
     for i, width in enumerate(stages):
         first = [bottleneck(widths[i], width, SIZES[i], SIZES[i + 1], *c) for c in CHOICES]
         later = [bottleneck(width, width, SIZES[i + 1], SIZES[i + 1], *c) for c in CHOICES]
-        for metric, (constants, blocks) in slices.items():
-            constants.append(stem_costs[metric] if i == 0 else 0.0)
-            rows = [[c[metric] for c in first]] + [[c[metric] for c in later]] * (DEPTHS[-1] - 1)
-            blocks.append(np.array(rows))
-    made = {m: Slice(np.array(c), tuple(b)) for m, (c, b) in slices.items()}
-    weights = np.array([1.0, 1.0, 1.0, 8.0])
-    logs = np.array([math.log(c * r * r) for c, r in zip(stages, SIZES[1:], strict=True)])
-    score = made["entropy"].scaled(np.cumsum((weights * logs)[::-1])[::-1])
-    # the stem is a scale of its own, of one layer
-    constants = score.constants.copy()
-    constants[0] += math.log(stem * SIZES[0] ** 2) * stem_costs["entropy"]
-    rules = tuple((i, j, spread) for i, j in itertools.permutations((1, 2, 3), 2))
-    return Programme(
-        (DEPTHS,) * 4,
-        Slice(constants, score.blocks),
-        (
-            Limit(made["macs"], R18["macs"]),
-            Limit(made["num_params"], R18["num_params"]),
-        ),
-        Effectiveness(made["entropy"], made["layers"], R18["effectiveness"]),
-        rules,
-    )
+        block = system.variables((2, len(CHOICES)))
+        system.upper[block[1]] = DEPTHS[-1] - 1
+        system.row((block[0], 1.0), low=1.0, high=1.0)
+        system.row((block[1], 1.0), low=0.0, high=DEPTHS[-1] - 1.0)
+        columns.append(block.ravel())
+        costs.append(np.array([list(c.values()) for c in (*first, *later)]))
+        gains.append(factors[i] * costs[i][:, 2])
+        every, cost = np.concatenate(columns), np.concatenate(costs)
+        # ρ: chords of L · log(L / ρ) between the integers, the stem's layer among them
+        for k in range(3 * (i + 1) + 1, 3 * DEPTHS[-1] * (i + 1) + 1):
+            here = k * math.log(k / R18["effectiveness"])
+            slope = (k + 1) * math.log((k + 1) / R18["effectiveness"]) - here
+            high = slope * (k - 1) - here + 2 * base
+            system.row((every, slope * cost[:, 3] - 2 * cost[:, 2]), low=-np.inf, high=high)
+    for number, limit in enumerate(limits.values()):
+        system.row((every, cost[:, number]), low=-np.inf, high=limit)
+    for i, j in itertools.permutations((1, 2, 3), 2):
+        system.row((columns[i], 1.0), (columns[j], -1.0), low=-np.inf, high=float(spread))
+    gain = np.concatenate(gains)
+    if best > -math.inf:
+        system.row((every, gain), low=best - constant, high=np.inf)
+    answer = system.maximise(gain, gap=1e-3, seconds=600)
+    if answer.values is None:
+        return None
+    choices = []
+    for block in columns:
+        times = np.rint(answer.values[block]).astype(int)
+        choices.append(
+            tuple(int(c) % len(CHOICES) for c in np.repeat(np.arange(len(times)), times))
+        )
+    score = constant + float(gain @ answer.values[every])
+    return score, constant + answer.bound, tuple(choices)
 
 
 def chain(widths: tuple[int, ...], choices: tuple[tuple[int, ...], ...]) -> list[Convolution]:
@@ -204,25 +223,26 @@ def r18() -> dict[str, Any]:
     cases = [w for w in itertools.product(*WIDTHS, LAST_WIDTHS) if list(w) == sorted(w)]
     results = []
     for spread in (0, 1, 2):
-        begin = time.monotonic()
-        best = best_of(
-            (bottleneck_programme(widths, spread) for widths in cases),
-            progress=lambda done, total: print(f"\r{done} of {total}", end="", flush=True),
-        )
-        assert best is not None
-        widths, choices = cases[best.key], best.solution.choices
+        begin, best, bound, solved = time.monotonic(), -math.inf, -math.inf, 0
+        for number, case in enumerate(cases):
+            print(f"\r{number} of {len(cases)}", end="", flush=True)
+            better = bottlenecks(case, spread, best)
+            solved += better is not None
+            if better is not None:
+                best, (widths, choices) = better[0], (case, better[2])
+                bound = max(bound, better[1])
         layers, depths = chain(widths, choices), [len(row) for row in choices]
-        assert math.isclose(deepmad_score(layers), best.solution.value, rel_tol=1e-9)
+        assert math.isclose(deepmad_score(layers), best, rel_tol=1e-9)
         results.append(
             {
                 "spread": spread,
-                "score": best.solution.value,
-                "after_penalty": best.solution.value - penalty(depths),
+                "score": best,
+                "after_penalty": best - penalty(depths),
                 "effectiveness": effectiveness(layers),
-                "proven_gap": best.gap,
+                "proven_gap": max(0.0, bound / best - 1),
                 "seconds": time.monotonic() - begin,
-                "programmes": best.programmes,
-                "solved": best.solved,
+                "programmes": len(cases),
+                "solved": solved,
                 "widths": widths,
                 "depths": depths,
                 "blocks": [[CHOICES[c] for c in row] for row in choices],

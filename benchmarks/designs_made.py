@@ -115,8 +115,7 @@ class Preset:
             self.scores.paths,
             [Constraint(metric, maximum=most) for metric, most in limits.items()],
             self.tables,
-            paths=self.scores.paths,
-            effectiveness=effectiveness,
+            effectiveness=None if effectiveness is None else (self.scores.paths, effectiveness),
             shape_rule=shape_rule,
         )
         proof = (

@@ -7,9 +7,7 @@ from typing import Any
 
 import yaml
 from designs_cases import BUDGET_DEVICE, DEVICES, REFERENCES
-
-from results.report.charts import format_metric, thousands
-from results.report.designs_page import (
+from designs_page import (
     Aside,
     Case,
     Design,
@@ -18,6 +16,8 @@ from results.report.designs_page import (
     TextTable,
     shape_text,
 )
+
+from results.report.charts import format_metric, thousands
 from search_space.metrics import title_of
 
 JUDGED = yaml.safe_load((Path(__file__).parent / "data" / "designs_judged.yaml").read_text("utf-8"))

@@ -1,15 +1,13 @@
 """Hardware-aware neural architecture search of hierarchical vision backbones.
 
-The public API, loaded when first used, so that importing costs nothing. Importing also lets
-timm know our backbone: ``timm.create_model("local-dir:…", pretrained=True)`` then loads exports.
+The public API, loaded when first used, so that importing costs nothing. ``import nas.timm`` makes
+timm know the backbone, so that ``timm.create_model("local-dir:…", pretrained=True)`` loads exports.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
-
-from nas.timm_plugin import register_with_timm
 
 _API = {
     "Architecture": "search_space",
@@ -39,6 +37,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*_API, "__version__"])
-
-
-register_with_timm()

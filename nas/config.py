@@ -17,12 +17,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nas import flags
 from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
-from search_space.errors import NasError
+from search.samplers.registry import EXACT
+from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space
 from search_space.metrics import (
     EVALUATION,
     LATENCY,
     LOSS,
+    MEMORY,
     TABLE,
     Metric,
     metric_of_option,
@@ -30,6 +32,7 @@ from search_space.metrics import (
     options,
 )
 from search_space.space import SearchSpace
+from search_space.space_definition import space_from_dict
 from search_space.units import parse_latency, parse_throughput
 from supernet.training.config import TrainConfig
 
@@ -119,6 +122,16 @@ class LatencyConfig(Configuration):
         return self.model_dump(exclude={"interpolate", "margin"})
 
 
+_SAMPLER = Flag(
+    "--sampler",
+    "What proposes architectures: nsga2, optuna-TPE, random, …; without --data evolution or exact, "
+    "which proves that nothing is better.",
+    "NAME",
+)
+ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
+"""Scores that add up over a network's parts, as far as exact search needs it."""
+
+
 class TrainedSearchConfig(Configuration):
     """How long a search with images is, and what it looks for beside the latency.
 
@@ -136,9 +149,7 @@ class TrainedSearchConfig(Configuration):
     evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
         default=400, ge=1
     )
-    sampler: Annotated[
-        str, Flag("--sampler", "What proposes them: nsga2, optuna-TPE, random, …", "NAME")
-    ] = DEFAULT_SAMPLER
+    sampler: Annotated[str, _SAMPLER] = DEFAULT_SAMPLER
     population: Annotated[int, Flag("--population", "Candidates that the sampler begins with.")] = (
         Field(default=24, ge=4, le=flags.POPULATION)
     )
@@ -175,15 +186,17 @@ class TrainedSearchConfig(Configuration):
 class ScoredSearchConfig(Configuration):
     """What a search without images looks for.
 
-    score: the closed-form score to maximise. max_effectiveness: largest ρ where the score is
-    DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
-    networks.
+    score: the closed-form score to maximise. sampler: ``evolution``, or ``exact``, which proves
+    every member of the front, for scores that add up over a network's parts. max_effectiveness:
+    largest ρ where the score is DeepMAD's. rerank: so many of the best by score are ordered anew
+    with the proxies that run networks.
     """
 
     score: Annotated[
-        Literal["combined", "deepmad"],
+        Literal["combined", "deepmad", "entropy", "params", "macs"],
         Flag("--score", "What to maximise without --data (default combined)."),
     ] = "combined"
+    sampler: Annotated[str, _SAMPLER] = "evolution"
     max_effectiveness: Annotated[
         float, Flag("--max-effectiveness", "Largest ρ with --score deepmad (default 0.5).")
     ] = Field(default=0.5, gt=0, allow_inf_nan=False)
@@ -307,7 +320,7 @@ class RunConfig(Configuration):
         if isinstance(self.space, str):
             return load_space(self.space)
         try:
-            return SearchSpace.from_dict(self.space)
+            return space_from_dict(self.space)
         except NasError as error:
             raise error.located("space") from None
 
@@ -329,6 +342,25 @@ class TrainingFreeConfig(RunConfig):
         if self.search.score == "deepmad":
             return {}
         return {"search.max_effectiveness": "without --score deepmad; give that, or leave it out"}
+
+    def check_sampler(self) -> None:
+        """Raises UnknownNameError and UsageError where the sampler cannot do what is asked."""
+        search, minimised = self.search, self.minimised()
+        if search.sampler not in ("evolution", EXACT):
+            raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))
+        if search.sampler != EXACT:
+            return
+        scores = f"{', '.join(ADDITIVE_SCORES[:-1])} or {ADDITIVE_SCORES[-1]}"
+        if search.score not in ADDITIVE_SCORES:
+            raise UsageError(
+                f"--sampler exact proves optima of what adds up over a network's parts, and the "
+                f"score {search.score} does not; give --score {scores}, or leave --sampler out."
+            )
+        if len(minimised) != 1 or MEMORY in minimised:
+            raise UsageError(
+                f"--sampler exact trades the score for one quantity that adds up, not for "
+                f"{' and '.join(minimised)}; limit the others by --max, or leave --sampler out."
+            )
 
 
 class TrainedConfig(RunConfig):

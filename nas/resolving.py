@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,11 @@ _BUDGET = ("target_latency", "target_throughput", "max", "min")
 
 
 def resolve(
-    options: Mapping[str, Any], file: str | None = None, *, with_budget: bool = True
+    options: Mapping[str, Any],
+    file: str | None = None,
+    *,
+    with_budget: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> RunConfig:
     """Configuration from flags over a file over the defaults.
 
@@ -42,6 +46,7 @@ def resolve(
         file: A YAML file with the keys of the configuration.
         with_budget: Whether networks are searched: then a limit must be there, and otherwise
             limits are left out.
+        say: Is told why a space was chosen, where none is named.
 
     A space in a file of its own is stored whole, and the seed is passed on to both trainings.
 
@@ -55,17 +60,23 @@ def resolve(
     kind = kind_of(data)
     _check_kind(data, kind, options, file, with_budget)
     if not with_budget:
-        for key in _BUDGET[:2]:
+        for key in _BUDGET:
             data.pop(key, None)
     elif all(not data.get(key) for key in _BUDGET):
         raise UsageError(
             "'target_latency' is missing; give --target-latency or --max, or set it in a --config "
             "file."
         )
-    if kind is TrainingFreeConfig:
-        data.setdefault("space", "tiny")
-    elif data["data"] == "digits" or data.get("architecture") is not None:
+    if data.get("data") == "digits" or data.get("architecture") is not None:
         data.setdefault("space", "digits")
+    if data.get("space") is None:
+        # here heavy packages load, after what is quick to refuse has been refused
+        asked = resolve({**options, "space": "tiny"}, file, with_budget=with_budget)
+        from nas.workflows.default_space import default_space
+
+        data["space"], reason = default_space(asked)
+        if say is not None:
+            say(f"space {data['space']}: {reason} --space names another.")
     if isinstance(data.get("space"), str):
         space = load_space(data["space"])
         if Path(data["space"]).suffix:
@@ -79,6 +90,8 @@ def resolve(
         if isinstance(config, TrainedConfig):
             check_sampler(config.search.sampler, config.search.optuna_storage)
             config = _with_window(config)
+        elif isinstance(config, TrainingFreeConfig):
+            config.check_sampler()
         if not isinstance(config.space, str):
             config.search_space()
     except ValidationError as error:

@@ -17,9 +17,21 @@ from predictors.estimates.datasheets import datasheet_names, datasheet_of
 from predictors.estimates.estimate import estimate, estimated_conditions
 from predictors.estimates.interpolate import interpolated
 from predictors.measuring.profile import profile
-from predictors.measuring.this_machine import identify, local_conditions, local_device_names
+from predictors.measuring.this_machine import (
+    identify,
+    is_cuda,
+    local_conditions,
+    local_device_names,
+)
 from predictors.tables.conditions import Conditions, DeviceIdentity
-from predictors.tables.folder import Known, cache_folder, known_tables, provenance, table_path
+from predictors.tables.folder import (
+    Known,
+    cache_folder,
+    known_tables,
+    provenance,
+    table_path,
+    writable,
+)
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
@@ -87,7 +99,7 @@ def find_device(
         )
         if value is not None
     }
-    if name in local_device_names():
+    if name in local_device_names() or is_cuda(name):
         conditions = local_conditions(name, **given)
         return Target(name, conditions, "local", table_path(conditions, folder))
     if name in datasheet_names():
@@ -268,7 +280,7 @@ def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple
             "be imported; the names of `nas devices` have estimates of their own."
         )
     file = f"{name}-{table.conditions.digest}.parquet"  # two boards of one kind may differ
-    path, notes = (folder or cache_folder()) / file, []
+    path, notes = writable(folder or cache_folder()) / file, []
     if path.exists():
         stored = LatencyTable.load(path)
         entries = {**stored.entries, **table.entries}

@@ -48,12 +48,6 @@ EXPORT = "export"
 RESTORE = "Restore it from a copy, or start a new run with another --name."
 _LOCK = ".lock"
 
-SEARCH_HEADER = """\
-# Configuration of this run, everything resolved: all that decides its result is here.
-# The same run again, in a new folder:  nas {verb} --config {path} --name NEW_NAME
-# Continue this one where it stopped:   nas {verb} --config {path} --name {name} --resume
-"""
-
 
 class RunDirectory:
     """Handle on a run that this process may write; made by ``create`` or ``resume``."""
@@ -69,7 +63,7 @@ class RunDirectory:
         path: Path,
         config: Mapping[str, Any],
         manifest: Mapping[str, Any],
-        header: str = SEARCH_HEADER,
+        header: str = "",
     ) -> Self:
         """Start a run in ``path``, which must not exist or be empty.
 
@@ -92,12 +86,8 @@ class RunDirectory:
             fresh.chmod(0o755)
             lock = FileLock(fresh / _LOCK, f"run {path.name!r}")
             plain = as_plain(config)
-            limits = ("target_latency", "target_throughput", "max", "min")
-            asked = any(config.get(limit) for limit in limits)
-            verb = "search" if asked else "train"
-            text = header.format(path=path / CONFIG, name=path.name, verb=verb)
-            text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-            atomic_write(fresh / CONFIG, text)
+            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+            atomic_write(fresh / CONFIG, header + text)
             atomic_write(fresh / MANIFEST, to_json({"phases": [], **manifest}))
             for folder in (SUPERNET, EXPORT):
                 (fresh / folder).mkdir()

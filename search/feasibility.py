@@ -1,8 +1,8 @@
 """Whether a problem has a solution, before anything is paid for.
 
-One constraint on an additive table is decided exactly by the table's own extremes; several at
-once are met by a bounded evolution that minimises their summed violation. Nothing here samples
-"until feasible".
+One constraint on an additive table is decided exactly by the table's own extremes, several at once
+by an integer programme where a short evolution has not met them. Nothing here samples "until
+feasible", and "infeasible" is said with a proof only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search.exact import linear_constraints, meeting
 from search.problem import Constraint, Problem, Values
 from search_space.errors import InfeasibleError
-from search_space.metrics import LATENCY, format_metric, typed
+from search_space.metrics import LATENCY, typed
 from search_space.space import Genes
 
 REPAIR_ROUNDS = 40
 REPAIR_SIZE = 256
+QUICK_ROUNDS = 10  # before the programme, which takes longer than so few, is asked
+SEED_ROWS = 4096
+SECONDS = 120.0  # for the programme
 
 
 @dataclass(frozen=True)
@@ -125,38 +129,42 @@ def repair(
 def check_feasible(problem: Problem, rng: np.random.Generator | None = None) -> Genes:
     """A row that meets every cheap constraint, shape (genes,).
 
-    Raises InfeasibleError that names the closest architecture, its value and the fix: proven
-    where a single constraint cannot be met, the best of a bounded search where only all of them
-    together cannot.
+    A short evolution looks for one; where it has none, an integer programme over the whole space
+    finds one or proves that there is none (``search.exact``).
+
+    Raises:
+        InfeasibleError: There is none; names the nearest architecture and the limit that it meets.
+            Where a metric does not add up, which no table of this project has, it says that none
+            was seen instead.
+        RunError: The programme's time limit passed before either was known.
     """
     rng = rng or np.random.default_rng(0)
     for constraint in problem.cheap_constraints:
         _check_alone(problem, constraint)
-    start = np.concatenate([extreme_rows(problem), diverse_sample(problem, rng, 4096)])
-    rows, violation = repair(problem, start, rng)
-    best: Genes = rows[0]
+    start = np.concatenate([extreme_rows(problem), diverse_sample(problem, rng, SEED_ROWS)])
+    rows, violation = repair(problem, start, rng, rounds=QUICK_ROUNDS)
     if violation[0] == 0:
-        return best
-    architecture = problem.space.decode(best[None])[0]
-    values = {name: float(v[0]) for name, v in problem.cheap_metrics(best[None]).items()}
-    missed = [
-        f"{c.metric} is {format_metric(c.metric, values[c.metric])}"
-        for c in problem.cheap_constraints
-        if c.violation(np.array([values[c.metric]]))[0] > 0
-    ]
+        return rows[0]
+    constraints, tables, shape_rule, others = linear_constraints(problem)
+    row = meeting(problem.space, constraints, tables, shape_rule, seconds=SECONDS)
+    if not others:
+        return row
+    rows, violation = repair(problem, np.concatenate([row[None], rows]), rng)
+    if violation[0] == 0:
+        return rows[0]
     raise InfeasibleError(
-        f"no architecture of space {problem.space.name!r} was found that meets all of "
-        f"{'; '.join(str(c) for c in problem.cheap_constraints)}, though each alone can be met. "
-        f"The closest is {architecture}, whose {', and '.join(missed)}. "
+        f"no architecture of space {problem.space.name!r} was seen that meets all of "
+        f"{'; '.join(str(c) for c in problem.cheap_constraints)}. "
         "Loosen these constraints, or take another space."
     )
 
 
 def _check_alone(problem: Problem, constraint: Constraint) -> None:
+    """Raises InfeasibleError where a table's own extremes miss a limit."""
     table = problem.tables[constraint.metric]
-    for bound, extreme, sign, verb, word in (
-        (constraint.maximum, table.argmin, 1.0, "raise", "smallest"),
-        (constraint.minimum, table.argmax, -1.0, "lower", "largest"),
+    for bound, extreme, sign, word in (
+        (constraint.maximum, table.argmin, 1.0, "smallest"),
+        (constraint.minimum, table.argmax, -1.0, "largest"),
     ):
         if bound is None:
             continue
@@ -169,11 +177,9 @@ def _check_alone(problem: Problem, constraint: Constraint) -> None:
             word = "fastest" if sign > 0 else "slowest"
         architecture = problem.space.decode(row[None])[0]
         room = 1 - constraint.margin  # what is typed is lowered to what must be met
-        with_margin = f", and the margin of {constraint.margin:.0%} is left free below the limit"
         raise InfeasibleError(
             f"{name} {'≤' if sign > 0 else '≥'} {typed(name, bound / room)} cannot be met in "
             f"space {problem.space.name!r}: its {word} architecture {architecture} has "
-            f"{typed(name, value)}{with_margin if constraint.margin else ''}. Either {verb} the "
-            f"limit to {typed(name, value / room, sign)} or {'more' if sign > 0 else 'less'}, or "
-            "take another space."
+            f"{typed(name, value)}{constraint.note}. Either {constraint.advice(value, sign > 0)}, "
+            "or take another space."
         )

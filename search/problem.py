@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
-from search_space.metrics import ACCURACY, format_metric, metric_named
+from search_space.metrics import ACCURACY, format_metric, metric_named, typed
 from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
@@ -68,10 +68,14 @@ class Objective:
 class Constraint:
     """Bounds on a metric, both inclusive; at least one is set.
 
-    ``margin`` is the share by which both were lowered (``lowered``), which messages undo: they
-    speak of limits that the user can type.
+    Args:
+        metric: its name.
+        maximum, minimum: the bounds.
+        margin: share by which both were lowered (``lowered``), which messages undo: they speak of
+            limits that the user can type.
 
-    Raises InvalidQuantityError for no bound, one that is not finite, or an empty band.
+    Raises:
+        InvalidQuantityError: No bound, one that is not finite, or an empty band.
     """
 
     metric: str
@@ -99,9 +103,9 @@ class Constraint:
         """
         excess = np.zeros(len(values))
         if self.maximum is not None:
-            excess = np.maximum(excess, (values - self.maximum) / _scale(self.maximum))
+            excess = np.maximum(excess, (values - self.maximum) / scale_of(self.maximum))
         if self.minimum is not None:
-            excess = np.maximum(excess, (self.minimum - values) / _scale(self.minimum))
+            excess = np.maximum(excess, (self.minimum - values) / scale_of(self.minimum))
         excess = np.where(excess <= ROUNDING, 0.0, excess)
         return np.where(np.isnan(values), np.inf, excess)
 
@@ -118,8 +122,26 @@ class Constraint:
             parts.append(f"{self.metric} ≤ {format_metric(self.metric, self.maximum)}")
         return " and ".join(parts)
 
+    def advice(self, value: float, above: bool) -> str:
+        """How to change the limit, as the user knows it, so that ``value`` meets it.
 
-def _scale(bound: float) -> float:
+        Args:
+            value: of an architecture that misses the maximum (``above``) or the minimum.
+        """
+        limit = typed(self.metric, value / (1 - self.margin), 1 if above else -1)
+        what, end = ("raise the limit", "more") if above else ("lower the minimum", "less")
+        return f"{what} of {self.metric} to {limit} or {end}"
+
+    @property
+    def note(self) -> str:
+        """What messages say of the margin."""
+        if not self.margin:
+            return ""
+        return f", and the margin of {self.margin:.0%} is left free below the limit"
+
+
+def scale_of(bound: float) -> float:
+    """What an excess over a bound is relative to."""
     return abs(bound) or 1.0
 
 

@@ -1,15 +1,27 @@
 """What a token mixer is called and which parameters it has.
 
-Only the names and rules live here, so that an architecture can check itself without torch;
-the network modules are in ``supernet/mixers``, one file each, under the same names.
+Only the names and rules of our mixers live here, so that an architecture can check itself without
+torch; their modules are in ``supernet/network/mixers``, one file each, under the same names. Other
+packages add mixers by an entry point of the mixer's name, whose module is imported when a mixer of
+that name is first asked for, and registers rules and module class:
+
+    [project.entry-points."nas.mixers"]
+    my_mixer = "my_package.my_mixer"
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
-from search_space.errors import UnknownNameError
+from search_space.errors import UnknownNameError, UsageError
+
+GROUP = "nas.mixers"
 
 ParamValue = int | bool
 
@@ -24,7 +36,7 @@ class Param:
     odd: bool = False
 
     def problem(self, value: object) -> str | None:
-        """Why ``value`` is not allowed, or None."""
+        """Says why ``value`` is not allowed, or returns None."""
         if isinstance(self.default, bool):
             return None if isinstance(value, bool) else "must be true or false"
         if isinstance(value, bool) or not isinstance(value, int):
@@ -42,8 +54,11 @@ class Param:
 class MixerSpec:
     """Name, parameters and width rule of a mixer.
 
-    ``width_multiple`` gives the number that the block's width must be a multiple of.
-    ``alternates`` says that every second block of a stage is built with ``shifted=True``.
+    Args:
+        name: Of the mixer.
+        params: Rules of its parameters by name.
+        width_multiple: Of parameters, the number that a block's width must be a multiple of.
+        alternates: Whether every second block of a stage is built with ``shifted=True``.
     """
 
     name: str
@@ -56,23 +71,63 @@ _SPECS: dict[str, MixerSpec] = {}
 
 
 def register_mixer_spec(spec: MixerSpec) -> MixerSpec:
-    """Make a mixer known to architectures and spaces; its name must be new."""
+    """Makes a mixer known to architectures and spaces; its name must be new."""
     if spec.name in _SPECS:
         raise ValueError(f"a mixer named {spec.name!r} is registered already")
     _SPECS[spec.name] = spec
     return spec
 
 
+@cache
+def mixer_points() -> dict[str, EntryPoint]:
+    """Returns the entry points of mixers that other packages add, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
 def mixer_names() -> list[str]:
-    """Names of all known mixers, sorted."""
-    return sorted(_SPECS)
+    """Returns the names of all known mixers, sorted: ours, and those of other packages."""
+    return sorted({*_SPECS, *mixer_points()})
 
 
 def mixer_spec(name: str) -> MixerSpec:
-    """The rules of mixer ``name``; raises UnknownNameError naming the nearest."""
+    """Returns the rules of mixer ``name``.
+
+    Raises:
+        UnknownNameError: There is none; names the nearest.
+        UsageError: Another package's cannot be imported, or registers no such mixer.
+    """
+    if name not in _SPECS and name in mixer_points():
+        _import(mixer_points()[name])
     if name not in _SPECS:
-        raise UnknownNameError("mixer", name, _SPECS)
+        raise UnknownNameError("mixer", name, mixer_names())
     return _SPECS[name]
+
+
+def mixer_files() -> list[Path]:
+    """Lists the source files of the mixers that other packages add, in the order of names."""
+    result = []
+    for _, point in sorted(mixer_points().items()):
+        with suppress(ImportError):  # of no use, and so of no matter
+            spec = find_spec(point.module)
+            if spec is not None and spec.origin is not None:
+                result.append(Path(spec.origin))
+    return result
+
+
+def _import(point: EntryPoint) -> None:
+    package = point.dist.name if point.dist is not None else point.module
+    problem = ""
+    try:
+        point.load()
+        if point.name not in _SPECS:
+            problem = f"{point.value} registers no mixer of this name"
+    except Exception as error:  # whatever the import of a foreign module raises
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise UsageError(
+            f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
+            f"the package again, or remove it: pip uninstall {package}"
+        )
 
 
 register_mixer_spec(

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from results.pareto import non_dominated
-from results.report.render import (
+from results.report.data import (
     Baseline,
     Chosen,
     Epoch,
@@ -20,13 +20,15 @@ from results.report.render import (
     Point,
     RankRow,
     ReportData,
-    rank_rows,
 )
+from results.report.tables import rank_rows
 from search_space.architecture import Architecture
 from search_space.components import components
 from search_space.files import load_space
+from supernet.training.evaluation import Quality
 
 TARGET_MS = 1.6
+CONFUSED = Quality(np.array([[850, 40, 10], [30, 60, 10], [12, 3, 5]]), loss=0.21)
 
 
 def made_up_costs(arch: Architecture, rng: np.random.Generator) -> dict[str, float]:
@@ -102,6 +104,8 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
             measured=best.measured,
             test_accuracy_before=0.9512,
             test_accuracy=0.9731,
+            quality={"test": CONFUSED.to_dict()},
+            class_names=("common", "usual", "rare"),
             reason="The most accurate member of the front whose re-measured latency is within "
             "the limit.",
             component_latency_ms={
@@ -111,7 +115,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
                 Export(
                     format="timm",
                     path=f"export/{best.digest}/",
-                    load="import nas\nimport timm\n\nmodel = timm.create_model("
+                    load="import nas.timm\nimport timm\n\nmodel = timm.create_model("
                     f'"local-dir:runs/digits-demo/export/{best.digest}", pretrained=True)',
                     max_difference=2.4e-7,
                     tolerance=1e-5,

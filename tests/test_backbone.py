@@ -13,18 +13,17 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from search_space import Architecture, components, known, load_space, space_names
+from search_space import Architecture, components, known, load_space, mixer_names, space_names
 from search_space.components import ModuleSpec
 from search_space.errors import InvalidArchitectureError
 from supernet import build
 from supernet.network.backbone import Backbone
-from supernet.network.mixers import registered_mixers
 from supernet.network.modules import build_module
 
 
 def test_the_small_network_has_every_mixer() -> None:
     mixers = {block.mixer.name for stage in small().stages for block in stage.blocks}
-    assert mixers == set(registered_mixers())
+    assert mixers == set(mixer_names())
 
 
 # Creation -----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def stored(config: RunConfig, folder: Path) -> Path:
 def test_the_default_space_is_that_of_the_default_data() -> None:
     assert resolve(LEAST).space == "digits"
     assert resolve({**LEAST, "space": "cifar"}).space == "cifar"
-    with pytest.raises(UsageError, match="'space' is missing; give --space"):
+    with pytest.raises(NasError, match="no data at 'flowers'"):  # which its space suits
         resolve({**LEAST, "data": "flowers"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pwd
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from latency_cases import PHONE, phone_table
 from tiny_job import (
     FAILED,
@@ -25,7 +27,7 @@ from tiny_job import (
 
 from predictors.devices import check_name, find_device, latency_table
 from predictors.estimates.estimate import estimate, estimated_conditions
-from predictors.measuring.bench import Limits
+from predictors.measuring.bench import Bench, Limits
 from predictors.measuring.profile import profile
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.correction import Calibration
@@ -92,6 +94,60 @@ def test_a_cache_that_is_a_file_is_named(job: Path, monkeypatch: pytest.MonkeyPa
             ran = nas(*command)
             assert ran.code == USAGE
             assert f"NAS_CACHE={cache} is no folder: file is a file" in ran.err
+
+
+def test_without_a_home_folder_the_cache_is_asked_for(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "NAS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    for command in (["devices"], ["profile", "--space", "pebble.yaml"]):
+        ran = nas(*command)
+        assert ran.code == USAGE
+        assert "set NAS_CACHE to a folder that can be written to" in ran.err
+
+
+def test_a_cache_that_cannot_be_made_is_known_before_anything_is_measured(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAS_CACHE", "/proc/nas")  # where nobody makes folders
+    monkeypatch.setattr(Bench, "round", None)
+    ran = nas("profile", "--space", "pebble.yaml")
+    assert ran.code == USAGE
+    assert "cannot be written to /proc/nas/latency" in ran.err
+    assert "set NAS_CACHE" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("built_for", "visible", "count", "name", "reason"),
+    [
+        (None, None, 0, "cuda", r"is built for CPUs only\. Install the build for CUDA"),
+        ("13.0", "", 0, "cuda", r"CUDA_VISIBLE_DEVICES=''\. Unset that variable"),
+        ("13.0", None, 0, "cuda:1", r"Check with nvidia-smi .* a driver for CUDA 13\.0"),
+        ("13.0", None, 2, "cuda:7", r"sees 2 CUDA devices here\. Use one of: cuda, cuda:1\."),
+    ],
+)
+def test_cuda_is_not_unknown_where_it_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+    built_for: str | None,
+    visible: str | None,
+    count: int,
+    name: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UsageError, match=f"device '{name}' cannot be used: PyTorch.*{reason}"):
+        find_device(name)
 
 
 @pytest.mark.parametrize("name", ["", "9lives", "a b", "a/b", "ä", "-x"])
@@ -407,7 +463,7 @@ def test_the_limit_that_a_message_asks_for_is_enough_under_a_margin(space: Searc
     ran = nas(*options, "--margin", 0.6, "--target-latency", "1ms")
     assert ran.code == 3
     assert "latency_ms ≤ 1ms cannot be met" in ran.err
-    match = re.search(r"raise the limit to (\S+)ms or more", ran.err)
+    match = re.search(r"raise the limit of latency_ms to (\S+)ms or more", ran.err)
     assert match is not None
     table = known_table(space)
     fastest = min(latency_ms(table, a) for a in every_architecture(space))

@@ -67,7 +67,7 @@ def test_exported_subnet_is_the_supernets_subnet(tmp_path: Path) -> None:
     )
     side = architecture.resolution
     script = (
-        "import nas, timm, torch, sys\n"
+        "import nas.timm, timm, torch, sys\n"
         f"model = timm.create_model('local-dir:{tmp_path / 'out'}', pretrained=True).eval()\n"
         f"images = torch.randn(2, 3, {side}, {side}, generator=torch.Generator().manual_seed(5))\n"
         "print(model(images).tolist())\n"

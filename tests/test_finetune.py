@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tiny_job import FAILED, USAGE, Job, evaluated, nas, write_space
 from tiny_training import config
 
 from nas.resolving import resolve
+from nas.workflows.finetuning import Finetuning
 from results.store import RunDirectory
 from search_space import load_space
 from search_space.errors import DataError, RunError
@@ -66,6 +68,20 @@ def test_what_is_no_finished_search_is_refused(job: Path) -> None:
     assert sorted(path.name for path in Path("runs").iterdir()) == [
         *("begun", "free", "network", "trained")
     ]
+
+
+def test_braces_in_names_of_runs_are_plain_text(
+    finished: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: Finetuning) -> None:
+        text = (run.path / "config.yaml").read_text()
+        again = f"nas finetune '{finished.runs}/a{{b}}' --name 's{{2}}' --resume"
+        raise RunError("stop" if again in text else text)
+
+    monkeypatch.setattr(Finetuning, "all_phases", stop)
+    copy = finished.copy("a{b}", "complete")
+    assert "error: stop" in refused(copy, "--name", "s{2}")
+    shutil.rmtree(copy)
 
 
 def test_wrong_values_are_refused(finished: Job) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,10 @@ from tiny_training import few_images, fresh, small_network
 from torch import nn
 
 from search_space import load_space
+from supernet import Supernet
 from supernet.data.augmentation import AugmentConfig
 from supernet.data.batches import eval_batches, train_loader
 from supernet.data.dataset import open_data
-from supernet.training.named_optimizer import NO_WEIGHT_DECAY
 from supernet.training.objectives import (
     NetworkObjective,
     SupernetObjective,
@@ -20,6 +23,7 @@ from supernet.training.objectives import (
     distillation_loss,
     label_loss,
 )
+from supernet.training.optimizer import NO_WEIGHT_DECAY, NamedOptimizer
 from supernet.training.strategies import (
     Observation,
     SandwichSampler,
@@ -27,7 +31,7 @@ from supernet.training.strategies import (
     SubnetSampler,
     Target,
 )
-from supernet.training.train import TrainConfig, evaluate, finetune
+from supernet.training.train import TrainConfig, evaluate, finetune, train_supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +55,7 @@ def test_sandwich_gradient_is_the_mean_of_its_subnets():
         total_steps=16,
     )
     roles = []
-    for role, weight, loss, _ in objective.losses(9, batch):
+    for role, weight, loss, *_ in objective.losses(9, batch):
         (weight * loss).backward()
         roles.append(role)
     assert roles == ["largest", "smallest", "random", "random"]
@@ -222,22 +226,72 @@ def test_targets_parts_and_rates_of_subnets():
     assert [o.subnet.role for o in seen] == ["first", "taught", "peer"] * 2
 
 
-def test_weight_decay_leaves_out_biases_norms_and_position_tables():
-    from timm.optim import param_groups_weight_decay
-
+def test_weight_decay_leaves_out_biases_norms_scales_and_position_tables():
     space = load_space("digits")
-    supernet = fresh(space)
-    groups = param_groups_weight_decay(supernet, 0.05, no_weight_decay_list=NO_WEIGHT_DECAY)
-    names = {id(parameter): name for name, parameter in supernet.named_parameters()}
+    supernet = Supernet(replace(space, macro=replace(space.macro, layer_scale=1e-3)), 10)
+    parameters = dict(supernet.named_parameters())
+    for pattern in NO_WEIGHT_DECAY:
+        assert fnmatch.filter(parameters, pattern), f"{pattern} matches nothing"
+    optimizer = NamedOptimizer(supernet, TrainConfig(weight_decay=0.05), 10)
     decayed = {
-        names[id(parameter)]
-        for group in groups
-        if group["weight_decay"] > 0
+        id(parameter): group["weight_decay"]
+        for group in optimizer._optimizer.param_groups
         for parameter in group["params"]
     }
-    assert decayed
-    assert all(name.endswith("weight") and "norm" not in name for name in decayed)
-    assert len(decayed) < len(names)
+    kinds: dict[str, set[float]] = {}
+    for name, parameter in parameters.items():
+        kind = name.rpartition(".")[2]
+        kind = "vector" if parameter.ndim == 1 and not kind.startswith("scale") else kind
+        kinds.setdefault(kind, set()).add(decayed[id(parameter)])
+    free = ("vector", "scale1", "scale2", "relative_position_bias_table")
+    plain = {key: {0.0} for key in free}
+    assert kinds == plain | {"weight": {0.05}}
+
+
+def test_a_lower_learning_rate_acts_on_what_adam_changes():
+    """Adam makes a whole step of any gradient, so a factor of the gradient slows nothing."""
+    space, data = load_space("digits"), few_images()
+
+    class Pair(SandwichSampler):
+        factor = 1.0
+
+        def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
+            largest, smallest, *_ = super().__call__(step, rank)
+            other = replace(smallest, architecture=space.decode(space.sample(rng(), 1))[0])
+            return largest, replace(other, lr_factor=self.factor)
+
+    def rng() -> np.random.Generator:
+        return np.random.default_rng(3)
+
+    def changes(factor: float) -> dict[str, torch.Tensor]:
+        supernet, sampler = fresh(space), Pair(space)
+        sampler.factor = factor
+        before = {name: value.clone() for name, value in supernet.named_parameters()}
+        images = len(data.train)
+        settings = TrainConfig(epochs=1, batch_size=images, warmup_epochs=0, weight_decay=0.0)
+        train_supernet(supernet, data, settings, None, sampler=sampler)
+        return {
+            name: (value - before[name]).detach() for name, value in supernet.named_parameters()
+        }
+
+    supernet = fresh(space)
+    batch = next(train_loader(data, len(data.train), 0, 0))
+    supernet(batch.images, space.largest).square().sum().backward()
+    full, slowed = changes(1.0), changes(0.1)
+    alone, shared = [], []
+    for name, parameter in supernet.named_parameters():
+        if parameter.grad is None:
+            alone.append((full[name], slowed[name]))
+        else:
+            shared.append((full[name], slowed[name]))
+    whole, tenth = (torch.cat([pair[i].flatten() for pair in alone]) for i in (0, 1))
+    moved = whole.abs() > 0.99 * whole.abs().max()  # whole steps of Adam
+    assert moved.sum() > 100
+    ratios = tenth[moved] / whole[moved]
+    assert float(ratios.median()) == pytest.approx(0.1, rel=1e-3)
+    assert float(ratios.max()) < 0.11
+    sizes = [sum(float(pair[i].abs().sum()) for pair in shared) for i in (0, 1)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
 
 def test_finetuning_learns_from_labels_and_from_a_teacher():
@@ -260,7 +314,7 @@ def test_finetuning_learns_from_labels_and_from_a_teacher():
         teacher=lambda batch: teacher(batch.images),
     )
     batch = next(train_loader(more, 64, 0, 0))
-    ((_, weight, loss, own),) = objective.losses(0, batch)
+    ((_, weight, loss, own, _),) = objective.losses(0, batch)
     assert weight == 1
     logits = student(batch.images)
     assert loss.item() == pytest.approx(distillation_loss(logits, teacher(batch.images)).item())

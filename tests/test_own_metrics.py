@@ -82,7 +82,7 @@ def test_a_registered_metric_is_known_everywhere(
     limit_and_check()
     said = searched("--name", "impossible", "--max", "energy=1nJ")
     assert said.code == INFEASIBLE
-    assert "Either raise the limit to " in said.err
+    assert "Either raise the limit of " in said.err
     assert "mJ or more" in said.err or "µJ or more" in said.err
 
 

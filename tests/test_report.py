@@ -14,18 +14,11 @@ import pytest
 from sample_report import TARGET_MS, Page, sample_report
 
 from results.report.charts import Scale, fit_scale, format_metric, place_labels
+from results.report.curves import latency_errors
+from results.report.data import Chosen, LatencyCheck, LatencyPair, Phase, ReportData
 from results.report.front import front_chart
-from results.report.render import (
-    Chosen,
-    LatencyCheck,
-    LatencyPair,
-    Phase,
-    ReportData,
-    rank_rows,
-    render_report,
-    write_report,
-)
-from results.report.views import latency_errors
+from results.report.page import render_report, write_report
+from results.report.tables import rank_rows
 from search_space.architecture import Architecture
 from search_space.errors import CorruptFileError, NasError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sample_report import sample_report
 
-from results.report.render import render_report
+from results.report.page import render_report
 
 PROBE = """
 <script>

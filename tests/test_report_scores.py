@@ -14,22 +14,21 @@ from sample_report import Page, made_up_costs, sample_report
 
 from results.pareto import non_dominated
 from results.report.charts import fit_scale, format_metric
-from results.report.data import Metrics
-from results.report.front import FRONT_BOX, front_chart
-from results.report.render import (
+from results.report.data import (
     Baseline,
     Chosen,
     Export,
     FrontMember,
     LatencyCheck,
     LatencyPair,
+    Metrics,
     Phase,
     Point,
     ReportData,
-    rank_rows,
-    render_report,
 )
-from results.report.tables import baseline_table, front_table
+from results.report.front import FRONT_BOX, front_chart
+from results.report.page import render_report
+from results.report.tables import baseline_table, front_table, rank_rows
 from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
 from search_space.components import components
 from search_space.files import load_space
@@ -119,7 +118,7 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
                 Export(
                     format="timm",
                     path=f"export/{best.digest}/",
-                    load="import nas\nimport timm",
+                    load="import nas.timm\nimport timm",
                     max_difference=0.0,
                     tolerance=1e-5,
                 ),

@@ -45,8 +45,8 @@ from search_space import Architecture, Block, Mixer, ModuleSpec, components, kno
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
+from search_space.mixers import mixer_names
 from supernet import build
-from supernet.network.mixers import registered_mixers
 from supernet.network.modules import build_module
 
 # Operators ----------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_operations_of_networks_are_twice_fvcores_multiply_adds(name: str) -> No
     assert network_flops(architecture, 3) == 3 * network_flops(architecture, 1)
 
 
-@pytest.mark.parametrize("name", registered_mixers())
+@pytest.mark.parametrize("name", mixer_names())
 @pytest.mark.parametrize("size", [4, 7, 10])
 def test_a_block_in_parts_is_the_whole_block(name: str, size: int) -> None:
     spec = block_spec(CONVNEXT, 32, Block(Mixer.of(name), 3.0), position=1)

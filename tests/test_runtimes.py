@@ -22,6 +22,7 @@ from latency_cases import (
 )
 from torch import nn
 
+from predictors.bundles import runner as bundle_runner
 from predictors.measuring import disturbances as load
 from predictors.measuring import entry_plan
 from predictors.measuring import profile as profiling
@@ -343,6 +344,40 @@ def test_copies_have_weights_and_work_of_their_own() -> None:
             assert output.shape == single.shape
         else:
             assert [part.shape for part in output] == [single.shape] * 3
+
+
+def _control_group(root: Path, version: int, throttled: int, quota: str = "150000") -> Path:
+    """Files of a container's control group, as the kernel has them."""
+    named = {1: "4:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc", 2: "0::/docker/abc"}
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    (root / "proc/self/cgroup").write_text(named[version])
+    folder = root / "sys/fs/cgroup" / ("cpu" if version == 1 else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    if version == 1:
+        (folder / "cpu.cfs_quota_us").write_text(quota)
+        (folder / "cpu.cfs_period_us").write_text("100000\n")
+    else:
+        (folder / "cpu.max").write_text(f"{quota} 100000\n")
+    (folder / "cpu.stat").write_text(f"nr_periods {100 + throttled}\nnr_throttled {throttled}\n")
+    return root
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cpu_quota_is_named_as_that(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = {1: "-1", 2: "max"}[version]
+    assert load.cpu_quota(_control_group(tmp_path, version, 0, unlimited)) is None
+    before = load.cpu_quota(_control_group(tmp_path, version, 0))
+    assert before == load.Quota(1.5, 100, 0)
+    assert bundle_runner.cpu_quota(tmp_path / "sys/fs/cgroup") == 1.5
+    quotas = iter([before, load.cpu_quota(_control_group(tmp_path, version, 30))])
+    monkeypatch.setattr(load, "cpu_quota", lambda: next(quotas))
+    meter = load.LoadMeter()
+    monkeypatch.setattr(meter, "others", lambda: 0.9)
+    (said,) = meter.warnings()
+    assert "CPU quota of this container, 1.5 processors, stopped the measurement in 100%" in said
+    assert "other work" not in said
 
 
 def test_copies_overflow_the_cache_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

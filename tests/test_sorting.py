@@ -27,7 +27,7 @@ from search_space.components import block_spec, downsample_spec, head_spec, stem
 from supernet import Supernet
 from supernet.network.axes import StaticModule, names, permute, shape
 from supernet.network.channel_order import ChannelLayout, sort_channels
-from supernet.network.mixers import Pooling, registered_mixers
+from supernet.network.mixers import Pooling
 from supernet.network.modules import Downsample, Head, Stem, build_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,7 +89,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 def test_the_largest_subnet_of_every_mixer_keeps_its_function(style: str) -> None:
     space = space_of(style)
-    assert {mixer.name for mixer in MIXERS} == set(registered_mixers())
+    assert {mixer.name for mixer in MIXERS} == set(mixer_names())
     supernet, x = randomised(space), images()
     kept = {mixer: largest_with(space, mixer) for mixer in MIXERS}
     before = {mixer: supernet(x, architecture) for mixer, architecture in kept.items()}

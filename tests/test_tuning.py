@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_training import config, few_images, small_network
 
 from results.report.data import ReportData, TrialRow
-from results.report.render import render_report
+from results.report.page import render_report
 from search_space.errors import CorruptFileError, RunError
 from supernet.cluster.trials import Trial, TrialEpoch, TrialFolders, best_trial
 from supernet.data.augmentation import AugmentConfig, build_transform
@@ -113,7 +113,9 @@ def trial(number: int, losses: Sequence[float], status: str = "finished", **chan
     )
     values = {"lr": 0.001 * number, "augmentation": 1.0}
     return replace(
-        Trial(number=number, network="a", hyperparameters=values, status=status, epochs=epochs),
+        Trial(
+            number=number, network=12 * "a", hyperparameters=values, status=status, epochs=epochs
+        ),
         **changes,
     )
 

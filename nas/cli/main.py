@@ -120,7 +120,7 @@ def train(**options: Any) -> None:
 @json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
-    from search_space import load_space, space_names
+    from search_space import load_space, mixer_names, space_names
 
     if name is None:
         rows = [load_space(item) for item in space_names()]
@@ -130,6 +130,7 @@ def spaces(name: str | None, as_json: bool) -> None:
         for space in rows:
             sides = ", ".join(map(str, space.resolutions))
             click.echo(f"{space.name:8} {space.size:9.1e} architectures, {sides} px")
+        click.echo(f"mixers that spaces choose from: {', '.join(mixer_names())}")
         return
     space = load_space(name)
     if as_json:
@@ -210,8 +211,11 @@ def _resolve(
 
         flags["architecture"] = load_architecture(flags["architecture"]).to_dict()
     name, file = options["name"], options["config"]
+    say = None if options["quiet"] else lambda text: click.echo(text, err=True)
+    config = None
     if name is None:
-        name = _default_name(resolve(flags, file, with_budget=with_budget))
+        config = resolve(flags, file, with_budget=with_budget, say=say)
+        name = _default_name(config)
     check_run_name(name)
     path = Path(options["runs"]) / name
     if options["resume"]:
@@ -219,8 +223,9 @@ def _resolve(
 
         check_resumable(path)
         if file is None and (path / "config.yaml").exists():
-            file = str(path / "config.yaml")  # what is asked anew is compared, no new defaults
-    return resolve(flags, file, with_budget=with_budget), path
+            # what is asked anew is compared with the run's own, not the defaults of today
+            return resolve(flags, str(path / "config.yaml"), with_budget=with_budget), path
+    return config or resolve(flags, file, with_budget=with_budget, say=say), path
 
 
 def _default_name(config: RunConfig) -> str:
@@ -247,7 +252,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
         if (device := device_of(metric)) is not None:
             find_device(device)
     if isinstance(config, TrainedConfig):
-        from supernet.training.named_optimizer import check_optimizer
+        from supernet.training.optimizer import check_optimizer
 
         check_optimizer(config.train)
         check_optimizer(config.finetune)

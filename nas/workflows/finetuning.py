@@ -20,7 +20,7 @@ from nas.workflows.finishing import judged
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import phases
 from nas.workflows.run import MEASURED
-from nas.workflows.starting import new_manifest, open_run
+from nas.workflows.starting import header, new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -37,10 +37,6 @@ from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolde
 TRIALS = "trials"  # folder of their checkpoints
 TABLE = "trials.json"
 _PACKAGES = ("nas", "torch", "timm", "numpy", "ray", "optuna")
-_HEADER = """\
-# Configuration of this fine-tuning, everything resolved: all that decides its result is here.
-# Continue it where it stopped:  nas finetune {run} --name {name} --resume
-"""
 
 
 class Finetuning(TrainedSearch):
@@ -292,9 +288,10 @@ def run_finetuning(
     can mend; a new run that fails before anything was trained is removed again.
     """
     console = console or Console()
-    header = _HEADER.replace("{run}", str(source.path))
+    resumed = ("nas", "finetune", source.path, "--name", path.name, "--resume")
+    comments = header("fine-tuning", (), resumed)
     manifest = _manifest(config, source, command)
-    with open_run(path, config.to_dict(), manifest, console, resume=resume, header=header) as (
+    with open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments) as (
         directory,
         new,
     ):

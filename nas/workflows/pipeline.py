@@ -17,11 +17,11 @@ from nas.cli.console import Console
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
 from nas.workflows.run import Run
-from nas.workflows.starting import new_manifest, open_run
+from nas.workflows.starting import header, new_manifest, open_run
 from nas.workflows.trained_search import CHECKPOINTS, TrainedSearch
 from nas.workflows.training_free import TrainingFreeSearch
 from results.report.data import ReportData
-from results.store import JOURNAL, SUPERNET, RunDirectory
+from results.store import CONFIG, JOURNAL, SUPERNET, RunDirectory
 from search_space.errors import UsageError
 
 R = TypeVar("R", bound=Run)
@@ -96,7 +96,13 @@ def _start(
     console = console or Console()
     first = not path.parent.exists()
     manifest = new_manifest(config.seed, command, _PACKAGES)
-    with open_run(path, config.to_dict(), manifest, console, resume=resume) as (directory, new):
+    nas = ("nas", "search" if config.limits() or config.lower_limits() else "train")
+    of_run = (*nas, "--config", path / CONFIG, "--name")
+    comments = header("run", (*of_run, "NEW_NAME"), (*of_run, path.name, "--resume"))
+    with open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments) as (
+        directory,
+        new,
+    ):
         try:
             return steps(kind(config, directory, console))
         except Exception:

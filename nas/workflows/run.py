@@ -20,6 +20,7 @@ import torch
 
 from nas.cli.console import Console, PhaseProgress
 from nas.config import RunConfig
+from nas.workflows.default_space import margin
 from nas.workflows.measuring import Measured, measure_twice, read_measured, to_json
 from nas.workflows.reporting import rebuild_report
 from nas.workflows.speed_change import check_networks, speed_change, speed_note
@@ -36,7 +37,7 @@ from results.export.write import read_export
 from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
-from results.report.render import write_report
+from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
 from search import (
     Constraint,
@@ -148,14 +149,6 @@ class Run(ABC, Generic[Config]):
     def limits(self) -> dict[str, float]:
         """Upper limits by metric name, as asked; the margin is not taken off."""
         return self.config.limits(self.target.conditions.batch_size)
-
-    def margin(self, target: Target, table: LatencyTable) -> float:
-        """Share of a latency budget that the search leaves free."""
-        if self.config.latency.margin is not None:
-            return self.config.latency.margin
-        if target.at_hand or target.name in local_device_names():
-            return 0.0
-        return min(0.9, table.expected_error(self.space))
 
     def latency_table(self, target: Target | None = None) -> LatencyTable:
         """The run's own table of a device: a continued run predicts what it predicted before."""
@@ -277,13 +270,13 @@ class Run(ABC, Generic[Config]):
     def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
         """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
         target = self.others.get(limit.metric, self.target)
-        margin = self.margin(target, table)
-        if not margin or limit.maximum is None:
+        share = margin(self.config, target, table, self.space)
+        if not share or limit.maximum is None:
             return limit
-        lowered = limit.lowered(margin)
+        lowered = limit.lowered(share)
         note = (
             f"Latencies of {target.name} are {provenance(table)}, with an expected error of "
-            f"{table.expected_error(self.space):.0%}. The search kept {margin:.0%} below the "
+            f"{table.expected_error(self.space):.0%}. The search kept {share:.0%} below the "
             f"budget of {_range(limit)}, at {_range(lowered)}."
         )
         self.console.say(f"  {note}")

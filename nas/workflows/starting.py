@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 from nas.cli.console import Console
 from nas.config import MAY_DIFFER
 from results.manifest import read_manifest
-from results.store import MANIFEST, SEARCH_HEADER, RunDirectory, check_resumable, is_run
+from results.store import MANIFEST, RunDirectory, check_resumable, is_run
 from search_space.errors import CorruptFileError
 
 
@@ -29,6 +30,15 @@ def new_manifest(seed: int, command: str, packages: Sequence[str]) -> dict[str, 
     }
 
 
+def header(what: str, again: Sequence[object], resume: Sequence[object]) -> str:
+    """Comments that begin a configuration: how the run is repeated, if it can be, and continued."""
+    lines = [f"# Configuration of this {what}, everything resolved: all that decides its result."]
+    if again:
+        lines.append(f"# The same again, in a new folder:     {shlex.join(map(str, again))}")
+    lines.append(f"# Continue this where it stopped:      {shlex.join(map(str, resume))}")
+    return "\n".join(lines) + "\n"
+
+
 @contextmanager
 def open_run(
     path: Path,
@@ -37,7 +47,7 @@ def open_run(
     console: Console,
     *,
     resume: bool,
-    header: str = SEARCH_HEADER,
+    comments: str = "",
 ) -> Iterator[tuple[RunDirectory, bool]]:
     """The run's directory, locked, and whether it is new; warnings go to ``console``.
 
@@ -49,7 +59,7 @@ def open_run(
         if resume:
             check_resumable(path)
             console.say(f"nothing to continue at {path} yet: starting it")
-        directory = RunDirectory.create(path, config, manifest, header)
+        directory = RunDirectory.create(path, config, manifest, comments)
     else:
         directory = RunDirectory.resume(path, config, MAY_DIFFER)
         console.say(f"continuing {path}")

@@ -49,7 +49,7 @@ from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
-from supernet.training.named_optimizer import check_optimizer
+from supernet.training.optimizer import check_optimizer
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import train_supernet
 

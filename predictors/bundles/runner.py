@@ -364,14 +364,29 @@ def clock_mhz() -> list[float]:
 
 
 def warnings(clock: list[float]) -> list[str]:
-    found = []
+    notes = []
     if len(clock) >= 3 and sorted(clock)[len(clock) // 4] < 0.9 * max(clock):
         low = sorted(clock)[len(clock) // 4]
-        found.append(f"the clock was throttled, from {max(clock):.0f} to {low:.0f} MHz.")
-    cores = os.cpu_count() or 1
-    if os.getloadavg()[0] > cores + 0.5:
-        found.append(f"other work ran: the load was {os.getloadavg()[0]:.1f} on {cores} cores.")
-    return found
+        notes.append(f"the clock was throttled, from {max(clock):.0f} to {low:.0f} MHz.")
+    cores, load, quota = os.cpu_count() or 1, os.getloadavg()[0], cpu_quota()
+    if quota < cores:
+        notes.append(f"a CPU quota of {quota:.3g} of {cores} processors held.")
+    elif load > cores + 0.5:
+        notes.append(f"other work ran: the load was {load:.1f} on {cores} cores.")
+    return notes
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors that a container may keep busy; infinity without a quota."""
+    try:
+        if (root / "cpu.max").exists():
+            most, period = (root / "cpu.max").read_text("utf-8").split()
+        else:
+            most = (root / "cpu" / "cpu.cfs_quota_us").read_text("utf-8").strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text("utf-8")
+        return float("inf") if most in ("max", "-1") else int(most) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return float("inf")
 
 
 def checksum(state: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""What spoils a measurement from outside: other work on the machine, and a throttled clock."""
+"""What spoils a measurement from outside: other work, a CPU quota, and a throttled clock."""
 
 from __future__ import annotations
 
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -13,31 +14,89 @@ from predictors.measuring.this_machine import torch_device
 from predictors.tables.conditions import Conditions
 
 BUSY_SHARE = 0.1
+THROTTLED_PERIODS = 0.05
 THROTTLED_SHARE = 0.9  # of the fastest clock seen: below it the clock was lowered meanwhile
 SLOW_SHARE = 0.7  # of the rated maximum, which a processor under load need not reach
 _SAMPLE_SECONDS = {"cpu": 1.0, "cuda": 5.0}
 
 
+@dataclass(frozen=True)
+class Quota:
+    """Processor time that the control group of a container allows.
+
+    Args:
+        processors: As many may be busy on average, such as 1.5.
+        periods, throttled: Periods so far, and those in which all was used up and work stopped.
+    """
+
+    processors: float
+    periods: int
+    throttled: int
+
+
+def cpu_quota(root: Path = Path("/")) -> Quota | None:
+    """The quota of this process's control group (version 1 or 2) or a parent; None without one."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    for controllers, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        own = mount / path.strip("/")
+        for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(mount))):
+            quota = _quota_of(folder)
+            if quota is not None:
+                return quota
+    return None
+
+
+def _quota_of(folder: Path) -> Quota | None:
+    try:
+        if (folder / "cpu.max").exists():
+            most, period = (folder / "cpu.max").read_text("utf-8").split()
+        else:
+            most = (folder / "cpu.cfs_quota_us").read_text("utf-8").strip()
+            period = (folder / "cpu.cfs_period_us").read_text("utf-8")
+        if most in ("max", "-1"):
+            return None
+        pairs = (line.split() for line in (folder / "cpu.stat").read_text("utf-8").splitlines())
+        stat = {name: int(value) for name, value in pairs}
+        return Quota(int(most) / int(period), stat["nr_periods"], stat["nr_throttled"])
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return None
+
+
 class LoadMeter:
-    """Share of the machine's processor time that others took since the meter was made."""
+    """What was taken from this process since the meter was made: by others, or by a quota."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._start = self._read()
+        self._start, self._quota = self._read(), cpu_quota()
 
     def _read(self) -> tuple[float, float, float]:
-        cpu, own = psutil.cpu_times(), self._process.cpu_times()
+        cpu, mine = psutil.cpu_times(), self._process.cpu_times()
         busy = sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0)
         busy -= getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # in user already
-        return busy, own.user + own.system, time.monotonic()
+        return busy, mine.user + mine.system, time.monotonic()
 
     def others(self) -> float:
-        """Between 0 and 1; includes time that a hypervisor gave to other guests."""
-        busy, own, now = (b - a for a, b in zip(self._start, self._read(), strict=True))
-        return max(0.0, (busy - own) / max(now * (psutil.cpu_count() or 1), 1e-9))
+        """Share of the machine that others took, with what a hypervisor gave to other guests."""
+        busy, mine, now = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, (busy - mine) / max(now * (psutil.cpu_count() or 1), 1e-9))
 
     def warnings(self) -> list[str]:
-        share = self.others()
+        quota, share = cpu_quota(), self.others()
+        if quota is not None and self._quota is not None:
+            stopped = quota.throttled - self._quota.throttled
+            throttled = stopped / max(quota.periods - self._quota.periods, 1)
+            if throttled >= THROTTLED_PERIODS:
+                return [
+                    f"the CPU quota of this container, {quota.processors:.3g} processors, stopped "
+                    f"the measurement in {throttled:.0%} of its periods: latencies are too high; "
+                    "raise the quota (docker run --cpus), or measure with fewer --threads."
+                ]
         if share < BUSY_SHARE:
             return []
         return [

@@ -32,7 +32,7 @@ from predictors.measuring.entry_plan import EntryPlan, first_portion
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import CheckNetwork, Correction, NotNegative, correction_of
-from predictors.tables.folder import cached_table, table_path
+from predictors.tables.folder import cached_table, table_path, writable
 from predictors.tables.latency_table import (
     SCHEMA_VERSION,
     EntryLatency,
@@ -99,6 +99,7 @@ def profile(
     elif table.complete(space, num_classes):
         return table
     path = table_path(conditions, cache_dir)
+    writable(path.parent)
     limits = limits or Limits()
     if time_budget_s is not None:
         limits = replace(limits, budget_s=time_budget_s)
@@ -283,11 +284,11 @@ def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Prog
     if not path.exists():
         return None
     try:
-        table, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
-        samples = table["samples_ms"].to_pylist()
+        rows, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
+        samples = [row["samples_ms"] for row in rows]
         stated = parse_model(metadata, _Stated, path)
         digest = stated.conditions_digest
-        if table["subject"].to_pylist() != names or digest != conditions.digest:
+        if [row["subject"] for row in rows] != names or digest != conditions.digest:
             raise CorruptFileError(f"{path} belongs to another session.")
         counts = {len(values) for values in samples}
         values = np.array(samples, dtype=np.float64)

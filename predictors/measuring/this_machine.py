@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import platform
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 
 from predictors.measuring.runtimes import find_runtime
 from predictors.tables.conditions import Conditions, DeviceIdentity
-from search_space.errors import UnknownNameError
+from search_space.errors import UnknownNameError, UsageError
+from search_space.mixers import mixer_files
 
 
 def local_device_names() -> list[str]:
@@ -25,12 +28,45 @@ def local_device_names() -> list[str]:
     return names
 
 
+def is_cuda(name: str) -> bool:
+    """Whether ``name`` is one of a CUDA device, there or not: ``cuda``, ``cuda:1``."""
+    return re.fullmatch(r"cuda(:\d+)?", name) is not None
+
+
+def _what_torch_sees() -> str:
+    """Why a CUDA device is not there, and what to do about it."""
+    names = local_device_names()[1:]
+    if names:
+        return f"PyTorch sees {len(names)} CUDA devices here. Use one of: {', '.join(names)}."
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"PyTorch sees no CUDA device, since the installed PyTorch {torch.__version__} is "
+            "built for CPUs only. Install the build for CUDA (https://pytorch.org), or use "
+            "--device cpu."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return (
+            f"PyTorch sees no CUDA device with CUDA_VISIBLE_DEVICES={visible!r}. Unset that "
+            "variable, or name a GPU that nvidia-smi lists; or use --device cpu."
+        )
+    return (
+        f"PyTorch {torch.__version__} sees no CUDA device. Check with nvidia-smi that there is a "
+        "GPU and a driver for CUDA "
+        f"{torch.version.cuda}, and that a container was started with --gpus; or use --device cpu."
+    )
+
+
 def identify(name: str) -> DeviceIdentity:
     """Identity of a device of this machine.
 
-    Raises UnknownNameError that lists the devices there are.
+    Raises:
+        UsageError: A CUDA device is named that PyTorch does not see.
+        UnknownNameError: The name is of no device here; lists those there are.
     """
     if name not in local_device_names():
+        if is_cuda(name):
+            raise UsageError(f"device {name!r} cannot be used: {_what_torch_sees()}")
         raise UnknownNameError("device", name, local_device_names())
     if name == "cpu":
         import psutil
@@ -89,6 +125,7 @@ def implementation_digest() -> str:
     package = resources.files("supernet.network")
     files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
+    files += mixer_files()
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith(".py"):

@@ -7,7 +7,7 @@ tables' sums up to each stage, and so as fast as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,10 +27,11 @@ from predictors.proxies.deepmad import (
     score_of_ends,
 )
 from predictors.proxies.structure import Path, trace
-from predictors.tables.additive import AdditiveTable, Slice
+from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
 from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import UnknownNameError
+from search_space.metrics import MACS, PARAMS
 from supernet.network.mixers import build_mixer
 from supernet.network.modules import Mlp, build_module
 
@@ -103,6 +104,11 @@ class PathTables:
     layers: AdditiveTable
     log_maps: tuple[Values, ...]
 
+    @property
+    def weights(self) -> Values:
+        """α of each stage, shape (stages,)."""
+        return _WEIGHTS
+
     @classmethod
     def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
         """Tables of ``space``; the number of classes changes nothing."""
@@ -118,13 +124,6 @@ class PathTables:
             for i, stage in enumerate(space.stages)
         )
         return cls(space, table(lambda path: path.entropy), table(lambda path: path.layers), maps)
-
-    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
-        """DeepMAD's score where resolution and widths are fixed: it then adds up over blocks."""
-        logs = [maps[resolution, width] for maps, width in zip(self.log_maps, widths, strict=True)]
-        # a layer counts at the end of its own stage and of all later ones
-        factors = np.cumsum((_WEIGHTS * logs)[::-1])[::-1]
-        return self.entropy.at(resolution, widths).scaled(factors)
 
     def score(self, genes: Genes) -> Values:
         """DeepMAD's score of rows, shape (n, genes) to (n,)."""
@@ -149,11 +148,16 @@ class PathTables:
 
 
 CLOSED_FORMS = ("combined", "deepmad", "effectiveness")
+SUMS = ("entropy", "params", "macs")
+"""Scores that add up over components: Σ ½·log w of the longest path, parameters, MACs."""
+
+
+_COUNTS = {"params": PARAMS, "macs": MACS}
 
 
 @dataclass(frozen=True, eq=False)
 class SpaceScores:
-    """Closed-form proxies of whole populations, each by its name in ``CLOSED_FORMS``."""
+    """Closed-form scores of whole populations, by the names in ``CLOSED_FORMS`` and ``SUMS``."""
 
     paths: PathTables
     counts: Mapping[str, AdditiveTable]
@@ -162,8 +166,16 @@ class SpaceScores:
     def build(
         cls, space: SearchSpace, counts: Mapping[str, AdditiveTable] | None = None
     ) -> SpaceScores:
-        """Tables of ``space``; ``counts`` has those of MACs and activations where known."""
+        """Tables of ``space``; ``counts`` has those of parameters and activations where known."""
         return cls(PathTables.build(space), count_tables(space) if counts is None else counts)
+
+    def additive(self, name: str) -> AdditiveTable | PathTables | None:
+        """What exact search maximises for the score ``name``; None where it does not add up."""
+        if name == "deepmad":
+            return self.paths
+        if name == "entropy":
+            return self.paths.entropy
+        return self.counts[_COUNTS[name]] if name in _COUNTS else None
 
     def predict(self, name: str, genes: Genes) -> Values:
         """Scores of rows, shape (n, genes) to (n,); raises UnknownNameError."""
@@ -174,11 +186,13 @@ class SpaceScores:
                 return self.paths.effectiveness(genes)
             case "combined":
                 return combined_score(
-                    self.counts["macs"].predict(genes),
+                    self.counts["num_params"].predict(genes),
                     self.counts["activations"].predict(genes),
                     self.paths.final_effectiveness(genes),
                 )
-        raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
+        if isinstance(table := self.additive(name), AdditiveTable):
+            return table.predict(genes)
+        raise UnknownNameError("closed-form score", name, (*CLOSED_FORMS, *SUMS))
 
 
 def score_architecture(name: str, architecture: Architecture, num_classes: int = 1000) -> float:
@@ -191,7 +205,10 @@ def score_architecture(name: str, architecture: Architecture, num_classes: int =
             return effectiveness_of_ends(ends)
         case "combined":
             counts = count_architecture(architecture, num_classes)
-            macs, activations = float(counts["macs"]), float(counts["activations"])
-            rho = final_effectiveness(ends)
-            return float(combined_score(np.array(macs), np.array(activations), np.array(rho)))
-    raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
+            sizes = (float(counts["num_params"]), float(counts["activations"]))
+            return float(combined_score(*map(np.array, (*sizes, final_effectiveness(ends)))))
+        case "entropy":
+            return ends[-1].entropy
+        case "params" | "macs":
+            return float(count_architecture(architecture, num_classes)[_COUNTS[name]])
+    raise UnknownNameError("closed-form score", name, (*CLOSED_FORMS, *SUMS))

@@ -11,7 +11,7 @@ is the largest of its components' instead of their sum; everything else about it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -29,27 +29,6 @@ Entry = tuple[ModuleSpec, int]
 """What a component's cost depends on: its spec and the side of its input."""
 
 _CHUNK = 8192  # rows whose genes stay in the second-level cache while their columns are read
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """A quantity where resolution and widths are fixed: only blocks are left to choose.
-
-    Args:
-        constants: what each stage has without its blocks, shape (stages,).
-        blocks: per stage, shape (positions, choices).
-        combine: as in AdditiveTable.
-    """
-
-    constants: Values
-    blocks: tuple[Values, ...]
-    combine: Literal["sum", "max"] = "sum"
-
-    def scaled(self, factors: npt.ArrayLike) -> Slice:
-        """Each stage times its factor, shape (stages,) or a number."""
-        factors = np.broadcast_to(np.asarray(factors, dtype=np.float64), self.constants.shape)
-        blocks = tuple(f * block for f, block in zip(factors, self.blocks, strict=True))
-        return Slice(factors * self.constants, blocks, self.combine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,20 +151,6 @@ class AdditiveTable:
             for row, choice in zip(flat, columns[self.space.block_columns(i)], strict=True):
                 join(stages[i], row.take(base + choice), out=stages[i])
         return stages
-
-    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
-        """The table where the indices of resolution and widths are fixed, correction included."""
-        constants = [self.stem[resolution, widths[0]]]
-        for values, (before, after) in zip(self.downsamples, pairwise(widths), strict=True):
-            constants.append(values[resolution, before, after])
-        blocks = tuple(
-            self.scale * block[resolution, :, width]
-            for block, width in zip(self.blocks, widths, strict=True)
-        )
-        result = self.scale * np.array(constants)
-        last = self._join(constants[-1], self.head[resolution, widths[-1]])
-        result[-1] = self.offset + self.scale * last
-        return Slice(result, blocks, self.combine)
 
     # Explanation ------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ def cache_folder() -> Path:
     """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
 
     Raises:
-        UsageError: A file stands in the way, or there is no home folder that can be written to.
+        UsageError: A file stands in the way of what the variable says, or there is no home folder.
     """
     root = os.environ.get("NAS_CACHE")
     if root:
@@ -46,6 +46,25 @@ def _users_cache() -> Path:
             "there is no home folder to keep latency tables in (HOME is not set and the user has "
             "no entry in /etc/passwd); set NAS_CACHE to a folder that can be written to."
         ) from None
+
+
+def writable(folder: Path) -> Path:
+    """``folder``, made where it is not there.
+
+    Raises:
+        UsageError: It cannot be written to, which is better known before half a minute is measured.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+        reason = "no permission"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise UsageError(
+        f"latency tables cannot be written to {folder} ({reason}); set NAS_CACHE to a folder that "
+        "can be written to."
+    )
 
 
 def table_path(conditions: Conditions, folder: Path | None = None) -> Path:

@@ -283,7 +283,7 @@ def _load_line(name: str, directory: Path) -> str:
     match name:
         case "timm":
             load = f'timm.create_model("local-dir:{directory}", pretrained=True)'
-            return f"import nas, timm; model = {load}"
+            return f"import nas.timm, timm; model = {load}"
         case "onnx":
             path = directory / FILES["onnx"]
             return f'import onnxruntime; session = onnxruntime.InferenceSession("{path}")'

@@ -24,7 +24,7 @@ from results.report.charts import (
     place_labels,
 )
 from results.report.page import render_page
-from results.report.views import moment, summarise
+from results.report.words import moment, summarise
 from search_space.metrics import LATENCY, MACS, title_of
 
 PATH_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of a 760×452 picture

@@ -17,8 +17,7 @@ from results.report.charts import (
     thousands,
 )
 from results.report.data import Baseline, FrontMember, Metrics, ReportData
-from results.report.quality import Quality, quality_of
-from results.report.views import cheap_metrics, metric_rows, summarise, value
+from results.report.words import Quality, cheap_metrics, metric_rows, quality_of, summarise, value
 from search_space.metrics import ACCURACY, LATENCY, title_of
 
 MAX_DOTS = 4000

@@ -1,4 +1,8 @@
-"""A self-contained HTML page from a template, with the style and script all reports share."""
+"""The report: one HTML file that anyone can open, offline, years later.
+
+Charts are drawn here as SVG; a little plain JavaScript adds tooltips, sorting and the choice of
+the x axis. A content security policy in the page forbids it to load anything from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,63 @@ import re
 from pathlib import Path
 from typing import Any
 
+from results.files import atomic_write
+from results.report import chosen, classes, curves, front, tables, words
+from results.report.data import ReportData
+
 TEMPLATES = Path(__file__).parent / "templates"
+REPORT = "report.html"
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The page; a name that the template uses and ``values`` lacks is an error."""
+def write_report(run_dir: Path, data: ReportData) -> Path:
+    """Write ``report.html`` into the run directory, atomically, and return its path.
+
+    Raises InvalidArchitectureError or UnknownNameError where ``data`` holds an architecture that
+    is none.
+    """
+    target = Path(run_dir) / REPORT
+    atomic_write(target, render_report(data))
+    return target
+
+
+def render_report(data: ReportData) -> str:
+    """The report as one self-contained HTML page."""
+    import yaml
+
+    return render_page(
+        "report.html.j2",
+        data=data,
+        created=words.moment(data.created),
+        headline=chosen.headline(data),
+        quality=words.quality_of(data),
+        chart=front.front_chart(data),
+        front_table=tables.front_table(data),
+        beaten=chosen.beaten_note(data),
+        classes=classes.class_view(data),
+        blocks=chosen.block_picture(data),
+        latency=curves.latency_chart(data),
+        ranks=tables.rank_tables(data),
+        training=curves.training_charts(data),
+        trials=tables.trial_table(data),
+        baselines=tables.baseline_table(data),
+        phases=curves.phase_bars(data),
+        config=yaml.safe_dump(data.to_dict()["config"], sort_keys=False, allow_unicode=True)
+        if data.config
+        else "",
+    )
+
+
+def render_page(template: str, *folders: Path, **values: Any) -> str:
+    """The page of a template, here or in ``folders``.
+
+    A name that the template uses and ``values`` lacks is an error.
+    """
     import jinja2
     import markupsafe
 
     # autoescape by hand: the default decides by file suffix, and every template here is HTML.
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([TEMPLATES, *folders]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

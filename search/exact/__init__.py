@@ -1,31 +1,25 @@
-"""The proven optimum, and the proven front, of additive objectives under additive limits.
+"""One integer programme over a whole space: feasibility, proven optima and proven fronts.
 
-With resolution and widths fixed, everything that adds up over components is linear in how often
-each block choice is used at the positions of a stage that cost the same: a small integer
-programme. ``optimum`` makes one for each combination of resolution and widths, ``best`` solves
-them together, from the best bound down, and ``front`` again and again while the cost is lowered.
+Quantities that add up over components (``predictors.tables.additive``) are linear in it, and so is
+DeepMAD's score. ``optimise`` gives the best architecture within limits, ``sweep`` the front of two
+quantities, ``meeting`` any architecture within limits or the proof that there is none, and
+``solve`` does what a ``Problem`` asks for. Tables go in; genes come out, with bound and gap.
 """
 
-from search.exact.best import Best, Solver, best_of
 from search.exact.front import Front, sweep
-from search.exact.optimum import Optimum, Sliceable, optimise
-from search.exact.problems import solve
-from search.exact.programme import Effectiveness, Limit, Programme, Solution
-from search.exact.weighted import weighted_sum
+from search.exact.optimum import meeting, optimise
+from search.exact.problems import linear_constraints, refusal, solve
+from search.exact.programme import Programme, Proof, Solution
 
 __all__ = [
-    "Best",
-    "Effectiveness",
     "Front",
-    "Limit",
-    "Optimum",
     "Programme",
-    "Sliceable",
+    "Proof",
     "Solution",
-    "Solver",
-    "best_of",
+    "linear_constraints",
+    "meeting",
     "optimise",
+    "refusal",
     "solve",
     "sweep",
-    "weighted_sum",
 ]

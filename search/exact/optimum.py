@@ -1,184 +1,242 @@
-"""The proven optimum of a space: programmes for all combinations of resolution and widths."""
+"""The proven optimum of an additive quantity under limits, and how near limits can be met."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from predictors.proxies.space_tables import PathTables
-from predictors.tables.additive import AdditiveTable, Slice
-from search.exact.best import Best, best_of
-from search.exact.programme import GAP, Choices, Effectiveness, Limit, Programme
+from predictors.tables.additive import AdditiveTable
+from search.exact.paths import Flow, bound_effectiveness, score_coefficients
+from search.exact.programme import GAP, SECONDS, Programme, Proof, Solution
+from search.exact.system import Answer, Values
 from search.problem import Constraint
-from search.shape import DEEPEST
 from search_space import Genes, SearchSpace
-from search_space.errors import InfeasibleError, UsageError
+from search_space.errors import InfeasibleError, RunError, UsageError
+from search_space.metrics import format_metric
 
-Case = tuple[int, tuple[int, ...]]
-"""Indices of resolution and of the stages' widths."""
+if TYPE_CHECKING:  # it imports torch, which feasibility does not need
+    from predictors.proxies.space_tables import PathTables
 
-
-class Sliceable(Protocol):
-    """A quantity that is additive once resolution and widths are fixed."""
-
-    def at(self, resolution: int, widths: Sequence[int]) -> Slice:
-        """The quantity at these indices."""
-        ...
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """An architecture that is proven to be the best within ``gap``, relative.
-
-    Args:
-        genes: shape (genes,).
-        value: of the objective, as it was given.
-        bound: no architecture within the limits is better than this.
-        proof: what was solved.
-    """
-
-    genes: Genes
-    value: float
-    bound: float
-    proof: Best
+ANY_GAP = 100.0  # the first solution will do
+PENALTY_GAP = 1e-3  # of the nearest violation: which architecture is the nearest is advice
 
 
 def optimise(
     space: SearchSpace,
-    objective: Sliceable,
+    objective: AdditiveTable | PathTables,
     constraints: Sequence[Constraint] = (),
     tables: Mapping[str, AdditiveTable] | None = None,
     *,
     maximise: bool = True,
-    paths: PathTables | None = None,
-    effectiveness: float | None = None,
+    effectiveness: tuple[PathTables, float] | None = None,
     shape_rule: bool = False,
     gap: float = GAP,
-    progress: Callable[[int, int], None] | None = None,
-) -> Optimum:
+    seconds: float = SECONDS,
+) -> Solution:
     """The best architecture of a space by an additive objective.
 
     Args:
         space: where to look.
-        objective: an additive table, or DeepMAD's score (``PathTables``).
+        objective: a table of a sum, or DeepMAD's score (``PathTables``).
         constraints: on metrics of ``tables``, with an upper limit, a lower limit, or both.
-        tables: additive tables by metric; those of a largest part have no lower limit.
+        tables: additive tables by metric.
         maximise: or minimise.
-        paths, effectiveness: tables of the longest path and the largest ρ that is allowed.
-        shape_rule: whether ``search.shape`` holds: no stage narrower than the one before, none
-            deeper than the third.
+        effectiveness: tables of the longest path and the largest ρ that is allowed.
+        shape_rule: whether ``search.shape`` holds.
         gap: relative, within which the result is proven to be optimal.
-        progress: called with the number of combinations of widths settled so far, and of all.
+        seconds: time limit of the solver; the best solution so far is returned then.
 
-    Raises InfeasibleError where no architecture meets the limits, which is proven, and UsageError
-    for an objective or a lower limit that does not add up.
+    Returns:
+        The solution, with its proof.
+
+    Raises:
+        InfeasibleError: No architecture meets the limits, which is proven.
+        UsageError: The objective is the largest of its parts.
+        RunError: The time limit passed before there was a solution.
+
+    Example:
+        >>> optimum = optimise(space, accuracy, [Constraint("macs", maximum=1e9)], counts(space))
+        >>> optimum.value, optimum.proof.gap
     """
-    combinations = Combinations(space, shape_rule)
-    bound = None
-    if effectiveness is not None:
-        assert paths is not None, "a bound on effectiveness needs the tables of paths"
-        bound = (paths, effectiveness)
-    programmes = combinations.programmes(objective, constraints, tables or {}, maximise, bound)
-    best = best_of(programmes, gap, progress)
-    if best is None:
-        given = [str(constraint) for constraint in constraints]
-        if effectiveness is not None:
-            given.append(f"effectiveness ρ ≤ {effectiveness:g}")
-        raise InfeasibleError(combinations.nothing_meets(given))
-    sign = 1.0 if maximise else -1.0
-    genes = combinations.genes(best.key, best.solution.choices)
-    return Optimum(genes, sign * best.solution.value, sign * best.bound, best)
+    begin, tables = time.monotonic(), tables or {}
+    target = Target.of(
+        space, objective, constraints, tables, maximise, effectiveness, shape_rule, ()
+    )
+    genes, answer = target.programme.maximise(target.gain, gap=gap, seconds=seconds)
+    if genes is None:
+        raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
+    return target.solution(genes, answer.bound, answer, time.monotonic() - begin)
 
 
-class Combinations:
-    """Every combination of resolution and widths that is allowed, each with its programme.
+@dataclass(frozen=True)
+class Target:
+    """A programme with what is maximised in it.
 
-    Args:
-        space, shape_rule: as for ``optimise``.
+    Attributes:
+        gain: over the variables, shape (n,); the objective with its sign, but for ``offset``.
+        sign: −1 where the objective is to be small.
+        predict: the objective of rows, shape (n, genes) to (n,).
     """
 
-    def __init__(self, space: SearchSpace, shape_rule: bool = False) -> None:
-        self.space, self.shape_rule = space, shape_rule
-        self.cases = list(_cases(space, shape_rule))
-        self.depths = tuple(stage.depths for stage in space.stages)
+    programme: Programme
+    gain: Values
+    offset: float
+    sign: float
+    predict: Callable[[Genes], Values]
 
-    def programmes(
-        self,
-        objective: Sliceable,
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        objective: AdditiveTable | PathTables,
         constraints: Sequence[Constraint],
         tables: Mapping[str, AdditiveTable],
-        maximise: bool = True,
-        effectiveness: tuple[PathTables, float] | None = None,
-    ) -> list[Programme]:
-        """A programme for each case; its limits are in the order of ``constraints``.
-
-        One with both an upper and a lower limit gives two, the upper first.
-        """
-        for constraint in constraints:
-            if constraint.minimum is not None and tables[constraint.metric].combine != "sum":
-                raise UsageError(
-                    f"{constraint}: {constraint.metric} is the largest of its parts, and lower "
-                    "limits can be kept of sums only; leave the lower limit out."
-                )
+        maximise: bool,
+        effectiveness: tuple[PathTables, float] | None,
+        shape_rule: bool,
+        merits: Sequence[tuple[AdditiveTable, float]],
+    ) -> Target:
+        """The programme of ``optimise``; ``merits`` says what else will be optimised in it."""
         sign = 1.0 if maximise else -1.0
-        rules = tuple((i, DEEPEST, 0) for i in range(len(self.depths))) if self.shape_rule else ()
-        result = []
-        for case in self.cases:
-            own = objective.at(*case)
-            if own.combine != "sum":
-                raise UsageError(
-                    "the objective is the largest of its parts, and only sums can be optimised "
-                    "exactly; limit it instead."
-                )
-            bound = None
-            if effectiveness is not None:
-                paths, most = effectiveness
-                bound = Effectiveness(paths.entropy.at(*case), paths.layers.at(*case), most)
-            limits = tuple(_limits(constraints, tables, case))
-            result.append(Programme(self.depths, own.scaled(sign), limits, bound, rules))
-        return result
+        paths = None if isinstance(objective, AdditiveTable) else objective
+        worth = objective if isinstance(objective, AdditiveTable) else objective.entropy
+        wanted = [(worth, sign), *merits]
+        if effectiveness is not None:
+            paths = effectiveness[0]
+            wanted += [(paths.entropy, 1.0), (paths.layers, -1.0)]
+        programme = Programme(space, constraints, tables, wanted, shape_rule)
+        entropy = None if paths is None else Flow(programme, paths.entropy)
+        if effectiveness is not None and entropy is not None:
+            bound_effectiveness(programme, *effectiveness, entropy)
+        if isinstance(objective, AdditiveTable):
+            check_sum(objective)
+            gain, offset = programme.coefficients(objective), objective.offset
+            return cls(programme, sign * gain, sign * offset, sign, objective.predict)
+        assert entropy is not None
+        gain = score_coefficients(programme, objective, entropy)
+        return cls(programme, sign * gain, 0.0, sign, objective.score)
 
-    def genes(self, key: int, choices: Choices) -> Genes:
-        """Row of a solution of programme ``key``, shape (genes,)."""
-        resolution, widths = self.cases[key]
-        genes = np.full(self.space.num_genes, -1, dtype=np.int64)
-        genes[0] = resolution
-        for i, (stage, chosen) in enumerate(zip(self.space.stages, choices, strict=True)):
-            column = int(self.space.width_columns[i])
-            genes[column] = widths[i]
-            genes[column + 1] = stage.depths.index(len(chosen))
-            start = self.space.block_columns(i).start
-            genes[start : start + len(chosen)] = chosen
+    def solution(self, genes: Genes, bound: float, answer: Answer, seconds: float) -> Solution:
+        """A solution with the proof by a bound of its gain."""
+        value = float(self.predict(genes[None])[0])
+        bound = self.sign * max(bound + self.offset, self.sign * value)
+        return Solution(genes, value, Proof.of(value, bound, answer, seconds))
+
+
+def no_solution(
+    answer: Answer,
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool,
+    effectiveness: tuple[PathTables, float] | None,
+    seconds: float,
+) -> InfeasibleError | RunError:
+    """The error where a programme has no solution, or none that was seen in time."""
+    if not answer.infeasible:
+        return undecided(constraints, seconds)
+    further = [] if effectiveness is None else [f"effectiveness ρ ≤ {effectiveness[1]:g}"]
+    return nothing_meets(space, constraints, tables, shape_rule, further)
+
+
+def meeting(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    *,
+    seconds: float = SECONDS,
+) -> Genes:
+    """An architecture that meets all limits, shape (genes,).
+
+    Raises:
+        InfeasibleError: There is none, which is proven; names the nearest and what would do.
+        RunError: The time limit passed before either was known.
+    """
+    programme = Programme(space, constraints, tables, (), shape_rule)
+    # any direction will do, and a random one is followed much faster than none
+    direction = np.random.default_rng(0).normal(size=programme.system.size)
+    genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=seconds)
+    if genes is not None:
         return genes
+    if not answer.infeasible:
+        raise undecided(constraints, seconds)
+    raise nothing_meets(space, constraints, tables, shape_rule)
 
-    def nothing_meets(self, constraints: Sequence[str]) -> str:
-        """Message of an infeasible problem."""
-        return (
-            f"no architecture of space {self.space.name!r} meets all of {'; '.join(constraints)}: "
-            f"proven by integer programming over all {len(self.cases)} combinations of resolution "
-            "and widths. Loosen one of them, or take another space."
+
+def nearest(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    *,
+    seconds: float = SECONDS,
+) -> Genes | None:
+    """The architecture whose sums violate their limits the least in all, relative to them.
+
+    Limits on largest parts, and the rule on shape, are kept; None where they cannot be.
+    """
+    programme = Programme(space, constraints, tables, (), shape_rule)
+    penalty = programme.loosen()
+    genes, _ = programme.maximise(-penalty, gap=PENALTY_GAP, seconds=seconds, strict=False)
+    return genes
+
+
+def nothing_meets(
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool = False,
+    further: Sequence[str] = (),
+) -> InfeasibleError:
+    """The error that says what cannot be met, how near it can be met, and what to type instead."""
+    limits = [*map(str, constraints), *(["the rule on shape"] if shape_rule else []), *further]
+    message = (
+        f"no architecture of space {space.name!r} meets all of {'; '.join(limits)}: proven by an "
+        f"integer programme over all {space.size:.2g} architectures."
+    )
+    row = None if further else nearest(space, constraints, tables, shape_rule)
+    advice = [] if row is None else loosened(constraints, tables, row)
+    if row is not None and advice:
+        missed = " and ".join(name for name, _ in advice)
+        return InfeasibleError(
+            f"{message} The nearest is {space.decode(row[None])[0]}, with {missed}. "
+            f"Either {' and '.join(fix for _, fix in advice)}, or take another space."
         )
+    return InfeasibleError(f"{message} Loosen one of them, or take another space.")
 
 
-def _limits(
-    constraints: Sequence[Constraint], tables: Mapping[str, AdditiveTable], case: Case
-) -> Iterator[Limit]:
+def loosened(
+    constraints: Sequence[Constraint], tables: Mapping[str, AdditiveTable], row: Genes
+) -> list[tuple[str, str]]:
+    """For each limit that a row misses: what it has, and the limit that it would meet."""
+    result = []
     for constraint in constraints:
-        quantity = tables[constraint.metric].at(*case)
-        if constraint.maximum is not None:
-            yield Limit(quantity, constraint.maximum)
-        if constraint.minimum is not None:
-            yield Limit(quantity.scaled(-1.0), -constraint.minimum)
+        metric = constraint.metric
+        value = float(tables[metric].predict(row[None])[0])
+        if constraint.violation(np.array([value]))[0]:
+            above = constraint.maximum is not None and value > constraint.maximum
+            has = f"{metric} of {format_metric(metric, value)}{constraint.note}"
+            result.append((has, constraint.advice(value, above)))
+    return result
 
 
-def _cases(space: SearchSpace, growing_widths: bool) -> Iterator[Case]:
-    """Indices of resolution and widths that are allowed."""
-    for resolution in range(len(space.resolutions)):
-        for widths in itertools.product(*(range(len(stage.widths)) for stage in space.stages)):
-            sizes = [s.widths[w] for s, w in zip(space.stages, widths, strict=True)]
-            if not growing_widths or sizes == sorted(sizes):
-                yield resolution, widths
+def undecided(constraints: Sequence[Constraint], seconds: float) -> RunError:
+    limits = "; ".join(map(str, constraints))
+    return RunError(
+        f"{limits}: whether an architecture meets all of them was not known after {seconds:.0f} s; "
+        "widen the bands, or leave one of them out."
+    )
+
+
+def check_sum(table: AdditiveTable) -> None:
+    """Raises UsageError for a table that is the largest of its parts."""
+    if table.combine != "sum":
+        raise UsageError(
+            "the objective is the largest of its parts, and only sums can be optimised exactly; "
+            "limit it instead."
+        )

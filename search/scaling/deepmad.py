@@ -14,6 +14,8 @@ from typing import ClassVar
 
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import PathTables, architecture_ends
+
+#
 from search.exact import optimise
 from search.problem import Constraint
 from search.scaling.base import Family, ScalingMethod, ScalingTask, Step, register_method
@@ -24,7 +26,7 @@ from search_space import Architecture, SearchSpace, StageSpace
 from search_space.errors import UsageError
 
 MAX_EFFECTIVENESS = 0.5
-WIDTHS = 5  # per stage: their number to the power of four programmes are solved for a member
+WIDTHS = 5  # per stage
 ROOM = 1.3  # how much wider or deeper a stage may become than even growth would have it
 
 
@@ -46,11 +48,7 @@ class DeepMADGrowth(ScalingMethod):
         shaped = keeps_shape(task.seed)
         path, notes = [start], []
         for i, budget in enumerate(task.budgets):
-
-            def progress(done: int, total: int, i: int = i) -> None:
-                text = f"{done} of {total} combinations of widths"
-                task.progress(i + done / total, len(task.budgets), text)
-
+            task.progress(i, len(task.budgets), "the integer programme")
             growth = budget / start.costs[task.by]
             space = space_around(task.seed, growth, path[-1].architecture)
             paths = PathTables.build(space, task.costs.num_classes)
@@ -61,10 +59,8 @@ class DeepMADGrowth(ScalingMethod):
                 paths,
                 [Constraint(metric, maximum=limit) for metric, limit in limits.items()],
                 {metric: task.costs.table(metric, space) for metric in metrics},
-                paths=paths,
-                effectiveness=bound,
+                effectiveness=(paths, bound),
                 shape_rule=shaped,
-                progress=progress,
             )
             architecture = space.decode(optimum.genes[None])[0]
             change = describe_change(Shape.of(path[-1].architecture), Shape.of(architecture))
@@ -76,7 +72,7 @@ class DeepMADGrowth(ScalingMethod):
                 f"{optimum.proof.gap:.2%} of the largest of {space.size:.2g} architectures, in "
                 f"which no stage is more than {ROOM * growth:.3g} times deeper or "
                 f"{ROOM * math.sqrt(growth):.3g} times wider than the seed's "
-                f"({optimum.proof.programmes} programmes, {optimum.proof.seconds:.0f} s)."
+                f"(one integer programme, {optimum.proof.seconds:.0f} s)."
             )
         rule = (
             f"For each budget the largest DeepMAD score with ρ ≤ {bound:.3g} among architectures "

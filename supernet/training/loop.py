@@ -32,9 +32,8 @@ from supernet.training.checkpoints import Checkpoint, CheckpointFolder, Checkpoi
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import Quality
 from supernet.training.loggers import MetricFiles
-from supernet.training.moving_average import MovingAverage
-from supernet.training.named_optimizer import NamedOptimizer
 from supernet.training.objectives import Objective
+from supernet.training.optimizer import MovingAverage, NamedOptimizer
 from supernet.training.parallel import Group
 
 CHECKPOINTS = "checkpoints"
@@ -246,6 +245,8 @@ class TrainingLoop:
         parts = self.config.accumulate
         roles: list[str] = []
         sums: list[torch.Tensor] = []
+        trained: list[torch.Tensor] | None = None  # what subnets of full learning rate trained
+        slowest = 1.0
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             seed = mix_seed(
@@ -255,12 +256,12 @@ class TrainingLoop:
             for k in range(parts):
                 roles = []
                 values = []
-                for role, weight, loss, label_loss in self.objective.losses(
-                    step, batch.part(k, parts)
-                ):
-                    (loss * (weight / parts)).backward()
-                    roles.append(role)
-                    values += [loss.detach().float() / parts, label_loss.float() / parts]
+                for one in self.objective.losses(step, batch.part(k, parts)):
+                    if one.lr_factor < 1 and trained is None:
+                        trained, slowest = self._trained_so_far(), one.lr_factor
+                    (one.loss * (one.weight / parts)).backward()
+                    roles.append(one.role)
+                    values += [one.loss.detach().float() / parts, one.label_loss.float() / parts]
                 sums = values if k == 0 else [a + b for a, b in zip(sums, values, strict=True)]
         due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
         own = torch.stack([*sums, sums[0].new_tensor(float(due))])
@@ -270,12 +271,28 @@ class TrainingLoop:
         *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
         if not all(math.isfinite(figure) for figure in (*looked_at, norm_value)):
             return None
-        self.optimizer.step(step)
+        rates = None
+        if trained is not None:
+            shared = self.group.union(trained)
+            rates = {
+                name: torch.where(mask, 1.0, slowest)
+                for name, mask in zip(self.parameters, shared, strict=True)
+            }
+        self.optimizer.step(step, rates)
         width = figures.shape[1]
         rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
         self.objective.observe(step, [row[1:-1:2] for row in rows])
         losses = [pair for row in rows for pair in zip(roles, row[:-1:2], strict=True)]
         return losses, bool(rows[0][-1])
+
+    def _trained_so_far(self) -> list[torch.Tensor]:
+        """For each parameter, which of its elements have a gradient by now."""
+        return [
+            torch.zeros_like(parameter, dtype=torch.bool)
+            if parameter.grad is None
+            else parameter.grad != 0
+            for parameter in self.parameters.values()
+        ]
 
     def _all_finite(self) -> bool:
         checks = [parameter.detach().isfinite().all() for parameter in self.parameters.values()]

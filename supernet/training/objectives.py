@@ -41,13 +41,15 @@ class Loss(NamedTuple):
     """A subnet's loss in a step.
 
     role: ``""`` for a static network, else which subnet it is. weight: of its gradient in the
-    step's. label_loss: mean cross entropy to the labels, without gradient.
+    step's. label_loss: mean cross entropy to the labels, without gradient. lr_factor: of the
+    learning rate of what no subnet before it in the step trains; those of factor 1 come first.
     """
 
     role: str
     weight: float
     loss: torch.Tensor
     label_loss: torch.Tensor
+    lr_factor: float = 1.0
 
 
 class Objective(Protocol):
@@ -152,7 +154,8 @@ class SupernetObjective:
             first = known if first is None else first
             peers.append(known.float().softmax(-1))
             weight = subnet.lr_factor / len(subnets)
-            yield Loss(subnet.role, weight, loss, label_loss(known, part.targets))
+            hard = label_loss(known, part.targets)
+            yield Loss(subnet.role, weight, loss, hard, subnet.lr_factor)
 
     def _logits(self, subnet: StepSubnet, images: torch.Tensor, factor: int) -> torch.Tensor:
         resized = coarsen(resize_images(images, subnet.architecture.resolution), factor)

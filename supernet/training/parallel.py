@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,15 @@ class Group:
                 parameter.grad = gradient.copy_(total.div_(self.size).view_as(gradient))
         return sums[-1].view_as(table)
 
+    def union(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """What is True on any worker, of masks of the same shapes on each."""
+        if self.size == 1:
+            return list(masks)
+        flat = torch.cat([mask.reshape(-1) for mask in masks]).to(torch.uint8)
+        dist.all_reduce(flat, op=dist.ReduceOp.MAX)
+        parts = flat.bool().split([mask.numel() for mask in masks])
+        return [part.view_as(mask) for part, mask in zip(parts, masks, strict=True)]
+
     def gather(self, text: str) -> list[str]:
         """What each worker says, by rank."""
         if self.size == 1:
@@ -78,8 +88,12 @@ class Group:
         if self.size == 1:
             yield lambda: None
             return
-        waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+        waiting: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+        def wait_for_all() -> None:
+            dist.barrier(group=waiting)
+
         try:
-            yield lambda: dist.barrier(group=waiting)
+            yield wait_for_all
         finally:
             dist.destroy_process_group(waiting)

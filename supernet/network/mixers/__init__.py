@@ -9,7 +9,6 @@ from supernet.network.mixers.registry import (
     build_mixer,
     mixer_class,
     register_mixer,
-    registered_mixers,
 )
 from supernet.network.mixers.window_attention import WindowAttention
 
@@ -23,5 +22,4 @@ __all__ = [
     "build_mixer",
     "mixer_class",
     "register_mixer",
-    "registered_mixers",
 ]

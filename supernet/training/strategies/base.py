@@ -37,7 +37,8 @@ class StepSubnet:
 
     role: name in the metrics (``largest``, ``smallest``, ``random``).
     regularised: drop-path is on.
-    lr_factor: factor of its gradient, hence of the step that it makes.
+    lr_factor: factor of the learning rate of what only such subnets train in this step. In what
+        it shares with subnets of factor 1, which come before it, its gradient counts by it.
     part: (k, n): the k-th of n equal groups of the batch's images; all of them for (0, 1).
     bank: the range of costs that it was drawn from, where the strategy has such.
     """

@@ -50,9 +50,9 @@ class DelayedShrinking(ShrinkingSampler):
     """Delayed ε-shrinking (Annavajjala et al., "DεpS", ECCV 2024).
 
     For the share ``start`` of the training the largest alone, on labels (or learning from a fixed
-    teacher, with ``teacher``). Then the inner strategy, with the learning rate of all but the
-    largest times a factor: ε in the first such step, and from there growing in a straight line to
-    1 at the share ``ramp`` of the steps that were left.
+    teacher, with ``teacher``). Then the inner strategy, the largest of a step first, with the
+    learning rate of all but the largest times a factor: ε in the first such step, and from there
+    growing in a straight line to 1 at the share ``ramp`` of the steps that were left.
 
     Raises UsageError for a start outside of [0, 1), an ε or a ramp outside of (0, 1].
     """
@@ -89,12 +89,12 @@ class DelayedShrinking(ShrinkingSampler):
             target = Target.TEACHER if self.teacher else Target.LABELS
             only = StepSubnet(role="largest", architecture=largest, target=target, regularised=True)
             return (only,)
-        factor = self.lr_factor(step)
-        return tuple(
-            subnet
-            if subnet.architecture == largest
-            else replace(subnet, lr_factor=factor * subnet.lr_factor)
-            for subnet in self.inner(step, rank)
+        subnets, factor = self.inner(step, rank), self.lr_factor(step)
+        at_full_rate = [subnet for subnet in subnets if subnet.architecture == largest]
+        others = [subnet for subnet in subnets if subnet.architecture != largest]
+        return (
+            *at_full_rate,
+            *(replace(subnet, lr_factor=factor * subnet.lr_factor) for subnet in others),
         )
 
     def to_dict(self) -> dict[str, Any]:

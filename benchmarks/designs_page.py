@@ -15,9 +15,10 @@ from typing import Any
 
 from results.files import atomic_write
 from results.report.charts import Scale, format_metric, path, thousands
+from results.report.chosen import block_picture
 from results.report.data import Chosen, ReportData
 from results.report.page import render_page
-from results.report.views import block_picture, mixer_style, moment, summarise
+from results.report.words import mixer_style, moment, summarise
 from search_space import Architecture
 
 LATENCY_BOX = (52.0, 14.0, 560.0, 300.0)  # left, top, right, bottom of a 760×336 picture
@@ -143,6 +144,7 @@ def render_designs_page(data: DesignsPage) -> str:
     """The page as self-contained HTML."""
     return render_page(
         "designs.html.j2",
+        Path(__file__).parent,
         data=data,
         created=moment(data.created),
         cases=[_case(data, case) for case in data.cases],

@@ -1,12 +1,14 @@
 """Optimiser and schedule of a training, from timm's factories, with state known by parameter name.
 
 Names are what a checkpoint can hold and what a sampler that sorts channels can re-order; torch
-knows its state by position only.
+knows its state by position only. Beside it the exponential moving average of weights over steps
+(Polyak & Juditsky, 1992).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +17,47 @@ from torch import nn
 from search_space.errors import RunError
 from supernet.training.checkpoints import AVERAGE
 from supernet.training.config import TrainConfig
-from supernet.training.moving_average import MovingAverage
 
 # Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
-# norms and other one-dimensional parameters are left out by timm itself.
-NO_WEIGHT_DECAY = ("*relative_position*", "*layer_scale*")
+# norms, layer scales and other one-dimensional parameters are left out by timm itself.
+NO_WEIGHT_DECAY = ("*relative_position*",)
+
+
+class MovingAverage:
+    """Average of parameters with ``decay`` per step.
+
+    The first steps, whose weights are worth little, are forgotten sooner: step t has decay
+    min(decay, (1 + t) / (10 + t)).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        """Take in the weights after ``step`` (0 is the first)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current: list[torch.Tensor] = [parameters[name] for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Put the average in the place of the weights."""
+        for name, value in self.values.items():
+            parameters[name].copy_(value)
+
+    @contextmanager
+    def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """The average in the place of the weights for a while."""
+        kept = {name: parameters[name].detach().clone() for name in self.values}
+        self.copy_to(parameters)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
 
 
 class NamedOptimizer:
@@ -51,9 +89,23 @@ class NamedOptimizer:
             group["lr"] *= lr_scale
         self._optimizer.zero_grad(set_to_none=True)
 
-    def step(self, step: int) -> None:
-        """Change the parameters by their gradients."""
+    @torch.no_grad()
+    def step(self, step: int, rates: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Changes the parameters by their gradients.
+
+        Args:
+            rates: By parameter, of its shape: factors of the learning rate of its elements. They
+                act on the change itself, since Adam makes steps of one size of whatever gradient.
+        """
+        before = {}
+        if rates is not None:
+            changing = {n: p for n, p in self.parameters.items() if p.grad is not None}
+            before = {name: parameter.detach().clone() for name, parameter in changing.items()}
         self._optimizer.step()
+        for name, old in before.items():
+            parameter = self.parameters[name]
+            assert rates is not None
+            parameter.copy_(torch.lerp(old, parameter, rates[name].to(old)))
         if self.average is not None:
             self.average.update(self.parameters, step)
 
