@@ -44,6 +44,7 @@ from search.closed_form import scored_front
 from search.exact import meeting, optimise, sweep
 from search.samplers.base import enumerate_rows
 from search_space import SearchSpace, load_space
+from search_space.space_definition import space_from_dict
 
 OUT = Path(__file__).parent / "results" / "exact.json"
 SPACES = ("base", "tiny")
@@ -147,7 +148,7 @@ def optima() -> Iterator[dict[str, Any]]:
 def enumerable() -> SearchSpace:
     """64,512 architectures."""
     mixers = ["pooling", {"window_attention": {"window": 4, "head_dim": 8}}]
-    return SearchSpace.from_dict(
+    return space_from_dict(
         {
             "name": "enumerable",
             "macro": {"stem_kernel": 2, "stem_stride": 2},

@@ -38,6 +38,7 @@ from scipy.stats import kendalltau, spearmanr
 from predictors.counts import counts
 from search_space import Architecture, SearchSpace, load_space
 from search_space.errors import RunError
+from search_space.space_definition import space_from_dict
 from supernet import Supernet, build
 from supernet.data.batches import eval_batches, steps_per_epoch
 from supernet.data.dataset import ImageData, open_data
@@ -67,7 +68,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 def reduced_space() -> SearchSpace:
     """The extents of ``digits`` at 16 px: networks that a CPU trains in a minute or two."""
-    return SearchSpace.from_dict(
+    return space_from_dict(
         {**load_space("digits").to_dict(), "name": "digits-16", "resolution": [16]}
     )
 

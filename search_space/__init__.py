@@ -9,6 +9,7 @@ from search_space.files import dump_architecture, load_architecture, load_space,
 from search_space.known import known, known_names
 from search_space.mixers import MixerSpec, Param, mixer_names, mixer_spec, register_mixer_spec
 from search_space.space import Genes, SearchSpace, StageSpace
+from search_space.space_definition import space_from_dict
 
 __all__ = [
     "Architecture",
@@ -32,5 +33,6 @@ __all__ = [
     "mixer_names",
     "mixer_spec",
     "register_mixer_spec",
+    "space_from_dict",
     "space_names",
 ]

@@ -13,6 +13,7 @@ from search_space.boundary import read_data
 from search_space.errors import CorruptFileError, NasError, UnknownNameError
 from search_space.known import known, known_names
 from search_space.space import SearchSpace
+from search_space.space_definition import space_from_dict
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -30,13 +31,13 @@ def load_space(name: str) -> SearchSpace:
     """
     if name in space_names():
         text = (resources.files("search_space.presets") / f"{name}.yaml").read_text("utf-8")
-        return SearchSpace.from_dict(yaml.safe_load(text))
+        return space_from_dict(yaml.safe_load(text))
     path = Path(name)
     if path.suffix not in _SUFFIXES:
         raise UnknownNameError("space", name, space_names())
     data = read_mapping(path)
     try:
-        return SearchSpace.from_dict({"name": path.stem, **data})
+        return space_from_dict({"name": path.stem, **data})
     except NasError as error:
         raise error.located(path) from None
 

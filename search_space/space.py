@@ -12,10 +12,10 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,10 @@ from search_space.architecture import (
     Architecture,
     Block,
     Macro,
-    Mixer,
     Stage,
     feature_sizes,
 )
-from search_space.errors import InvalidArchitectureError, InvalidSpaceError, NasError
+from search_space.errors import InvalidArchitectureError, InvalidSpaceError
 
 Genes = npt.NDArray[np.int64]
 INACTIVE = -1
@@ -92,13 +91,21 @@ class StageSpace:
 class SearchSpace:
     """Architectures that share a macro style and choose within four ``StageSpace``s.
 
-    Args:
-        name: name of the preset, for people; not part of the digest.
-        macro: macro style of every architecture.
-        resolutions: image sides to choose from, ascending.
-        stages: four stage spaces.
+    Example:
+        Ten random architectures of a preset, and the genes that stand for them::
 
-    Raises InvalidSpaceError where a rule is broken.
+            space = load_space("cifar")
+            genes = space.sample(np.random.default_rng(0), 10)
+            assert (space.encode(space.decode(genes)) == genes).all()
+
+    Args:
+        name: Name of the preset, for people; not part of the digest.
+        macro: Macro style of every architecture.
+        resolutions: Image sides to choose from, ascending.
+        stages: Four stage spaces.
+
+    Raises:
+        InvalidSpaceError: A rule is broken.
     """
 
     name: str
@@ -132,7 +139,7 @@ class SearchSpace:
         return np.cumsum([1, *lengths], dtype=np.int64)
 
     def block_columns(self, stage: int) -> slice:
-        """Columns of the block choices of ``stage``."""
+        """Returns the columns of the block choices of ``stage``."""
         start = int(self.width_columns[stage]) + 2
         return slice(start, start + self.stages[stage].max_depth)
 
@@ -153,7 +160,7 @@ class SearchSpace:
         return result
 
     def active(self, genes: Genes) -> npt.NDArray[np.bool_]:
-        """Which genes matter in each row, shape (n, genes)."""
+        """Says which genes matter in each row, shape (n, genes)."""
         mask = np.ones(genes.shape, dtype=bool)
         for i, stage in enumerate(self.stages):
             depth = np.asarray(stage.depths)[genes[:, self.width_columns[i] + 1]]
@@ -189,9 +196,10 @@ class SearchSpace:
     # Architectures to genes and back --------------------------------------------------------
 
     def encode(self, architectures: Sequence[Architecture]) -> Genes:
-        """Genes of architectures, shape (n, genes).
+        """Returns the genes of architectures, shape (n, genes).
 
-        Raises InvalidArchitectureError naming what lies outside the space.
+        Raises:
+            InvalidArchitectureError: One lies outside the space; names what.
         """
         genes = np.full((len(architectures), self.num_genes), INACTIVE, dtype=np.int64)
         for row, architecture in zip(genes, architectures, strict=True):
@@ -214,13 +222,13 @@ class SearchSpace:
         if value in values:
             return values.index(value)
         shown = [str(v.to_dict()) if isinstance(v, Block) else str(v) for v in values]
-        asked = value.to_dict() if isinstance(value, Block) else value
+        plain = value.to_dict() if isinstance(value, Block) else value
         raise InvalidArchitectureError(
-            f"{where} {asked} is not in space {self.name!r}; choices: {', '.join(shown)}."
+            f"{where} {plain} is not in space {self.name!r}; choices: {', '.join(shown)}."
         )
 
     def decode(self, genes: Genes) -> list[Architecture]:
-        """Architectures of genes of shape (n, genes); raises InvalidArchitectureError."""
+        """Returns the architectures of genes (n, genes); raises InvalidArchitectureError."""
         genes = np.asarray(genes)
         self._check(genes)
         result = []
@@ -253,7 +261,7 @@ class SearchSpace:
             )
 
     def contains(self, architecture: Architecture) -> bool:
-        """Whether ``architecture`` is a point of this space."""
+        """Says whether ``architecture`` is a point of this space."""
         try:
             self.encode([architecture])
         except InvalidArchitectureError:
@@ -263,12 +271,12 @@ class SearchSpace:
     # Operators --------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, n: int) -> Genes:
-        """``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
+        """Draws ``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
         genes = rng.integers(0, self.cardinalities, size=(n, self.num_genes))
         return np.where(self.active(genes), genes, INACTIVE)
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
-        """Changed copies of rows, shape (n, genes).
+        """Returns changed copies of rows, shape (n, genes).
 
         Each active gene changes with probability ``rate``, at least one per row. A width, depth
         or resolution moves to another value; a block moves to a choice that differs in one
@@ -315,7 +323,7 @@ class SearchSpace:
         return np.where(self.active(result), result, INACTIVE)
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
-        """Children of pairs of rows, shape (n, genes).
+        """Returns children of pairs of rows, shape (n, genes).
 
         Half of the children take whole stages from either parent, half take single genes. A
         position that is active in the child only takes its block from the parent that has it.
@@ -343,7 +351,7 @@ class SearchSpace:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form with every block choice spelled out; ``from_dict`` inverts it."""
+        """Returns the plain form, every block choice spelled out; see ``space_from_dict``."""
         return {
             "name": self.name,
             "macro": asdict(self.macro),
@@ -357,81 +365,3 @@ class SearchSpace:
                 for stage in self.stages
             ],
         }
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Space from its plain form.
-
-        A stage lists either ``blocks``, or ``mixers`` (each a name with lists of parameter
-        values) and ``mlp_ratio``, whose product its choices are. Raises InvalidSpaceError, or
-        UnknownNameError for an unknown mixer or parameter.
-        """
-        if not isinstance(data, Mapping):
-            raise InvalidSpaceError(f"a space is a mapping, not {type(data).__name__}.")
-        known = ("name", "description", "macro", "resolution", "stages")
-        for key in data:
-            if key not in known:
-                raise InvalidSpaceError(f"unknown key {key!r}; a space has {', '.join(known)}.")
-        for key in ("name", "resolution", "stages"):
-            if key not in data:
-                raise InvalidSpaceError(f"key {key!r} is missing.")
-        stages = []
-        for i, raw in enumerate(_list(data["stages"], "stages")):
-            try:
-                stages.append(_stage_from_dict(raw))
-            except NasError as error:
-                raise error.located(f"stages[{i}]") from None
-        name = data["name"]
-        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":
-            raise InvalidSpaceError(f"name {name!r} must be text, as in name: mine.")
-        macro = Macro.from_dict(data.get("macro", {}))
-        return cls(str(name), macro, _tuple(data["resolution"]), tuple(stages))
-
-
-def _tuple(value: object) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _list(value: object, name: str) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidSpaceError(f"{name!r} must be a list, not {value!r:.60}.")
-    return value
-
-
-def _stage_from_dict(raw: object) -> StageSpace:
-    if not isinstance(raw, Mapping):
-        raise InvalidSpaceError(f"a stage is a mapping, not {raw!r:.60}.")
-    known = ("width", "depth", "blocks", "mixers", "mlp_ratio")
-    for key in raw:
-        if key not in known:
-            raise InvalidSpaceError(f"unknown key {key!r}; a stage has {', '.join(known)}.")
-    for key in ("width", "depth"):
-        if key not in raw:
-            raise InvalidSpaceError(f"key {key!r} is missing.")
-    if ("blocks" in raw) == ("mixers" in raw):
-        raise InvalidSpaceError("give either 'blocks' or 'mixers'.")
-    if "blocks" in raw:
-        given = _list(raw["blocks"], "blocks")
-        blocks = [Block.from_dict(block, f"blocks[{j}]") for j, block in enumerate(given)]
-    else:
-        mixers = [
-            mixer for entry in _list(raw["mixers"], "mixers") for mixer in _mixers_from_entry(entry)
-        ]
-        ratios = _tuple(raw.get("mlp_ratio", 4.0))
-        blocks = [Block(mixer, ratio) for mixer in mixers for ratio in ratios]
-    return StageSpace(_tuple(raw["width"]), _tuple(raw["depth"]), tuple(blocks))
-
-
-def _mixers_from_entry(entry: object) -> list[Mixer]:
-    """``pooling``, or ``{window_attention: {window: [4, 8], head_dim: 16}}``."""
-    if isinstance(entry, str):
-        return [Mixer.of(entry)]
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise InvalidSpaceError(f"{entry!r:.60} is not a mixer: write a name, or name: {{…}}.")
-    ((name, params),) = entry.items()
-    params = params or {}
-    if not isinstance(params, Mapping):
-        raise InvalidSpaceError(f"the parameters of mixer {name!r} must be a mapping.")
-    keys = [str(key) for key in params]
-    combinations = itertools.product(*(_tuple(values) for values in params.values()))
-    return [Mixer.of(str(name), **dict(zip(keys, values, strict=True))) for values in combinations]

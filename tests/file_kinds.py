@@ -35,6 +35,7 @@ from predictors.bundles.bundle_import import import_bundle
 from predictors.estimates.calibrate import read_measurements
 from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
+from predictors.tables.cost_table import load_cost, save_costs
 from predictors.tables.latency_table import LatencyTable, spec_to_json
 from results.export.write import ModelCard, Preprocessing, export_network, read_export
 from results.files import read_json
@@ -85,6 +86,12 @@ def _space(folder: Path) -> Any:
 def _table(folder: Path) -> Path:
     known_table(_space(folder)).save(folder / "table.parquet")
     return folder / "table.parquet"
+
+
+def _costs(folder: Path) -> Path:
+    table = known_table(_space(folder))
+    save_costs(folder / "costs.parquet", "energy_mJ", dict.fromkeys(table.entries, 1.0))
+    return folder / "costs.parquet"
 
 
 def _measured(folder: Path) -> Path:
@@ -196,6 +203,12 @@ def _run(folder: Path) -> Path:
     epochs = [{"epoch": i, "step": 9 * i, "val_loss_largest": 1.0 / (i + 1)} for i in range(3)]
     _text(run / "supernet" / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in epochs))
     return run
+
+
+def _scored(folder: Path) -> Path:
+    """Settings of a search without images."""
+    config = resolve({"space": str(_pebble(folder)), "target_latency": "5ms"})
+    return _text(folder / "job.yaml", yaml.safe_dump(config.to_dict()))
 
 
 def _of_run(name: str) -> Callable[[Path], Path]:
@@ -329,6 +342,7 @@ KINDS: dict[str, Kind] = {
     "latency table": Kind(
         _table, lambda folder: LatencyTable.load(folder / "table.parquet"), of_parquet, 2
     ),
+    "costs": Kind(_costs, lambda folder: load_cost("energy", folder / "costs.parquet"), of_parquet),
     "measured latencies": Kind(
         _measured, lambda folder: read_measured(folder / "measured.json"), of_json()
     ),
@@ -347,6 +361,14 @@ KINDS: dict[str, Kind] = {
         of_json(),
     ),
     "run's configuration": Kind(_of_run("config.yaml"), _reading_run(stored_config), of_yaml),
+    "settings": Kind(
+        _of_run("config.yaml"),
+        _reading_run(lambda run: resolve({}, str(run / "config.yaml"))),
+        of_yaml,
+    ),
+    "settings without images": Kind(
+        _scored, lambda folder: resolve({}, str(folder / "job.yaml")), of_yaml
+    ),
     "fine-tuning's configuration": Kind(
         _finetuning, lambda folder: stored_finetuning(folder), of_yaml
     ),
@@ -369,6 +391,6 @@ KINDS: dict[str, Kind] = {
     "images in a table": Kind(_image_table, _open_images, of_parquet, 0.5),
     **{
         f"{suffix} image": Kind(_images(suffix), _open_images, mutate_bytes, 0.3)
-        for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif", "ppm")
+        for suffix in ("png", "jpg", "webp", "avif", "bmp", "gif", "tif", "ppm")
     },
 }

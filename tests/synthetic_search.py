@@ -15,6 +15,7 @@ from search import Constraint, InProcessExecutor, Objective, Problem, SearchResu
 from search.executors.base import Evaluate, attempt
 from search.samplers import NSGA2
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace
+from search_space.space_definition import space_from_dict
 
 OBJECTIVES = (Objective("accuracy", "maximize"), Objective("latency_ms", "minimize"))
 
@@ -22,7 +23,7 @@ OBJECTIVES = (Objective("accuracy", "maximize"), Objective("latency_ms", "minimi
 def small_space() -> SearchSpace:
     """1,536 architectures of macro style and resolution that suit 16 px images."""
     blocks = {"blocks": [{"mixer": "pooling", "mlp_ratio": 2}, {"mixer": "pooling"}]}
-    return SearchSpace.from_dict(
+    return space_from_dict(
         {
             "name": "small",
             "macro": {"stem_kernel": 2, "stem_stride": 2},

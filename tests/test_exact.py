@@ -22,6 +22,7 @@ from search.samplers.base import enumerate_rows
 from search.shape import SHAPE, ShapeRule
 from search_space import Genes, SearchSpace, load_space
 from search_space.errors import InfeasibleError, UsageError
+from search_space.space_definition import space_from_dict
 
 Metrics = dict[str, np.ndarray]
 RESOLUTION = 2e-6  # of the ranges: what a sweep tells apart
@@ -31,7 +32,7 @@ RESOLUTION = 2e-6  # of the ranges: what a sweep tells apart
 def space() -> SearchSpace:
     """64,512 architectures; window attention costs differ by a position's parity."""
     mixers = ["pooling", {"window_attention": {"window": 4, "head_dim": 8}}]
-    return SearchSpace.from_dict(
+    return space_from_dict(
         {
             "name": "enumerable",
             "macro": {"stem_kernel": 2, "stem_stride": 2},

@@ -23,6 +23,7 @@ from search_space import (
 from search_space.architecture import feature_sizes
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError, UnknownNameError
+from search_space.space_definition import space_from_dict
 
 # Presets ------------------------------------------------------------------------------------
 
@@ -103,10 +104,10 @@ def test_presets_are_what_they_describe(name: str, resolutions: tuple[int, int])
 @pytest.mark.parametrize("name", space_names())
 def test_plain_form_round_trips(name: str) -> None:
     space = load_space(name)
-    again = SearchSpace.from_dict(space.to_dict())
+    again = space_from_dict(space.to_dict())
     assert again == space
     assert again.digest == space.digest
-    renamed = SearchSpace.from_dict({**space.to_dict(), "name": "other"})
+    renamed = space_from_dict({**space.to_dict(), "name": "other"})
     assert renamed.digest == space.digest
     assert len({load_space(other).digest for other in space_names()}) == len(space_names())
 
@@ -131,7 +132,7 @@ def definition() -> dict[str, Any]:
 
 
 def test_definition_is_the_product_of_its_lists() -> None:
-    space = SearchSpace.from_dict(definition())
+    space = space_from_dict(definition())
     attention = [Mixer.of("window_attention", window=window, head_dim=8) for window in (2, 4)]
     mixers = [Mixer.of("pooling"), *attention]
     expected = tuple(Block(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
@@ -202,7 +203,7 @@ def test_broken_definition_says_where_and_why(
     data = definition()
     apply(data)
     with pytest.raises((InvalidSpaceError, InvalidArchitectureError)) as info:
-        SearchSpace.from_dict(data)
+        space_from_dict(data)
     for word in words:
         assert word in str(info.value)
 
@@ -212,7 +213,7 @@ def test_unknown_mixer_says_the_nearest_and_all(entry: Any) -> None:
     data = definition()
     data["stages"][3]["mixers"].append(entry)
     with pytest.raises(UnknownNameError) as info:
-        SearchSpace.from_dict(data)
+        space_from_dict(data)
     message = str(info.value)
     assert "stages[3]: unknown mixer 'window_atention'" in message
     assert "Did you mean 'window_attention'?" in message
@@ -224,7 +225,7 @@ def test_unknown_mixer_parameter_says_all(key: Any) -> None:
     data = definition()
     data["stages"][3]["mixers"] = [{"window_attention": {key: [4]}}]
     with pytest.raises(UnknownNameError) as info:
-        SearchSpace.from_dict(data)
+        space_from_dict(data)
     for word in ("stages[3]", repr(str(key)), "head_dim, window"):
         assert word in str(info.value)
 
@@ -233,4 +234,4 @@ def test_unknown_macro_style() -> None:
     data = definition()
     data["macro"]["downsample"] = "patch_merge"
     with pytest.raises(UnknownNameError, match="Did you mean 'patch_merging'"):
-        SearchSpace.from_dict(data)
+        space_from_dict(data)

@@ -17,10 +17,11 @@ from predictors.measuring.remeasure import Measurement
 from results.files import read_json
 from results.journal import Evaluation
 from results.report.data import ReportData
-from search_space import SearchSpace, load_space
+from search_space import load_space
 from search_space.parsing import parse_yaml
+from search_space.space_definition import space_from_dict
 
-PEBBLE = SearchSpace.from_dict(parse_yaml(SPACE))
+PEBBLE = space_from_dict(parse_yaml(SPACE))
 TABLE = known_table(PEBBLE)
 CHECKS = TABLE.corrections[PEBBLE.digest].checks
 

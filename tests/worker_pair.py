@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import few_images, fresh
 
 from search_space import SearchSpace
+from search_space.space_definition import space_from_dict
 from supernet.training import objectives
 from supernet.training.config import TrainConfig
 from supernet.training.parallel import Group
@@ -35,7 +36,7 @@ def small_space(*, attention: bool = False) -> SearchSpace:
     ]
     macro = {"stem_kernel": 2, "stem_stride": 2}
     plain = {"name": "small", "macro": macro, "resolution": 16, "stages": stages}
-    return SearchSpace.from_dict(plain)
+    return space_from_dict(plain)
 
 
 @dataclass(frozen=True)

@@ -284,11 +284,11 @@ def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Prog
     if not path.exists():
         return None
     try:
-        table, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
-        samples = table["samples_ms"].to_pylist()
+        rows, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
+        samples = [row["samples_ms"] for row in rows]
         stated = parse_model(metadata, _Stated, path)
         digest = stated.conditions_digest
-        if table["subject"].to_pylist() != names or digest != conditions.digest:
+        if [row["subject"] for row in rows] != names or digest != conditions.digest:
             raise CorruptFileError(f"{path} belongs to another session.")
         counts = {len(values) for values in samples}
         values = np.array(samples, dtype=np.float64)

@@ -112,7 +112,8 @@ def _read(option: str, path: Path) -> tuple[str, dict[Entry, float]]:
             components = data["component"].cast(pa.string()).to_pylist()
             sizes = data["size"].cast(pa.int64()).to_pylist()
             numbers = data[named[0]].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except (pa.ArrowException, OSError) as error:
+        # a column that is there twice is a KeyError, text that is no UTF-8 a ValueError
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise CorruptFileError(f"it cannot be read ({str(error)[:120]}).") from None
     if not np.isfinite(numbers).all() or (numbers < 0).any():
         raise CorruptFileError("a value is negative, not finite or missing.")

@@ -236,13 +236,13 @@ class LatencyTable:
                 than any table, or holds what no measurement gives.
         """
         try:
-            table, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
+            cells, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
             stated = parse_model(metadata, _Provenance, path)
             if stated.conditions_digest != stated.conditions.digest:
                 raise CorruptFileError(
                     f"{path}: the conditions were altered: their digest differs."
                 )
-            rows = parse_model(table.to_pylist(), list[_Row], path)
+            rows = parse_model(cells, list[_Row], path)
         except CorruptFileError as error:
             raise CorruptFileError(f"{error} {fix}") from None
         measured = {(row.spec, row.in_size): EntryLatency(*_figures(row)) for row in rows}
@@ -265,7 +265,14 @@ def spec_to_json(spec: ModuleSpec) -> str:
 
 
 def spec_from_json(text: str) -> ModuleSpec:
-    """Raises ValueError where ``text`` is no spec."""
+    """Raises CorruptFileError where ``text`` is no spec."""
+    try:
+        return _spec(text)
+    except ValueError:
+        raise CorruptFileError(f"{text!r:.80} is not the spec of a module.") from None
+
+
+def _spec(text: str) -> ModuleSpec:
     if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
         raise ValueError("this is not the spec of a module")
     options = _OPTIONS.validate_python(parse_json(text))
@@ -278,7 +285,7 @@ def spec_from_json(text: str) -> ModuleSpec:
     )
 
 
-Spec = Annotated[ModuleSpec, InstanceOf, BeforeValidator(spec_from_json)]
+Spec = Annotated[ModuleSpec, InstanceOf, BeforeValidator(_spec)]
 """The spec of a module in a pydantic model, from its JSON."""
 
 
@@ -330,8 +337,10 @@ def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str
         raise
 
 
-def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """Table and metadata of a file that ``write_parquet`` wrote.
+def read_parquet(
+    path: Path, key: bytes, schema: pa.Schema
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and metadata of a file that ``write_parquet`` wrote.
 
     How much there is to read is known from the file's end before anything is read.
 
@@ -361,14 +370,14 @@ def read_parquet(path: Path, key: bytes, schema: pa.Schema) -> tuple[pa.Table, d
                     raise CorruptFileError(
                         f"{path}: a text has more than {_LONGEST_TEXT} characters."
                     )
-            return table.cast(schema), metadata
+            return table.cast(schema).to_pylist(), metadata
     except FileNotFoundError:
         raise CorruptFileError(f"{path}: there is no such file.") from None
     except (KeyError, UnicodeDecodeError, UnreadableTextError):
         raise CorruptFileError(
             f"{path}: it carries no provenance, so it is no table of ours."
         ) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptFileError(
             f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})."
         ) from None

@@ -14,6 +14,8 @@ from search.samplers.random_search import RandomSearch
 from search_space.errors import UnknownNameError, UsageError
 
 DEFAULT = "surrogate"
+EXACT = "exact"
+"""No sampler that learns from evaluations: ``search.exact``, for what needs none."""
 OPTUNA = "optuna-"
 
 
@@ -88,9 +90,15 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
 
 
 def check_sampler(name: str, storage: str | None = None) -> None:
-    """Raises UnknownNameError for an unknown name, UsageError for a storage that nothing uses."""
+    """Raises UnknownNameError for an unknown name, UsageError for what it cannot do."""
     if name.startswith(OPTUNA):
         return
+    if name == EXACT:
+        raise UsageError(
+            "the sampler exact proves optima of what adds up over a network's parts, and how well "
+            f"trained networks do does not. Take {DEFAULT} here, or search without images by a "
+            "score that adds up: nas search --sampler exact --score deepmad."
+        )
     if name not in SAMPLERS:
         known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP"]
         raise UnknownNameError("sampler", name, known)
