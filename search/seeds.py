@@ -9,8 +9,9 @@ The published search is REINFORCE on independent categoricals; regularised evolu
 sum of all that was seen (Real et al. 2019) is ours. As published, attention is described by the
 number of windows along a side of the feature map: 8, 4 or 2 in the first stage, 4, 2 or 1 in the
 second, 2 or 1 in the third, 1 in the fourth; and by the number of heads of the last stage, 16, 32
-or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels. One thing differs
-from the published space: one downsampling kernel serves all stages, as ``Macro`` has it.
+or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels; and transitions
+normalise their patches before a linear layer. One thing differs from the published space: one
+downsampling kernel serves all stages, as ``Macro`` has it.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _macro(stem_kernel: int, downsample_kernel: int) -> Macro:
     return Macro(
         stem_kernel=stem_kernel,
         stem_stride=4,
-        downsample="conv_norm",
+        downsample="patch_merging",
         downsample_kernel=downsample_kernel,
         head_norm="before_pool",
     )
