@@ -115,13 +115,13 @@ class RunConfig(Configuration):
         Where several limit one metric, the strictest holds.
         """
         limits = self._bounds(self.max, min)
-        own = []
+        latencies = []
         if self.target_latency is not None:
-            own.append(parse_latency(self.target_latency))
+            latencies.append(parse_latency(self.target_latency))
         if self.target_throughput is not None:
-            own.append(1e3 * batch_size / parse_throughput(self.target_throughput))
-        if own:
-            limits[LATENCY] = min(*own, limits.get(LATENCY, own[0]))
+            latencies.append(1e3 * batch_size / parse_throughput(self.target_throughput))
+        if latencies:
+            limits[LATENCY] = min(*latencies, limits.get(LATENCY, latencies[0]))
         return limits
 
     def lower_limits(self) -> dict[str, float]:

@@ -158,8 +158,8 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
     from nas.workflows.show import describe
     from search_space import load_architecture
 
-    given = conditions_given(options)
-    described = describe(load_architecture(name), num_classes, device, given)
+    conditions = conditions_given(options)
+    described = describe(load_architecture(name), num_classes, device, conditions)
     if as_json:
         print_json(described)
         return

@@ -115,10 +115,10 @@ def _find(run: Path, digest: str | None) -> Evaluation:
         if chosen is None:
             raise RunError(f"{run} chose no network; give a DIGEST.")
         digest = chosen.digest
-    found = [e for e in evaluations if e.digest.startswith(digest)]
-    if len(found) > 1:
-        digests = ", ".join(e.digest for e in found)
-        raise UsageError(f"{digest!r} begins {len(found)} digests: {digests}; give more of one.")
-    if not found:
+    matching = [e for e in evaluations if e.digest.startswith(digest)]
+    if len(matching) > 1:
+        digests = ", ".join(e.digest for e in matching)
+        raise UsageError(f"{digest!r} begins {len(matching)} digests: {digests}; give more of one.")
+    if not matching:
         raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
-    return found[0]
+    return matching[0]

@@ -239,12 +239,13 @@ class Run(ABC, Generic[Config]):
             f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
             f"to {format_latency(high)} on {self.config.device}"
         )
-        for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
-            metric = found.constraint.metric
+        for offered in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
+            metric = offered.constraint.metric
             if metric not in self.rules:
                 self.console.say(
-                    f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
-                    f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
+                    f"  {offered.constraint}: the space has "
+                    f"{format_metric(metric, offered.smallest)} to "
+                    f"{format_metric(metric, offered.largest)}, and {offered.share:.1%} of random "
                     "architectures meet it"
                 )
         try:
