@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from nas import flags
 from nas.flags import Flag
+from results.export import OPSET, OPSETS
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search_space.errors import NasError
 from search_space.files import load_space
@@ -250,6 +251,13 @@ class RunConfig(Configuration):
             "METRIC",
         ),
     ] = ("latency",)
+    opset: Annotated[
+        int,
+        Flag(
+            "--opset",
+            f"Operator set of the ONNX export (default {OPSET}); older runtimes load older ones.",
+        ),
+    ] = Field(default=OPSET, ge=OPSETS[0], le=OPSETS[1])
     seed: Annotated[int, Flag("--seed", "Default 0.")] = Field(default=0, ge=0, le=flags.SEED)
     latency: LatencyConfig = LatencyConfig()
 
