@@ -163,6 +163,24 @@ class RankRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProofRow:
+    """What an integer programme proves of a member of the front.
+
+    ``value`` is its quality; nothing within the limits that costs no more is better than
+    ``bound``, by ``gap`` of the value. ``status`` is ``optimal``, or ``stopped`` by the time limit;
+    ``nodes`` are those of the search tree, ``seconds`` of wall time.
+    """
+
+    digest: Digest
+    value: float
+    bound: float
+    gap: float
+    status: str
+    nodes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
     """Training after one epoch, on the validation split.
 
@@ -218,6 +236,7 @@ class ReportData:
         evaluated: what was judged, or a sample of it; the front's members are among them.
         num_seen: architectures that were costed in all, if more than ``evaluated``. Where the
             quality is no accuracy, they were all judged, and ``evaluated`` is what is shown.
+        proofs: of the members of a front that is proven.
         trials: of a fine-tuning, which has these instead of a front.
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
@@ -238,6 +257,7 @@ class ReportData:
     front: tuple[FrontMember, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     latency: LatencyCheck | None = None
+    proofs: tuple[ProofRow, ...] = ()
     ranking: tuple[RankRow, ...] = ()
     training: tuple[Epoch, ...] = ()
     trials: tuple[TrialRow, ...] = ()
