@@ -266,7 +266,7 @@ def compare(
         return
     click.echo(
         f"{first} and {second} on {compared.count} architectures of {chosen.name}: "
-        f"Kendall τ {compared.kendall_tau:.3f}"
+        f"Kendall τ {compared.tau}"
     )
     click.echo(
         f"of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in the fastest tenth "
