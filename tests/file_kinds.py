@@ -205,6 +205,12 @@ def _run(folder: Path) -> Path:
     return run
 
 
+def _scored(folder: Path) -> Path:
+    """Settings of a search without images."""
+    config = resolve({"space": str(_pebble(folder)), "target_latency": "5ms"})
+    return _text(folder / "job.yaml", yaml.safe_dump(config.to_dict()))
+
+
 def _of_run(name: str) -> Callable[[Path], Path]:
     return lambda folder: _run(folder) / name
 
@@ -355,6 +361,14 @@ KINDS: dict[str, Kind] = {
         of_json(),
     ),
     "run's configuration": Kind(_of_run("config.yaml"), _reading_run(stored_config), of_yaml),
+    "settings": Kind(
+        _of_run("config.yaml"),
+        _reading_run(lambda run: resolve({}, str(run / "config.yaml"))),
+        of_yaml,
+    ),
+    "settings without images": Kind(
+        _scored, lambda folder: resolve({}, str(folder / "job.yaml")), of_yaml
+    ),
     "fine-tuning's configuration": Kind(
         _finetuning, lambda folder: stored_finetuning(folder), of_yaml
     ),

@@ -9,7 +9,8 @@ from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
 from nas.workflows.finishing import card_figures, export_untrained
 from nas.workflows.network_training import NETWORK
-from nas.workflows.trained_search import CHECKPOINTS, FINETUNE, no_supernet
+from nas.workflows.trained_search import FINETUNE
+from nas.workflows.with_images import CHECKPOINTS, no_supernet
 from results.export.write import ModelCard, check_replaceable, export_network
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result

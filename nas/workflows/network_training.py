@@ -8,7 +8,7 @@ import torch
 
 from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
-from nas.workflows.trained_search import TrainedSearch, training_text
+from nas.workflows.with_images import ImageRun, training_text
 from predictors.counts import count_architecture
 from results.export.write import ModelCard, export_network
 from results.report.data import Chosen, ReportData
@@ -20,7 +20,7 @@ from supernet.training.train import finetune
 NETWORK = "network"
 
 
-class NetworkTraining(TrainedSearch):
+class NetworkTraining(ImageRun):
     """One architecture, trained from random weights with the settings of ``config.train``."""
 
     def all_phases(self) -> ReportData:

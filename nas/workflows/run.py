@@ -80,29 +80,25 @@ class Run(ABC, Generic[Config]):
         """Outputs of the classifier."""
 
     @property
-    @abstractmethod
     def num_finalists(self) -> int:
         """Front members that the last decision is between."""
+        return 1
 
     @abstractmethod
     def all_phases(self) -> ReportData:
         """Everything that is not there yet, and the report's data."""
 
     def complete(self) -> ReportData | None:
-        """A complete run's report; None where there is something left to make."""
+        """A complete run's report; None where something is left to make, or is damaged."""
         if self.directory.manifest.get("status") != "complete":
             return None
         try:
-            return self._checked()
+            data = rebuild_report(self.path)
+            if data.chosen is not None:
+                read_export(self.path / EXPORT / data.chosen.digest)
         except (CorruptFileError, RunError) as error:
             self.console.warn(f"{error} What is missing is made again.")
             return None
-
-    def _checked(self) -> ReportData:
-        """A complete run's report; raises where its result or its export is damaged."""
-        data = rebuild_report(self.path)
-        if data.chosen is not None:
-            read_export(self.path / EXPORT / data.chosen.digest)
         self.console.say("this run is complete; its report was written again")
         return data
 
