@@ -27,6 +27,7 @@ from nas.config_parts import (
     Training,
 )
 from nas.flags import Flag
+from results.export import OPSET, OPSETS
 from search.samplers.registry import EXACT
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space
@@ -106,6 +107,13 @@ class RunConfig(Configuration):
             "METRIC",
         ),
     ] = ("latency",)
+    opset: Annotated[
+        int,
+        Flag(
+            "--opset",
+            f"Operator set of the ONNX export (default {OPSET}); older runtimes load older ones.",
+        ),
+    ] = Field(default=OPSET, ge=OPSETS[0], le=OPSETS[1])
     seed: Annotated[int, Flag("--seed", "Default 0.")] = Field(default=0, ge=0, le=flags.SEED)
     latency: LatencyConfig = LatencyConfig()
 

@@ -304,8 +304,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             exports = export_untrained(
                 evaluation,
                 self.path / EXPORT / evaluation.digest,
-                self.num_classes,
-                self.config.seed,
+                self.config,
                 f"{latency}; {table.conditions}",
             )
         return Chosen(
