@@ -70,11 +70,11 @@ class TrainedSearch(ImageRun):
         problem = self.problem(table)
         sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
         supernet = self.trained_supernet()
-        found = self.searched(problem, sampler, first, supernet)
-        self._note_idle_budget(found)
+        front = self.searched(problem, sampler, first, supernet)
+        self._note_idle_budget(front)
         baselines = self.baselines(problem, supernet)
-        measured = self.measured([*found.values()], [*baselines.values()], table)
-        finalists = self.finalists(found, measured)
+        measured = self.measured([*front.values()], [*baselines.values()], table)
+        finalists = self.finalists(front, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
         data = assemble(
@@ -84,12 +84,12 @@ class TrainedSearch(ImageRun):
             table,
             self.num_classes,
             self.limits,
-            Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
+            Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
         )
         return self.finish(data)
 
     def sampler(self, problem: Problem) -> Sampler:
-        """Who proposes architectures."""
+        """Makes what proposes architectures."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -155,10 +155,10 @@ class TrainedSearch(ImageRun):
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
 
-    def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
+    def _note_idle_budget(self, front: Mapping[str, Evaluation]) -> None:
         if (limit := self.limits.get(LATENCY)) is None:
             return
-        note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
+        note = idle_budget(self.evaluations, front.values(), self.quality, limit, str(self.path))
         if note is not None:
             self.console.say(f"  {note}")
             self.notes.append(note)
@@ -222,8 +222,8 @@ class TrainedSearch(ImageRun):
                 ]
             ).reshape(-1, 2)
             front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
-            found = [Architecture.from_dict(e.architecture) for e in front]
-            inside = {a.digest: a for a in found if self.space.contains(a)}
+            members = [Architecture.from_dict(e.architecture) for e in front]
+            inside = {a.digest: a for a in members if self.space.contains(a)}
             self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")
             result |= inside
         return list(result.values())

@@ -27,7 +27,7 @@ class Settings:
         problem: what to search for.
         seed: seed of everything random.
         population: of the first candidates, and survivors where a method has them; None for the
-            method's own.
+            method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
         study: name of Optuna's study.
@@ -52,7 +52,8 @@ def _surrogate(model: str) -> Callable[[Settings], Sampler]:
     def make(settings: Settings) -> Sampler:
         from search.samplers.surrogate import SurrogateSampler
 
-        population = settings.population or max(8, min(24, settings.budget // 4))
+        # a model learns from fewer than evolution needs to breed from
+        population = max(8, min((settings.population or 24) // 2, settings.budget // 4))
         return SurrogateSampler(
             settings.problem, seed=settings.seed, model=model, population=population
         )
