@@ -34,7 +34,6 @@ from search.executors.on_ray import ClusterError, RayConnection, RayExecutor
 from search.executors.on_ray.cluster import Node, cpu_share
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
-from supernet.cluster.connection import use_token
 
 SPACE = load_space("digits")
 TESTS = Path(__file__).parent
@@ -53,7 +52,6 @@ def cluster() -> Iterator[Cluster]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS))  # workers import what they evaluate from here
-        use_token()
         made = Cluster(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1)
         connection = RayConnection(made.address)

@@ -44,7 +44,7 @@ from search_space import Architecture, Genes, known, known_names
 from search_space.errors import RunError, UsageError
 from search_space.metrics import ACCURACY, EVALUATION, LATENCY, MACS, metric_of_option, metrics
 from supernet import Backbone, Supernet
-from supernet.cluster.connection import quieten
+from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import CheckpointFolder, load_latest
@@ -177,7 +177,7 @@ class TrainedSearch(Run[TrainedConfig]):
         return supernet.eval()
 
     def _train_with_workers(self, supernet: Supernet, progress: ProgressCallback) -> None:
-        quieten()  # Ray is imported with the next
+        prepare(self.config.address)  # Ray is imported with the next
         from supernet.cluster.distributed import Workers, train_distributed
 
         config = self.config
@@ -341,6 +341,7 @@ class TrainedSearch(Run[TrainedConfig]):
         config = self.config
         if config.workers == 1:
             return InProcessExecutor(self._evaluator(supernet, parts))
+        prepare(config.address)  # Ray is imported with the next
         from search.executors.on_ray import RayExecutor
 
         on_gpu = self.compute == "cuda"
