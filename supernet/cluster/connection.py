@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ _QUIET = {
 def prepare(address: str | None) -> None:
     """Sets what Ray reads when it is imported: before that, with the address of ``connect``."""
     quieten()
+    if "ray" in sys.modules:
+        return  # it would tell its other processes what this one does not know
     if address is None:
         # What Ray does on a Mac: nodes are 127.0.0.1 to each other, and listen there only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
