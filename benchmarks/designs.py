@@ -10,7 +10,7 @@ in the other preset, or without the rules that keep the search inside what was e
     python benchmarks/designs.py
 
 Takes a few minutes and trains nothing. Writes ``benchmarks/results/designs.json`` and
-``docs/designs.html``. The judgements on the page are an engineer's, in
+``benchmarks/results/designs.html``. The judgements on the page are an engineer's, in
 ``benchmarks/data/designs_judged.yaml``.
 """
 
@@ -39,7 +39,7 @@ from search_space.known import known_names
 from search_space.metrics import LATENCY, on_device
 
 HERE = Path(__file__).parent
-OUT, PAGE = HERE / "results" / "designs.json", HERE.parent / "docs" / "designs.html"
+OUT, PAGE = HERE / "results" / "designs.json", HERE / "results" / "designs.html"
 ACCURACIES = HERE / "data" / "imagenet_accuracy.csv"
 
 

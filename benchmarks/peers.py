@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nonadditive import one_hot
 
 from search import Problem
 from search.feasibility import diverse_sample
 from search.samplers import Sampler, make_sampler
 from search.samplers.base import Screen
-from search.samplers.proposals import first_population, neighbours, random_rows
+from search.samplers.proposals import first_population, neighbours
 from search_space import Genes
 
 Values = npt.NDArray[np.float64]
@@ -172,7 +173,7 @@ class BoTorch(Started):
     other over random rows, children of the front, and then the neighbours of the best of these.
     """
 
-    POOL = 256
+    POOL, SAMPLES = 128, 128
 
     def propose(self, n: int) -> Genes:
         import torch
@@ -181,6 +182,8 @@ class BoTorch(Started):
             qLogNoisyExpectedHypervolumeImprovement,
         )
         from botorch.models import GenericDeterministicModel, ModelList, SingleTaskGP
+        from botorch.sampling import ListSampler, SobolQMCNormalSampler
+        from botorch.sampling.index_sampler import IndexSampler
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
         torch.manual_seed(int(self.rng.integers(2**31)))
@@ -191,7 +194,10 @@ class BoTorch(Started):
         process = SingleTaskGP(known, gain)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
+            fit_gpytorch_mll(
+                ExactMarginalLogLikelihood(process.likelihood, process),
+                optimizer_kwargs={"options": {"maxiter": 75}},
+            )
         cost = GenericDeterministicModel(lambda x: -x[..., -1:], num_outputs=1)
         reference = -self.problem.reference
         mean = float(ours[:, 0].mean())
@@ -199,16 +205,17 @@ class BoTorch(Started):
         # far below everything a reference adds nothing but rounding
         reference[0] = max(reference[0], float(gain.min()) - 1e3)
         waiting = self._encode(np.stack([*self.open.values()]), unit) if self.open else None
+        shape = torch.Size([self.SAMPLES])
+        acquisition = qLogNoisyExpectedHypervolumeImprovement(
+            model=ModelList(process, cost), ref_point=reference, X_baseline=known,
+            sampler=ListSampler(SobolQMCNormalSampler(shape), IndexSampler(shape)),
+            X_pending=waiting, prune_baseline=True, cache_root=False,
+        )  # fmt: skip
         chosen: list[Genes] = []
         for _ in range(n):
-            acquisition = qLogNoisyExpectedHypervolumeImprovement(
-                model=ModelList(process, cost), ref_point=reference, X_baseline=known,
-                X_pending=waiting, prune_baseline=True, cache_root=False,
-            )  # fmt: skip
             pool = self.screen.candidates(self._pool())
             values = self._values(acquisition, pool, unit)
-            best = int(values.argmax())
-            row, value = pool[best], values[best]
+            row, value = pool[int(values.argmax())], values.max()
             near = self.screen.candidates(neighbours(self.problem, row))
             if len(near):
                 around = self._values(acquisition, near, unit)
@@ -218,6 +225,7 @@ class BoTorch(Started):
             chosen.append(row)
             encoded = self._encode(row[None], unit)
             waiting = encoded if waiting is None else torch.cat([waiting, encoded])
+            acquisition.set_X_pending(waiting)
         return np.stack(chosen)
 
     def _pool(self) -> Genes:
@@ -232,7 +240,6 @@ class BoTorch(Started):
 
     def _encode(self, genes: Genes, unit: float) -> Any:
         import torch
-        from nonadditive import one_hot
 
         cost = self.problem.tables["macs"].predict(genes)[:, None] / unit
         return torch.from_numpy(np.hstack([one_hot(self.problem.space, genes), cost]))
@@ -251,5 +258,3 @@ PEERS: dict[str, Callable[[Problem, int], Sampler]] = {
     "BoTorch qLogNEHVI": BoTorch,
 }
 """Makers by name."""
-
-__all__ = ["PEERS", "random_rows"]

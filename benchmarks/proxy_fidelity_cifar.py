@@ -4,9 +4,10 @@ The accuracies are those of networks trained alone from scratch, one recipe for 
 ``benchmarks/rank_fidelity.py`` left in its results. Kendall's τ of every proxy with them, over all
 networks and as the mean of three bands of MACs, with bootstrap intervals over the networks.
 
-    python benchmarks/proxy_fidelity_cifar.py [--repeats 3]
+    python benchmarks/proxy_fidelity_cifar.py [--repeats 3] [--proxies combined,zico]
 
-Figures go to ``benchmarks/results/proxy_fidelity_cifar.json``.
+Figures go to ``benchmarks/results/proxy_fidelity_cifar.json``, where those of proxies that are not
+named stay as they are.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def judged(score: Values, accuracy: Values, macs: Values) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--proxies", default=None, help="by name; default: all")
     options = parser.parse_args()
     alone = json.loads(RESULTS.read_text("utf-8"))["alone"]
     accuracies = {item["digest"]: item["accuracy"] for item in alone}
@@ -67,7 +69,7 @@ def main() -> None:
         for name in ("macs", "num_params", "activations")
     }
     settings = ScoreSettings(repeats=options.repeats)
-    for name in proxy_names():
+    for name in options.proxies.split(",") if options.proxies else proxy_names():
         scores = [
             proxy(name).score(Network.of_architecture(a, CLASSES), settings).value for a in subnets
         ]
@@ -83,7 +85,8 @@ def main() -> None:
             f"{name:20} {result['tau']:5.2f} ({low:5.2f} … {high:5.2f})"
             f"  in bands {result['tau_in_bands']:5.2f}"
         )
-    content = {"networks": len(subnets), "repeats": options.repeats, "proxies": found}
+    stored = json.loads(OUT.read_text("utf-8"))["proxies"] if OUT.exists() else {}
+    content = {"networks": len(subnets), "repeats": options.repeats, "proxies": stored | found}
     OUT.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

@@ -1,23 +1,30 @@
 """Search quality per evaluation: hypervolume against the number of evaluations, by sampler.
 
-Problems are named ``SPACE:SHARE:ENTANGLED``: accuracy against MACs under a limit that a share of
-random architectures meets, over the spaces ``cifar`` and ``tiny`` (``landscapes.py``: additive
-worths, saturating, entangled by pairs of genes, whose part has so much of the additive part's
-standard deviation; real MACs), another landscape for each seed; and, with ``--table``, accuracies
-that were tabulated before, from a Parquet or JSON file with the columns ``architecture``
-(canonical JSON) and ``accuracy``. Samplers are asked in chunks with others outstanding, as in a
-search on several workers. Peers know the raw parameters only, as their users would give them:
-pymoo's NSGA-II and Optuna's TPE and NSGA-II; what they propose twice is evaluated once.
+Problems are accuracy against the real MACs of a space, under a limit that a share of random
+architectures meets, another landscape for each seed:
+
+- ``SPACE:SHARE:ENTANGLED`` (``landscapes.py``): additive worths, saturating, entangled by pairs of
+  genes whose part has so much of the additive part's standard deviation;
+- ``SPACE:network`` and ``SPACE:forest`` (``nonadditive.py``): a random network or forest of genes;
+- with ``--table``, accuracies that were tabulated before, from a Parquet or JSON file with the
+  columns ``architecture`` (canonical JSON) and ``accuracy``.
+
+All samplers are asked in chunks with others outstanding, as in a search on several workers, and
+all have the same: the peers of ``peers.py`` (pymoo's NSGA-II, Optuna's TPE, BoTorch's qLogNEHVI)
+start from a spread population, use the space's operators, and reject infeasible and known
+candidates for free, as ours do.
 
 Reported by sampler: hypervolume relative to the best known front's at each budget; evaluations
 until random search's final hypervolume; and a Wilcoxon signed-rank test over seeds against the
 peer that is best at that budget.
 
     python benchmarks/search_quality.py [--samplers nsga2 surrogate] [--problems cifar:0.3:0.3]
+    python benchmarks/search_quality.py --problems digits:network digits:forest --seeds 5 \\
+        --budgets 50 100 200 --results benchmarks/results/search_quality_nonadditive.json
     python benchmarks/search_quality.py --table accuracies.parquet --space space.yaml
 
-Runs in ``benchmarks/results/search_quality.json`` are kept; only missing ones are run, unless
-``--fresh`` is given.
+Runs in ``--results`` are kept; only missing ones are run, unless ``--fresh`` is given. BoTorch
+takes a minute a run, everything else of the second command some six minutes of one core.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +41,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from landscapes import best_known, named_landscape
+from nonadditive import named_random
 from peers import PEERS
 from scipy.stats import wilcoxon
 from tabulated import Tabulated, read_table
@@ -72,9 +80,14 @@ class Task:
         return hypervolume(objectives, self.problem.reference.tolist())
 
 
-def our_run(name: str, task: Task, seed: int, budget: int) -> tuple[Values, float]:
+def run(name: str, task: Task, seed: int, budget: int) -> tuple[Values, float]:
     """Objectives in the order told, (≤ budget, 2), and seconds within the sampler."""
-    sampler = make_sampler(name, task.problem, seed=seed, budget=budget)
+    peer = PEERS.get(name)
+    sampler = (
+        peer(task.problem, seed)
+        if peer
+        else make_sampler(name, task.problem, seed=seed, budget=budget)
+    )
     told: list[Values] = []
     waiting = np.zeros((0, task.problem.space.num_genes), dtype=np.int64)
     asked, seconds = 0, 0.0
@@ -114,7 +127,8 @@ def curve(task: Task, objectives: Values, budget: int) -> list[float]:
 
 
 def landscape_task(name: str, seed: int, known: float | None) -> Task:
-    problem, accuracy = named_landscape(name, seed)
+    named = named_random if name.count(":") == 1 else named_landscape
+    problem, accuracy = named(name, seed)
     if known is None:
         known = hypervolume(best_known(problem, accuracy), problem.reference.tolist())
     return Task(problem, accuracy, known)
@@ -129,7 +143,7 @@ def table_task(table: Tabulated) -> Task:
 # Summary -----------------------------------------------------------------------------------------
 
 
-def summary(runs: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def summary(runs: dict[str, dict[str, list[float]]], budgets: Sequence[int]) -> dict[str, Any]:
     """Figures by sampler of one problem; runs by sampler and seed are curves."""
     goal = float(np.mean([curve[-1] for curve in runs["random"].values()]))
     peers = [name for name in (*PEERS, "random") if name in runs]
@@ -140,13 +154,13 @@ def summary(runs: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
         needed = float(np.median(first))
         entry: dict[str, Any] = {
             "seeds": len(values),
-            "hypervolume": {str(b): round(float(values[:, b - 1].mean()), 4) for b in BUDGETS},
-            "worst_seed": {str(b): round(float(values[:, b - 1].min()), 4) for b in BUDGETS},
+            "hypervolume": {str(b): round(float(values[:, b - 1].mean()), 4) for b in budgets},
+            "worst_seed": {str(b): round(float(values[:, b - 1].min()), 4) for b in budgets},
             "evaluations_to_random": needed if np.isfinite(needed) else None,
             "speedup_on_random": round(values.shape[1] / needed, 2),
         }
         if name not in peers:
-            entry["against_best_peer"] = {str(b): _against(runs, name, peers, b) for b in BUDGETS}
+            entry["against_best_peer"] = {str(b): _against(runs, name, peers, b) for b in budgets}
         result[name] = entry
     return result
 
@@ -177,12 +191,12 @@ def _p_value(difference: Values, alternative: str) -> float:
     return float(wilcoxon(difference, alternative=alternative).pvalue) if difference.any() else 1.0
 
 
-def show(name: str, figures: dict[str, Any]) -> None:
-    print(f"\n{name}\n{'sampler':22}" + "".join(f"{b:>8}" for b in BUDGETS) + "  to random")
+def show(name: str, figures: dict[str, Any], budgets: Sequence[int]) -> None:
+    print(f"\n{name}\n{'sampler':22}" + "".join(f"{b:>8}" for b in budgets) + "  to random")
     for sampler, entry in sorted(
-        figures.items(), key=lambda item: -item[1]["hypervolume"][str(BUDGETS[-1])]
+        figures.items(), key=lambda item: -item[1]["hypervolume"][str(budgets[-1])]
     ):
-        row = "".join(f"{entry['hypervolume'][str(b)]:8.4f}" for b in BUDGETS)
+        row = "".join(f"{entry['hypervolume'][str(b)]:8.4f}" for b in budgets)
         print(f"{sampler:22}{row}  {entry['evaluations_to_random']}")
 
 
@@ -195,7 +209,9 @@ def main() -> None:
     parser.add_argument("--space", help="space of --table: a preset or a YAML file")
     parser.add_argument("--fresh", action="store_true", help="repeat runs that are known")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are kept")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     options = parser.parse_args()
+    most = options.budgets[-1]
     warnings.filterwarnings("ignore", module="optuna")
     content = json.loads(options.results.read_text()) if options.results.exists() else {}
     table = None if options.table is None else read_table(options.table, options.space or "cifar")
@@ -212,14 +228,13 @@ def main() -> None:
                     known = part["known"].get(str(seed))
                     task = table_task(table) if table else landscape_task(problem_name, seed, known)
                     part["known"][str(seed)] = task.known
-                run = PEERS.get(name) or (lambda t, s, b, n=name: our_run(n, t, s, b))
-                objectives, seconds = run(task, seed, BUDGETS[-1])
-                runs[str(seed)] = [round(v, 5) for v in curve(task, objectives, BUDGETS[-1])]
+                objectives, seconds = run(name, task, seed, most)
+                runs[str(seed)] = [round(v, 5) for v in curve(task, objectives, most)]
                 part["seconds"].setdefault(name, {})[str(seed)] = round(seconds, 2)
                 options.results.write_text(_dump(content))
         if "random" in part["runs"]:
-            part["summary"] = summary(part["runs"])
-            show(problem_name, part["summary"])
+            part["summary"] = summary(part["runs"], options.budgets)
+            show(problem_name, part["summary"], options.budgets)
     content["default"] = DEFAULT
     options.results.write_text(_dump(content))
     print(options.results)

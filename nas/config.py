@@ -7,22 +7,33 @@ run, and running that file again reproduces the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from nas import flags
+from nas.config_parts import (
+    ADDITIVE_SCORES,
+    Configuration,
+    LatencyConfig,
+    Limits,
+    LocalPath,
+    NameOrPath,
+    Quantity,
+    ScoredSearchConfig,
+    TrainedSearchConfig,
+    Training,
+)
 from nas.flags import Flag
-from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
-from search_space.errors import NasError
+from results.export import OPSET, OPSETS
+from search.samplers.registry import EXACT
+from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space
 from search_space.metrics import (
-    EVALUATION,
     LATENCY,
-    LOSS,
+    MEMORY,
     TABLE,
     Metric,
     metric_of_option,
@@ -34,163 +45,9 @@ from search_space.space_definition import space_from_dict
 from search_space.units import parse_latency, parse_throughput
 from supernet.training.config import TrainConfig
 
-OBJECTIVES = options(EVALUATION)
 # What may change when a run is continued: nothing that decides its result, but for the draws of a
 # training that goes on with another number of workers, since each draws subnets of its own.
 MAY_DIFFER = frozenset({"loader_workers", "workers", "gpus_per_worker", "address", "storage"})
-
-
-def absolute(path: str) -> str:
-    """A path that means the same from every folder; addresses such as ``s3://…`` stay."""
-    return path if "://" in path else str(Path(path).resolve())
-
-
-def absolute_if_there(name: str) -> str:
-    """A name stays as it is, unless something lies at that path."""
-    return absolute(name) if Path(name).exists() else name
-
-
-def _with_absolute_files(config: TrainConfig) -> TrainConfig:
-    named = {"teacher": config.teacher, "teacher_weights": config.teacher_weights}
-    files: dict[str, Any] = {k: absolute_if_there(v) for k, v in named.items() if v}
-    return replace(config, **files)
-
-
-def _as_text(value: object) -> object:
-    """YAML reads 5 as a number; whether it needs a unit is for later."""
-    return str(value) if isinstance(value, int | float) else value
-
-
-Quantity = Annotated[str, BeforeValidator(_as_text)]
-"""Text with a unit."""
-LocalPath = Annotated[str, AfterValidator(absolute)]
-NameOrPath = Annotated[str, AfterValidator(absolute_if_there)]
-_Limits = dict[str, Quantity]
-
-
-class Configuration(BaseModel):
-    """A part of a configuration: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form, every default spelled out."""
-        return self.model_dump(mode="json")
-
-
-class LatencyConfig(Configuration):
-    """Conditions that latencies hold under; None means what is usual for the device.
-
-    interpolate: take entries that a table lacks from its measured ones of other shapes.
-    margin: share of the latency budget that is left free; None means the table's expected error
-        where winners cannot be measured here, otherwise nothing.
-    """
-
-    batch_size: Annotated[
-        int | None, Flag("--batch-size", "Images per forward pass (default 1).")
-    ] = Field(default=None, ge=1, le=flags.BATCH_SIZE)
-    precision: Annotated[
-        str | None, Flag("--precision", "Default: what is usual on the device.", "fp32|bf16|fp16")
-    ] = None
-    runtime: Annotated[
-        str | None,
-        Flag(
-            "--runtime",
-            "eager, cudagraph, inductor, onnxruntime or tensorrt (default: the device's usual).",
-            "NAME",
-        ),
-    ] = None
-    threads: Annotated[int | None, Flag("--threads", "CPU threads (default: torch's).")] = Field(
-        default=None, ge=1, le=flags.THREADS
-    )
-    interpolate: Annotated[
-        bool, Flag("--interpolate", "Fill a measured table's gaps from its shapes.")
-    ] = False
-    margin: Annotated[
-        float | None,
-        Flag(
-            "--margin",
-            "Share of the latency budget to leave free (default: the expected error of a table "
-            "that cannot be checked here).",
-        ),
-    ] = Field(default=None, ge=0, lt=1)
-
-    def conditions(self) -> dict[str, Any]:
-        """Options of ``predictors.tables.catalogue.find_device``."""
-        return self.model_dump(exclude={"interpolate", "margin"})
-
-
-class TrainedSearchConfig(Configuration):
-    """How long a search with images is, and what it looks for beside the latency.
-
-    evaluations: architectures evaluated in all. sampler: what proposes them, by the names of
-    ``search.samplers``; population: its first candidates. window: candidates that may be proposed
-    before the results of earlier ones are known; with the seed it decides which are proposed,
-    whatever the number of workers. optuna_storage: database URL or journal file of an Optuna
-    sampler's study. warm_start: runs whose fronts are evaluated first. halvings: how often a batch
-    of candidates is halved before the last of them see all validation images. finalists: front
-    members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few images
-    do not tell apart, or ``balanced_accuracy``, the mean over classes of the share of their images
-    that is right, for unbalanced classes.
-    """
-
-    evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
-        default=400, ge=1
-    )
-    sampler: Annotated[
-        str, Flag("--sampler", "What proposes them: nsga2, optuna-TPE, random, …", "NAME")
-    ] = DEFAULT_SAMPLER
-    population: Annotated[int, Flag("--population", "Candidates that the sampler begins with.")] = (
-        Field(default=24, ge=4, le=flags.POPULATION)
-    )
-    window: int | None = Field(default=None, ge=1)
-    optuna_storage: Annotated[
-        LocalPath | None,
-        Flag("--optuna-storage", "Database or journal of Optuna's study.", "URL|FILE"),
-    ] = None
-    warm_start: Annotated[
-        tuple[LocalPath, ...],
-        Flag(
-            "--warm-start",
-            "Evaluate the front of this run over the same space first; may be given several times.",
-            "RUN",
-        ),
-    ] = ()
-    halvings: Annotated[
-        int,
-        Flag(
-            "--halvings",
-            "Give up bad candidates early: all of a batch see a part of the validation images, the "
-            "better half twice as many, and so on, this often (default 0).",
-        ),
-    ] = Field(default=0, ge=0, le=10)
-    finalists: Annotated[int, Flag("--finalists", "Front members to fine-tune (default 3).")] = (
-        Field(default=3, ge=1)
-    )
-    objective: Annotated[
-        Literal[OBJECTIVES],  # type: ignore[valid-type]
-        Flag("--objective", "What to search for, on the validation images (default loss)."),
-    ] = LOSS
-
-
-class ScoredSearchConfig(Configuration):
-    """What a search without images looks for.
-
-    score: the closed-form score to maximise. max_effectiveness: largest ρ where the score is
-    DeepMAD's. rerank: so many of the best by score are ordered anew with the proxies that run
-    networks.
-    """
-
-    score: Annotated[
-        Literal["combined", "deepmad"],
-        Flag("--score", "What to maximise without --data (default combined)."),
-    ] = "combined"
-    max_effectiveness: Annotated[
-        float, Flag("--max-effectiveness", "Largest ρ with --score deepmad (default 0.5).")
-    ] = Field(default=0.5, gt=0, allow_inf_nan=False)
-    rerank: Annotated[
-        int, Flag("--rerank", "Order so many by ranks of score, κ and L^E, without --data.")
-    ] = Field(default=0, ge=0)
 
 
 class RunConfig(Configuration):
@@ -218,21 +75,21 @@ class RunConfig(Configuration):
         Flag("--target-throughput", "Lower limit of images per second.", "2000/s"),
     ] = None
     max: Annotated[
-        _Limits,
+        Limits,
         Flag(
             "--max",
             f"Upper limit of {', '.join(options(TABLE))} or latency@DEVICE, as in params=5M.",
             "METRIC=LIMIT",
         ),
-    ] = {}
+    ] = Field(default={})
     min: Annotated[
-        _Limits,
+        Limits,
         Flag(
             "--min",
             "Lower limit of the same, as in latency=3ms.",
             "METRIC=LIMIT",
         ),
-    ] = {}
+    ] = Field(default={})
     costs: Annotated[
         dict[str, LocalPath],
         Flag(
@@ -241,7 +98,7 @@ class RunConfig(Configuration):
             "minimise by its name: --cost energy=table.parquet --max energy=5mJ.",
             "NAME=FILE",
         ),
-    ] = {}
+    ] = Field(default={})
     minimize: Annotated[
         tuple[str, ...],
         Flag(
@@ -250,6 +107,13 @@ class RunConfig(Configuration):
             "METRIC",
         ),
     ] = ("latency",)
+    opset: Annotated[
+        int,
+        Flag(
+            "--opset",
+            f"Operator set of the ONNX export (default {OPSET}); older runtimes load older ones.",
+        ),
+    ] = Field(default=OPSET, ge=OPSETS[0], le=OPSETS[1])
     seed: Annotated[int, Flag("--seed", "Default 0.")] = Field(default=0, ge=0, le=flags.SEED)
     latency: LatencyConfig = LatencyConfig()
 
@@ -259,13 +123,13 @@ class RunConfig(Configuration):
         Where several limit one metric, the strictest holds.
         """
         limits = self._bounds(self.max, min)
-        own = []
+        latencies = []
         if self.target_latency is not None:
-            own.append(parse_latency(self.target_latency))
+            latencies.append(parse_latency(self.target_latency))
         if self.target_throughput is not None:
-            own.append(1e3 * batch_size / parse_throughput(self.target_throughput))
-        if own:
-            limits[LATENCY] = min(*own, limits.get(LATENCY, own[0]))
+            latencies.append(1e3 * batch_size / parse_throughput(self.target_throughput))
+        if latencies:
+            limits[LATENCY] = min(*latencies, limits.get(LATENCY, latencies[0]))
         return limits
 
     def lower_limits(self) -> dict[str, float]:
@@ -330,6 +194,25 @@ class TrainingFreeConfig(RunConfig):
         if self.search.score == "deepmad":
             return {}
         return {"search.max_effectiveness": "without --score deepmad; give that, or leave it out"}
+
+    def check_sampler(self) -> None:
+        """Raises UnknownNameError and UsageError where the sampler cannot do what is asked."""
+        search, minimised = self.search, self.minimised()
+        if search.sampler not in ("evolution", EXACT):
+            raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))
+        if search.sampler != EXACT:
+            return
+        scores = f"{', '.join(ADDITIVE_SCORES[:-1])} or {ADDITIVE_SCORES[-1]}"
+        if search.score not in ADDITIVE_SCORES:
+            raise UsageError(
+                f"--sampler exact proves optima of what adds up over a network's parts, and the "
+                f"score {search.score} does not; give --score {scores}, or leave --sampler out."
+            )
+        if len(minimised) != 1 or MEMORY in minimised:
+            raise UsageError(
+                f"--sampler exact trades the score for one quantity that adds up, not for "
+                f"{' and '.join(minimised)}; limit the others by --max, or leave --sampler out."
+            )
 
 
 class TrainedConfig(RunConfig):
@@ -405,8 +288,7 @@ class TrainedConfig(RunConfig):
         ),
     ] = None
     train: Annotated[
-        TrainConfig,
-        AfterValidator(_with_absolute_files),
+        Training,
         Flag("--epochs", "Epochs of supernet training.", part="epochs"),
         Flag("--train-batch-size", "Images per training step.", part="batch_size"),
         Flag("--lr", "Peak learning rate of supernet training.", part="lr"),
@@ -439,8 +321,7 @@ class TrainedConfig(RunConfig):
     ] = TrainConfig()
     search: TrainedSearchConfig = TrainedSearchConfig()
     finetune: Annotated[
-        TrainConfig,
-        AfterValidator(_with_absolute_files),
+        Training,
         Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs"),
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
 

@@ -90,6 +90,8 @@ def resolve(
         if isinstance(config, TrainedConfig):
             check_sampler(config.search.sampler, config.search.optuna_storage)
             config = _with_window(config)
+        elif isinstance(config, TrainingFreeConfig):
+            config.check_sampler()
         if not isinstance(config.space, str):
             config.search_space()
     except ValidationError as error:

@@ -40,7 +40,7 @@ class Counts:
 
 @lru_cache(maxsize=65536)
 def count_entry(spec: ModuleSpec, in_size: int) -> Counts:
-    """Counts of one component with a square input of side ``in_size``.
+    """Counts one component with a square input of side ``in_size``.
 
     A block is its mixer and what surrounds it, each run once for all blocks that share it.
     """
@@ -74,7 +74,7 @@ def _shared(
 
 
 def _run(module: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
-    """Multiply-adds and activations of a module on the meta device."""
+    """Returns multiply-adds and activations of a module on the meta device."""
     counter = _Counter()
     # under inference mode composite operators, such as linear, are seen before they are split
     with torch.inference_mode(), counter:
@@ -130,7 +130,7 @@ class _Counter(TorchDispatchMode):
 
 
 def counts(space: SearchSpace, num_classes: int = 1000) -> dict[str, AdditiveTable]:
-    """Additive tables ``num_params``, ``macs`` and ``activations`` of ``space``."""
+    """Builds the additive tables ``num_params``, ``macs`` and ``activations`` of ``space``."""
     known = {entry: count_entry(*entry) for entry in entries(space, num_classes)}
 
     def table(metric: str) -> AdditiveTable:
@@ -142,6 +142,6 @@ def counts(space: SearchSpace, num_classes: int = 1000) -> dict[str, AdditiveTab
 
 
 def count_architecture(architecture: Architecture, num_classes: int = 1000) -> dict[str, int]:
-    """``num_params``, ``macs`` and ``activations`` of any architecture, for one image."""
+    """Counts ``num_params``, ``macs`` and ``activations`` of any architecture, for one image."""
     parts = [count_entry(c.spec, c.in_size) for c in components(architecture, num_classes)]
     return {metric: sum(getattr(part, metric) for part in parts) for metric in COUNT_METRICS}

@@ -61,7 +61,7 @@ class _Ledger(TorchDispatchMode):
 
 @lru_cache(maxsize=16384)
 def peak_elements(spec: ModuleSpec, in_size: int) -> int:
-    """Elements alive at once while one component runs on one image, its input included."""
+    """Counts the elements alive at once while a component runs on one image, input included."""
     module = template(spec)
     images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
@@ -74,7 +74,7 @@ def peak_elements(spec: ModuleSpec, in_size: int) -> int:
 def peak_memory(
     space: SearchSpace, num_classes: int = 1000, *, batch_size: int = 1, precision: str = "fp32"
 ) -> AdditiveTable:
-    """Table of the peak of live activations in bytes, of a batch of ``batch_size`` images."""
+    """Builds the table of peaks of live activations, in bytes of ``batch_size`` images."""
     size = batch_size * DTYPES[precision].itemsize
     return AdditiveTable.build(
         space,
@@ -91,7 +91,7 @@ def peak_memory_of(
     batch_size: int = 1,
     precision: str = "fp32",
 ) -> int:
-    """Peak of live activations of any architecture, in bytes."""
+    """Returns the peak of live activations of any architecture, in bytes."""
     chain = components(architecture, num_classes)
     peak = max(peak_elements(part.spec, part.in_size) for part in chain)
     return batch_size * DTYPES[precision].itemsize * peak

@@ -8,9 +8,9 @@ large L^E (expected length distortion), see ``search.scaling.two_criteria``.
 The published search is REINFORCE on independent categoricals; regularised evolution on the rank
 sum of all that was seen (Real et al. 2019) is ours. As published, attention is described by the
 number of windows along a side of the feature map: 8, 4 or 2 in the first stage, 4, 2 or 1 in the
-second, 2 or 1 in the third, 1 in the fourth. Two things differ from the published space: one
-downsampling kernel serves all stages, as ``Macro`` has it, and heads have 16 or 32 channels, the
-64 of the publication being more than the first stage's width.
+second, 2 or 1 in the third, 1 in the fourth; and by the number of heads of the last stage, 16, 32
+or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels. One thing differs
+from the published space: one downsampling kernel serves all stages, as ``Macro`` has it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import InvalidArchitectureError, UnknownNameError, UsageError
 
 Topology = tuple[int, ...]
-"""Index of the choice of each gene: stem kernel, downsampling kernel, then block and MLP ratio
-of each stage."""
+"""Index of the choice of each gene: stem kernel, downsampling kernel, number of heads, then mixer
+and MLP ratio of each stage."""
 Evaluate = Callable[[Architecture], TwoScores]
 Progress = Callable[[int, int, str], None]
 Values = npt.NDArray[np.float64]
 
+ATTENTION = "window_attention"
 WIDTH = 32
 STEM_KERNELS = (4, 5, 6, 7, 8)
 DOWNSAMPLE_KERNELS = (2, 3, 4)
 MLP_RATIOS = (2, 3, 4, 5, 6)
 WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
-HEAD_DIMS = (16, 32)
+HEADS = (16, 32, 64)  # of the last stage
 STEPS = 500
 
 
@@ -59,7 +60,7 @@ class SeedSpace:
     """
 
     image_size: int = 224
-    mixers: tuple[str, ...] = ("window_attention",)
+    mixers: tuple[str, ...] = (ATTENTION,)
 
     def __post_init__(self) -> None:
         for name in self.mixers:
@@ -81,7 +82,8 @@ class SeedSpace:
     def choices(self) -> tuple[int, ...]:
         """Number of choices of each gene."""
         per_stage = ((len(blocks), len(MLP_RATIOS)) for blocks in self._mixers)
-        return (len(STEM_KERNELS), len(DOWNSAMPLE_KERNELS), *itertools.chain(*per_stage))
+        heads = len(HEADS) if ATTENTION in self.mixers else 1
+        return (len(STEM_KERNELS), len(DOWNSAMPLE_KERNELS), heads, *itertools.chain(*per_stage))
 
     @property
     def size(self) -> int:
@@ -90,7 +92,7 @@ class SeedSpace:
 
     @cached_property
     def _mixers(self) -> tuple[tuple[Mixer, ...], ...]:
-        """Per stage the mixers to choose from."""
+        """Per stage the mixers to choose from, attention with any number of heads."""
         sides = feature_sizes(_macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0]), self.image_size)
         return tuple(
             tuple(itertools.chain(*(_mixers_of(name, i, sides[i]) for name in self.mixers)))
@@ -101,8 +103,11 @@ class SeedSpace:
         """The network of a topology."""
         stages = []
         for i, mixers in enumerate(self._mixers):
-            mixer, ratio = topology[2 + 2 * i], topology[3 + 2 * i]
-            block = Block(mixers[mixer], MLP_RATIOS[ratio])
+            mixer, ratio = mixers[topology[3 + 2 * i]], MLP_RATIOS[topology[4 + 2 * i]]
+            if mixer.name == ATTENTION:
+                head_dim = WIDTH * 2 ** (NUM_STAGES - 1) // HEADS[topology[2]]
+                mixer = Mixer.of(ATTENTION, window=mixer["window"], head_dim=head_dim)
+            block = Block(mixer, ratio)
             stages.append(Stage(WIDTH * 2**i, (block,)))
         macro = _macro(STEM_KERNELS[topology[0]], DOWNSAMPLE_KERNELS[topology[1]])
         return Architecture(macro, self.image_size, tuple(stages))
@@ -138,7 +143,7 @@ def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
     match name:
         case "window_attention":
             windows = dict.fromkeys(-(-side // count) for count in WINDOWS_PER_SIDE[stage])
-            return [Mixer.of(name, window=w, head_dim=h) for w in windows for h in HEAD_DIMS]
+            return [Mixer.of(name, window=window) for window in windows]
         case "focal_modulation":
             return [Mixer.of(name, levels=n, window=w) for n in (2, 3) for w in (3, 5)]
         case "gnconv":

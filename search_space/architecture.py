@@ -50,7 +50,7 @@ class Mixer:
 
     @classmethod
     def of(cls, name: str, /, **params: ParamValue) -> Self:
-        """Mixer ``name`` with ``params``; those left out take the mixer's defaults."""
+        """Makes a mixer with ``params``; those left out take the mixer's defaults."""
         defaults = {key: rule.default for key, rule in mixer_spec(name).params.items()}
         return cls(name, tuple(sorted({**defaults, **params}.items())))
 
@@ -73,7 +73,7 @@ class Mixer:
 
     @property
     def width_multiple(self) -> int:
-        """Number that the width of a block with this mixer must be a multiple of."""
+        """The number that the width of a block with this mixer must be a multiple of."""
         return mixer_spec(self.name).width_multiple(dict(self.params))
 
 
@@ -92,7 +92,7 @@ class Block:
         object.__setattr__(self, "mlp_ratio", float(self.mlp_ratio))
 
     def hidden(self, width: int) -> int:
-        """Hidden width of the MLP in a block of ``width`` channels."""
+        """Returns the hidden width of the MLP in a block of ``width`` channels."""
         return max(1, round(width * self.mlp_ratio))
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,16 +145,17 @@ class Macro:
     """What surrounds the blocks: stem, downsampling, norms, layer scale, head.
 
     Args:
-        stem_kernel, stem_stride: the stem's convolution; padding is half of the overlap.
-        stem_norm: whether a norm follows it.
+        stem_kernel: Of the stem's convolution, whose padding is half of the overlap.
+        stem_stride: Of the stem's convolution.
+        stem_norm: Whether a norm follows it.
         downsample: ``patch_merging`` (Swin: 2×2 neighbours concatenated, norm, linear),
             ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet) or ``conv`` (PoolFormer).
-        downsample_kernel: kernel of the strided convolution (2 when merging).
+        downsample_kernel: Kernel of the strided convolution (2 when merging).
         norm: ``layer_norm`` over channels, or ``group_norm`` with one group over the whole map.
-        norm_eps: added to every norm's variance.
-        layer_scale: initial value of the learned scale of each residual branch; 0 for none.
-        head_norm: whether the last norm sits before or after global pooling.
-        head_norm_eps: added to the last norm's variance.
+        norm_eps: Added to every norm's variance.
+        layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
+        head_norm: Whether the last norm sits before or after global pooling.
+        head_norm_eps: Added to the last norm's variance.
     """
 
     stem_kernel: int = 4
@@ -213,7 +214,20 @@ class Macro:
 class Architecture:
     """A four-stage vision backbone, independent of the number of classes.
 
-    Raises InvalidArchitectureError on construction where a rule is broken.
+    Example:
+        A small network of one block a stage::
+
+            block = Block(Mixer.of("pooling"), mlp_ratio=2.0)
+            stages = tuple(Stage(width, (block,)) for width in (16, 32, 48, 64))
+            architecture = Architecture(Macro(), 64, stages)
+
+    Args:
+        macro: What surrounds the blocks.
+        resolution: Side of the square images.
+        stages: Four stages.
+
+    Raises:
+        InvalidArchitectureError: A rule is broken.
     """
 
     macro: Macro
@@ -245,7 +259,7 @@ class Architecture:
         return tuple(stage.width for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form; ``from_dict`` inverts it."""
+        """Returns the plain JSON-able form; ``from_dict`` inverts it."""
         return {
             "macro": asdict(self.macro),
             "resolution": self.resolution,
@@ -257,10 +271,12 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """Architecture from its plain form.
+        """Makes an architecture of its plain form, whose ``digest``, if any, must be the content's.
 
-        A ``digest`` key, if there, must be the content's. Raises InvalidArchitectureError or
-        UnknownNameError for wrong content, CorruptFileError for another digest.
+        Raises:
+            InvalidArchitectureError: The content breaks a rule.
+            UnknownNameError: A key, mixer or parameter is unknown.
+            CorruptFileError: The digest is another.
         """
         data = dict(_mapping(data, "architecture"))
         stated = data.pop("digest", None)
@@ -296,7 +312,7 @@ class Architecture:
         return result
 
     def canonical_json(self) -> str:
-        """One line of JSON, the same for equal architectures everywhere."""
+        """Returns one line of JSON, the same for equal architectures everywhere."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
@@ -310,17 +326,17 @@ class Architecture:
 
 
 def conv_size(size: int, kernel: int, stride: int) -> int:
-    """Side of a convolution's output; the padding is half of the overlap, rounded up."""
+    """Returns the side of a convolution's output, padded by half of the overlap, rounded up."""
     return (size + 2 * conv_padding(kernel, stride) - kernel) // stride + 1
 
 
 def conv_padding(kernel: int, stride: int) -> int:
-    """Padding that keeps ``size / stride`` positions: 0 for patches, 2 for 7/4, 1 for 3/2."""
+    """Returns the padding that keeps size / stride positions: 0 for patches, 2 for 7/4."""
     return (kernel - stride + 1) // 2
 
 
 def feature_sizes(macro: Macro, resolution: int) -> tuple[int, ...]:
-    """Side of the feature map in each stage."""
+    """Returns the side of the feature map in each stage."""
     sizes = [conv_size(resolution, macro.stem_kernel, macro.stem_stride)]
     for _ in range(NUM_STAGES - 1):
         if macro.downsample == "patch_merging":

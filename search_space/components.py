@@ -49,7 +49,7 @@ class Component:
 
 
 def input_shape(spec: ModuleSpec, in_size: int, batch_size: int = 1) -> tuple[int, int, int, int]:
-    """Of a module's input: images ``(B, 3, s, s)`` for a stem, else maps ``(B, s, s, dim)``."""
+    """Returns a module's input shape: images ``(B, 3, s, s)`` or maps ``(B, s, s, dim)``."""
     if spec.kind == "stem":
         return batch_size, 3, in_size, in_size
     return batch_size, in_size, in_size, spec.as_dict()["dim"]
@@ -79,7 +79,7 @@ def downsample_spec(macro: Macro, width_in: int, width_out: int) -> ModuleSpec:
 
 
 def block_spec(macro: Macro, width: int, block: Block, position: int) -> ModuleSpec:
-    """Spec of ``block`` at ``position`` of its stage; odd positions shift their windows."""
+    """Returns the spec of a block at a position of its stage; odd ones shift their windows."""
     params = dict(block.mixer.params)
     if mixer_spec(block.mixer.name).alternates:
         params["shifted"] = position % 2 == 1
@@ -107,7 +107,7 @@ def head_spec(macro: Macro, width: int, num_classes: int) -> ModuleSpec:
 
 
 def components(architecture: Architecture, num_classes: int = 1000) -> tuple[Component, ...]:
-    """Modules of ``architecture`` in the order in which an image passes them."""
+    """Returns the modules of ``architecture`` in the order in which an image passes them."""
     macro = architecture.macro
     sizes = feature_sizes(macro, architecture.resolution)
     chain = [Component("stem", stem_spec(macro, architecture.widths[0]), architecture.resolution)]

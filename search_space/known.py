@@ -95,12 +95,12 @@ _KNOWN: dict[str, Callable[[], Architecture]] = {
 
 
 def known_names() -> list[str]:
-    """Names of all known designs."""
+    """Returns the names of all known designs."""
     return list(_KNOWN)
 
 
 def known(name: str) -> Architecture:
-    """The known design ``name`` at 224 px; raises UnknownNameError naming the nearest."""
+    """Returns the known design ``name`` at 224 px; raises UnknownNameError naming the nearest."""
     if name not in _KNOWN:
         raise UnknownNameError("design", name, _KNOWN)
     return _KNOWN[name]()

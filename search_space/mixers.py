@@ -36,7 +36,7 @@ class Param:
     odd: bool = False
 
     def problem(self, value: object) -> str | None:
-        """Why ``value`` is not allowed, or None."""
+        """Says why ``value`` is not allowed, or returns None."""
         if isinstance(self.default, bool):
             return None if isinstance(value, bool) else "must be true or false"
         if isinstance(value, bool) or not isinstance(value, int):
@@ -54,8 +54,11 @@ class Param:
 class MixerSpec:
     """Name, parameters and width rule of a mixer.
 
-    ``width_multiple`` gives the number that the block's width must be a multiple of.
-    ``alternates`` says that every second block of a stage is built with ``shifted=True``.
+    Args:
+        name: Of the mixer.
+        params: Rules of its parameters by name.
+        width_multiple: Of parameters, the number that a block's width must be a multiple of.
+        alternates: Whether every second block of a stage is built with ``shifted=True``.
     """
 
     name: str
@@ -68,7 +71,7 @@ _SPECS: dict[str, MixerSpec] = {}
 
 
 def register_mixer_spec(spec: MixerSpec) -> MixerSpec:
-    """Make a mixer known to architectures and spaces; its name must be new."""
+    """Makes a mixer known to architectures and spaces; its name must be new."""
     if spec.name in _SPECS:
         raise ValueError(f"a mixer named {spec.name!r} is registered already")
     _SPECS[spec.name] = spec
@@ -77,17 +80,17 @@ def register_mixer_spec(spec: MixerSpec) -> MixerSpec:
 
 @cache
 def mixer_points() -> dict[str, EntryPoint]:
-    """Entry points of mixers that other packages add, by name."""
+    """Returns the entry points of mixers that other packages add, by name."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def mixer_names() -> list[str]:
-    """Names of all known mixers, sorted: ours, and those of other packages."""
+    """Returns the names of all known mixers, sorted: ours, and those of other packages."""
     return sorted({*_SPECS, *mixer_points()})
 
 
 def mixer_spec(name: str) -> MixerSpec:
-    """The rules of mixer ``name``.
+    """Returns the rules of mixer ``name``.
 
     Raises:
         UnknownNameError: There is none; names the nearest.
@@ -101,7 +104,7 @@ def mixer_spec(name: str) -> MixerSpec:
 
 
 def mixer_files() -> list[Path]:
-    """Source files of the mixers that other packages add, in the order of their names."""
+    """Lists the source files of the mixers that other packages add, in the order of names."""
     result = []
     for _, point in sorted(mixer_points().items()):
         with suppress(ImportError):  # of no use, and so of no matter

@@ -16,9 +16,9 @@ FITS = {"crop": "center", "squeeze": "squash", "pad": "border"}
 """How an image that is no square becomes one, with timm's name of it."""
 
 _RESIZING = {
-    "crop": "Scale the shorter side to {scaled} px and cut out {side} × {side} px in the centre",
-    "squeeze": "Scale to {side} × {side} px, whatever the ratio of the sides",
-    "pad": "Scale the longer side to {side} px and fill up to {side} × {side} px with the mean",
+    "crop": "scale the shorter side to {scaled} px and cut out {side} × {side} px in the centre",
+    "squeeze": "scale to {side} × {side} px, whatever the ratio of the sides",
+    "pad": "scale the longer side to {side} px and fill up to {side} × {side} px with the mean",
 }
 
 
@@ -58,7 +58,7 @@ class Preprocessing:
         }
 
     def resizing(self) -> str:
-        """How an image gets its size, as the beginning of a sentence."""
+        """How an image gets its size, as a clause."""
         scaled = int(self.resolution / self.crop_pct)
         return _RESIZING[self.fit].format(side=self.resolution, scaled=scaled)
 
@@ -66,6 +66,6 @@ class Preprocessing:
         mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (self.mean, self.std))
         return (
             "Turn the image as its EXIF orientation says and lay transparent pixels on white. "
-            f"{self.resizing()} ({self.interpolation}). Scale to 0…1, subtract the mean ({mean}), "
-            f"divide by the standard deviation ({std})."
+            f"{self.resizing().capitalize()} ({self.interpolation}). Scale to 0…1, subtract the "
+            f"mean ({mean}), divide by the standard deviation ({std})."
         )

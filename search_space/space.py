@@ -91,13 +91,21 @@ class StageSpace:
 class SearchSpace:
     """Architectures that share a macro style and choose within four ``StageSpace``s.
 
-    Args:
-        name: name of the preset, for people; not part of the digest.
-        macro: macro style of every architecture.
-        resolutions: image sides to choose from, ascending.
-        stages: four stage spaces.
+    Example:
+        Ten random architectures of a preset, and the genes that stand for them::
 
-    Raises InvalidSpaceError where a rule is broken.
+            space = load_space("cifar")
+            genes = space.sample(np.random.default_rng(0), 10)
+            assert (space.encode(space.decode(genes)) == genes).all()
+
+    Args:
+        name: Name of the preset, for people; not part of the digest.
+        macro: Macro style of every architecture.
+        resolutions: Image sides to choose from, ascending.
+        stages: Four stage spaces.
+
+    Raises:
+        InvalidSpaceError: A rule is broken.
     """
 
     name: str
@@ -131,7 +139,7 @@ class SearchSpace:
         return np.cumsum([1, *lengths], dtype=np.int64)
 
     def block_columns(self, stage: int) -> slice:
-        """Columns of the block choices of ``stage``."""
+        """Returns the columns of the block choices of ``stage``."""
         start = int(self.width_columns[stage]) + 2
         return slice(start, start + self.stages[stage].max_depth)
 
@@ -152,7 +160,7 @@ class SearchSpace:
         return result
 
     def active(self, genes: Genes) -> npt.NDArray[np.bool_]:
-        """Which genes matter in each row, shape (n, genes)."""
+        """Says which genes matter in each row, shape (n, genes)."""
         mask = np.ones(genes.shape, dtype=bool)
         for i, stage in enumerate(self.stages):
             depth = np.asarray(stage.depths)[genes[:, self.width_columns[i] + 1]]
@@ -188,9 +196,10 @@ class SearchSpace:
     # Architectures to genes and back --------------------------------------------------------
 
     def encode(self, architectures: Sequence[Architecture]) -> Genes:
-        """Genes of architectures, shape (n, genes).
+        """Returns the genes of architectures, shape (n, genes).
 
-        Raises InvalidArchitectureError naming what lies outside the space.
+        Raises:
+            InvalidArchitectureError: One lies outside the space; names what.
         """
         genes = np.full((len(architectures), self.num_genes), INACTIVE, dtype=np.int64)
         for row, architecture in zip(genes, architectures, strict=True):
@@ -213,13 +222,13 @@ class SearchSpace:
         if value in values:
             return values.index(value)
         shown = [str(v.to_dict()) if isinstance(v, Block) else str(v) for v in values]
-        asked = value.to_dict() if isinstance(value, Block) else value
+        plain = value.to_dict() if isinstance(value, Block) else value
         raise InvalidArchitectureError(
-            f"{where} {asked} is not in space {self.name!r}; choices: {', '.join(shown)}."
+            f"{where} {plain} is not in space {self.name!r}; choices: {', '.join(shown)}."
         )
 
     def decode(self, genes: Genes) -> list[Architecture]:
-        """Architectures of genes of shape (n, genes); raises InvalidArchitectureError."""
+        """Returns the architectures of genes (n, genes); raises InvalidArchitectureError."""
         genes = np.asarray(genes)
         self._check(genes)
         result = []
@@ -252,7 +261,7 @@ class SearchSpace:
             )
 
     def contains(self, architecture: Architecture) -> bool:
-        """Whether ``architecture`` is a point of this space."""
+        """Says whether ``architecture`` is a point of this space."""
         try:
             self.encode([architecture])
         except InvalidArchitectureError:
@@ -262,12 +271,12 @@ class SearchSpace:
     # Operators --------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, n: int) -> Genes:
-        """``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
+        """Draws ``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
         genes = rng.integers(0, self.cardinalities, size=(n, self.num_genes))
         return np.where(self.active(genes), genes, INACTIVE)
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
-        """Changed copies of rows, shape (n, genes).
+        """Returns changed copies of rows, shape (n, genes).
 
         Each active gene changes with probability ``rate``, at least one per row. A width, depth
         or resolution moves to another value; a block moves to a choice that differs in one
@@ -314,7 +323,7 @@ class SearchSpace:
         return np.where(self.active(result), result, INACTIVE)
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
-        """Children of pairs of rows, shape (n, genes).
+        """Returns children of pairs of rows, shape (n, genes).
 
         Half of the children take whole stages from either parent, half take single genes. A
         position that is active in the child only takes its block from the parent that has it.
@@ -342,7 +351,7 @@ class SearchSpace:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form with every block choice spelled out; ``space_from_dict`` inverts it."""
+        """Returns the plain form, every block choice spelled out; see ``space_from_dict``."""
         return {
             "name": self.name,
             "macro": asdict(self.macro),

@@ -37,13 +37,15 @@ from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs
 from predictors.tables.latency_table import LatencyTable, spec_to_json
-from results.export.write import ModelCard, Preprocessing, export_network, read_export
+from results.export.card import ModelCard
+from results.export.write import export_network, read_export
 from results.files import read_json
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
 from results.store import RunDirectory
 from search_space import components, known, load_space
 from search_space.files import dump_architecture, load_architecture
+from search_space.preprocessing import Preprocessing
 from supernet.cluster.trials import Trial, TrialEpoch
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder
@@ -205,6 +207,12 @@ def _run(folder: Path) -> Path:
     return run
 
 
+def _scored(folder: Path) -> Path:
+    """Settings of a search without images."""
+    config = resolve({"space": str(_pebble(folder)), "target_latency": "5ms"})
+    return _text(folder / "job.yaml", yaml.safe_dump(config.to_dict()))
+
+
 def _of_run(name: str) -> Callable[[Path], Path]:
     return lambda folder: _run(folder) / name
 
@@ -355,6 +363,14 @@ KINDS: dict[str, Kind] = {
         of_json(),
     ),
     "run's configuration": Kind(_of_run("config.yaml"), _reading_run(stored_config), of_yaml),
+    "settings": Kind(
+        _of_run("config.yaml"),
+        _reading_run(lambda run: resolve({}, str(run / "config.yaml"))),
+        of_yaml,
+    ),
+    "settings without images": Kind(
+        _scored, lambda folder: resolve({}, str(folder / "job.yaml")), of_yaml
+    ),
     "fine-tuning's configuration": Kind(
         _finetuning, lambda folder: stored_finetuning(folder), of_yaml
     ),

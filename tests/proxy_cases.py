@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from predictors.proxies import Network
 from search_space import Architecture, Block, Macro, Mixer, Stage
-from supernet.network.modules import GroupNorm
+from supernet.network.layers import GroupNorm
 
 MACROS: Mapping[str, Macro] = {
     "window_attention": Macro(downsample="patch_merging", head_norm="before_pool"),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny_job import USAGE, nas, search, tree
 
-from nas.config import TrainedSearchConfig as SearchConfig
+from nas.config_parts import TrainedSearchConfig as SearchConfig
 
 COMMANDS = (
     "search",

@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_job import write_space
 
-from nas.config import (
-    LatencyConfig,
-    RunConfig,
-    TrainedConfig,
-    TrainedSearchConfig,
-    TrainingFreeConfig,
-)
+from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
+from nas.config_parts import LatencyConfig, TrainedSearchConfig
 from nas.flags import declared
 from nas.resolving import resolve
 from search_space import load_space, space_names

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import gzip
+import inspect
+import io
 import json
 import os
 import random
 import struct
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from tiny_job import nas
 
-from search_space.errors import DataError
-from supernet.data.augmentation import AugmentConfig, default_augment, mix_seed
+from nas.config import TrainedConfig
+from search_space.errors import DataError, RunError
+from supernet.data import batches as loading
+from supernet.data.augmentation import AugmentConfig, build_transform, default_augment, mix_seed
 from supernet.data.batches import eval_batches, resize_images, train_loader
-from supernet.data.dataset import open_data
+from supernet.data.dataset import open_data, survey
 
 CIFAR = Path(os.environ.get("NAS_TEST_CIFAR10", "/nonexistent"))
 
@@ -52,8 +62,6 @@ def make_folder(root: Path, classes: dict[str, int]) -> Path:
 
 
 def encoded(shade: int) -> bytes:
-    import io
-
     stream = io.BytesIO()
     picture(shade).save(stream, format="PNG")
     return stream.getvalue()
@@ -326,7 +334,7 @@ def test_other_parquet_faults(tmp_path):
 
 
 def test_timm_failures_are_data_errors(tmp_path):
-    with pytest.raises(DataError, match=r"torch/cifar10.*root"):
+    with pytest.raises(DataError, match=r"torch/cifar10.*--data-root, or .*--data-download"):
         open_data("torch/cifar10", 32, root=str(tmp_path))
     with pytest.raises(DataError, match="is a stream"):
         open_data("tfds/mnist", 32)
@@ -375,6 +383,18 @@ def test_loading_leaves_global_generators_alone(digits):
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == wanted
 
 
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_large_images_are_scaled_before_they_are_cropped(tmp_path, crop):
+    source = make_folder(tmp_path, {"cat": 4, "dog": 4})
+    for file in source.rglob("*.png"):
+        Image.open(file).resize((200, 150)).save(file)
+    data = open_data(str(source), 96)
+    augment = AugmentConfig(crop=crop, padding=0, hflip=0.0)
+    images, _, indices, _ = next(train_loader(data, 4, 0, 0, augment=augment))
+    wanted, _ = data.train.__getitems__(indices.tolist())
+    assert torch.equal(images, wanted)
+
+
 def test_digits_are_never_mirrored(digits):
     assert default_augment("digits", 32).hflip == 0
     # Without a crop nothing is left to change: the batch is the plain images, shuffled.
@@ -386,6 +406,83 @@ def test_digits_are_never_mirrored(digits):
         wanted, wanted_label = digits.train[int(index)]
         assert torch.equal(image, wanted)
         assert label == wanted_label
+
+
+def test_a_run_passes_its_options_for_images_on(tmp_path):
+    options = {"data_root": str(tmp_path), "data_download": True, "fit": "pad", "mirror": "never"}
+    flags = ("--data-root", tmp_path, "--data-download", "--fit", "pad", "--mirror", "never")
+    ran = nas("train", "--data", "torch/mnist", "--space", "digits", *flags, "--dry-run")
+    assert yaml.safe_load(ran.out[ran.out.index("data:") :]).items() >= options.items()
+    passed = TrainedConfig(data="torch/mnist", space="digits", target_latency=None, **options)
+    options = {"root": str(tmp_path), "download": True, "fit": "pad", "mirror": False}
+    assert passed.image_options().items() >= options.items()
+    assert passed.image_options().keys() < inspect.signature(open_data).parameters.keys()
+
+
+def test_posterising_keeps_a_bit():
+    """timm's strongest posterising asks for none, which Pillow 13 refuses."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    for policy in ("rand-m10-n1-inc1", "augmix-m10", "original"):
+        config = AugmentConfig(crop="none", auto_augment=policy)
+        steps = build_transform(config, 96, (0.5, 0.5, 0.5)).transforms
+        operations = [
+            operation
+            for step in steps
+            for operation in getattr(step, "ops", None) or chain(*getattr(step, "policy", []))
+            if operation.name.startswith("Posterize")
+        ]
+        assert operations
+        for operation in operations:
+            operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+            bits = max(1, operation.level_fn(10, operation.hparams)[0])
+            assert np.array_equal(operation(noise), ImageOps.posterize(noise, bits))
+
+
+def test_mirroring_can_be_switched_off(tmp_path):
+    source = str(make_folder(tmp_path, {"cat": 6, "dog": 6}))
+    for mirror, chance, said in ((True, 0.5, 3), (False, 0.0, 2)):
+        data = open_data(source, 12, mirror=mirror)
+        assert data.augmentation().hflip == chance
+        assert data.augmentation(RICH) == replace(RICH, hflip=chance)
+        assert len(data.description()) == said
+
+
+def test_opening_says_what_images_are_and_become(tmp_path, digits):
+    for file in make_folder(tmp_path, {"cat": 6, "dog": 6}).rglob("*.png"):
+        Image.open(file).resize((40 + 2 * int(file.stem), 20)).save(file)
+    data = open_data(str(tmp_path), 16)
+    assert data.description()[:2] == (
+        "12 images of 2 classes: 8 training, 2 validation, 2 test",
+        "45 × 20 px (median of 12, sides from 20 to 50); scaled to 16 px: scale the shorter side "
+        "to 16 px and cut out 16 × 16 px in the centre (--fit squeeze or --fit pad keeps the ends)",
+    )
+    assert survey(str(tmp_path)) == (12, 2, data.sizes)
+    assert (data.sizes.side, data.sizes.shortest, data.sizes.longest) == (20, 20, 50)
+    assert digits.description()[1:] == ("8 × 8 px; scaled to 16 px",)
+    with pytest.raises(DataError, match="fit is 'stretch'; it must be one of crop, squeeze, pad"):
+        open_data("digits", 16, fit="stretch")
+
+
+def test_batches_pass_through_pipes_where_shared_memory_is_small(tmp_path, monkeypatch):
+    data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
+    plain = AugmentConfig(crop="none")
+    wanted = list(train_loader(data, 4, 0, 0, augment=plain))
+    loading._warn_of_pipes.cache_clear()
+    for free, shared in ((10**9, True), (64 * 2**10, False)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("supernet.data.batches.shutil.disk_usage", lambda _, u=usage: u)
+        context = nullcontext() if shared else pytest.warns(UserWarning, match="--shm-size")
+        with context:
+            fetched = list(train_loader(data, 4, 0, 0, 1, augment=plain))
+        assert same(fetched, wanted)
+        assert all(batch.images.is_shared() == shared for batch in fetched)
+
+
+def test_loader_processes_that_die_are_an_error(tmp_path, monkeypatch):
+    data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
+    monkeypatch.setattr(type(data.train), "picture", lambda *_, **__: os._exit(7))
+    with pytest.raises(RunError, match=r"data-loading processes failed.*--loader-workers"):
+        list(train_loader(data, 4, 0, 0, 1))
 
 
 def test_small_set_gives_one_batch_and_limit_keeps_every_class(tmp_path, digits):

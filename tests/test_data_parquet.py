@@ -1,4 +1,4 @@
-"""Parquet files that are damaged, or do not belong together."""
+"""Parquet files: their splits, labels and damage, and the memory that their rows take."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.dataset import open_data
+from supernet.data.memory import available_memory
 
 LABELS = np.array([0, 1] * 10)
 NAMED = {"classes": json.dumps(["cat", "dog"])}
@@ -125,3 +126,120 @@ def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "train-1.parquet").touch()
     with pytest.raises(DataError, match=r"train-1\.parquet is not a readable.*replace or remove"):
         open_data(str(tmp_path), 12)
+
+
+def shard_files(data) -> set[str]:
+    """The files that images of the training split are in."""
+    return {data.train.raw.keys[index].rpartition(":")[0] for index in data.train.indices}
+
+
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ("cifar10-train.parquet", "cifar10-test.parquet"),
+        ("mnist_train.parquet", "mnist_test.parquet"),
+        ("split=train/p.parquet", "split=test/p.parquet"),
+        ("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
+        ("train-00000-of-00001.parquet", "dev-00000-of-00001.parquet"),
+        ("data-0.parquet", "data-eval.parquet"),
+        ("imagesTrain.parquet", "imagesTest.parquet"),
+        ("train1.parquet", "test1.parquet"),
+        ("attest/latest.parquet", "validation/latest.parquet"),  # words, not parts of words
+    ],
+)
+def test_held_out_files_are_never_trained_on(tmp_path, train, other):
+    write(tmp_path / train)
+    write(tmp_path / other)
+    data = open_data(str(tmp_path), 12)
+    assert shard_files(data) == {train}
+    held_out = data.validation if data.test.raw is data.train.raw else data.test
+    assert {key.rpartition(":")[0] for key in held_out.raw.keys} == {other}
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+    write(tmp_path / "train.parquet")
+    write(tmp_path / "test" / "train-0.parquet")
+    with pytest.raises(DataError, match=r"test/train-0\.parquet says test and train.*rename it"):
+        open_data(str(tmp_path), 12)
+
+
+def test_files_of_no_split_beside_training_files_are_left_out(tmp_path):
+    write(tmp_path / "train.parquet")
+    write(tmp_path / "more.parquet")
+    with pytest.warns(UserWarning, match=r"1 Parquet files .* left out.*more\.parquet"):
+        assert shard_files(open_data(str(tmp_path), 12)) == {"train.parquet"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["dog", "cat"] * 10),
+        pa.array(["dog", "cat"] * 10).dictionary_encode(),
+        pa.array(["dog", "cat"] * 10, pa.large_string()),
+        pa.chunked_array(
+            [
+                pa.array(["dog"]).dictionary_encode(),
+                pa.array(["cat", "dog"] * 9 + ["cat"]).dictionary_encode(),
+            ]
+        ),
+    ],
+)
+def test_labels_may_be_text(tmp_path, labels):
+    write(tmp_path / "a.parquet", metadata=None, label=labels)
+    data = open_data(str(tmp_path), 12)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.raw.labels.tolist() == [1, 0] * 10
+
+
+def test_text_in_named_classes_has_their_order(tmp_path):
+    write(tmp_path / "a.parquet", {"classes": '["dog", "cat"]'}, label=["dog", "cat"] * 10)
+    assert open_data(str(tmp_path), 12).train.raw.labels.tolist() == [0, 1] * 10
+    write(tmp_path / "a.parquet", {"classes": '["dog", "cat"]'}, label=["dog", "emu"] * 10)
+    with pytest.raises(DataError, match="has the label 'emu', but 2 classes are named"):
+        open_data(str(tmp_path), 12)
+
+
+@pytest.mark.parametrize("hidden", [np.full(20, -1), pa.nulls(20, pa.int64())])
+def test_a_test_split_without_labels_is_left_out_with_a_word(tmp_path, hidden):
+    write(tmp_path / "train.parquet")
+    write(tmp_path / "test.parquet", label=hidden)
+    with pytest.warns(UserWarning, match=r"test split of .* is unlabelled \(every label is -1"):
+        data = open_data(str(tmp_path), 12)
+    assert data.test.raw is data.train.raw
+    write(tmp_path / "train.parquet", metadata=None, label=[-1, 0, 1, 1] * 5)
+    with pytest.raises(DataError, match="-1 means unlabelled: remove such rows"):
+        open_data(str(tmp_path), 12)
+
+
+def test_rows_are_kept_within_the_memory_that_is_free(tmp_path, monkeypatch):
+    table = pa.table({"image": [png(shade) for shade in range(20)], "label": LABELS})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    raw = open_data(str(tmp_path), 12).train.raw
+    for free, kept in ((10**9, 10), (0, 1)):
+        monkeypatch.setattr("supernet.data.parquet.available_memory", lambda free=free: free)
+        raw.__setstate__(raw.__getstate__())
+        assert [np.asarray(raw.image(i))[0, 0, 0] for i in range(20)] == list(range(20))
+        assert len(raw._kept) == kept
+
+
+GROUPS = {
+    "v1": ("4:memory:/docker/x\n", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "v2": ("0::/box/inner\n", "box", "memory.max", "memory.current"),
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+def test_memory_within_a_control_group(tmp_path, version):
+    """As containers show it: of version 1 at the mount, of version 2 at a parent, too."""
+    line, folder, limit, usage = GROUPS[version]
+    group = tmp_path / "sys/fs/cgroup" / folder
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("9:cpu:/\n" + line)
+    outside = available_memory(tmp_path)
+    (group / limit).write_text("40000000\n")
+    (group / usage).write_text("30000000\n")
+    (group / "memory.stat").write_text("anon 1\nactive_file 1000000\ninactive_file 4000000\n")
+    assert available_memory(tmp_path) == 15_000_000
+    (group / limit).write_text("max\n" if version == "v2" else f"{2**63 - 4096}\n")
+    assert available_memory(tmp_path) == pytest.approx(outside, rel=0.2)

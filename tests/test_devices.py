@@ -390,6 +390,18 @@ def test_a_fresh_profile_keeps_the_name_and_measures_everything(
     assert all(fresh.entries[e] != value for e, value in table.entries.items())
 
 
+def test_devices_compared_on_one_architecture(job: Path) -> None:
+    """Ranks of equal values are undefined, which is no number."""
+    stage = "{width: [8], depth: 1, mixers: [pooling], mlp_ratio: 2}"
+    Path("one.yaml").write_text(
+        "name: one\nmacro: {stem_kernel: 2, stem_stride: 2}\nresolution: 16\n"
+        f"stages: [{', '.join([stage] * 4)}]\n"
+    )
+    compare = ("devices", "compare", "a100", "orin", "--space", "one.yaml", "--num-classes", 10)
+    assert "Kendall τ undefined" in nas(*compare).out
+    assert json.loads(nas(*compare, "--json").out)["kendall_tau"] is None
+
+
 def test_two_devices_compared(space: SearchSpace) -> None:
     """Two tables of which one is the other's reverse rank in opposite orders."""
     table = phone_table(space)

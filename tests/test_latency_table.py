@@ -89,6 +89,21 @@ def test_a_correction_says_where_it_is_not_to_be_relied_on() -> None:
     assert "measure again on an idle device" in error
 
 
+def test_a_single_check_network_has_no_others_to_be_predicted_from(
+    table: LatencyTable, tmp_path: Path
+) -> None:
+    """That of a space of one architecture: NaN would be no error, and no JSON."""
+    check = CheckNetwork("0123456789ab", 2.0, 2.5, 9)
+    correction = correction_of(
+        "one", [check], halves=0.0, rounds=9, seconds=1.0, stopped="converged"
+    )
+    assert (correction.scale, correction.offset_ms) == (1.25, 0.0)
+    assert correction.expected_error == pytest.approx(0.2)
+    one = dataclasses.replace(table, corrections={"fedcba987654": correction})
+    one.save(tmp_path / "one.parquet")
+    assert LatencyTable.load(tmp_path / "one.parquet") == one
+
+
 def test_spaces_without_a_correction_take_what_others_have_in_common(
     space: SearchSpace, table: LatencyTable
 ) -> None:

@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from nas.cli.main import cli
 from predictors.counts import count_architecture
 from predictors.measuring.this_machine import implementation_digest
-from search_space import Mixer, mixer_names, mixers
+from search_space import Block, Macro, Mixer, mixer_names, mixers
+from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.space_definition import space_from_dict
 from supernet import Supernet
 from supernet.network.channel_order import sort_channels
 from supernet.network.mixers import registry
+from supernet.network.supernet import template
 
 MODULE = """
 import torch
@@ -103,6 +105,25 @@ def test_errors_name_the_package_and_the_nearest() -> None:
             Mixer.of(name)
     with pytest.raises(UnknownNameError, match=r"Did you mean 'scaled'\?.*broken, depthwise_conv"):
         Mixer.of("scaledd")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ('{"gamma": ("dim",)}', "{}", r"mixer.gamma has shape \(24,\), but .* say None; declare"),
+        ('{"gamma": ("dim",)}', '{"gamma": ("dim", 2)}', r"say \(24, 2\)"),
+        ('{"gamma": ("dim",)}', '{"gamma": ("size",)}', r"axes\(\) has size, but sizes"),
+        ('{"gamma"', '{"beta": ("dim",), "gamma"', "has mixer.beta, which is no parameter"),
+        ('frozenset({"dim"})', 'frozenset({"dim", "hidden"})', "are no axes of one size"),
+        ("self.gamma = nn", 'self.register_buffer("x", torch.ones(1)); self.gamma = nn', "buffers"),
+    ],
+)
+def test_a_wrong_declaration_is_said(
+    other_package: Path, right: str, wrong: str, problem: str
+) -> None:
+    other_package.write_text(MODULE.replace(right, wrong))
+    with pytest.raises(UsageError, match=problem):
+        template(block_spec(Macro(), 24, Block(Mixer.of("scaled"), 2.0), 0))
 
 
 def test_ours_are_not_replaced() -> None:

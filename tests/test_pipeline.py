@@ -45,7 +45,7 @@ MEASURED = {"latency_ms", "latency_low_ms", "latency_high_ms"}
 def test_json_has_the_documented_keys(finished: Job) -> None:
     assert finished.said.code == 0, finished.said.err
     said = json.loads(finished.said.out)
-    assert set(said) == {"run", "status", "best", "front"}
+    assert set(said) == {"run", "status", "best", "front", "beaten_by"}
     assert said["run"] == str(finished.run)
     assert said["status"] == "complete"
     best = said["best"]

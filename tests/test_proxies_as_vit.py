@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from predictors.proxies import Network, ScoreSettings, UndefinedProxyError, proxy
 from predictors.proxies.length_distortion import length_distortion
-from predictors.proxies.ntk import condition_number, tangent_kernel
+from predictors.proxies.ntk import _gram, condition_number, tangent_kernel
 from predictors.proxies.preparation import (
     WithoutNorms,
     absolute_weights,
@@ -337,3 +337,12 @@ def test_modules_without_one_map_of_features_say_so(name: str) -> None:
         score = proxy(name).score(Network("", 8, module), ScoreSettings(repeats=1, batch_size=2))
         assert score.value is None
         assert reason in score.reason
+
+
+def test_products_of_gradients_are_summed_in_double_precision() -> None:
+    """Images that differ little: what is left of a difference of products needs all digits."""
+    rows = torch.ones(3, 3 << 20) + 0.1 * torch.rand(3, 3 << 20, generator=generator(0))
+    exact = rows.double() @ rows.double().T
+    kernel = _gram(lambda index: rows[index], 3, kept=2)
+    assert torch.allclose(kernel, exact, rtol=1e-12)
+    assert condition_number(kernel) == pytest.approx(condition_number(exact), rel=1e-8)

@@ -45,7 +45,7 @@ def test_damaged_tables_are_reported_and_made_again(finished: Job) -> None:
     assert front_of(said) == front_of(finished.said)
     assert f"{run / 'latency.parquet'}: not a readable Parquet file" in said.err
     assert "The table is measured again" in said.err
-    assert f"{run / 'measured.json'} cannot be read" in said.err
+    assert f"{run / 'measured.json'} is not valid JSON" in said.err
     assert "The networks are measured again" in said.err
     assert f"{run / 'manifest.json'} cannot be read" in said.err
     assert evaluated(run) == evaluated(finished.run)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import approx_fprime
 from scipy.stats import kendalltau
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, DotProduct, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, DotProduct
 from synthetic_search import Accuracy, cost_table, every_row, small_space
 
 from predictors.surrogates import AdditiveAccuracy, EnsembleSurrogate, GaussianProcess
-from predictors.surrogates.features import AdditiveFeatures
+from predictors.surrogates.features import AdditiveFeatures, GeneFeatures
+from predictors.surrogates.gaussian_process import _Posterior
 from search import Constraint
 from search.exact import optimise
 from search_space import load_space
@@ -146,44 +147,77 @@ def test_deviations_are_those_of_bayesian_regression():
 
 
 def test_a_gaussian_process_is_that_of_scikit_learn():
+    """Each part of the covariance by itself, since scikit-learn has one set of points at a time."""
     model, values = GaussianProcess(SPACE, finer=0.8), Accuracy(SPACE).of_rows(ROWS)
     model.fit(ROWS[:50], values[:50])
-    tuning = model.tuning
-    assert tuning is not None
+    tuning, rest = model.tuning, (values[:50] - values[:50].mean()) / values[:50].std()
     encoded = AdditiveFeatures(SPACE, 0.8).encode(ROWS)
-    centred = encoded - encoded[:50].mean(axis=0)
-    size = (centred[:50] ** 2).sum(axis=1).mean()
-    scale = values[:50].std()
-    points, rest = centred / np.sqrt(size), (values[:50] - values[:50].mean()) / scale
-    kernel = (
-        tuning.trend * DotProduct(0.0)
-        + (1 - tuning.trend) * RBF(np.sqrt(2) * tuning.length)
-        + WhiteKernel(tuning.noise)
+    points = encoded - encoded[:50].mean(axis=0)
+    points /= np.sqrt((points[:50] ** 2).sum(axis=1).mean())
+    genes = GeneFeatures(SPACE)
+    single = genes.encode(ROWS)
+    weighted = single * np.sqrt(tuning.weights)[genes.group]
+    trend, smooth, sums, joint = tuning.amplitudes
+    covariance = (
+        trend * DotProduct(0.0)(points)
+        + smooth * RBF(np.sqrt(2) * tuning.length)(points)
+        + sums * 2 / SPACE.num_genes * DotProduct(0.0)(single)
+        + joint * RBF(np.sqrt(0.5))(weighted)
     )
-    oracle = GaussianProcessRegressor(kernel, alpha=0.0, optimizer=None).fit(points[:50], rest)
-    mean, deviation = oracle.predict(points[50:], return_std=True)
+    told, cross = covariance[:50, :50] + (tuning.noise + 1e-8) * np.eye(50), covariance[50:, :50]
     prediction = model.predict(ROWS[50:])
-    np.testing.assert_allclose(prediction.mean, values[:50].mean() + scale * mean, rtol=1e-6)
-    amplitude = rest @ np.linalg.solve(oracle.kernel_(points[:50]), rest) / 50
-    # scikit-learn's deviation has the noise of a new evaluation in it
-    without = np.sqrt((deviation**2 - tuning.noise) * amplitude) * scale
-    np.testing.assert_allclose(prediction.deviation, without, rtol=1e-4)
+    mean = values[:50].mean() + values[:50].std() * cross @ np.linalg.solve(told, rest)
+    np.testing.assert_allclose(prediction.mean, mean, rtol=1e-6)
+    variance = np.diag(covariance[50:, 50:] - cross @ np.linalg.solve(told, cross.T))
+    deviation = np.sqrt(variance) * values[:50].std()
+    np.testing.assert_allclose(prediction.deviation, deviation, rtol=1e-5)
+
+
+def test_the_slope_that_tunes_a_gaussian_process_is_that_of_differences():
+    rows, genes = ROWS[:12], GeneFeatures(SPACE)
+    rest = np.random.default_rng(0).normal(size=12)
+    points = AdditiveFeatures(SPACE).encode(rows)
+    points -= points.mean(axis=0)
+    posterior = _Posterior(points / np.sqrt(60), genes.encode(rows), genes.group, rest)
+    at = posterior.mean + 0.3 * np.random.default_rng(1).normal(size=len(posterior.mean))
+    numeric = approx_fprime(at, lambda t: posterior(t)[0], 1e-6)
+    np.testing.assert_allclose(posterior(at)[1], numeric, rtol=1e-4, atol=1e-4)
+    assert posterior(posterior.mode(at))[0] < posterior(at)[0]
+
+
+def test_what_only_one_position_does_is_learnt():
+    """One block's choice, at one place, decides; sums over kinds of blocks cannot tell it."""
+    gene = SPACE.block_columns(2).start
+    values = np.where(ROWS[:, gene] % 3 == 0, 0.9, 0.5)
+    model = GaussianProcess(SPACE)
+    model.fit(ROWS[:200], values[:200])
+    assert np.abs(model.predict(ROWS[200:]).mean - values[200:]).max() < 0.1
+    assert model.tuning.weights.argmax() == gene
+
+
+def test_genes_are_apart_by_half_and_by_how_unlike_they_are():
+    genes = GeneFeatures(SPACE)
+    row = SPACE.encode([SPACE.smallest])
+    others = np.repeat(row, 2, axis=0)
+    others[:, SPACE.width_columns[0]] = 1, 2  # of three widths
+    apart = ((genes.encode(others) - genes.encode(row)) ** 2).sum(axis=1)
+    np.testing.assert_allclose(apart, [0.75, 1.0])
+    assert len(genes.group) == genes.encode(row).shape[1]
 
 
 def test_a_gaussian_process_leaves_one_out_as_by_refitting():
     rows, values = ROWS[:30], Accuracy(SPACE).of_rows(ROWS[:30])
     model = GaussianProcess(SPACE)
     model.fit(rows, values)
-    tuning, frame = model.tuning, model._frame
-    assert tuning is not None
+    frame, points, single = model._frame, model._points, model._single
     rest = (values - frame.level) / frame.scale
+    covariance = model.covariance(points, points, single, single)
+    told = covariance + (model.tuning.noise + 1e-8) * np.eye(30)
     for i in (0, 11, 29):
         others = np.arange(30) != i
-        points = model._points[others]
-        covariance = frame.kernel(points, points, tuning) + tuning.noise * np.eye(29)
-        cross = frame.kernel(model._points[[i]], points, tuning)
-        expected = frame.level + frame.scale * (cross @ np.linalg.solve(covariance, rest[others]))
-        assert model._left_out[i] == pytest.approx(expected[0])
+        weights = np.linalg.solve(told[others][:, others], rest[others])
+        expected = frame.level + frame.scale * (covariance[i, others] @ weights)
+        assert model._left_out[i] == pytest.approx(expected)
 
 
 def test_a_gaussian_process_is_surest_where_it_was_told():

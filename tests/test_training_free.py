@@ -14,6 +14,7 @@ import timm
 import torch
 from tiny_job import FAILED, INFEASIBLE, USAGE, Ran, every_architecture, fresh_job, nas, search
 
+from predictors.counts import count_architecture
 from predictors.proxies.space_tables import score_architecture
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import export_network
@@ -100,6 +101,48 @@ def test_the_best_score_within_the_budget_is_found_and_exported(
     assert all("accuracy" not in e.metrics for e in journal)
 
 
+@pytest.mark.usefixtures("light_exports")
+@pytest.mark.parametrize("score", ["deepmad", "params"])
+def test_exact_search_proves_its_front(space: SearchSpace, job: Path, score: str) -> None:
+    ran = scored("--score", score, "--sampler", "exact", "--minimize", "macs", "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    every = [
+        (score_architecture(score, a, 10), count_architecture(a, 10)["macs"])
+        for a in allowed(space)
+        if score != "deepmad" or score_architecture("effectiveness", a) <= 0.5
+    ]
+    front = {member["digest"]: member["predicted"] for member in result["front"]}
+    assert len(front) >= 3
+    assert max(m["score"] for m in front.values()) == pytest.approx(max(every)[0], rel=1e-3)
+    assert min(m["macs"] for m in front.values()) == min(macs for _, macs in every)
+    for member in front.values():
+        best = max(value for value, macs in every if macs <= member["macs"])
+        assert member["score"] == pytest.approx(best, rel=1e-3)
+    proofs = json.loads(Path(result["run"], "result.json").read_text())["proofs"]
+    assert {proof["digest"] for proof in proofs} == set(front)
+    for proof in proofs:
+        assert proof["status"] == "optimal"
+        assert proof["value"] == pytest.approx(front[proof["digest"]]["score"])
+        assert proof["value"] <= proof["bound"] * (1 + 1e-9) <= proof["value"] * 1.002
+    assert "proven by an integer programme" in ran.err
+    assert "<b>Proofs</b>" in Path(result["run"], "report.html").read_text()
+
+
+def test_exact_search_says_where_it_cannot_be_used(job: Path) -> None:
+    for more, message in (
+        ((), "the score combined does not; give --score deepmad, entropy, params or macs"),
+        (("--score", "macs", "--minimize", "memory"), "one quantity that adds up, not for memory"),
+    ):
+        refused = scored("--sampler", "exact", *more)
+        assert refused.code == USAGE
+        assert message in refused.err
+    assert "unknown sampler without --data 'nsga2'" in scored("--sampler", "nsga2").err
+    refused = search("--sampler", "exact")
+    assert refused.code == USAGE
+    assert "how well trained networks do does not. Take surrogate here" in refused.err
+
+
 def _network(architecture: Architecture) -> torch.nn.Module:
     from supernet import build
 
@@ -162,7 +205,7 @@ def test_an_impossible_budget_names_the_fastest(job: Path) -> None:
     assert not Path("runs/scored").exists()
     ran = scored("--score", "deepmad", "--max-effectiveness", "0.0001")
     assert ran.code == INFEASIBLE
-    assert "proven by integer programming" in ran.err
+    assert "proven by an integer programme" in ran.err
 
 
 @pytest.mark.usefixtures("light_exports")

@@ -113,7 +113,9 @@ def trial(number: int, losses: Sequence[float], status: str = "finished", **chan
     )
     values = {"lr": 0.001 * number, "augmentation": 1.0}
     return replace(
-        Trial(number=number, network="a", hyperparameters=values, status=status, epochs=epochs),
+        Trial(
+            number=number, network=12 * "a", hyperparameters=values, status=status, epochs=epochs
+        ),
         **changes,
     )
 

@@ -32,13 +32,12 @@ from supernet.network.axes import (
     Centre,
     Concat,
     Product,
-    Slice,
-    cut,
     extent,
     permute,
     shape,
 )
 from supernet.network.mixers import Mixer, registry
+from supernet.network.slices import Slice, cut
 from supernet.network.supernet import _templates, template
 
 SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64}

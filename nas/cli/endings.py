@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one message for everything that a user can mend."""
+"""How a command ends: its exit code, and one message for everything that a user can fix."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(command: click.Command) -> None:
     except SystemExit:  # click's, for a pipe that nobody reads any more
         if _reader_gone():
             sys.exit(PIPE_CLOSED)
-        click.echo(f"error: a pipe to another process broke. {_again('Mend this')}", err=True)
+        click.echo(f"error: a pipe to another process broke. {_again('Fix this')}", err=True)
         sys.exit(FAILED)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -130,7 +130,7 @@ def _explain(error: OSError) -> str:
         problem = f"{error.filename}: {problem}"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         problem += ", for standard output or a file"
-    return f"{problem}. {_again(_FIXES.get(error.errno or 0, 'Mend this'))}"
+    return f"{problem}. {_again(_FIXES.get(error.errno or 0, 'Fix this'))}"
 
 
 def _again(fix: str) -> str:

@@ -11,7 +11,8 @@ from click.core import ParameterSource
 from pydantic import BaseModel
 
 from nas import flags
-from nas.config import LatencyConfig, RunConfig
+from nas.config import RunConfig
+from nas.config_parts import LatencyConfig
 from nas.flags import Declared, declared
 from search_space.errors import UsageError
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import click
 
+from results.report.chosen import beaten_note
+from results.report.classes import unbalanced_note
 from results.report.data import FrontMember, ReportData
 from search_space.metrics import (
     ACTIVATIONS,
+    BALANCED_ACCURACY,
     LATENCY,
     MACS,
     PARAMS,
@@ -45,9 +48,16 @@ def print_result(data: ReportData, path: Path) -> None:
             facts[-1] += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
         if chosen.predicted.get(SCORE) is not None:
             facts.append(f"score {format_metric(SCORE, chosen.predicted[SCORE])}, untrained")
+        quality: dict[str, Any] = chosen.quality.get("test", {})
+        if quality.get(BALANCED_ACCURACY) is not None and unbalanced_note(data):
+            balanced = format_metric(BALANCED_ACCURACY, quality[BALANCED_ACCURACY])
+            facts.append(f"{balanced} with all classes counted alike")
         click.echo(f"\nchosen {chosen.digest}: {', '.join(facts)}")
         for item in chosen.exports:
             click.echo(f"  {item.path}")
+    for note in (unbalanced_note(data), beaten_note(data)):
+        if note is not None:
+            click.echo(f"note: {note}")
     click.echo(f"report: {path / 'report.html'}")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from nas.cli.console import Console
 from predictors.devices import Target, latency_table
+from results.pareto import kendall_tau
 from results.report.charts import fit_scale
 from search_space import SearchSpace
 from search_space.metrics import LATENCY
@@ -32,8 +32,13 @@ class Comparison:
     conditions: tuple[str, str]
     space: str
     latencies_ms: tuple[tuple[float, ...], tuple[float, ...]]
-    kendall_tau: float
+    kendall_tau: float | None
     shared_tenth: float
+
+    @property
+    def tau(self) -> str:
+        """Kendall τ as text; it is undefined where all have the same latency on a device."""
+        return "undefined" if self.kendall_tau is None else f"{self.kendall_tau:.3f}"
 
     @property
     def count(self) -> int:
@@ -82,7 +87,7 @@ def compare_devices(
         conditions=(str(first.conditions), str(second.conditions)),
         space=space.name,
         latencies_ms=(tuple(predicted[0].tolist()), tuple(predicted[1].tolist())),
-        kendall_tau=float(kendalltau(*predicted).statistic),
+        kendall_tau=kendall_tau(*predicted, resamples=2).tau,
         shared_tenth=len(fastest[0] & fastest[1]) / len(fastest[0]),
     )
 
@@ -122,7 +127,7 @@ text {{ font-size: 12px; fill: #475569; }}
 </style></head><body>
 <h1>{first} and {second} on {escape(compared.space)}</h1>
 <p>{compared.count} random architectures, predicted on both devices: Kendall τ
-{compared.kendall_tau:.3f}. Of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in
+{compared.tau}. Of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in
 the fastest tenth on {second}.</p>
 <svg viewBox="0 0 600 490" role="img" aria-label="latency on both devices">{ticks}{dots}
 <text x="{(left + right) / 2}" y="{bottom + 40}" text-anchor="middle">{first}, ms</text>

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from nas import flags
-from nas.config import Configuration, LocalPath, TrainedConfig
+from nas.config import TrainedConfig
+from nas.config_parts import Configuration, LocalPath
 from nas.flags import Flag
 from search_space.names import Digest
 from supernet.training.config import TrainConfig

@@ -8,9 +8,10 @@ import torch
 
 from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
-from nas.workflows.trained_search import TrainedSearch, training_text
+from nas.workflows.with_images import ImageRun, training_text
 from predictors.counts import count_architecture
-from results.export.write import ModelCard, export_network
+from results.export.card import ModelCard
+from results.export.write import export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
 from search_space import Architecture
@@ -20,7 +21,7 @@ from supernet.training.train import finetune
 NETWORK = "network"
 
 
-class NetworkTraining(TrainedSearch):
+class NetworkTraining(ImageRun):
     """One architecture, trained from random weights with the settings of ``config.train``."""
 
     def all_phases(self) -> ReportData:
@@ -55,6 +56,7 @@ class NetworkTraining(TrainedSearch):
                 network,
                 self.path / EXPORT / architecture.digest,
                 preprocessing=self.data.preprocessing,
+                opset=self.config.opset,
                 card=ModelCard(
                     title=f"{self.config.data_name} network {architecture.digest}",
                     metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},

@@ -10,22 +10,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from nas.cli.console import Console
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
 from nas.workflows.run import Run
 from nas.workflows.starting import header, new_manifest, open_run
-from nas.workflows.trained_search import CHECKPOINTS, TrainedSearch
+from nas.workflows.trained_search import TrainedSearch
 from nas.workflows.training_free import TrainingFreeSearch
+from nas.workflows.with_images import CHECKPOINTS, SupernetTraining
 from results.report.data import ReportData
 from results.store import CONFIG, JOURNAL, SUPERNET, RunDirectory
 from search_space.errors import UsageError
 
-R = TypeVar("R", bound=Run)
-C = TypeVar("C", bound=RunConfig)
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
@@ -44,23 +43,15 @@ def run_search(
     meets the limits, DataError, ExportError. A new run that fails before anything was trained is
     removed again.
     """
-    if not isinstance(config, TrainedConfig):
-        assert isinstance(config, TrainingFreeConfig)
-        return _start(
-            TrainingFreeSearch.all_phases,
-            TrainingFreeSearch,
-            config,
-            path,
-            resume,
-            command,
-            console,
-        )
-    if config.architecture is not None:
-        raise UsageError(
-            "this configuration names one architecture to train, and a search would ignore it; use "
-            "nas train, or take 'architecture' out."
-        )
-    return _start(TrainedSearch.all_phases, TrainedSearch, config, path, resume, command, console)
+    if isinstance(config, TrainedConfig):
+        if config.architecture is not None:
+            raise UsageError(
+                "this configuration names one architecture to train, and a search would ignore it; "
+                "use nas train, or take 'architecture' out."
+            )
+        return _run(partial(TrainedSearch, config), config, path, resume, command, console)
+    assert isinstance(config, TrainingFreeConfig)
+    return _run(partial(TrainingFreeSearch, config), config, path, resume, command, console)
 
 
 def run_training(
@@ -75,19 +66,13 @@ def run_training(
 
     ``run_search`` with ``supernet`` set to ``path`` then uses the supernet.
     """
-    if config.architecture is not None:
-        return _start(
-            NetworkTraining.all_phases, NetworkTraining, config, path, resume, command, console
-        )
-    return _start(
-        TrainedSearch.training_only, TrainedSearch, config, path, resume, command, console
-    )
+    kind = SupernetTraining if config.architecture is None else NetworkTraining
+    return _run(partial(kind, config), config, path, resume, command, console)
 
 
-def _start(
-    steps: Callable[[R], ReportData],
-    kind: Callable[[C, RunDirectory, Console], R],
-    config: C,
+def _run(
+    kind: Callable[[RunDirectory, Console], Run],
+    config: RunConfig,
     path: Path,
     resume: bool,
     command: str,
@@ -104,7 +89,7 @@ def _start(
         new,
     ):
         try:
-            return steps(kind(config, directory, console))
+            return kind(directory, console).all_phases()
         except Exception:
             if new and not _can_be_continued(path):
                 shutil.rmtree(path)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from nas.config import RunConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
+from results.files import WRITTEN_AGAIN
 from results.journal import Evaluation
+from results.report.chosen import beaten_by
 from results.report.curves import latency_errors
 from results.report.data import (
     Baseline,
@@ -30,8 +31,10 @@ from results.report.page import write_report
 from results.report.tables import rank_rows
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
 from search_space import Architecture, SearchSpace
-from search_space.errors import RunError
+from search_space.boundary import parse_model, read_bytes
+from search_space.errors import CorruptFileError, RunError
 from search_space.metrics import ACCURACY, LATENCY
+from search_space.parsing import UnreadableTextError, parse_json
 
 METRICS = "metrics.jsonl"
 
@@ -70,6 +73,7 @@ def assemble(
         run=directory.path.name,
         created=manifest["created"],
         targets=limits,
+        minima=config.lower_limits(),
         summary={
             "data": config.data or "none: networks are judged by a score, untrained",
             "space": f"{space.name}, {space.size:.2g} architectures",
@@ -166,21 +170,18 @@ def latency_check(
 def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
     """Training curves of a run's supernet, or of what else ``folder`` keeps; empty for none."""
     file = run / folder / METRICS
-    if not file.exists():
+    names = [field.name for field in fields(Epoch) if field.name != "epoch"]
+    try:
+        rows = [parse_json(line) for line in read_bytes(file).decode("utf-8").splitlines()]
+    except FileNotFoundError:
         return ()
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return tuple(
-        Epoch(
-            epoch=row["epoch"],
-            loss_largest=row.get("val_loss_largest"),
-            loss_smallest=row.get("val_loss_smallest"),
-            accuracy_largest=row.get("val_accuracy_largest"),
-            accuracy_smallest=row.get("val_accuracy_smallest"),
-            loss=row.get("val_loss"),
-            accuracy=row.get("val_accuracy"),
-        )
-        for row in rows
-    )
+    except (UnicodeDecodeError, UnreadableTextError) as error:
+        raise CorruptFileError(f"{file} {error} {WRITTEN_AGAIN}") from None
+    figures = [
+        {"epoch": row.get("epoch"), **{name: row.get(f"val_{name}") for name in names}}
+        for row in parse_model(rows, list[dict[str, Any]], file)
+    ]
+    return tuple(parse_model(figures, list[Epoch], file))
 
 
 def rebuild_report(path: Path) -> ReportData:
@@ -222,7 +223,13 @@ def summary(data: ReportData, path: Path) -> dict[str, Any]:
         }
         for member in data.front
     ]
-    return {"run": str(path), "status": data.status, "best": best, "front": front}
+    return {
+        "run": str(path),
+        "status": data.status,
+        "best": best,
+        "front": front,
+        "beaten_by": [baseline.name for baseline in beaten_by(data)],
+    }
 
 
 def phases(manifest: Mapping[str, Any]) -> tuple[Phase, ...]:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
-from nas.workflows.reporting import Findings, assemble, curves
-from nas.workflows.run import Run
+from nas.workflows.reporting import Findings, assemble
 from nas.workflows.search_events import SearchEvents
-from predictors.counts import counts
-from predictors.tables.folder import cache_folder
+from nas.workflows.with_images import ImageRun, training_text
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report.data import Chosen, ReportData
-from results.store import CONFIG, EXPORT, JOURNAL, SNAPSHOT, SUPERNET, RunDirectory
+from results.store import EXPORT, JOURNAL, SNAPSHOT, RunDirectory
 from search import (
     Executor,
     InProcessExecutor,
@@ -38,29 +33,20 @@ from search import (
     window_for,
 )
 from search.evaluator import SupernetEvaluator, SupernetFactory
-from search.problem import Values
 from search.samplers import Sampler, make_sampler
-from search_space import Architecture, Genes, known, known_names
-from search_space.errors import RunError, UsageError
-from search_space.metrics import ACCURACY, EVALUATION, LATENCY, MACS, metric_of_option, metrics
+from search_space import Architecture, known, known_names
+from search_space.errors import UsageError
+from search_space.metrics import ACCURACY, EVALUATION, LATENCY, metric_of_option, metrics
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
-from supernet.data.dataset import ImageData, open_data
-from supernet.training.checkpoints import CheckpointFolder, load_latest
-from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
-from supernet.training.optimizer import check_optimizer
-from supernet.training.strategies import COST_STRATEGIES
-from supernet.training.train import train_supernet
 
 EVENTS = "tensorboard"
-LOGGERS = ("tensorboard",)
 FINETUNE = "finetune"
-CHECKPOINTS = "checkpoints"
 MIN_IMAGES = 16
 
 
-class TrainedSearch(Run[TrainedConfig]):
+class TrainedSearch(ImageRun):
     """A search with images: a supernet is trained, and networks are judged with its weights."""
 
     evaluated = tuple(m.name for m in metrics(EVALUATION))
@@ -71,10 +57,6 @@ class TrainedSearch(Run[TrainedConfig]):
         self.quality = Objective.on(metric_of_option(config.search.objective, EVALUATION).name)
 
     @property
-    def num_classes(self) -> int:
-        return self.data.num_classes
-
-    @property
     def num_finalists(self) -> int:
         return self.config.search.finalists
 
@@ -83,17 +65,17 @@ class TrainedSearch(Run[TrainedConfig]):
             return done
         _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
-        self._check_trainings()
+        self.check_trainings()
         self._check_halvings()
         table = self.latency_table()
         problem = self.problem(table)
         sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
         supernet = self.trained_supernet()
-        found = self.searched(problem, sampler, first, supernet)
-        self._note_idle_budget(found)
+        front = self.searched(problem, sampler, first, supernet)
+        self._note_idle_budget(front)
         baselines = self.baselines(problem, supernet)
-        measured = self.measured([*found.values()], [*baselines.values()], table)
-        finalists = self.finalists(found, measured)
+        measured = self.measured([*front.values()], [*baselines.values()], table)
+        finalists = self.finalists(front, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
         data = assemble(
@@ -103,144 +85,12 @@ class TrainedSearch(Run[TrainedConfig]):
             table,
             self.num_classes,
             self.limits,
-            Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
+            Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
         )
         return self.finish(data)
 
-    def training_only(self) -> ReportData:
-        self.open_data(self.space.resolutions[-1])
-        self._check_trainings()
-        self.trained_supernet()
-        self.directory.update_manifest(status="trained")
-        return ReportData(run=self.path.name, status="trained", training=curves(self.path))
-
-    def open_data(self, resolution: int) -> None:
-        """Images for networks of up to ``resolution``; a continued run must find the same."""
-        config = self.config
-        with self.phase("opening images"):
-            options = config.image_options()
-            self.data: ImageData = open_data(config.data, resolution, **options)
-            self.open_images = partial(open_data, config.data, resolution, **options)
-        manifest = self.directory.manifest
-        known_data, known_test = manifest.get("data"), manifest.get("test_data")
-        if known_data not in (None, self.data.fingerprint):
-            raise RunError(
-                f"the images of {config.data!r} changed since this run began (fingerprint "
-                f"{known_data} -> {self.data.fingerprint}). Restore them, or start a new run "
-                "with another --name."
-            )
-        if known_test not in (None, self.data.test_fingerprint):
-            message = (
-                f"the test images of {config.data!r} changed since this run began (fingerprint "
-                f"{known_test} -> {self.data.test_fingerprint}); test accuracies from here on are "
-                "of the new ones."
-            )
-            self.console.warn(message)
-            self.notes.append(message[0].upper() + message[1:])
-        self.directory.update_manifest(
-            data=self.data.fingerprint, test_data=self.data.test_fingerprint
-        )
-        for line in self.data.description():
-            self.console.say(f"  {line}")
-
-    def trained_supernet(self) -> Supernet:
-        torch.manual_seed(self.config.seed)
-        supernet = Supernet(self.space, self.data.num_classes).to(self.compute)
-        if self.config.supernet is not None:
-            self._load_supernet(supernet, Path(self.config.supernet))
-            return supernet.eval()
-        with self.phase("training the supernet") as progress:
-
-            def show(done: int, total: int, info: Mapping[str, Any]) -> None:
-                progress(done, total, training_text(info))
-
-            if self.config.workers == 1:
-                train_supernet(
-                    supernet,
-                    self.data,
-                    self.config.train,
-                    self.path / SUPERNET,
-                    progress=show,
-                    device=self.compute,
-                    cost=self._bank_cost(),
-                    logits=self._logits_folder(),
-                    workers=self.config.loader_workers,
-                    loggers=LOGGERS,
-                )
-            else:
-                self._train_with_workers(supernet, show)
-        for epoch in curves(self.path)[-1:]:
-            self.console.say(
-                f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
-                f"smallest {_percent(epoch.accuracy_smallest)}"
-            )
-        return supernet.eval()
-
-    def _train_with_workers(self, supernet: Supernet, progress: ProgressCallback) -> None:
-        prepare(self.config.address)  # Ray is imported with the next
-        from supernet.cluster.distributed import Workers, train_distributed
-
-        config = self.config
-        train_distributed(
-            supernet,
-            self.data,
-            config.train,
-            self.path / SUPERNET,
-            Workers(
-                count=config.workers,
-                gpus=config.gpus_per_worker,
-                address=config.address,
-                storage=config.storage,
-                name=self.path.name,
-            ),
-            self.open_images,
-            progress=progress,
-            notice=self.console.warn,
-            device=self.compute,
-            cost=self._bank_cost(),
-            logits=self._logits_folder(),
-            loader_workers=config.loader_workers,
-        )
-
-    def _bank_cost(self) -> Callable[[Genes], Values] | None:
-        """What a training that draws subnets by cost draws them by."""
-        if self.config.train.strategy not in COST_STRATEGIES:
-            return None
-        if self.config.train.bank_metric == MACS:
-            return counts(self.space, self.num_classes)[MACS].predict
-        return self.latency_table().compile(self.space, self.num_classes).predict
-
-    def _logits_folder(self) -> Path:
-        """Stored predictions of teachers, shared by all runs on the same images."""
-        return cache_folder().parent / "teacher_logits"
-
-    def _load_supernet(self, supernet: Supernet, run: Path) -> None:
-        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
-        if checkpoint is None:
-            raise RunError(no_supernet(run))
-        identity = checkpoint.metadata["identity"]
-        if identity.get("space") != self.space.digest:
-            raise RunError(
-                f"the supernet of {run} was trained for another space (digest "
-                f"{identity.get('space')}, asked {self.space.digest}); give the same --space."
-            )
-        if identity["data"] != self.data.fingerprint:
-            raise RunError(
-                f"the supernet of {run} was trained on other images, or on some that are now for "
-                f"validation (fingerprint {identity['data']}, asked {self.data.fingerprint}); "
-                "give the same --data and --seed."
-            )
-        done, epochs = len(checkpoint.metadata["state"]["history"]), identity["train"]["epochs"]
-        if done < epochs:
-            raise RunError(
-                f"the supernet of {run} is trained for {done} of {epochs} epochs; finish it with "
-                "--resume first."
-            )
-        supernet.load_state_dict(checkpoint.trained_weights())
-        self.notes.append(f"The supernet's weights come from {run}.")
-
     def sampler(self, problem: Problem) -> Sampler:
-        """Who proposes architectures."""
+        """Makes what proposes architectures."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -306,25 +156,13 @@ class TrainedSearch(Run[TrainedConfig]):
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
 
-    def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
+    def _note_idle_budget(self, front: Mapping[str, Evaluation]) -> None:
         if (limit := self.limits.get(LATENCY)) is None:
             return
-        note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
+        note = idle_budget(self.evaluations, front.values(), self.quality, limit, str(self.path))
         if note is not None:
             self.console.say(f"  {note}")
             self.notes.append(note)
-
-    def _check_trainings(self) -> None:
-        """Raises RunError where a training cannot begin, of which the last does after hours."""
-        config, images = self.config, len(self.data.train)
-        if config.supernet is None and config.workers > 1 and config.storage is not None:
-            CheckpointFolder(config.storage, self.path.name).check()
-        if config.supernet is None:
-            check_batch_size(config.train, images, config.workers)
-            check_groups(config.train, images, config.workers)
-            check_optimizer(config.train)
-        check_batch_size(config.finetune, images, workers=1)
-        check_optimizer(config.finetune)
 
     def _check_halvings(self) -> None:
         """Raises UsageError where the first look would see too few images to tell anything."""
@@ -386,8 +224,8 @@ class TrainedSearch(Run[TrainedConfig]):
                 ]
             ).reshape(-1, 2)
             front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
-            found = [Architecture.from_dict(e.architecture) for e in front]
-            inside = {a.digest: a for a in found if self.space.contains(a)}
+            members = [Architecture.from_dict(e.architecture) for e in front]
+            inside = {a.digest: a for a in members if self.space.contains(a)}
             self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")
             result |= inside
         return list(result.values())
@@ -436,22 +274,3 @@ class TrainedSearch(Run[TrainedConfig]):
         folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):
             return export_chosen(network, chosen, folder, self.data, self.config, table)
-
-
-def training_text(info: Mapping[str, Any]) -> str:
-    parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
-    parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
-    return ", ".join(parts)
-
-
-def _percent(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1%}"
-
-
-def no_supernet(run: Path) -> str:
-    """What to do where ``run`` has no good checkpoint of a supernet."""
-    return (
-        f"{run} holds no trained supernet. Finish it with --resume if it is not finished, or "
-        f"train one with `nas train --config {run / CONFIG} --name NEW`, and search with "
-        "--supernet and the folder of that run."
-    )

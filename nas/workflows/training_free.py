@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -28,25 +29,31 @@ from predictors.tables.cost_table import total_costs
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation
-from results.report.data import Chosen, ReportData
+from results.report.data import Chosen, ProofRow, ReportData
 from results.store import EXPORT, SNAPSHOT
 from search import Objective, Problem
 from search.closed_form import scored_front
-from search.exact import optimise
+from search.exact import optimise, sweep
+from search.exact.programme import GAP
 from search.problem import ROUNDING, Table, Values
+from search.samplers.registry import EXACT
 from search.scaling.two_criteria import COMPLEXITY, TRAINABILITY, TwoScorer, rank_sums
 from search.shape import SHAPE, ShapeRule
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import NasError
-from search_space.metrics import LATENCY, MACS, SCORE
+from search_space.metrics import LATENCY, MACS, SCORE, metric_named
 from search_space.units import format_latency
 
+POINT_SECONDS = 120.0  # of the solver, for each member of a proven front
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
 _NOTES = {
     "combined": "The score is a weighted mean of three standardised logarithms: parameters, "
     "activations and, with half the weight, depth over width on the longest path. "
     f"{RANK_QUALITY} It says nothing about the images that the network will be trained on.",
     "deepmad": "The score is DeepMAD's entropy of the longest path, weighted by stage.",
+    "entropy": "The score is half the sum of the logarithms of the widths on the longest path.",
+    "params": "The score is the number of parameters: the largest network within the limits.",
+    "macs": "The score is the number of MACs: the most computation within the limits.",
 }
 
 
@@ -55,6 +62,8 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
 
     quality = Objective.on(SCORE)
     evaluated = (SCORE,)
+    num_seen: int | None
+    proofs: tuple[ProofRow, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -66,10 +75,10 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         _ = self.target, self.others  # what is not there is an error before anything is made
         table = self.latency_table()
         problem = self.problem(table)
-        found = self.searched(problem)
-        baselines = self.baselines(found, table)
-        measured = self.measured([*found.values()], [*baselines.values()], table)
-        best, reason = self.best(self.finalists(found, measured))
+        front = self.searched(problem)
+        baselines = self.baselines(front, table)
+        measured = self.measured([*front.values()], [*baselines.values()], table)
+        best, reason = self.best(self.finalists(front, measured))
         chosen = self.exported(best, measured.get(best.digest), table, reason)
         self.notes.append(
             f"The exported network is untrained. Train it with: nas train --architecture "
@@ -82,10 +91,11 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             table,
             self.num_classes,
             self.limits,
-            Findings(self.shown, found, baselines, measured, chosen, tuple(self.notes)),
+            Findings(self.shown, front, baselines, measured, chosen, tuple(self.notes)),
             quality=SCORE,
             quality_note=_NOTES[self.config.search.score],
             num_seen=self.num_seen,
+            proofs=self.proofs,
         )
         return self.finish(data)
 
@@ -111,41 +121,88 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             for metric, table in problem.tables.items()
             if isinstance(table, AdditiveTable)
         }
-        with self.phase("searching") as progress:
-            scores = SpaceScores.build(self.space, counts)
-            start = self.optimum(problem, scores, counts) if name == "deepmad" else None
+        scores = SpaceScores.build(self.space, counts)
 
-            def score(genes: Genes) -> Values:
-                values = scores.predict(name, genes)
-                if name != "deepmad":
-                    return values
-                rho = scores.predict("effectiveness", genes)
-                most = self.config.search.max_effectiveness * (1 + ROUNDING)
-                return np.where(rho <= most, values, np.nan)
+        def score(genes: Genes) -> Values:
+            values = scores.predict(name, genes)
+            if name != "deepmad":
+                return values
+            rho = scores.predict("effectiveness", genes)
+            most = self.config.search.max_effectiveness * (1 + ROUNDING)
+            return np.where(rho <= most, values, np.nan)
 
-            result = scored_front(
-                problem,
-                score,
-                seed=self.config.seed,
-                start=start,
-                progress=lambda done, total, best: progress(
-                    done, total, f"best score {-best[0]:.4g}"
-                ),
-            )
-        front = result.genes[_even(problem.cost_axis(result.genes), FRONT_MEMBERS)]
-        best = result.genes[result.objectives[:, 0].argmin()]
-        front = np.unique(np.concatenate([front, best[None]]), axis=0)
-        self.num_seen = result.num_seen
+        self.num_seen = None
+        if self.config.search.sampler == EXACT:
+            front = self.proven_front(problem, scores, counts)
+            sample = front[:0]
+        else:
+            with self.phase("searching") as progress:
+                start = self.optimum(problem, scores, counts) if name == "deepmad" else None
+                result = scored_front(
+                    problem,
+                    score,
+                    seed=self.config.seed,
+                    start=start,
+                    progress=lambda done, total, best: progress(
+                        done, total, f"best score {-best[0]:.4g}"
+                    ),
+                )
+            front = result.genes[_even(problem.cost_axis(result.genes), FRONT_MEMBERS)]
+            best = result.genes[result.objectives[:, 0].argmin()]
+            front = np.unique(np.concatenate([front, best[None]]), axis=0)
+            sample, self.num_seen = result.sample, result.num_seen
+            self.console.say(f"  {self.num_seen:,} scored, {len(result.genes)} on the front")
         members = self._evaluations(front, problem, score)
         members.sort(key=lambda e: e.metrics[LATENCY])
-        self.shown = (*members, *self._evaluations(result.sample, problem, score))
+        self.shown = (*members, *self._evaluations(sample, problem, score))
         with self.directory.journal() as journal:
             for evaluation in self.shown:
                 if journal.get(evaluation.digest) is None:
                     journal.append(evaluation)
             journal.snapshot(self.path / SNAPSHOT)
-        self.console.say(f"  {self.num_seen:,} scored, {len(result.genes)} on the front")
         return {e.digest: e for e in members}
+
+    def proven_front(
+        self, problem: Problem, scores: SpaceScores, tables: Mapping[str, AdditiveTable]
+    ) -> Genes:
+        """Rows of the front at evenly spaced costs, each proven to have the best score there."""
+        quality = scores.additive(self.config.search.score)
+        assert quality is not None, "the configuration allows no other"
+        cost = problem.objectives[1].metric
+        bounded = self.config.search.score == "deepmad"
+        with self.phase("proving the front") as progress:
+            front = sweep(
+                self.space,
+                quality,
+                tables[cost],
+                [c for c in problem.constraints if c.metric in tables],
+                tables,
+                effectiveness=(scores.paths, self.config.search.max_effectiveness)
+                if bounded
+                else None,
+                shape_rule=SHAPE in self.rules,
+                maximise=(True, problem.objectives[1].direction == "maximize"),
+                points=FRONT_MEMBERS,
+                gap=GAP,
+                seconds=POINT_SECONDS,
+                progress=lambda done, share: progress(done, FRONT_MEMBERS, f"{share:.0%} of costs"),
+            )
+        architectures = self.space.decode(front.genes)
+        self.proofs = tuple(
+            ProofRow(digest=architecture.digest, value=point.value, **asdict(point.proof))
+            for architecture, point in zip(architectures, front.points, strict=True)
+        )
+        stopped = sum(point.proof.status == "stopped" for point in front.points)
+        late = f" The solver was stopped at {stopped} of them, whose gaps say what is open."
+        note = (
+            f"The front is proven by an integer programme over all {self.space.size:.2g} "
+            f"architectures: within the limits, nothing at the {metric_named(cost).title} of a "
+            f"member or below has a score more than {front.gap:.2%} better "
+            f"({len(front)} members, {front.seconds:.0f} s).{late if stopped else ''}"
+        )
+        self.console.say(f"  {note}")
+        self.notes.append(note)
+        return front.genes
 
     def optimum(
         self, problem: Problem, scores: SpaceScores, tables: Mapping[str, AdditiveTable]
@@ -184,13 +241,13 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         ]
 
     def baselines(
-        self, found: Mapping[str, Evaluation], table: LatencyTable
+        self, front: Mapping[str, Evaluation], table: LatencyTable
     ) -> dict[str, Evaluation]:
         """Known designs up to twice as slow as what the search found.
 
         Where their latency is not known yet, up to twice the MACs: they are measured with the rest.
         """
-        most = {m: 2 * max(e.metrics[m] for e in found.values()) for m in (MACS, LATENCY)}
+        most = {m: 2 * max(e.metrics[m] for e in front.values()) for m in (MACS, LATENCY)}
         result = {}
         for name in known_names():
             architecture = known(name)
@@ -212,7 +269,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         return result
 
     def best(self, finalists: Sequence[Evaluation]) -> tuple[Evaluation, str]:
-        """The best finalist and why: by score, or by ranks of the score and of the dear proxies."""
+        """The best finalist and why: by score, or by its ranks and those of expensive proxies."""
         if self.config.search.rerank < 2 or len(finalists) < 2:
             return finalists[0], (
                 "the fastest of the front" if self.missed else "the best score within the budget"
@@ -221,12 +278,12 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         scorer = TwoScorer(
             settings=ScoreSettings(seed=self.config.seed, repeats=3, device=self.compute)
         )
-        found = []
+        scores = []
         with self.phase(f"ordering {len(finalists)} networks by {names}") as progress:
             for i, evaluation in enumerate(finalists):
-                found.append(scorer(Architecture.from_dict(evaluation.architecture)))
+                scores.append(scorer(Architecture.from_dict(evaluation.architecture)))
                 progress(i + 1, len(finalists), evaluation.digest)
-        ranks = rank_sums(found) + np.arange(len(finalists))  # finalists are sorted by score
+        ranks = rank_sums(scores) + np.arange(len(finalists))  # finalists are sorted by score
         return (
             finalists[int(np.argmin(ranks))],
             f"the smallest sum of ranks by score, {names} of the {len(finalists)} best by score",
@@ -247,8 +304,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             exports = export_untrained(
                 evaluation,
                 self.path / EXPORT / evaluation.digest,
-                self.num_classes,
-                self.config.seed,
+                self.config,
                 f"{latency}; {table.conditions}",
             )
         return Chosen(

@@ -26,6 +26,8 @@ from predictors.proxies.preparation import (
     unit_scales,
 )
 
+PART = 1 << 20  # numbers that are held in float64 at once
+
 
 def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = None) -> Tensor:
     """K ``(batch, batch)``, float64 on the CPU, of ``module`` with the weights it has.
@@ -68,8 +70,14 @@ def _gram(gradient: Callable[[int], Tensor], count: int, kept: int) -> Tensor:
             if len(block) < kept:
                 block.append(row)
             for position, other in enumerate(block, begin):
-                result[position, index] = result[index, position] = float(other.dot(row))
+                result[position, index] = result[index, position] = _product(other, row)
     return result
+
+
+def _product(first: Tensor, second: Tensor) -> float:
+    """Scalar product of two vectors, summed in float64 part by part: κ divides by differences."""
+    pairs = zip(first.split(PART), second.split(PART), strict=True)
+    return sum(float(a.double().dot(b.double())) for a, b in pairs)
 
 
 def condition_number(kernel: Tensor) -> float:

@@ -31,6 +31,7 @@ from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
 from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import UnknownNameError
+from search_space.metrics import MACS, PARAMS
 from supernet.network.mixers import build_mixer
 from supernet.network.modules import Mlp, build_module
 
@@ -147,11 +148,16 @@ class PathTables:
 
 
 CLOSED_FORMS = ("combined", "deepmad", "effectiveness")
+SUMS = ("entropy", "params", "macs")
+"""Scores that add up over components: Σ ½·log w of the longest path, parameters, MACs."""
+
+
+_COUNTS = {"params": PARAMS, "macs": MACS}
 
 
 @dataclass(frozen=True, eq=False)
 class SpaceScores:
-    """Closed-form proxies of whole populations, each by its name in ``CLOSED_FORMS``."""
+    """Closed-form scores of whole populations, by the names in ``CLOSED_FORMS`` and ``SUMS``."""
 
     paths: PathTables
     counts: Mapping[str, AdditiveTable]
@@ -162,6 +168,14 @@ class SpaceScores:
     ) -> SpaceScores:
         """Tables of ``space``; ``counts`` has those of parameters and activations where known."""
         return cls(PathTables.build(space), count_tables(space) if counts is None else counts)
+
+    def additive(self, name: str) -> AdditiveTable | PathTables | None:
+        """What exact search maximises for the score ``name``; None where it does not add up."""
+        if name == "deepmad":
+            return self.paths
+        if name == "entropy":
+            return self.paths.entropy
+        return self.counts[_COUNTS[name]] if name in _COUNTS else None
 
     def predict(self, name: str, genes: Genes) -> Values:
         """Scores of rows, shape (n, genes) to (n,); raises UnknownNameError."""
@@ -176,7 +190,9 @@ class SpaceScores:
                     self.counts["activations"].predict(genes),
                     self.paths.final_effectiveness(genes),
                 )
-        raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
+        if isinstance(table := self.additive(name), AdditiveTable):
+            return table.predict(genes)
+        raise UnknownNameError("closed-form score", name, (*CLOSED_FORMS, *SUMS))
 
 
 def score_architecture(name: str, architecture: Architecture, num_classes: int = 1000) -> float:
@@ -191,4 +207,8 @@ def score_architecture(name: str, architecture: Architecture, num_classes: int =
             counts = count_architecture(architecture, num_classes)
             sizes = (float(counts["num_params"]), float(counts["activations"]))
             return float(combined_score(*map(np.array, (*sizes, final_effectiveness(ends)))))
-    raise UnknownNameError("closed-form score", name, CLOSED_FORMS)
+        case "entropy":
+            return ends[-1].entropy
+        case "params" | "macs":
+            return float(count_architecture(architecture, num_classes)[_COUNTS[name]])
+    raise UnknownNameError("closed-form score", name, (*CLOSED_FORMS, *SUMS))

@@ -23,7 +23,7 @@ class Prediction:
 
 
 class Surrogate(Protocol):
-    """Learns a metric from evaluations; the same evaluations give the same model."""
+    """Learns a metric from evaluations; the same sequence of fits gives the same model."""
 
     def fit(self, genes: Genes, values: Values) -> None:
         """Learn from rows of shape (n, genes) and their finite values (n,), n ≥ 2."""

@@ -118,6 +118,54 @@ class AdditiveFeatures:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class GeneFeatures:
+    """Encoder of a space's rows with columns for each gene, so that a model can weigh genes.
+
+    Two values of a gene are at most 1 apart, in squared distance: half of it for being different,
+    half by how different, which is the number of choices between two widths, depths or
+    resolutions, and the traits that two blocks do not share. An inactive gene is all zeros.
+
+    Args:
+        space: whose rows are encoded.
+    """
+
+    space: SearchSpace
+
+    @cached_property
+    def _tables(self) -> list[Values]:
+        """Per gene the columns of each choice, and last of none: shape (choices + 1, columns)."""
+        tables = [_ordered(int(count)) for count in self.space.cardinalities]
+        for i, stage in enumerate(self.space.stages):
+            names = list(dict.fromkeys(trait for block in stage.blocks for trait in _traits(block)))
+            traits = np.array([[name in _traits(b) for name in names] for b in stage.blocks], float)
+            unlike = (traits[:, None] != traits).sum(axis=2).max(initial=1)
+            columns = range(*self.space.block_columns(i).indices(self.space.num_genes))
+            for gene in columns:
+                tables[gene] = _halves(traits / np.sqrt(unlike))
+        return [np.vstack([table, np.zeros(table.shape[1])]) for table in tables]
+
+    @cached_property
+    def group(self) -> Genes:
+        """Gene of each column, shape (columns,)."""
+        widths = [table.shape[1] for table in self._tables]
+        return np.repeat(np.arange(len(widths)), widths)
+
+    def encode(self, genes: Genes) -> Values:
+        """Columns of valid rows, shape (n, genes) to (n, columns)."""
+        return np.hstack([t[gene] for t, gene in zip(self._tables, genes.T, strict=True)])
+
+
+def _ordered(count: int) -> Values:
+    return _halves(_steps(np.arange(count), count) / np.sqrt(max(count - 1, 1)))
+
+
+def _halves(alike: Values) -> Values:
+    """Columns whose squared distances are half those of ``alike`` and half 1, shape (n, …)."""
+    different = np.eye(len(alike)) / np.sqrt(2)
+    return np.hstack([alike, different]) / np.sqrt(2)
+
+
 def _one_hot(indices: Genes, count: int) -> Values:
     return np.asarray(indices[:, None] == np.arange(count), dtype=np.float64)
 

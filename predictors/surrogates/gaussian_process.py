@@ -1,50 +1,69 @@
-"""Gaussian process over genes: an additive trend and whatever departs from it smoothly.
+"""Gaussian process over genes: what adds up, what departs from it smoothly, and what genes do.
 
-The covariance is a linear kernel over the additive features plus a squared exponential one over
-the same features and the logarithms of the costs (Rasmussen and Williams 2006, ch. 2 and 5). Its
-few parameters maximise the marginal likelihood over a grid: one eigendecomposition a kernel gives
-the likelihood of every noise level, with the overall scale in closed form.
+The covariance is the sum of four: linear over the additive features, squared exponential over the
+same and the costs, linear over single genes, and exponential in the weighted number of genes that
+differ, with a weight for each gene (automatic relevance determination; Rasmussen and Williams
+2006, ch. 4 and 5). The first two know that like blocks do alike wherever they stand, the last two
+know nothing of it and learn what only one position does. Amplitudes, lengths, noise and weights are
+the most probable ones under log-normal priors, found by L-BFGS with exact gradients.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import minimize
 
 from predictors.surrogates.base import Prediction, Values, rank_quality
-from predictors.surrogates.features import AdditiveFeatures
+from predictors.surrogates.features import AdditiveFeatures, GeneFeatures
 from search_space import Genes, SearchSpace
 from search_space.errors import UsageError
 
-TRENDS = (0.3, 0.6, 0.85, 0.97)
-LENGTHS = (0.7, 1.2, 2.5)
-NOISES = tuple(np.logspace(-4, 0.5, 10).tolist())
-FIRST_TUNED, GROWTH = 16, 1.5
-MOST_TO_TUNE = 400
 COST_WEIGHT = 3.0
+GROWTH = 1.3  # parameters are tuned again when there is so much more to learn from
+MOST_TO_TUNE, STEPS = 300, 60
+JITTER = 1e-8
+# of the logarithms: four amplitudes, length, noise; then of each gene's weight
+PRIOR_MEAN = np.log([0.3, 0.3, 0.1, 0.3, 1.2, 1e-3])
+PRIOR_DEVIATION = np.array([1.5, 1.5, 1.5, 1.5, 0.7, 2.0])
+TOTAL_WEIGHT, WEIGHT_DEVIATION = 3.0, 1.0
+LOWEST, HIGHEST = -9.0, 4.0  # of logarithms
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Parameters of the covariance.
+    """Parameters of the covariance, all positive, in units of the values' variance.
 
     Args:
-        trend: share of the linear kernel in the variance.
-        length: of the other kernel, in root mean squared distances.
-        noise: variance of the noise over that of the signal.
+        amplitudes: variances of the linear trend, the smooth part, the sum over genes and the
+            joint part of all genes, shape (4,).
+        length: of the smooth part, in root mean squared distances.
+        noise: variance of the noise.
+        weights: of the genes in the joint part, shape (genes,).
     """
 
-    trend: float
+    amplitudes: Values
     length: float
     noise: float
+    weights: Values
+
+    @classmethod
+    def of(cls, logarithms: Values) -> Tuning:
+        """The parameters whose logarithms stand in one vector, shape (6 + genes,)."""
+        values = np.exp(logarithms)
+        return cls(values[:4], float(values[4]), float(values[5]), values[6:])
 
 
 class GaussianProcess:
     """Accuracy model with uncertainty for up to a few thousand evaluations.
+
+        model = GaussianProcess(space, [latency.predict])
+        model.fit(genes, accuracies)
+        mean, deviation = model.predict(others).mean, model.predict(others).deviation
 
     Args:
         space: whose rows it predicts.
@@ -60,32 +79,47 @@ class GaussianProcess:
     ) -> None:
         self.space = space
         self._features = AdditiveFeatures(space, finer)
+        self._genes = GeneFeatures(space)
         self._costs = costs
-        self.tuning: Tuning | None = None
-        self._tuned_for: tuple[bytes, Tuning] | None = None
+        self._logarithms = np.concatenate(_prior(space.num_genes)[:1])
+        self._tuned = 0
+
+    @property
+    def tuning(self) -> Tuning:
+        """The parameters of the latest fit."""
+        return Tuning.of(self._logarithms)
 
     def fit(self, genes: Genes, values: Values) -> None:
-        """Learn from rows (n, genes) and finite values (n,), n ≥ 2.
+        """Learns from rows and their values.
 
-        Parameters are tuned on the first rows, half as many again each time, so that most fits
-        only solve a linear system; the same rows always give the same parameters.
+        Parameters are tuned only when there are some more rows than at the last tuning, from where
+        that ended; most fits only solve a linear system.
 
-        Raises UsageError for fewer than two rows.
+        Args:
+            genes: shape (n, genes), n ≥ 2.
+            values: finite, shape (n,).
+
+        Raises:
+            UsageError: there are fewer than two rows.
         """
         if len(genes) < 2:
             raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
         values = np.asarray(values, dtype=np.float64)
-        encoded = self._encode(genes)
-        self.tuning = self._tuned(genes, encoded, values)
+        encoded, single = self._encode(genes), self._genes.encode(genes)
         self._frame = _Frame.of(encoded, values, len(self._costs))
-        self._points = self._frame.points(encoded)
+        points = self._frame.points(encoded)
         rest = (values - self._frame.level) / self._frame.scale
-        covariance = self._frame.kernel(self._points, self._points, self.tuning)
-        covariance[np.diag_indices_from(covariance)] += self.tuning.noise
+        if self._tuned == 0 or len(genes) >= GROWTH * self._tuned:
+            self._tuned = len(genes)
+            rows = np.arange(len(genes))[:: -(-len(genes) // MOST_TO_TUNE)]
+            fitted = _Posterior(points[rows], single[rows], self._genes.group, rest[rows])
+            self._logarithms = fitted.mode(self._logarithms)
+        self._points, self._single = points, single
+        covariance = self.covariance(points, points, single, single)
+        covariance[np.diag_indices_from(covariance)] += self.tuning.noise + JITTER
         self._factor = np.linalg.cholesky(covariance)
         inverse = cho_solve((self._factor, True), np.eye(len(rest)))
         self._weights = inverse @ rest
-        self._amplitude = float(rest @ self._weights) / len(rest)
         self._values = values
         self._left_out = values - self._frame.scale * self._weights / np.diag(inverse)
 
@@ -94,29 +128,28 @@ class GaussianProcess:
         costs = [np.arcsinh(cost(genes))[:, None] for cost in self._costs]
         return np.hstack([self._features.encode(genes), *costs])
 
-    def _tuned(self, genes: Genes, encoded: Values, values: Values) -> Tuning:
-        first = float(FIRST_TUNED)
-        while first * GROWTH <= len(genes):
-            first *= GROWTH
-        rows = np.arange(min(int(first), len(genes)))
-        rows = rows[:: -(-len(rows) // MOST_TO_TUNE)]
-        key = genes[rows].tobytes() + values[rows].tobytes()
-        if self._tuned_for is None or self._tuned_for[0] != key:
-            self._tuned_for = (key, _tune(encoded[rows], values[rows], len(self._costs)))
-        return self._tuned_for[1]
+    def covariance(self, a: Values, b: Values, c: Values, d: Values) -> Values:
+        """Of the value without noise, between points a, b (n | m, features) whose genes are c, d
+        (n | m, columns); shape (n, m)."""
+        tuning = self.tuning
+        trend, smooth, sums, joint = tuning.amplitudes
+        weights = np.sqrt(tuning.weights)[self._genes.group]
+        result = trend * (a @ b.T) + sums * (c @ d.T) * (2 / self.space.num_genes)
+        result += smooth * np.exp(-_distances(a, b) / (4 * tuning.length**2))
+        result += joint * np.exp(-_distances(c * weights, d * weights))
+        return np.asarray(result)
 
     def predict(self, genes: Genes) -> Prediction:
         """Mean and standard deviation of the value without noise, rows of shape (n, genes)."""
-        assert self.tuning is not None, "fit comes first"
-        frame = self._frame
-        points = frame.points(self._encode(genes))
-        cross = frame.kernel(points, self._points, self.tuning)
-        trend = self.tuning.trend
-        own = trend * (points**2).sum(axis=1) / frame.size + 1 - trend
+        points, single = self._frame.points(self._encode(genes)), self._genes.encode(genes)
+        cross = self.covariance(points, self._points, single, self._single)
+        trend, smooth, sums, joint = self.tuning.amplitudes
+        prior = trend * (points**2).sum(axis=1) + smooth + joint
+        prior += sums * (single**2).sum(axis=1) * (2 / self.space.num_genes)
         half = solve_triangular(self._factor, cross.T, lower=True)
-        variance = np.maximum(own - (half**2).sum(axis=0), 1e-12) * self._amplitude
-        mean = frame.level + frame.scale * (cross @ self._weights)
-        return Prediction(mean, frame.scale * np.sqrt(variance))
+        variance = np.maximum(prior - (half**2).sum(axis=0), 1e-12)
+        mean = self._frame.level + self._frame.scale * (cross @ self._weights)
+        return Prediction(mean, self._frame.scale * np.sqrt(variance))
 
     @property
     def rank_quality(self) -> float | None:
@@ -124,13 +157,79 @@ class GaussianProcess:
         return rank_quality(self._values, self._left_out)
 
 
+def _prior(num_genes: int) -> tuple[Values, Values]:
+    """Means and deviations of the logarithms of all parameters, shape (6 + genes,) both."""
+    weights = np.full(num_genes, np.log(TOTAL_WEIGHT / num_genes))
+    return (
+        np.concatenate([PRIOR_MEAN, weights]),
+        np.concatenate([PRIOR_DEVIATION, np.full(num_genes, WEIGHT_DEVIATION)]),
+    )
+
+
+def _distances(a: Values, b: Values) -> Values:
+    """Squared distances of points, shapes (n, k) and (m, k) to (n, m)."""
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
+    return np.maximum(squares, 0.0)
+
+
+class _Posterior:
+    """Minus the log probability of parameters, of rows with points, genes and scaled values."""
+
+    def __init__(self, points: Values, single: Values, group: npt.NDArray[np.int64], rest: Values):
+        num_genes = int(group.max()) + 1
+        self.rest = rest
+        self.linear = points @ points.T
+        self.smooth = _distances(points, points) / 4
+        self.sums = single @ single.T * (2 / num_genes)
+        columns = [single[:, group == gene] for gene in range(num_genes)]
+        self.genes = np.stack([_distances(part, part).ravel() for part in columns])
+        self.mean, self.deviation = _prior(num_genes)
+
+    def __call__(self, logarithms: Values) -> tuple[float, Values]:
+        """The value and its gradient, shape (6 + genes,)."""
+        tuning, n = Tuning.of(logarithms), len(self.rest)
+        parts = (
+            self.linear,
+            np.exp(-self.smooth / tuning.length**2),
+            self.sums,
+            np.exp(-(tuning.weights @ self.genes).reshape(n, n)),
+        )
+        covariance = sum(a * part for a, part in zip(tuning.amplitudes, parts, strict=True))
+        covariance[np.diag_indices(n)] += tuning.noise + JITTER
+        factor = np.linalg.cholesky(covariance)
+        inverse = cho_solve((factor, True), np.eye(n))
+        weights = inverse @ self.rest
+        # half the derivative of the likelihood by each entry of the covariance
+        slope = 0.5 * (inverse - np.outer(weights, weights))
+        by_part = [float((slope * part).sum()) for part in parts]
+        bend = tuning.amplitudes[1] * 2 / tuning.length**2
+        gradient = np.concatenate(
+            [
+                tuning.amplitudes * by_part,
+                [bend * float((slope * parts[1] * self.smooth).sum())],
+                [tuning.noise * float(np.trace(slope))],
+                -tuning.amplitudes[3] * tuning.weights * (self.genes @ (slope * parts[3]).ravel()),
+            ]
+        )
+        apart = (logarithms - self.mean) / self.deviation
+        value = 0.5 * float(self.rest @ weights) + float(np.log(np.diag(factor)).sum())
+        return value + 0.5 * float(apart @ apart), gradient + apart / self.deviation
+
+    def mode(self, start: Values) -> Values:
+        """The most probable logarithms that L-BFGS finds from ``start``."""
+        bounds = [(LOWEST, HIGHEST)] * len(start)
+        found = minimize(
+            self, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS}
+        )
+        return np.asarray(found.x, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class _Frame:
-    """Origins and units of features and values."""
+    """Origins and units of features and values; the mean squared norm of the points is 1."""
 
     mean: Values
     unit: Values
-    size: float  # mean squared norm of the points
     level: float
     scale: float
 
@@ -142,32 +241,7 @@ class _Frame:
             unit[-num_costs:] = COST_WEIGHT / np.maximum(spread, 1e-12)
         size = float((((encoded - mean) * unit) ** 2).sum(axis=1).mean())
         level, scale = float(values.mean()), float(values.std()) or 1.0
-        return cls(mean, unit, max(size, 1e-300), level, scale)
+        return cls(mean, unit / np.sqrt(max(size, 1e-300)), level, scale)
 
     def points(self, encoded: Values) -> Values:
         return (encoded - self.mean) * self.unit
-
-    def kernel(self, a: Values, b: Values, tuning: Tuning) -> Values:
-        """Covariance of points, shapes (n, features) and (m, features) to (n, m)."""
-        products = a @ b.T
-        distances = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * products
-        smooth = np.exp(-np.maximum(distances, 0.0) / (4 * self.size * tuning.length**2))
-        return np.asarray(tuning.trend * products / self.size + (1 - tuning.trend) * smooth)
-
-
-def _tune(encoded: Values, values: Values, num_costs: int) -> Tuning:
-    """Parameters of the largest marginal likelihood over the grid."""
-    frame = _Frame.of(encoded, values, num_costs)
-    points, rest = frame.points(encoded), (values - frame.level) / frame.scale
-    n, best, chosen = len(rest), -np.inf, Tuning(TRENDS[0], LENGTHS[0], NOISES[0])
-    for trend, length in itertools.product(TRENDS, LENGTHS):
-        kernel = frame.kernel(points, points, Tuning(trend, length, 0.0))
-        eigenvalues, vectors = np.linalg.eigh(kernel)
-        squares = (vectors.T @ rest) ** 2
-        for noise in NOISES:
-            variances = np.maximum(eigenvalues, 0.0) + noise
-            amplitude = max(float((squares / variances).mean()), 1e-300)
-            likelihood = -0.5 * (n * np.log(amplitude) + np.log(variances).sum())
-            if likelihood > best:
-                best, chosen = likelihood, Tuning(trend, length, noise)
-    return chosen

@@ -41,7 +41,8 @@ class Correction:
 
     Args:
         space: name of the space it was fitted on.
-        expected_error: mean relative error of predicting each check network from the others.
+        expected_error: mean relative error of predicting each check network from the others; of
+            a single one, which has no others, that of the sum.
         checks: what it was fitted on.
         rounds: visits of every subject.
         seconds: measuring time.
@@ -161,7 +162,8 @@ def _left_out(x: Values, y: Values, fit: Callable[[Values, Values], tuple[float,
 
 
 def _ratio(x: Values, y: Values) -> tuple[float, float]:
-    return float(np.median(y / x)), 0.0
+    """The median ratio; of no networks at all, sums as they are."""
+    return (float(np.median(y / x)) if len(x) else 1.0), 0.0
 
 
 def _line(x: Values, y: Values) -> tuple[float, float]:

@@ -6,10 +6,72 @@ import math
 from typing import Any
 
 from results.report.charts import capitalised, format_metric, signed
-from results.report.data import Metrics, ReportData
+from results.report.data import Baseline, Metrics, ReportData
 from results.report.words import mixer_style, quality_of, summarise, value
 from search_space.architecture import Architecture, feature_sizes
-from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, title_of
+from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
+from search_space.metrics import format_metric as plainly
+
+SHOWN_DESIGNS = 3  # that beat the front, by name
+
+
+def beaten_by(data: ReportData) -> list[Baseline]:
+    """Known designs within all limits that are better than every network of the front, best first.
+
+    What is better is decided by what the search was for.
+    """
+    front = data.front
+    objective = data.config.get("search", {}).get("objective", data.quality)
+    judged = objective if all(objective in m.predicted for m in front) else data.quality
+    sign = 1.0 if metric_named(judged).better == "smaller" else -1.0
+
+    limits = [(name, 1, limit) for name, limit in data.targets.items()]
+    limits += [(name, -1, limit) for name, limit in data.minima.items()]
+
+    def within(baseline: Baseline, name: str, side: int, limit: float) -> bool:
+        known = value(baseline.measured, name) or value(baseline.metrics, name)
+        return known is not None and side * (known - limit) <= 0
+
+    reached = [sign * (value(m.predicted, judged) or 0.0) for m in front]
+    better = [
+        (sign * quality, baseline)
+        for baseline in data.baselines
+        if (quality := value(baseline.metrics, judged)) is not None
+        and sign * quality < min(reached, default=math.inf)
+        and all(within(baseline, *limit) for limit in limits)
+    ]
+    return [baseline for _, baseline in sorted(better, key=lambda item: item[0])] if front else []
+
+
+def beaten_note(data: ReportData) -> str | None:
+    """Says which known designs the front should have had the like of; None where there are none."""
+    designs = beaten_by(data)
+    if not designs:
+        return None
+    objective = data.config.get("search", {}).get("objective", data.quality)
+    judged = objective if objective in designs[0].metrics else data.quality
+    costs = [name for name in (*data.targets, *data.minima) if name in designs[0].metrics]
+
+    def described(baseline: Baseline) -> str:
+        figures = [
+            plainly(name, value(baseline.measured, name) or value(baseline.metrics, name))
+            for name in (judged, *costs[:1])
+        ]
+        return f"{baseline.name} ({', '.join(figures)})"
+
+    shown = ", ".join(map(described, designs[:SHOWN_DESIGNS]))
+    more = len(designs) - SHOWN_DESIGNS
+    one = len(designs) == 1
+    fix = (
+        "Search longer (`--evaluations`), or take one of them."
+        if data.config.get("data")
+        else "The space that was searched lacks their like: search a larger one (`--space`)."
+    )
+    return (
+        f"{'A known design' if one else f'{len(designs)} known designs'} within the limits "
+        f"{'has' if one else 'have'} a better {title_of(judged)} than every network of the front: "
+        f"{shown}{f' and {more} more' if more > 0 else ''}. {fix}"
+    )
 
 
 def headline(data: ReportData) -> dict[str, Any] | None:

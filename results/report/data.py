@@ -11,7 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, ConfigDict, NonNegativeInt, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from results.files import as_plain, read_json
 from search_space.boundary import parse_model
@@ -54,6 +57,30 @@ class Export:
     tolerance: float | None = None
 
 
+@with_config(ConfigDict(extra="allow"))
+class _SplitQuality(TypedDict):
+    images: NonNegativeInt
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    auc: float | None
+    loss: float | None
+    recalls: list[float | None]
+    confusion: list[list[NonNegativeInt]] | None
+
+
+def _checked(quality: dict[str, Any]) -> dict[str, Any]:
+    known = TypeAdapter(_SplitQuality).validate_python(quality)
+    classes, confusion = len(known["recalls"]), known["confusion"]
+    if confusion is not None and [len(row) for row in confusion] != [classes] * classes:
+        raise ValueError("the confusion matrix does not have a row and a column a class")
+    return quality
+
+
+SplitQuality = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""How well a network does on a split, as ``supernet.training.evaluation.Quality.to_dict`` says."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The network that the run ends with.
@@ -76,7 +103,7 @@ class Chosen:
     exports: tuple[Export, ...] = ()
     component_latency_ms: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quality: Mapping[str, SplitQuality] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
 
 
@@ -136,6 +163,24 @@ class RankRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProofRow:
+    """What an integer programme proves of a member of the front.
+
+    ``value`` is its quality; nothing within the limits that costs no more is better than
+    ``bound``, by ``gap`` of the value. ``status`` is ``optimal``, or ``stopped`` by the time limit;
+    ``nodes`` are those of the search tree, ``seconds`` of wall time.
+    """
+
+    digest: Digest
+    value: float
+    bound: float
+    gap: float
+    status: str
+    nodes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
     """Training after one epoch, on the validation split.
 
@@ -186,11 +231,12 @@ class ReportData:
     Args:
         run: name of the run; ``status`` ``complete`` or what stopped it.
         created: ISO 8601 time.
-        targets: metric name to upper limit.
+        targets: metric name to upper limit; ``minima`` to lower limit.
         summary: facts for the head of the page, in order (data, space, device, …).
         evaluated: what was judged, or a sample of it; the front's members are among them.
         num_seen: architectures that were costed in all, if more than ``evaluated``. Where the
             quality is no accuracy, they were all judged, and ``evaluated`` is what is shown.
+        proofs: of the members of a front that is proven.
         trials: of a fine-tuning, which has these instead of a front.
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
@@ -203,6 +249,7 @@ class ReportData:
     status: str = "complete"
     created: str = ""
     targets: Mapping[str, float] = field(default_factory=dict)
+    minima: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     chosen: Chosen | None = None
     evaluated: tuple[Point, ...] = ()
@@ -210,6 +257,7 @@ class ReportData:
     front: tuple[FrontMember, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     latency: LatencyCheck | None = None
+    proofs: tuple[ProofRow, ...] = ()
     ranking: tuple[RankRow, ...] = ()
     training: tuple[Epoch, ...] = ()
     trials: tuple[TrialRow, ...] = ()

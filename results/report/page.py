@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from results.files import atomic_write
-from results.report import chosen, curves, front, tables, words
+from results.report import chosen, classes, curves, front, tables, words
 from results.report.data import ReportData
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,6 +41,8 @@ def render_report(data: ReportData) -> str:
         quality=words.quality_of(data),
         chart=front.front_chart(data),
         front_table=tables.front_table(data),
+        beaten=chosen.beaten_note(data),
+        classes=classes.class_view(data),
         blocks=chosen.block_picture(data),
         latency=curves.latency_chart(data),
         ranks=tables.rank_tables(data),

@@ -28,8 +28,8 @@ def _cell(column: str, metric: str, number: float | None, spread: str = "") -> C
     return Cell(column, number, format_metric(metric, number), spread)
 
 
-def _table(first: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """At least one row, with its cells of columns that hold a value in any row."""
+def table_of(first: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A table of at least one row, without the columns that hold a value in no row."""
     held = {cell.column for row in rows for cell in row["cells"] if cell.sort is not None}
     columns = [cell.column for cell in rows[0]["cells"] if cell.column in held]
     kept = [{**row, "cells": [c for c in row["cells"] if c.column in held]} for row in rows]
@@ -63,7 +63,7 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
                 ],
             }
         )
-    table = _table("digest", sorted(rows, key=lambda row: float(row["order"])))
+    table = table_of("digest", sorted(rows, key=lambda row: float(row["order"])))
     treatment = quality.treatment
     if quality.metric == ACCURACY:
         both = "and loss are" if "loss" in table["columns"] else "is"
@@ -118,7 +118,7 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
         else f", {quality.judged} alike"
     )
     caption = f"Designs to compare with{how}. {quality.treatment}."
-    return {**_table("network", rows), "caption": caption}
+    return {**table_of("network", rows), "caption": caption}
 
 
 def trial_table(data: ReportData) -> dict[str, Any] | None:
@@ -144,7 +144,7 @@ def trial_table(data: ReportData) -> dict[str, Any] | None:
         "All trials, each with its network; loss and accuracy are on the validation split after "
         "its last epoch."
     )
-    return {**_table("trial", rows), "caption": caption}
+    return {**table_of("trial", rows), "caption": caption}
 
 
 def rank_tables(data: ReportData) -> list[dict[str, Any]]:

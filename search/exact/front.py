@@ -12,15 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from predictors.tables.additive import AdditiveTable
-from search.exact.optimum import check_sum, nothing_meets, undecided
-from search.exact.programme import SECONDS, Programme, Proof, Solution
-from search.exact.system import Answer, Values
+from search.exact.optimum import Target, check_sum, no_solution, undecided
+from search.exact.programme import SECONDS, Solution
+from search.exact.system import Values
 from search.problem import Constraint
 from search_space import Genes, SearchSpace
+
+if TYPE_CHECKING:  # it imports torch
+    from predictors.proxies.space_tables import PathTables
 
 APART = 1e-6  # of the range of costs: costs closer than this are the same
 LITTLE = 1e-6  # of the range of qualities, lost over the whole range of costs
@@ -65,12 +69,13 @@ class Front:
 
 def sweep(
     space: SearchSpace,
-    quality: AdditiveTable,
+    quality: AdditiveTable | PathTables,
     cost: AdditiveTable,
     constraints: Sequence[Constraint] = (),
     tables: Mapping[str, AdditiveTable] | None = None,
     *,
     maximise: tuple[bool, bool] = (True, False),
+    effectiveness: tuple[PathTables, float] | None = None,
     shape_rule: bool = False,
     points: int | None = None,
     gap: float = 0.0,
@@ -80,8 +85,9 @@ def sweep(
     """The front of two additive quantities.
 
     Args:
-        space, constraints, tables, shape_rule, seconds: as for ``optimise``, for each point.
-        quality: what each step optimises.
+        space, constraints, tables, effectiveness, shape_rule: as for ``optimise``.
+        seconds: the solver's time limit for each point.
+        quality: what each step optimises: a table of a sum, or DeepMAD's score.
         cost: what each step limits.
         maximise: whether quality is, and whether cost is.
         points: all of them, or at most this many at evenly spaced costs.
@@ -99,79 +105,55 @@ def sweep(
         >>> front.quality, front.cost
     """
     begin, tables = time.monotonic(), tables or {}
-    check_sum(quality)
     check_sum(cost)
-    better, less = (1.0 if maximise[0] else -1.0), (-1.0 if maximise[1] else 1.0)
-    programme = Programme(
-        space, constraints, tables, [(quality, better), (cost, -less)], shape_rule
+    less = -1.0 if maximise[1] else 1.0
+    merits = [(cost, -less)]
+    target = Target.of(
+        space, quality, constraints, tables, maximise[0], effectiveness, shape_rule, merits
     )
-    gain = better * programme.coefficients(quality)
+    programme, gain = target.programme, target.gain
     price = less * programme.coefficients(cost)
-    step = _Step(programme, quality, better, gap, seconds)
-
     # both ends first: they say what is little
-    best, answer = step.solve(gain)
+    best, answer = programme.maximise(gain, gap=gap, seconds=seconds)
     if best is None:
-        if not answer.infeasible:
-            raise undecided(constraints, seconds)
-        raise nothing_meets(space, constraints, tables, shape_rule)
-    cheapest, _ = step.solve(-price)
+        raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
+    cheapest, _ = programme.maximise(-price, gap=gap, seconds=seconds)
     assert cheapest is not None, "there is a best one, so there is a cheapest"
     lowest = less * float(cost.predict(cheapest[None])[0])
     highest = less * float(cost.predict(best[None])[0])
     range_ = max(highest - lowest, 0.0)
-    gained = better * float(np.diff(quality.predict(np.stack([cheapest, best])))[0])
+    gained = target.sign * float(np.diff(target.predict(np.stack([cheapest, best])))[0])
     share = LITTLE * gained / range_ if range_ > 0 and gained > 0 else 0.0
     traded = gain - share * price
     cut = programme.system.row((np.arange(programme.system.size), price), low=-np.inf, high=np.inf)
     grid = None if points is None else np.linspace(lowest, highest, max(points, 1))[:-1]
-    found: list[Solution] = []
+    members: list[Solution] = []
     limit = highest
     while True:
         # what meets the limit exactly may miss it by the rounding of its sum
         rounded = limit + APART / 10 * range_
         programme.system.bound(cut, -np.inf, rounded - less * cost.offset)
-        # whatever is within the cut pays at most this
-        point = step.point(traded, share * (rounded - less * cost.offset))
-        if point is None:
+        started = time.monotonic()
+        row, answer = programme.maximise(traded, gap=gap, seconds=seconds)
+        if row is None:
+            if not members:  # the time limit passed
+                raise undecided(constraints, seconds)
             break
-        found.append(point)
+        # whatever is within the cut loses at most this of its quality
+        lost = share * (rounded - less * cost.offset)
+        point = target.solution(row, answer.bound + lost, answer, time.monotonic() - started)
+        members.append(point)
         own = less * float(cost.predict(point.genes[None])[0])
         if progress is not None:
-            progress(len(found), 1.0 if not range_ else min(1.0, (highest - own) / range_))
+            progress(len(members), 1.0 if not range_ else min(1.0, (highest - own) / range_))
         limit = min(own, limit) - APART * range_
         if grid is not None:
             below = grid[grid <= limit]
             limit = float(below[-1]) if len(below) else -np.inf
         if limit < lowest or not range_:
             break
-    costs = cost.predict(np.stack([point.genes for point in found]))
-    proven = all(point.proof.status == "optimal" for point in found)
+    costs = cost.predict(np.stack([point.genes for point in members]))
+    proven = all(point.proof.status == "optimal" for point in members)
     return Front(
-        tuple(found), costs, points is None and not gap and proven, time.monotonic() - begin
+        tuple(members), costs, points is None and not gap and proven, time.monotonic() - begin
     )
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One solution of a sweep's programme."""
-
-    programme: Programme
-    quality: AdditiveTable
-    better: float
-    gap: float
-    seconds: float
-
-    def solve(self, objective: Values) -> tuple[Genes | None, Answer]:
-        return self.programme.maximise(objective, gap=self.gap, seconds=self.seconds)
-
-    def point(self, traded: Values, paid: float) -> Solution | None:
-        """The best under the sweep's present limit; ``paid`` is at most taken off its quality."""
-        begin = time.monotonic()
-        genes, answer = self.solve(traded)
-        if genes is None:
-            return None
-        value = float(self.quality.predict(genes[None])[0])
-        bound = max(answer.bound + paid + self.better * self.quality.offset, self.better * value)
-        proof = Proof.of(value, self.better * bound, answer, time.monotonic() - begin)
-        return Solution(genes, value, proof)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from predictors.tables.additive import AdditiveTable
 from search.exact.paths import Flow, bound_effectiveness, score_coefficients
 from search.exact.programme import GAP, SECONDS, Programme, Proof, Solution
+from search.exact.system import Answer, Values
 from search.problem import Constraint
 from search_space import Genes, SearchSpace
 from search_space.errors import InfeasibleError, RunError, UsageError
@@ -61,40 +63,84 @@ def optimise(
         >>> optimum.value, optimum.proof.gap
     """
     begin, tables = time.monotonic(), tables or {}
-    sign = 1.0 if maximise else -1.0
-    paths = None if isinstance(objective, AdditiveTable) else objective
-    merits = [(objective if isinstance(objective, AdditiveTable) else objective.entropy, sign)]
-    if effectiveness is not None:
-        paths = effectiveness[0]
-        merits += [(paths.entropy, 1.0), (paths.layers, -1.0)]
-    programme = Programme(space, constraints, tables, merits, shape_rule)
-    entropy = None if paths is None else Flow(programme, paths.entropy)
-    if effectiveness is not None and entropy is not None:
-        bound_effectiveness(programme, *effectiveness, entropy)
-    if isinstance(objective, AdditiveTable):
-        check_sum(objective)
-        factors, offset, predict = (
-            programme.coefficients(objective),
-            objective.offset,
-            objective.predict,
-        )
-    else:
-        assert entropy is not None
-        factors, offset, predict = (
-            score_coefficients(programme, objective, entropy),
-            0.0,
-            objective.score,
-        )
-    genes, answer = programme.maximise(sign * factors, gap=gap, seconds=seconds)
+    target = Target.of(
+        space, objective, constraints, tables, maximise, effectiveness, shape_rule, ()
+    )
+    genes, answer = target.programme.maximise(target.gain, gap=gap, seconds=seconds)
     if genes is None:
-        further = [] if effectiveness is None else [f"effectiveness ρ ≤ {effectiveness[1]:g}"]
-        if not answer.infeasible:
-            raise undecided(constraints, seconds)
-        raise nothing_meets(space, constraints, tables, shape_rule, further)
-    value = float(predict(genes[None])[0])
-    bound = sign * max(answer.bound + sign * offset, sign * value)
-    proof = Proof.of(value, bound, answer, time.monotonic() - begin)
-    return Solution(genes, value, proof)
+        raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
+    return target.solution(genes, answer.bound, answer, time.monotonic() - begin)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A programme with what is maximised in it.
+
+    Attributes:
+        gain: over the variables, shape (n,); the objective with its sign, but for ``offset``.
+        sign: −1 where the objective is to be small.
+        predict: the objective of rows, shape (n, genes) to (n,).
+    """
+
+    programme: Programme
+    gain: Values
+    offset: float
+    sign: float
+    predict: Callable[[Genes], Values]
+
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        objective: AdditiveTable | PathTables,
+        constraints: Sequence[Constraint],
+        tables: Mapping[str, AdditiveTable],
+        maximise: bool,
+        effectiveness: tuple[PathTables, float] | None,
+        shape_rule: bool,
+        merits: Sequence[tuple[AdditiveTable, float]],
+    ) -> Target:
+        """The programme of ``optimise``; ``merits`` says what else will be optimised in it."""
+        sign = 1.0 if maximise else -1.0
+        paths = None if isinstance(objective, AdditiveTable) else objective
+        worth = objective if isinstance(objective, AdditiveTable) else objective.entropy
+        wanted = [(worth, sign), *merits]
+        if effectiveness is not None:
+            paths = effectiveness[0]
+            wanted += [(paths.entropy, 1.0), (paths.layers, -1.0)]
+        programme = Programme(space, constraints, tables, wanted, shape_rule)
+        entropy = None if paths is None else Flow(programme, paths.entropy)
+        if effectiveness is not None and entropy is not None:
+            bound_effectiveness(programme, *effectiveness, entropy)
+        if isinstance(objective, AdditiveTable):
+            check_sum(objective)
+            gain, offset = programme.coefficients(objective), objective.offset
+            return cls(programme, sign * gain, sign * offset, sign, objective.predict)
+        assert entropy is not None
+        gain = score_coefficients(programme, objective, entropy)
+        return cls(programme, sign * gain, 0.0, sign, objective.score)
+
+    def solution(self, genes: Genes, bound: float, answer: Answer, seconds: float) -> Solution:
+        """A solution with the proof by a bound of its gain."""
+        value = float(self.predict(genes[None])[0])
+        bound = self.sign * max(bound + self.offset, self.sign * value)
+        return Solution(genes, value, Proof.of(value, bound, answer, seconds))
+
+
+def no_solution(
+    answer: Answer,
+    space: SearchSpace,
+    constraints: Sequence[Constraint],
+    tables: Mapping[str, AdditiveTable],
+    shape_rule: bool,
+    effectiveness: tuple[PathTables, float] | None,
+    seconds: float,
+) -> InfeasibleError | RunError:
+    """The error where a programme has no solution, or none that was seen in time."""
+    if not answer.infeasible:
+        return undecided(constraints, seconds)
+    further = [] if effectiveness is None else [f"effectiveness ρ ≤ {effectiveness[1]:g}"]
+    return nothing_meets(space, constraints, tables, shape_rule, further)
 
 
 def meeting(
@@ -103,23 +149,33 @@ def meeting(
     tables: Mapping[str, AdditiveTable],
     shape_rule: bool = False,
     *,
+    count: int = 1,
     seconds: float = SECONDS,
 ) -> Genes:
-    """An architecture that meets all limits, shape (genes,).
+    """Architectures that meet all limits, in random directions, shape (k, genes).
+
+    Args:
+        space, constraints, tables, shape_rule: as for ``optimise``.
+        count: how many at most; at least one is returned.
+        seconds: the solver's time limit for all.
 
     Raises:
         InfeasibleError: There is none, which is proven; names the nearest and what would do.
         RunError: The time limit passed before either was known.
     """
+    begin, rng = time.monotonic(), np.random.default_rng(0)
     programme = Programme(space, constraints, tables, (), shape_rule)
-    # any direction will do, and a random one is followed much faster than none
-    direction = np.random.default_rng(0).normal(size=programme.system.size)
-    genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=seconds)
-    if genes is not None:
-        return genes
-    if not answer.infeasible:
-        raise undecided(constraints, seconds)
-    raise nothing_meets(space, constraints, tables, shape_rule)
+    rows: list[Genes] = []
+    while len(rows) < count and (left := seconds - (time.monotonic() - begin)) > 0:
+        # any direction will do, and a random one is followed much faster than none
+        direction = rng.normal(size=programme.system.size)
+        genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=left)
+        if genes is None and not rows:
+            raise no_solution(answer, space, constraints, tables, shape_rule, None, seconds)
+        if genes is None:
+            break
+        rows.append(genes)
+    return np.unique(rows, axis=0)
 
 
 def nearest(

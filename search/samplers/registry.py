@@ -14,6 +14,8 @@ from search.samplers.random_search import RandomSearch
 from search_space.errors import UnknownNameError, UsageError
 
 DEFAULT = "surrogate"
+EXACT = "exact"
+"""No sampler that learns from evaluations: ``search.exact``, for what needs none."""
 OPTUNA = "optuna-"
 
 
@@ -25,7 +27,7 @@ class Settings:
         problem: what to search for.
         seed: seed of everything random.
         population: of the first candidates, and survivors where a method has them; None for the
-            method's own.
+            method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
         study: name of Optuna's study.
@@ -50,7 +52,8 @@ def _surrogate(model: str) -> Callable[[Settings], Sampler]:
     def make(settings: Settings) -> Sampler:
         from search.samplers.surrogate import SurrogateSampler
 
-        population = settings.population or max(8, min(24, settings.budget // 4))
+        # a model learns from fewer than evolution needs to breed from
+        population = max(8, min((settings.population or 24) // 2, settings.budget // 4))
         return SurrogateSampler(
             settings.problem, seed=settings.seed, model=model, population=population
         )
@@ -87,9 +90,15 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
 
 
 def check_sampler(name: str, storage: str | None = None) -> None:
-    """Raises UnknownNameError for an unknown name, UsageError for a storage that nothing uses."""
+    """Raises UnknownNameError for an unknown name, UsageError for what it cannot do."""
     if name.startswith(OPTUNA):
         return
+    if name == EXACT:
+        raise UsageError(
+            "the sampler exact proves optima of what adds up over a network's parts, and how well "
+            f"trained networks do does not. Take {DEFAULT} here, or search without images by a "
+            "score that adds up: nas search --sampler exact --score deepmad."
+        )
     if name not in SAMPLERS:
         known = [*SAMPLERS, "optuna-TPE", "optuna-NSGAII", "optuna-GP"]
         raise UnknownNameError("sampler", name, known)

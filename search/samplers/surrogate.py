@@ -71,7 +71,7 @@ class SurrogateSampler(PopulationSampler):
         problem: Problem,
         *,
         seed: int = 0,
-        population: int = 24,
+        population: int = 12,
         model: str = "gaussian_process",
     ) -> None:
         if model not in MODELS:

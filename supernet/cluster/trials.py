@@ -8,9 +8,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from search_space.errors import CorruptFileError
+from pydantic import ConfigDict, Field
+
+from search_space.boundary import parse_model
+from search_space.names import Digest
 from supernet.training.checkpoints import CheckpointFolder
 
 RUNNING = "running"
@@ -46,11 +49,13 @@ class Trial:
     status: one of those above; ``error`` says more where it went wrong.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     number: int
-    network: str
+    network: Digest
     hyperparameters: Mapping[str, float]
     recipe: bool = False
-    status: str = RUNNING
+    status: Annotated[str, Field(pattern="^(" + "|".join(sorted(STATUSES)) + ")$")] = RUNNING
     epochs: tuple[TrialEpoch, ...] = ()
     error: str = ""
 
@@ -71,14 +76,7 @@ class Trial:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of ``to_dict``. Raises CorruptFileError."""
-        try:
-            epochs = tuple(TrialEpoch(**epoch) for epoch in data["epochs"])
-            trial = cls(**{**data, "epochs": epochs})
-        except (TypeError, KeyError) as error:
-            raise CorruptFileError(f"this is no trial of a fine-tuning ({error})") from None
-        if trial.status not in STATUSES:
-            raise CorruptFileError(f"a trial's status is {trial.status!r}, which there is not")
-        return trial
+        return parse_model(data, cls, "a trial of a fine-tuning")
 
 
 def trial_key(network: str, hyperparameters: Mapping[str, float]) -> str:

@@ -3,6 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from search_space.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD"]
+
 _PLACES = {
     "batches": ("Batch", "eval_batches", "train_loader"),
     "dataset": ("ImageData", "open_data", "survey"),

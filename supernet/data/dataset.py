@@ -99,14 +99,15 @@ class ImageData:
     def description(self) -> tuple[str, ...]:
         """Lines for the user: how many images, of which sizes, and what is done to them."""
         count = len(self.train) + len(self.validation) + len(self.test)
-        scaling = self.preprocessing.resizing()
-        scaling = scaling[0].lower() + scaling[1:]
-        ends = self.preprocessing.fit == "crop" and not self.sizes.squares
-        keep = " (--fit squeeze or --fit pad keeps the ends)" if ends else ""
+        scaling = f": {self.preprocessing.resizing()}"
+        if self.sizes.squares and self.preprocessing.crop_pct == 1:
+            scaling = ""
+        elif self.preprocessing.fit == "crop" and not self.sizes.squares:
+            scaling += " (--fit squeeze or --fit pad keeps the ends)"
         lines = [
             f"{count:,} images of {self.num_classes} classes: {len(self.train):,} training, "
             f"{len(self.validation):,} validation, {len(self.test):,} test",
-            f"{self.sizes}; scaled to {self.resolution} px: {scaling}{keep}",
+            f"{self.sizes}; scaled to {self.resolution} px{scaling}",
         ]
         if self.augmentation().hflip:
             lines.append(

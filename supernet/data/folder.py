@@ -188,7 +188,9 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
             raise DataError(f"column {FILE_NAME!r} of {file} has type {kind}; write text")
         names = table.column(FILE_NAME).to_pylist()
         paths = [_image_file(below, name, file) for name in names]
-        others = len(_images_below(folder)) - len(set(paths))
+        if len(set(paths)) < len(paths):
+            raise DataError(f"{file} names an image more than once; keep one row of each")
+        others = len(_images_below(folder)) - len(paths)
         if others:
             warnings.warn(
                 f"{others} images in {folder} have no row in {file.name} and are left out",

@@ -110,16 +110,14 @@ def join_labels(
         raise DataError(
             f"labels of {where} are numbers in one file and text in another; write them alike"
         )
-    values: Sequence[Any] = (
-        (names if kinds == {str} else range(len(names)))
-        if names
-        else sorted({value for labels in used.values() for value in labels.values})
-    )
-    if not names and {-1, 0} <= set(values):
+    values: Sequence[Any] = sorted({value for labels in used.values() for value in labels.values})
+    if {-1, 0} <= set(values):
         raise DataError(
             f"labels of {where} go from -1 on; -1 means unlabelled: remove such rows, or number "
             "the classes from 0"
         )
+    if names:
+        values = names if kinds == {str} else range(len(names))
     index = {value: number for number, value in enumerate(values)}
     for split, labels in used.items():
         unknown = [value for value in labels.values if value not in index]

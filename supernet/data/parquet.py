@@ -83,6 +83,7 @@ class ParquetImages:
                 allowed = _SHARE_KEPT * (available_memory() + kept)
                 while kept > allowed and len(self._kept) > 1:
                     kept -= self._kept.popitem(last=False)[1].nbytes
+                    pa.default_memory_pool().release_unused()
         value: Any = column[index - self._starts[position]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:

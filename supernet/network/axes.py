@@ -1,23 +1,18 @@
 """Named axes: how the weights of a smaller module lie inside those of a larger one.
 
-A static module declares, for each parameter, what its dimensions are made of; one generic
-function then cuts any smaller configuration out of the shared weights:
-
-    view as named axes → narrow each axis → flatten to the static shape
-
-A dimension is a name (keep the first n), a number (fixed), ``Centre`` (keep the middle n),
-``Product`` (view, narrow each factor, flatten) or ``Concat`` (narrow each part). Biases declare
-the same axis as the rows of their weight, so the two can never be cut differently.
+A static module declares, for each parameter, what its dimensions are made of. A dimension is a name
+(keep the first n), a number (fixed), ``Centre`` (keep the middle n), ``Product`` (view, narrow each
+factor, flatten) or ``Concat`` (narrow each part). ``slices`` cuts any smaller configuration out of
+shared weights by that alone. Biases declare the same axis as the rows of their weight, so the two
+can never be cut differently.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +22,7 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Centre:
-    """Keep the middle n of the named size: kernels, relative-position tables."""
+    """A named size of which the middle n are kept: kernels, relative-position tables."""
 
     name: str
 
@@ -59,20 +54,36 @@ Axes: TypeAlias = tuple[Axis, ...]
 class StaticModule(nn.Module):
     """A plain fixed network module that declares its axes.
 
-    Subclasses are written as for a fixed network and hold no buffers: constants are made from
-    the input's shape, so that a module on the meta device can serve as a template.
+    Subclasses are written as for a fixed network, initialise themselves in their constructor, and
+    hold no buffers: constants are made from the input's shape, so that a module on the meta device
+    can serve as a template.
+
+    Example:
+        A layer of which any number of channels and any odd kernel can be cut out of a larger one::
+
+            class Depthwise(StaticModule):
+                def __init__(self, dim: int, kernel: int) -> None:
+                    super().__init__()
+                    self.dim, self.kernel = dim, kernel
+                    self.taps = nn.Parameter(torch.zeros(dim, 1, kernel, kernel))
+
+                def axes(self) -> dict[str, Axes]:
+                    return {"taps": ("dim", 1, Centre("kernel"), Centre("kernel"))}
+
+                def sizes(self) -> dict[str, int]:
+                    return {"dim": self.dim, "kernel": self.kernel}
     """
 
     def axes(self) -> dict[str, Axes]:
-        """For every parameter by name, one axis per dimension."""
+        """Returns one axis per dimension for every parameter by name."""
         raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:
-        """The value of every name used in ``axes``."""
+        """Returns the value of every name used in ``axes``."""
         raise NotImplementedError
 
     def permutable(self) -> tuple[frozenset[str], ...]:
-        """Disjoint sets of names in ``axes`` whose entries may be re-ordered, each set as one.
+        """Returns disjoint sets of names in ``axes`` whose entries may be re-ordered, each as one.
 
         Whatever the order, the module computes the same, but for ``dim`` and ``out_dim``, whose
         order is that of the channels that it reads and writes. None unless declared.
@@ -81,7 +92,7 @@ class StaticModule(nn.Module):
 
 
 def extent(axis: Axis, sizes: Sizes) -> int:
-    """Length of a dimension made of ``axis``."""
+    """Returns the length of a dimension made of ``axis``."""
     match axis:
         case int():
             return axis
@@ -96,219 +107,12 @@ def extent(axis: Axis, sizes: Sizes) -> int:
 
 
 def shape(axes: Axes, sizes: Sizes) -> tuple[int, ...]:
-    """Shape of a parameter with ``axes``."""
+    """Returns the shape of a parameter with ``axes``."""
     return tuple(extent(axis, sizes) for axis in axes)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Entries that a dimension of a small parameter and of the large one share.
-
-    A block of ``sizes`` whose axes take ``*_steps`` entries of the dimension each, from
-    ``*_start`` on.
-    """
-
-    sizes: tuple[int, ...] = ()
-    large_steps: tuple[int, ...] = ()
-    large_start: int = 0
-    small_steps: tuple[int, ...] = ()
-    small_start: int = 0
-
-
-def _runs(axis: Axis, large: Sizes, small: Sizes) -> list[_Run]:
-    """One run, unless the axis is a concatenation, whose parts each add one."""
-    match axis:
-        case int():
-            return [_Run((axis,), (1,), 0, (1,), 0)]
-        case str():
-            return [_Run((small[axis],), (1,), 0, (1,), 0)]
-        case Centre(name):
-            return [_Run((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
-        case Product(factors):
-            result = [_Run()]
-            for factor in factors:
-                n_large, n_small = extent(factor, large), extent(factor, small)
-                result = [
-                    _Run(
-                        outer.sizes + inner.sizes,
-                        tuple(s * n_large for s in outer.large_steps) + inner.large_steps,
-                        outer.large_start * n_large + inner.large_start,
-                        tuple(s * n_small for s in outer.small_steps) + inner.small_steps,
-                        outer.small_start * n_small + inner.small_start,
-                    )
-                    for outer in result
-                    for inner in _runs(factor, large, small)
-                ]
-            return result
-        case Concat(parts):
-            result, at_large, at_small = [], 0, 0
-            for part in parts:
-                result += [
-                    replace(
-                        run,
-                        large_start=run.large_start + at_large,
-                        small_start=run.small_start + at_small,
-                    )
-                    for run in _runs(part, large, small)
-                ]
-                at_large += extent(part, large)
-                at_small += extent(part, small)
-            return result
-
-
-def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor."""
-    return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a block of entries lies in a tensor of ``shape``, whatever its memory layout.
-
-    Of each dimension the ``steps`` that the block's axes take in it, and the first entry.
-    """
-
-    shape: tuple[int, ...]
-    steps: tuple[tuple[int, ...], ...]
-    starts: tuple[int, ...]
-
-    def view(self, tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """The block in ``tensor``, which may be a view itself, as a view of ``sizes``."""
-        plain = tensor.is_contiguous()
-        strides, offset = self.contiguous if plain else self._within(tensor.stride())
-        return tensor.as_strided(sizes, strides, offset + tensor.storage_offset())
-
-    @cached_property
-    def contiguous(self) -> tuple[tuple[int, ...], int]:
-        """Strides and offset in a contiguous tensor."""
-        return self._within(_strides(self.shape))
-
-    def _within(self, strides: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        steps = tuple(
-            step * stride
-            for steps, stride in zip(self.steps, strides, strict=True)
-            for step in steps
-        )
-        return steps, sum(a * b for a, b in zip(self.starts, strides, strict=True))
-
-
-@dataclass(frozen=True)
-class Slice:
-    """How a small parameter of shape ``shape`` lies in a large one.
-
-    Attributes:
-        blocks: size and place in the large and in the small parameter of each block of entries.
-        shape: of the small parameter.
-        whole: whether one block has the small parameter's very shape.
-        run: whether it is one contiguous run of a contiguous large parameter.
-    """
-
-    blocks: tuple[tuple[tuple[int, ...], _Place, _Place], ...]
-    shape: tuple[int, ...]
-    whole: bool
-    run: bool
-
-    @classmethod
-    def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
-        """The part of a parameter with ``axes`` that a module of sizes ``small`` uses."""
-        blocks = []
-        for runs in itertools.product(*(_runs(axis, large, small) for axis in axes)):
-            sizes = tuple(itertools.chain.from_iterable(run.sizes for run in runs))
-            if math.prod(sizes) > 0:
-                there = _Place(
-                    shape(axes, large),
-                    tuple(run.large_steps for run in runs),
-                    tuple(run.large_start for run in runs),
-                )
-                here = _Place(
-                    shape(axes, small),
-                    tuple(run.small_steps for run in runs),
-                    tuple(run.small_start for run in runs),
-                )
-                blocks.append((sizes, there, here))
-        single = len(blocks) == 1
-        run = single and all(
-            size == 1 or there == here
-            for size, there, here in zip(
-                blocks[0][0], *(place.contiguous[0] for place in blocks[0][1:]), strict=True
-            )
-        )
-        small_shape = shape(axes, small)
-        return cls(tuple(blocks), small_shape, single and blocks[0][0] == small_shape, run)
-
-    def view(self, large: Tensor) -> Tensor | None:
-        """The small parameter as a contiguous view of the large one, where it is one."""
-        if not self.run or not large.is_contiguous():
-            return None
-        offset = self.blocks[0][1].contiguous[1] + large.storage_offset()
-        return large.as_strided(self.shape, self._strides, offset)
-
-    @cached_property
-    def _strides(self) -> tuple[int, ...]:
-        return _strides(self.shape)
-
-    def pairs(self, large: Tensor, small: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views of the same entries in both, which may have any strides and offsets."""
-        for sizes, there, here in self.blocks:
-            yield there.view(large, sizes), small if self.whole else here.view(small, sizes)
-
-
-class _Cut(torch.autograd.Function):
-    """Small parameters out of large ones, all in one node of the graph.
-
-    What is one contiguous run of a large parameter is a view of it, the rest is copied: kernels
-    then see the very layout of an extracted network.
-
-    Gradients go straight into ``.grad`` of the large ones: a gradient as large as the shared
-    weight for every subnet that uses a corner of it would cost more memory traffic than the
-    subnet itself.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, slices: Sequence[Slice], *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.slices, ctx.weights = slices, weights
-        result: list[Tensor] = []
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for item, weight in zip(slices, weights, strict=True):
-            view = item.view(weight)
-            result.append(weight.new_empty(item.shape) if view is None else view)
-            if view is None:
-                for source, target in item.pairs(weight, result[-1]):
-                    sources.append(source)
-                    targets.append(target)
-        if sources:
-            torch._foreach_copy_(targets, sources)
-        return tuple(result)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
-            if grad is None or not weight.requires_grad:
-                continue
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            for target, source in item.pairs(weight.grad, grad):
-                sources.append(source)
-                targets.append(target)
-        if sources:
-            torch._foreach_add_(targets, sources)
-        return (None,) * (1 + len(grads))
-
-
-def cut(weights: Sequence[Tensor], slices: Sequence[Slice]) -> tuple[Tensor, ...]:
-    """The small parameters that lie in ``weights``, contiguous; not to be changed in place.
-
-    In a backward pass their gradients are added to ``.grad`` of the large weights directly, as
-    ``Tensor.backward`` would; ``torch.autograd.grad`` does not see through it.
-    """
-    return _Cut.apply(slices, *weights) if weights else ()
-
-
 def names(axis: Axis) -> set[str]:
-    """Names that ``axis`` is made of."""
+    """Returns the names that ``axis`` is made of."""
     match axis:
         case int():
             return set()
@@ -327,10 +131,23 @@ def permute(
     name: str,
     order: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Re-order the named axis in every parameter that has it.
+    """Re-orders a named axis in every parameter that has it.
 
     Sorting channels by importance this way keeps a network's function as long as every
-    parameter along the axis is given. Parameters without the axis are returned as they are.
+    parameter along the axis is among them.
+
+    Args:
+        parameters: Tensors by name.
+        axes: Of each parameter.
+        sizes: Of the names in the axes.
+        name: The axis to re-order.
+        order: For each new entry, the old one that it has.
+
+    Returns:
+        All parameters; those without the axis are the same tensors.
+
+    Raises:
+        ValueError: ``order`` is no permutation of the axis' entries.
     """
     if sorted(order) != list(range(sizes[name])):
         raise ValueError(
@@ -367,5 +184,29 @@ def permute(
 
 
 def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Axes of a child module under its parent's parameter names."""
+    """Returns a child module's axes under its parent's parameter names."""
     return {f"{prefix}.{key}": value for key, value in axes.items()}
+
+
+def problem_of(module: StaticModule) -> str | None:
+    """Says what a module declares wrongly, and what to do, or returns None."""
+    axes, sizes = module.axes(), module.sizes()
+    used = {name for row in axes.values() for axis in row for name in names(axis)}
+    if not used <= sizes.keys():
+        return f"axes() has {', '.join(sorted(used - sizes.keys()))}, but sizes() does not; add it"
+    for name, parameter in module.named_parameters():
+        declared = shape(axes[name], sizes) if name in axes else None
+        if declared != parameter.shape:
+            return (
+                f"parameter {name} has shape {tuple(parameter.shape)}, but axes() and sizes() say "
+                f"{declared}; declare every parameter with its dimensions (the name 'hidden' in a "
+                "mixer is that of the block's MLP)"
+            )
+    if unknown := axes.keys() - dict(module.named_parameters()):
+        return f"axes() has {min(unknown)}, which is no parameter; leave it out"
+    if any(True for _ in module.buffers()):
+        return "it holds buffers; make constants from the input's shape instead"
+    for together in module.permutable():
+        if not together <= used or len({sizes[name] for name in together}) > 1:
+            return f"permutable() joins {sorted(together)}, which are no axes of one size"
+    return None

@@ -42,16 +42,25 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """Four-stage vision backbone.
 
-    Args:
-        architecture: an Architecture or its ``to_dict()`` form.
-        in_chans: channels of the images.
-        num_classes: outputs of the classifier, 0 for none.
-        global_pool: ``avg``, ``max`` or empty (feature maps).
-        drop_rate: dropout before the classifier.
-        drop_path_rate: drop path of the last block, growing linearly from 0.
-
     Images are ``(batch, in_chans, height, width)``, logits ``(batch, num_classes)``. Inner maps
-    are channels last, as timm's ``output_fmt`` says. Raises InvalidArchitectureError.
+    are channels last, as timm's ``output_fmt`` says.
+
+    Example:
+        A known design with a classifier of ten classes::
+
+            network = Backbone(known("swin_t"), num_classes=10)
+            logits = network(torch.zeros(1, 3, 224, 224))
+
+    Args:
+        architecture: An Architecture or its ``to_dict()`` form.
+        in_chans: Channels of the images.
+        num_classes: Outputs of the classifier, 0 for none.
+        global_pool: ``avg``, ``max`` or empty (feature maps).
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Drop path of the last block, growing linearly from 0.
+
+    Raises:
+        InvalidArchitectureError: The plain form breaks a rule.
     """
 
     output_fmt = "NHWC"
@@ -94,11 +103,11 @@ class Backbone(nn.Module):
         self.head = _build_head(specs["head"], global_pool, drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Last feature map ``(batch, height, width, dim)`` of images."""
+        """Computes the last feature map ``(batch, height, width, dim)`` of images."""
         return self.head.features(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of ``forward_features``'s result, or what the classifier would see."""
+        """Turns the result of ``forward_features`` into logits, or the classifier's input."""
         return self.head.classify(x, pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ class Backbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, freshly initialised classifier."""
+        """Replaces the classifier by a new, freshly initialised one."""
         self.num_classes = num_classes
         self.head.reset(num_classes, self.head.global_pool if global_pool is None else global_pool)
 
@@ -142,10 +151,11 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Stage outputs as timm's function of this name gives them.
+        """Computes stage outputs as timm's function of this name does.
 
-        Returns a list of maps, ``(batch, dim, height, width)`` or channels last as asked, or
-        the pair (last features, list).
+        Returns:
+            A list of maps, ``(batch, dim, height, width)`` or channels last by ``output_fmt``, or
+            the pair (last features, list).
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt {output_fmt!r} must be 'NCHW' or 'NHWC'.")
@@ -167,7 +177,7 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the stages ``indices`` do not need."""
+        """Removes what the stages ``indices`` do not need."""
         take, last = feature_take_indices(len(self.stages), indices)
         ends_early = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
@@ -204,7 +214,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def nas_backbone(pretrained: bool = False, **kwargs: Any) -> Backbone:
-    """timm's entry point; needs the model argument ``architecture``."""
+    """Builds the backbone for timm; needs the model argument ``architecture``."""
     return build_model_with_cfg(
         Backbone,
         "nas_backbone",
@@ -215,5 +225,5 @@ def nas_backbone(pretrained: bool = False, **kwargs: Any) -> Backbone:
 
 
 def build(architecture: Architecture, num_classes: int = 1000, **options: Any) -> Backbone:
-    """The static network of ``architecture``; ``options`` as for Backbone."""
+    """Builds the static network of ``architecture``; ``options`` as for Backbone."""
     return Backbone(architecture, num_classes=num_classes, **options)

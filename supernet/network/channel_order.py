@@ -47,11 +47,11 @@ class ChannelGroup:
 
 
 class ChannelLayout:
-    """Which channels of a supernet may change places.
+    """The channels of a supernet that may change places.
 
     Attributes:
-        groups: all of them, by place.
-        uses: for each shared parameter, axis by local name.
+        groups: All of them, by place.
+        uses: For each shared parameter, its axes by their names in the module.
     """
 
     def __init__(self, supernet: Supernet) -> None:
@@ -78,7 +78,7 @@ class ChannelLayout:
         self.groups = list(_groups(extents, ties, fixed))
 
     def importance(self, group: ChannelGroup) -> Tensor:
-        """L1 norm of the weights that write or read each channel, shape (stop − start,), float64.
+        """Sums the weights that write or read each channel: (stop − start,), float64.
 
         Weights are parameters of two dimensions or more; all that have the axis are summed.
         """
@@ -104,10 +104,13 @@ class ChannelLayout:
 def sort_channels(
     supernet: nn.Module, states: Mapping[str, Mapping[str, Tensor]] | None = None
 ) -> None:
-    """Sort all channel groups of a ``Supernet`` by falling importance, in place.
+    """Sorts all channel groups of a ``Supernet`` by falling importance, in place.
 
-    states: of an optimiser or a moving average, by parameter and name; tensors of the parameter's
-    shape are permuted alike. Factored moments have other shapes and are left as they are.
+    Args:
+        supernet: The supernet.
+        states: Of an optimiser or a moving average, by parameter and name; tensors of the
+            parameter's shape are permuted alike. Factored moments have other shapes and are left as
+            they are.
 
     Largest subnets of every mixer keep their function to rounding, smaller ones change theirs.
     """

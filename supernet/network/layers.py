@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def initialise(layer: nn.Linear | nn.Conv2d) -> None:
-    """Zero biases and truncated normal weights.
+    """Sets zero biases and truncated normal weights.
 
     The weights' standard deviation is 0.02, as in the published networks, but at least
     0.5/√fan_in: 0.02 is made for hundreds of channels and starves narrow layers.
@@ -55,7 +55,7 @@ class GroupNorm(nn.Module):
 
 
 def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
-    """``layer_norm``, ``group_norm`` or ``none``."""
+    """Builds the norm called ``layer_norm``, ``group_norm`` or ``none``."""
     match norm:
         case "layer_norm":
             return nn.LayerNorm(dim, eps=eps)

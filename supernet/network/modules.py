@@ -204,18 +204,18 @@ class Head(StaticModule):
         self.reset(num_classes, global_pool)
 
     def reset(self, num_classes: int, global_pool: str) -> None:
-        """A new classifier; raises ValueError for an unknown pooling."""
+        """Replaces the classifier by a new one; raises ValueError for an unknown pooling."""
         if global_pool not in ("avg", "max", ""):
             raise ValueError(f"global_pool {global_pool!r} must be 'avg', 'max' or ''.")
         self.num_classes, self.global_pool = num_classes, global_pool
         self.fc = Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
-        """Last feature map, normed where the norm comes before pooling."""
+        """Returns the last feature map, normed where the norm comes before pooling."""
         return x if self.norm_after_pool else self.norm(x)
 
     def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (batch, classes) of the last feature map, or what the classifier would see."""
+        """Turns the last feature map into logits (batch, classes) or the classifier's input."""
         if self.global_pool == "avg":
             x = x.mean((1, 2), keepdim=True)
         elif self.global_pool == "max":
@@ -252,12 +252,12 @@ _KINDS: dict[str, type[StaticModule]] = {
 
 
 def build_module(spec: ModuleSpec, **extra: Any) -> StaticModule:
-    """The static module of a component, with ``extra`` constructor options."""
+    """Builds the static module of a component, with ``extra`` constructor options."""
     return _KINDS[spec.kind](**spec.as_dict(), **extra)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Drop-path rates of ``depth`` blocks: from 0, growing linearly to ``rate`` at the last.
+    """Returns the drop-path rates of ``depth`` blocks, from 0 linearly to ``rate`` at the last.
 
     Source: Huang et al., Deep networks with stochastic depth, 2016.
     """

@@ -32,18 +32,27 @@ from search_space.components import (
     head_spec,
     stem_spec,
 )
-from search_space.errors import InvalidArchitectureError
+from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.space import SearchSpace
-from supernet.network.axes import Axes, Slice, StaticModule, cut, names, shape
+from supernet.network.axes import Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
 from supernet.network.modules import Block, build_module, drop_path_rates
+from supernet.network.slices import Slice, cut
 
 
 @lru_cache(maxsize=16384)
 def template(spec: ModuleSpec) -> StaticModule:
-    """The static module of ``spec`` without weights, for what it declares and for its costs."""
+    """Builds the static module of ``spec`` without weights, for its declarations and its costs.
+
+    Raises:
+        UsageError: It declares something else than it is.
+    """
     with torch.device("meta"):
-        return build_module(spec).eval()
+        module = build_module(spec).eval()
+    problem = problem_of(module)
+    if problem is not None:
+        raise UsageError(f"{spec}: {problem}.")
+    return module
 
 
 class _Template:
@@ -92,7 +101,7 @@ _templates = _Templates()
 
 
 def shared_name(path: str, name: str, spec: ModuleSpec) -> str:
-    """Name of the shared weight that parameter ``name`` of a module is cut from."""
+    """Names the shared weight that parameter ``name`` of a module is cut from."""
     if spec.kind == "block" and name.startswith("mixer."):
         name = f"mixer.{spec.as_dict()['mixer']}.{name.removeprefix('mixer.')}"
     return f"{path}.{name}"
@@ -139,11 +148,18 @@ class _User:
 
 
 class Supernet(nn.Module):
-    """All networks of ``space`` in one set of weights.
+    """All networks of a search space in one set of weights.
+
+    Example:
+        A subnet computes what its extracted network computes, bit for bit::
+
+            supernet = Supernet(load_space("cifar"), num_classes=10)
+            logits = supernet(images, space.smallest)
+            network = supernet.extract(space.smallest)
 
     Args:
-        space: the search space.
-        num_classes: outputs of the classifier.
+        space: The search space.
+        num_classes: Outputs of the classifier.
 
     Shared weights have the values that the static modules start from; draw with a seeded global
     generator. A weight is that of the largest module that uses it. Where no module uses all of it
@@ -153,8 +169,8 @@ class Supernet(nn.Module):
     Passes of several threads do not disturb each other.
 
     Attributes:
-        axes: of each shared weight by name.
-        sizes: of the names in its axes, as large as any configuration needs them.
+        axes: Axes of each shared weight by name.
+        sizes: Sizes of the names in its axes, as large as any configuration needs them.
     """
 
     def __init__(self, space: SearchSpace, num_classes: int) -> None:
@@ -203,11 +219,19 @@ class Supernet(nn.Module):
     def forward(
         self, images: Tensor, architecture: Architecture, drop_path_rate: float = 0.0
     ) -> Tensor:
-        """Logits ``(batch, num_classes)`` of the subnet ``architecture``.
+        """Computes the logits of the subnet ``architecture``.
 
-        ``images`` are ``(batch, 3, height, width)``, normalised, of any size: resizing to the
-        architecture's resolution is the caller's. Raises InvalidArchitectureError for an
-        architecture outside the space.
+        Args:
+            images: ``(batch, 3, height, width)``, normalised, of any size: resizing to the
+                architecture's resolution is the caller's.
+            architecture: A point of the space.
+            drop_path_rate: In training, of the last block; earlier ones have less, linearly.
+
+        Returns:
+            Logits ``(batch, num_classes)``.
+
+        Raises:
+            InvalidArchitectureError: The architecture lies outside the space.
         """
         chain = components(architecture, self.num_classes)
         rates = iter(drop_path_rates(drop_path_rate, sum(architecture.depths)))
@@ -218,7 +242,7 @@ class Supernet(nn.Module):
         return x
 
     def _weights(self, chain: Sequence[Component]) -> list[list[Tensor]]:
-        """For each component the parameters of its static module, in the order of its axes."""
+        """Returns each component's parameters, in the order of its static module's axes."""
         plan = [self._plan(component) for component in chain]
         sliced = [item for sources in plan for item in sources if item.part is not None]
         parts = iter(
@@ -253,9 +277,17 @@ class Supernet(nn.Module):
         return sources
 
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
-        """The subnet as a static network with copies of its weights; ``options`` as Backbone's.
+        """Makes a static network of a subnet, with copies of its weights.
 
-        Computes bit for bit what the subnet computes.
+        Args:
+            architecture: A point of the space.
+            **options: As those of ``Backbone``.
+
+        Returns:
+            A network that computes bit for bit what the subnet computes.
+
+        Raises:
+            InvalidArchitectureError: The architecture lies outside the space.
         """
         network = build(architecture, self.num_classes, **options)
         chain = components(architecture, self.num_classes)
@@ -269,7 +301,7 @@ class Supernet(nn.Module):
 
 
 def _all_modules(space: SearchSpace, num_classes: int) -> Iterator[tuple[str, ModuleSpec]]:
-    """Every module that an architecture of ``space`` can have, with its path."""
+    """Yields every module that an architecture of ``space`` can have, with its path."""
     macro = space.macro
     for width in space.stages[0].widths:
         yield "stem", stem_spec(macro, width)

@@ -58,9 +58,10 @@ _FAMILIES = (
 
 
 def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tensor]:
-    """A timm state dict under the names and shapes of ``network``.
+    """Translates a timm state dict to the names and shapes of ``network``.
 
-    Raises NasError for a family that is not known or a parameter that does not fit.
+    Raises:
+        NasError: The family is not known, or a parameter does not fit.
     """
     rules = next((rules for key, rules in _FAMILIES if key in state), None)
     if rules is None:
@@ -68,7 +69,7 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
             "these weights are of no known family; known are timm's swin_transformer, focalnet, "
             "convnext and poolformer (v1) networks."
         )
-    own = network.state_dict()
+    expected = network.state_dict()
     result = {}
     for key, value in state.items():
         if key.endswith(("relative_position_index", "attn_mask")):
@@ -76,15 +77,15 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
         name = key
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
-        if name not in own:
+        if name not in expected:
             raise NasError(f"{key} has no counterpart in {network.architecture}; expected {name}.")
-        if value.numel() != own[name].numel():
+        if value.numel() != expected[name].numel():
             raise NasError(
                 f"{key} has shape {tuple(value.shape)}, but {name} of {network.architecture} has "
-                f"{tuple(own[name].shape)}: the weights are of another architecture."
+                f"{tuple(expected[name].shape)}: the weights are of another architecture."
             )
-        result[name] = value.reshape(own[name].shape)
-    missing = sorted(set(own) - set(result))
+        result[name] = value.reshape(expected[name].shape)
+    missing = sorted(set(expected) - set(result))
     if missing:
         raise NasError(f"the weights lack {missing[0]} and {len(missing) - 1} others.")
     return result
@@ -93,11 +94,16 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
 def load_timm_checkpoint(
     architecture: Architecture, path: str | Path, num_classes: int | None = None
 ) -> Backbone:
-    """The backbone of ``architecture`` with the weights in a timm checkpoint file.
+    """Builds the backbone of ``architecture`` with the weights in a timm checkpoint file.
 
-    ``path`` is a file that ``read_tensors`` reads. ``num_classes`` defaults to the checkpoint's;
-    another number gives a fresh classifier.
-    Raises NasError, or CorruptFileError naming the file.
+    Args:
+        architecture: The architecture of the published network.
+        path: A file that ``read_tensors`` reads.
+        num_classes: The checkpoint's by default; another number gives a fresh classifier.
+
+    Raises:
+        NasError: The weights are of another architecture.
+        CorruptFileError: The file is damaged.
     """
     state = read_tensors(Path(path))
     stored = state["head.fc.weight"].shape[0] if "head.fc.weight" in state else 0

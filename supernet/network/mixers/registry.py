@@ -15,7 +15,7 @@ from supernet.network.axes import StaticModule
 
 
 class Mixer(StaticModule):
-    """Mixes tokens: input and output ``(batch, height, width, dim)``, contiguous.
+    """A mixer of tokens: input and output are ``(batch, height, width, dim)``, contiguous.
 
     ``inside_mlp`` says that the mixer sits inside the MLP's residual branch, before its norm,
     as ConvNeXt's depthwise convolution does, instead of in a normed branch of its own.
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=type[Mixer])
 
 
 def register_mixer(mixer: str | MixerSpec) -> Callable[[M], M]:
-    """Class decorator that makes a module class the mixer of a name.
+    """Makes a module class the mixer of a name, as a class decorator.
 
     Args:
         mixer: The rules of a new mixer, whose parameters the class takes, or the name of one whose
@@ -72,7 +72,7 @@ def register_mixer(mixer: str | MixerSpec) -> Callable[[M], M]:
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """The module class of mixer ``name``; raises as ``mixer_spec`` does."""
+    """Returns the module class of mixer ``name``; raises as ``mixer_spec`` does."""
     mixer_spec(name)  # imports the package that adds it
     if name not in _MIXERS:
         raise UnknownNameError("module of a mixer", name, _MIXERS)
@@ -80,5 +80,5 @@ def mixer_class(name: str) -> type[Mixer]:
 
 
 def build_mixer(name: str, dim: int, **params: Any) -> Mixer:
-    """Mixer ``name`` for ``dim`` channels."""
+    """Builds mixer ``name`` for ``dim`` channels."""
     return mixer_class(name)(dim, **params)

@@ -1,0 +1,185 @@
+"""Parts of configurations: types of values, conditions of latencies, what a search looks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from nas import flags
+from nas.flags import Flag
+from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
+from search_space.metrics import (
+    EVALUATION,
+    LOSS,
+    options,
+)
+from supernet.training.config import TrainConfig
+
+OBJECTIVES = options(EVALUATION)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same from every folder; addresses such as ``s3://…`` stay."""
+    return path if "://" in path else str(Path(path).resolve())
+
+
+def absolute_if_there(name: str) -> str:
+    """A name stays as it is, unless something lies at that path."""
+    return absolute(name) if Path(name).exists() else name
+
+
+def _with_absolute_files(config: TrainConfig) -> TrainConfig:
+    named = {"teacher": config.teacher, "teacher_weights": config.teacher_weights}
+    files: dict[str, Any] = {k: absolute_if_there(v) for k, v in named.items() if v}
+    return replace(config, **files)
+
+
+def _as_text(value: object) -> object:
+    """YAML reads 5 as a number; whether it needs a unit is for later."""
+    return str(value) if isinstance(value, int | float) else value
+
+
+Quantity = Annotated[str, BeforeValidator(_as_text)]
+"""Text with a unit."""
+LocalPath = Annotated[str, AfterValidator(absolute)]
+NameOrPath = Annotated[str, AfterValidator(absolute_if_there)]
+Limits = dict[str, Quantity]
+Training = Annotated[TrainConfig, AfterValidator(_with_absolute_files)]
+
+
+class Configuration(BaseModel):
+    """A part of a configuration: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, every default spelled out."""
+        return self.model_dump(mode="json")
+
+
+class LatencyConfig(Configuration):
+    """Conditions that latencies hold under; None means what is usual for the device.
+
+    interpolate: take entries that a table lacks from its measured ones of other shapes.
+    margin: share of the latency budget that is left free; None means the table's expected error
+        where winners cannot be measured here, otherwise nothing.
+    """
+
+    batch_size: Annotated[
+        int | None, Flag("--batch-size", "Images per forward pass (default 1).")
+    ] = Field(default=None, ge=1, le=flags.BATCH_SIZE)
+    precision: Annotated[
+        str | None, Flag("--precision", "Default: what is usual on the device.", "fp32|bf16|fp16")
+    ] = None
+    runtime: Annotated[
+        str | None,
+        Flag(
+            "--runtime",
+            "eager, cudagraph, inductor, onnxruntime or tensorrt (default: the device's usual).",
+            "NAME",
+        ),
+    ] = None
+    threads: Annotated[int | None, Flag("--threads", "CPU threads (default: torch's).")] = Field(
+        default=None, ge=1, le=flags.THREADS
+    )
+    interpolate: Annotated[
+        bool, Flag("--interpolate", "Fill a measured table's gaps from its shapes.")
+    ] = False
+    margin: Annotated[
+        float | None,
+        Flag(
+            "--margin",
+            "Share of the latency budget to leave free (default: the expected error of a table "
+            "that cannot be checked here).",
+        ),
+    ] = Field(default=None, ge=0, lt=1)
+
+    def conditions(self) -> dict[str, Any]:
+        """Options of ``predictors.tables.catalogue.find_device``."""
+        return self.model_dump(exclude={"interpolate", "margin"})
+
+
+_SAMPLER = Flag(
+    "--sampler",
+    "What proposes architectures: nsga2, optuna-TPE, random, …; without --data evolution or exact, "
+    "which proves that nothing is better.",
+    "NAME",
+)
+ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
+"""Scores that add up over a network's parts, as far as exact search needs it."""
+
+
+class TrainedSearchConfig(Configuration):
+    """How long a search with images is, and what it looks for beside the latency.
+
+    evaluations: architectures evaluated in all. sampler: what proposes them, by the names of
+    ``search.samplers``; population: its first candidates. window: candidates that may be proposed
+    before the results of earlier ones are known; with the seed it decides which are proposed,
+    whatever the number of workers. optuna_storage: database URL or journal file of an Optuna
+    sampler's study. warm_start: runs whose fronts are evaluated first. halvings: how often a batch
+    of candidates is halved before the last of them see all validation images. finalists: front
+    members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few images
+    do not tell apart, or ``balanced_accuracy``, the mean over classes of the share of their images
+    that is right, for unbalanced classes.
+    """
+
+    evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
+        default=400, ge=1
+    )
+    sampler: Annotated[str, _SAMPLER] = DEFAULT_SAMPLER
+    population: Annotated[int, Flag("--population", "Candidates that the sampler begins with.")] = (
+        Field(default=24, ge=4, le=flags.POPULATION)
+    )
+    window: int | None = Field(default=None, ge=1)
+    optuna_storage: Annotated[
+        LocalPath | None,
+        Flag("--optuna-storage", "Database or journal of Optuna's study.", "URL|FILE"),
+    ] = None
+    warm_start: Annotated[
+        tuple[LocalPath, ...],
+        Flag(
+            "--warm-start",
+            "Evaluate the front of this run over the same space first; may be given several times.",
+            "RUN",
+        ),
+    ] = ()
+    halvings: Annotated[
+        int,
+        Flag(
+            "--halvings",
+            "Give up bad candidates early: all of a batch see a part of the validation images, the "
+            "better half twice as many, and so on, this often (default 0).",
+        ),
+    ] = Field(default=0, ge=0, le=10)
+    finalists: Annotated[int, Flag("--finalists", "Front members to fine-tune (default 3).")] = (
+        Field(default=3, ge=1)
+    )
+    objective: Annotated[
+        Literal[OBJECTIVES],  # type: ignore[valid-type]
+        Flag("--objective", "What to search for, on the validation images (default loss)."),
+    ] = LOSS
+
+
+class ScoredSearchConfig(Configuration):
+    """What a search without images looks for.
+
+    score: the closed-form score to maximise. sampler: ``evolution``, or ``exact``, which proves
+    every member of the front, for scores that add up over a network's parts. max_effectiveness:
+    largest ρ where the score is DeepMAD's. rerank: so many of the best by score are ordered anew
+    with the proxies that run networks.
+    """
+
+    score: Annotated[
+        Literal["combined", "deepmad", "entropy", "params", "macs"],
+        Flag("--score", "What to maximise without --data (default combined)."),
+    ] = "combined"
+    sampler: Annotated[str, _SAMPLER] = "evolution"
+    max_effectiveness: Annotated[
+        float, Flag("--max-effectiveness", "Largest ρ with --score deepmad (default 0.5).")
+    ] = Field(default=0.5, gt=0, allow_inf_nan=False)
+    rerank: Annotated[
+        int, Flag("--rerank", "Order so many by ranks of score, κ and L^E, without --data.")
+    ] = Field(default=0, ge=0)

@@ -1,0 +1,191 @@
+"""What every run with images begins with: the images, and a supernet trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.config import TrainedConfig
+from nas.workflows.reporting import curves
+from nas.workflows.run import Run
+from predictors.counts import counts
+from predictors.tables.folder import cache_folder
+from results.report.data import ReportData
+from results.store import CONFIG, SUPERNET
+from search.problem import Values
+from search_space import Genes
+from search_space.errors import RunError
+from search_space.metrics import MACS
+from supernet import Supernet
+from supernet.cluster.connection import prepare
+from supernet.data.dataset import ImageData, open_data
+from supernet.training.checkpoints import CheckpointFolder, load_latest
+from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
+from supernet.training.optimizer import check_optimizer
+from supernet.training.strategies import COST_STRATEGIES
+from supernet.training.train import train_supernet
+
+CHECKPOINTS = "checkpoints"
+LOGGERS = ("tensorboard",)
+
+
+class ImageRun(Run[TrainedConfig]):
+    """A run that trains on images."""
+
+    @property
+    def num_classes(self) -> int:
+        return self.data.num_classes
+
+    def open_data(self, resolution: int) -> None:
+        """Images for networks of up to ``resolution``; a continued run must find the same."""
+        config = self.config
+        with self.phase("opening images"):
+            options = config.image_options()
+            self.data: ImageData = open_data(config.data, resolution, **options)
+            self.open_images = partial(open_data, config.data, resolution, **options)
+        manifest = self.directory.manifest
+        known_data, known_test = manifest.get("data"), manifest.get("test_data")
+        if known_data not in (None, self.data.fingerprint):
+            raise RunError(
+                f"the images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_data} -> {self.data.fingerprint}). Restore them, or start a new run "
+                "with another --name."
+            )
+        if known_test not in (None, self.data.test_fingerprint):
+            message = (
+                f"the test images of {config.data!r} changed since this run began (fingerprint "
+                f"{known_test} -> {self.data.test_fingerprint}); test accuracies from here on are "
+                "of the new ones."
+            )
+            self.console.warn(message)
+            self.notes.append(message[0].upper() + message[1:])
+        self.directory.update_manifest(
+            data=self.data.fingerprint, test_data=self.data.test_fingerprint
+        )
+        for line in self.data.description():
+            self.console.say(f"  {line}")
+
+    def trained_supernet(self) -> Supernet:
+        torch.manual_seed(self.config.seed)
+        supernet = Supernet(self.space, self.data.num_classes).to(self.compute)
+        if self.config.supernet is not None:
+            self._load_supernet(supernet, Path(self.config.supernet))
+            return supernet.eval()
+        with self.phase("training the supernet") as progress:
+            self._train(
+                supernet, lambda done, total, info: progress(done, total, training_text(info))
+            )
+        for epoch in curves(self.path)[-1:]:
+            self.console.say(
+                f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
+                f"smallest {_percent(epoch.accuracy_smallest)}"
+            )
+        return supernet.eval()
+
+    def _train(self, supernet: Supernet, progress: ProgressCallback) -> None:
+        """Train in this process, or with several workers."""
+        config, folder = self.config, self.path / SUPERNET
+        settings: dict[str, Any] = {
+            "progress": progress,
+            "device": self.compute,
+            "cost": self._bank_cost(),
+            # stored predictions of teachers are shared by all runs on the same images
+            "logits": cache_folder().parent / "teacher_logits",
+        }
+        if config.workers == 1:
+            settings |= {"workers": config.loader_workers, "loggers": LOGGERS}
+            train_supernet(supernet, self.data, config.train, folder, **settings)
+            return
+        prepare(self.config.address)  # Ray is imported with the next
+        from supernet.cluster.distributed import Workers, train_distributed
+
+        workers = Workers(
+            count=config.workers,
+            gpus=config.gpus_per_worker,
+            address=config.address,
+            storage=config.storage,
+            name=self.path.name,
+        )
+        settings |= {"notice": self.console.warn, "loader_workers": config.loader_workers}
+        train_distributed(
+            supernet, self.data, config.train, folder, workers, self.open_images, **settings
+        )
+
+    def _bank_cost(self) -> Callable[[Genes], Values] | None:
+        """What a training that draws subnets by cost draws them by."""
+        if self.config.train.strategy not in COST_STRATEGIES:
+            return None
+        if self.config.train.bank_metric == MACS:
+            return counts(self.space, self.num_classes)[MACS].predict
+        return self.latency_table().compile(self.space, self.num_classes).predict
+
+    def _load_supernet(self, supernet: Supernet, run: Path) -> None:
+        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
+        if checkpoint is None:
+            raise RunError(no_supernet(run))
+        identity = checkpoint.metadata["identity"]
+        if identity.get("space") != self.space.digest:
+            raise RunError(
+                f"the supernet of {run} was trained for another space (digest "
+                f"{identity.get('space')}, asked {self.space.digest}); give the same --space."
+            )
+        if identity["data"] != self.data.fingerprint:
+            raise RunError(
+                f"the supernet of {run} was trained on other images, or on some that are now for "
+                f"validation (fingerprint {identity['data']}, asked {self.data.fingerprint}); "
+                "give the same --data and --seed."
+            )
+        done, epochs = len(checkpoint.metadata["state"]["history"]), identity["train"]["epochs"]
+        if done < epochs:
+            raise RunError(
+                f"the supernet of {run} is trained for {done} of {epochs} epochs; finish it with "
+                "--resume first."
+            )
+        supernet.load_state_dict(checkpoint.trained_weights())
+        self.notes.append(f"The supernet's weights come from {run}.")
+
+    def check_trainings(self) -> None:
+        """Raises RunError where a training cannot begin, of which the last does after hours."""
+        config, images = self.config, len(self.data.train)
+        if config.supernet is None and config.workers > 1 and config.storage is not None:
+            CheckpointFolder(config.storage, self.path.name).check()
+        if config.supernet is None:
+            check_batch_size(config.train, images, config.workers)
+            check_groups(config.train, images, config.workers)
+            check_optimizer(config.train)
+        check_batch_size(config.finetune, images, workers=1)
+        check_optimizer(config.finetune)
+
+
+class SupernetTraining(ImageRun):
+    """A supernet alone, for the searches that follow."""
+
+    def all_phases(self) -> ReportData:
+        self.open_data(self.space.resolutions[-1])
+        self.check_trainings()
+        self.trained_supernet()
+        self.directory.update_manifest(status="trained")
+        return ReportData(run=self.path.name, status="trained", training=curves(self.path))
+
+
+def training_text(info: Mapping[str, Any]) -> str:
+    parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
+    parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
+    return ", ".join(parts)
+
+
+def _percent(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1%}"
+
+
+def no_supernet(run: Path) -> str:
+    """What to do where ``run`` has no good checkpoint of a supernet."""
+    return (
+        f"{run} holds no trained supernet. Finish it with --resume if it is not finished, or "
+        f"train one with `nas train --config {run / CONFIG} --name NEW`, and search with "
+        "--supernet and the folder of that run."
+    )

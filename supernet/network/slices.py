@@ -1,0 +1,227 @@
+"""Small parameters cut out of large ones, and their gradients put back.
+
+    view as named axes → narrow each axis → flatten to the static shape
+
+Weights and gradients may have any memory layout: views of a flat buffer, channels last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supernet.network.axes import Axes, Axis, Centre, Concat, Product, Sizes, extent, shape
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Entries that a dimension of a small parameter and of the large one share.
+
+    A block of ``sizes`` whose axes take ``*_steps`` entries of the dimension each, from
+    ``*_start`` on.
+    """
+
+    sizes: tuple[int, ...] = ()
+    large_steps: tuple[int, ...] = ()
+    large_start: int = 0
+    small_steps: tuple[int, ...] = ()
+    small_start: int = 0
+
+
+def _runs(axis: Axis, large: Sizes, small: Sizes) -> list[_Run]:
+    """One run, unless the axis is a concatenation, whose parts each add one."""
+    match axis:
+        case int():
+            return [_Run((axis,), (1,), 0, (1,), 0)]
+        case str():
+            return [_Run((small[axis],), (1,), 0, (1,), 0)]
+        case Centre(name):
+            return [_Run((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
+        case Product(factors):
+            result = [_Run()]
+            for factor in factors:
+                n_large, n_small = extent(factor, large), extent(factor, small)
+                result = [
+                    _Run(
+                        outer.sizes + inner.sizes,
+                        tuple(s * n_large for s in outer.large_steps) + inner.large_steps,
+                        outer.large_start * n_large + inner.large_start,
+                        tuple(s * n_small for s in outer.small_steps) + inner.small_steps,
+                        outer.small_start * n_small + inner.small_start,
+                    )
+                    for outer in result
+                    for inner in _runs(factor, large, small)
+                ]
+            return result
+        case Concat(parts):
+            result, at_large, at_small = [], 0, 0
+            for part in parts:
+                result += [
+                    replace(
+                        run,
+                        large_start=run.large_start + at_large,
+                        small_start=run.small_start + at_small,
+                    )
+                    for run in _runs(part, large, small)
+                ]
+                at_large += extent(part, large)
+                at_small += extent(part, small)
+            return result
+
+
+def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block of entries lies in a tensor of ``shape``, whatever its memory layout.
+
+    Of each dimension the ``steps`` that the block's axes take in it, and the first entry.
+    """
+
+    shape: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    def view(self, tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """The block in ``tensor``, which may be a view itself, as a view of ``sizes``."""
+        plain = tensor.is_contiguous()
+        strides, offset = self.contiguous if plain else self._within(tensor.stride())
+        return tensor.as_strided(sizes, strides, offset + tensor.storage_offset())
+
+    @cached_property
+    def contiguous(self) -> tuple[tuple[int, ...], int]:
+        """Strides and offset in a contiguous tensor."""
+        return self._within(_strides(self.shape))
+
+    def _within(self, strides: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        steps = tuple(
+            step * stride
+            for steps, stride in zip(self.steps, strides, strict=True)
+            for step in steps
+        )
+        return steps, sum(a * b for a, b in zip(self.starts, strides, strict=True))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How a small parameter of shape ``shape`` lies in a large one.
+
+    Attributes:
+        blocks: size and place in the large and in the small parameter of each block of entries.
+        shape: of the small parameter.
+        whole: whether one block has the small parameter's very shape.
+        run: whether it is one contiguous run of a contiguous large parameter.
+    """
+
+    blocks: tuple[tuple[tuple[int, ...], _Place, _Place], ...]
+    shape: tuple[int, ...]
+    whole: bool
+    run: bool
+
+    @classmethod
+    def of(cls, axes: Axes, large: Sizes, small: Sizes) -> Slice:
+        """Finds the part of a parameter with ``axes`` that a module of sizes ``small`` uses."""
+        blocks = []
+        for runs in itertools.product(*(_runs(axis, large, small) for axis in axes)):
+            sizes = tuple(itertools.chain.from_iterable(run.sizes for run in runs))
+            if math.prod(sizes) > 0:
+                there = _Place(
+                    shape(axes, large),
+                    tuple(run.large_steps for run in runs),
+                    tuple(run.large_start for run in runs),
+                )
+                here = _Place(
+                    shape(axes, small),
+                    tuple(run.small_steps for run in runs),
+                    tuple(run.small_start for run in runs),
+                )
+                blocks.append((sizes, there, here))
+        single = len(blocks) == 1
+        run = single and all(
+            size == 1 or there == here
+            for size, there, here in zip(
+                blocks[0][0], *(place.contiguous[0] for place in blocks[0][1:]), strict=True
+            )
+        )
+        small_shape = shape(axes, small)
+        return cls(tuple(blocks), small_shape, single and blocks[0][0] == small_shape, run)
+
+    def view(self, large: Tensor) -> Tensor | None:
+        """Returns the small parameter as a contiguous view of the large one, where it is one."""
+        if not self.run or not large.is_contiguous():
+            return None
+        offset = self.blocks[0][1].contiguous[1] + large.storage_offset()
+        return large.as_strided(self.shape, self._strides, offset)
+
+    @cached_property
+    def _strides(self) -> tuple[int, ...]:
+        return _strides(self.shape)
+
+    def pairs(self, large: Tensor, small: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields views of the same entries in both, which may have any strides and offsets."""
+        for sizes, there, here in self.blocks:
+            yield there.view(large, sizes), small if self.whole else here.view(small, sizes)
+
+
+class _Cut(torch.autograd.Function):
+    """Small parameters out of large ones, all in one node of the graph.
+
+    What is one contiguous run of a large parameter is a view of it, the rest is copied: kernels
+    then see the very layout of an extracted network.
+
+    Gradients go straight into ``.grad`` of the large ones: a gradient as large as the shared
+    weight for every subnet that uses a corner of it would cost more memory traffic than the
+    subnet itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slices: Sequence[Slice], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.slices, ctx.weights = slices, weights
+        result: list[Tensor] = []
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        for item, weight in zip(slices, weights, strict=True):
+            view = item.view(weight)
+            result.append(weight.new_empty(item.shape) if view is None else view)
+            if view is None:
+                for source, target in item.pairs(weight, result[-1]):
+                    sources.append(source)
+                    targets.append(target)
+        if sources:
+            torch._foreach_copy_(targets, sources)
+        return tuple(result)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        for item, weight, grad in zip(ctx.slices, ctx.weights, grads, strict=True):
+            if grad is None or not weight.requires_grad:
+                continue
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            for target, source in item.pairs(weight.grad, grad):
+                sources.append(source)
+                targets.append(target)
+        if sources:
+            torch._foreach_add_(targets, sources)
+        return (None,) * (1 + len(grads))
+
+
+def cut(weights: Sequence[Tensor], slices: Sequence[Slice]) -> tuple[Tensor, ...]:
+    """Returns the small parameters that lie in ``weights``, contiguous; not to be changed in place.
+
+    In a backward pass their gradients are added to ``.grad`` of the large weights directly, as
+    ``Tensor.backward`` would; ``torch.autograd.grad`` does not see through it.
+    """
+    return _Cut.apply(slices, *weights) if weights else ()
