@@ -37,13 +37,15 @@ from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs
 from predictors.tables.latency_table import LatencyTable, spec_to_json
-from results.export.write import ModelCard, Preprocessing, export_network, read_export
+from results.export.card import ModelCard
+from results.export.write import export_network, read_export
 from results.files import read_json
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
 from results.store import RunDirectory
 from search_space import components, known, load_space
 from search_space.files import dump_architecture, load_architecture
+from search_space.preprocessing import Preprocessing
 from supernet.cluster.trials import Trial, TrialEpoch
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder
