@@ -151,7 +151,7 @@ def test_hardly_feasible_problems_are_solved(rank):
         Constraint("latency_ms", minimum=latency[700], maximum=latency[700 + rank]),
     ):
         p = problem(band)
-        assert p.cheap_violation(check_feasible(p)[None]).tolist() == [0.0]
+        assert p.cheap_violation(check_feasible(p)[0]).tolist() == [0.0]
 
 
 def test_repair_reaches_the_fast_corner_of_a_huge_space():

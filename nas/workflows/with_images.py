@@ -21,7 +21,7 @@ from search_space import Genes
 from search_space.errors import RunError
 from search_space.metrics import MACS
 from supernet import Supernet
-from supernet.cluster.connection import quieten
+from supernet.cluster.connection import prepare
 from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import CheckpointFolder, load_latest
 from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
@@ -100,7 +100,7 @@ class ImageRun(Run[TrainedConfig]):
             settings |= {"workers": config.loader_workers, "loggers": LOGGERS}
             train_supernet(supernet, self.data, config.train, folder, **settings)
             return
-        quieten()  # Ray is imported with the next
+        prepare(self.config.address)  # Ray is imported with the next
         from supernet.cluster.distributed import Workers, train_distributed
 
         workers = Workers(

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
 
 from search_space.errors import RunError
-from supernet.cluster.connection import connected, nodes, share
+from supernet.cluster.connection import connected, share_of
 from supernet.cluster.trials import OVER, Trial, TrialFolders, trial_key
 from supernet.cluster.tuning_state import Halving, TrialWatcher
 from supernet.cluster.tuning_worker import LOSS, NETWORK, Job, run_trial
@@ -123,7 +123,7 @@ def tune_networks(
     _store_weights(networks, folders)
     try:
         with connected(tuning.address):
-            resources = share(nodes(), tuning.workers, tuning.gpus)
+            resources = share_of(tuning.address, tuning.workers, tuning.gpus)
             job = Job(
                 architectures={d: net.architecture.to_dict() for d, net in networks.items()},
                 num_classes=data.num_classes,

@@ -350,13 +350,7 @@ class TrainingLoop:
         found = None if self.store is None else self.store.load()
         if found is None:
             return
-        difference = list(_differences(found.metadata["identity"], self.identity))
-        if difference:
-            raise RunError(
-                f"{self.store} holds a training of another configuration: "
-                f"{'; '.join(difference)}. Resume with the same settings, or train into another "
-                "directory"
-            )
+        check_identity(found.metadata["identity"], self.identity, self.store)
         self._restore(_Snapshot(found.weights, found.optimizer, found.metadata["state"]))
         self._write_metrics()
 
@@ -418,12 +412,22 @@ class TrainingLoop:
             self.files.rewrite(EpochMetrics(**line).to_dict() for line in self.state.history)
 
 
-def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:
+def check_identity(stored: Any, here: Any, where: object) -> None:
+    """Raises RunError where the training in ``where`` is of another configuration than here."""
+    difference = list(_differences(stored, here))
+    if difference:
+        raise RunError(
+            f"{where} holds a training of another configuration: {'; '.join(difference)}. Resume "
+            "with the same settings, or train into another directory"
+        )
+
+
+def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
     """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in sorted(stored.keys() | asked.keys()):
+    if isinstance(stored, dict) and isinstance(here, dict):
+        for key in sorted(stored.keys() | here.keys()):
             yield from _differences(
-                stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key)
+                stored.get(key), here.get(key), f"{path}.{key}" if path else str(key)
             )
-    elif stored != asked:
-        yield f"{path} is {stored!r} there, {asked!r} here"
+    elif stored != here:
+        yield f"{path} is {stored!r} there, {here!r} here"
