@@ -174,6 +174,7 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
             continue
         with reading(f"{file} is no readable file of labels"):
             table = _table(file)
+            table.validate(full=True)
             missing = {FILE_NAME, label_column} - set(table.column_names)
             if missing:  # captions, say
                 without = DataError(

@@ -262,9 +262,10 @@ def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str
     """Check the columns' presence and types; returns class names, or () where there are none."""
     schema = open_file(file).schema_arrow
     for column in (image_column, label_column):
-        if column not in schema.names:
+        if schema.names.count(column) != 1:
+            number = "two columns" if column in schema.names else "no column"
             raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
+                f"{file} has {number} {column!r}; it has {', '.join(schema.names)}. Name the "
                 "image and label columns with --image-column and --label-column, or rename them"
             )
     label_type(schema.field(label_column).type, f"label column {label_column!r} of {file}")
