@@ -31,7 +31,7 @@ from results.store import RESULT, RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
 from supernet import Backbone, Supernet
-from supernet.cluster.connection import quieten
+from supernet.cluster.connection import prepare
 from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
 
 TRIALS = "trials"  # folder of their checkpoints
@@ -91,7 +91,7 @@ class Finetuning(TrainedSearch):
 
     def tuned(self, networks: dict[str, Backbone]) -> list[Trial]:
         """All trials of the experiment; what is known of them is stored as they go on."""
-        quieten()  # Ray is imported with the next
+        prepare(self.settings.address)  # Ray is imported with the next
         from supernet.cluster.tuning import Tuning, tune_networks
 
         settings = self.settings

@@ -38,6 +38,7 @@ from search_space import Architecture, known, known_names
 from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, EVALUATION, LATENCY, metric_of_option, metrics
 from supernet import Backbone, Supernet
+from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 
 EVENTS = "tensorboard"
@@ -178,6 +179,7 @@ class TrainedSearch(ImageRun):
         config = self.config
         if config.workers == 1:
             return InProcessExecutor(self._evaluator(supernet, parts))
+        prepare(config.address)  # Ray is imported with the next
         from search.executors.on_ray import RayExecutor
 
         on_gpu = self.compute == "cuda"

@@ -219,22 +219,29 @@ def _part(
 def _table(file: Path) -> pa.Table:
     """A file of labels; raises DataError."""
     try:
-        content = pa.BufferReader(read_bytes(file, MAX_LABEL_BYTES))
-        if file.suffix == ".parquet":
-            return pyarrow.parquet.read_table(content)
-        if file.suffix == ".jsonl":
-            return pyarrow.json.read_json(content)
-        text = pyarrow.csv.ConvertOptions(
-            column_types={FILE_NAME: pa.string()}, null_values=[""], strings_can_be_null=True
-        )
-        if file.suffix == ".csv":
-            return pyarrow.csv.read_csv(content, convert_options=text)
-        names = pyarrow.csv.ReadOptions(column_names=[FILE_NAME, "label", "x0", "y0", "x1", "y1"])
-        tabs = pyarrow.csv.ParseOptions(delimiter="\t")
-        return pyarrow.csv.read_csv(content, names, tabs, text)
-    except (CorruptFileError, OSError, pa.ArrowException) as error:
+        table = _unchecked_table(file)
+        table.validate(full=True)
+        table.schema.names  # noqa: B018  # raises where a name is no UTF-8
+        return table
+    except (CorruptFileError, OSError, pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file} is no readable file of labels ({reason}); correct it") from error
+
+
+def _unchecked_table(file: Path) -> pa.Table:
+    content = pa.BufferReader(read_bytes(file, MAX_LABEL_BYTES))
+    if file.suffix == ".parquet":
+        return pyarrow.parquet.read_table(content)
+    if file.suffix == ".jsonl":
+        return pyarrow.json.read_json(content)
+    text = pyarrow.csv.ConvertOptions(
+        column_types={FILE_NAME: pa.string()}, null_values=[""], strings_can_be_null=True
+    )
+    if file.suffix == ".csv":
+        return pyarrow.csv.read_csv(content, convert_options=text)
+    names = pyarrow.csv.ReadOptions(column_names=[FILE_NAME, "label", "x0", "y0", "x1", "y1"])
+    tabs = pyarrow.csv.ParseOptions(delimiter="\t")
+    return pyarrow.csv.read_csv(content, names, tabs, text)
 
 
 def _image_file(folder: Path, name: str | None, listed_in: Path) -> Path:
