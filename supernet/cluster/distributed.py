@@ -27,15 +27,10 @@ from supernet.cluster.connection import connected, fit_aside, share_of
 from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoints import Checkpoint, CheckpointFolder
-from supernet.training.config import EpochMetrics, TrainConfig
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder, check_identity
+from supernet.training.config import EpochMetrics, TrainConfig, check_batch_size, check_groups
 from supernet.training.loggers import MetricFiles
-from supernet.training.loop import (
-    ProgressCallback,
-    check_batch_size,
-    check_groups,
-    check_identity,
-)
+from supernet.training.loop import ProgressCallback
 from supernet.training.train import CHECKPOINTS
 
 SILENT_SECONDS = 120.0
