@@ -15,9 +15,6 @@ from search_space.components import stem_spec
 from search_space.errors import RunError
 from supernet.network.modules import build_module
 from supernet.training.tokenisation import TokenSchedule, check_factor, coarsen
-    TokenSchedule,
-    coarsen,
-)
 
 
 @settings(deadline=None, max_examples=200)
