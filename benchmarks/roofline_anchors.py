@@ -45,7 +45,7 @@ def expectations() -> list[dict[str, object]]:
                         "runtime": runtime,
                         "precision": precision,
                         "products_in": number_format,
-                        "own_figures": basis(runtime, number_format).own,
+                        "own_figures": basis(runtime, number_format).exact,
                         "constants": asdict(constants(runtime, number_format)),
                         "expected_error": {m: round(e.error, 4) for m, e in errors.items()},
                         "found_by": sorted({e.reason for e in errors.values()}),

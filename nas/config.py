@@ -27,6 +27,7 @@ from nas.config_parts import (
     Training,
 )
 from nas.flags import Flag
+from results.export import OPSET, OPSETS
 from search.samplers.registry import EXACT
 from search_space.errors import NasError, UnknownNameError, UsageError
 from search_space.files import load_space
@@ -46,7 +47,9 @@ from supernet.training.config import TrainConfig
 
 # What may change when a run is continued: nothing that decides its result, but for the draws of a
 # training that goes on with another number of workers, since each draws subnets of its own.
-MAY_DIFFER = frozenset({"loader_workers", "workers", "gpus_per_worker", "address", "storage"})
+MAY_DIFFER = frozenset(
+    {"loader_workers", "workers", "gpus_per_worker", "address", "storage", "loggers"}
+)
 
 
 class RunConfig(Configuration):
@@ -106,6 +109,13 @@ class RunConfig(Configuration):
             "METRIC",
         ),
     ] = ("latency",)
+    opset: Annotated[
+        int,
+        Flag(
+            "--opset",
+            f"Operator set of the ONNX export (default {OPSET}); older runtimes load older ones.",
+        ),
+    ] = Field(default=OPSET, ge=OPSETS[0], le=OPSETS[1])
     seed: Annotated[int, Flag("--seed", "Default 0.")] = Field(default=0, ge=0, le=flags.SEED)
     latency: LatencyConfig = LatencyConfig()
 
@@ -115,13 +125,13 @@ class RunConfig(Configuration):
         Where several limit one metric, the strictest holds.
         """
         limits = self._bounds(self.max, min)
-        own = []
+        latencies = []
         if self.target_latency is not None:
-            own.append(parse_latency(self.target_latency))
+            latencies.append(parse_latency(self.target_latency))
         if self.target_throughput is not None:
-            own.append(1e3 * batch_size / parse_throughput(self.target_throughput))
-        if own:
-            limits[LATENCY] = min(*own, limits.get(LATENCY, own[0]))
+            latencies.append(1e3 * batch_size / parse_throughput(self.target_throughput))
+        if latencies:
+            limits[LATENCY] = min(*latencies, limits.get(LATENCY, latencies[0]))
         return limits
 
     def lower_limits(self) -> dict[str, float]:
@@ -279,6 +289,10 @@ class TrainedConfig(RunConfig):
             "URL|FOLDER",
         ),
     ] = None
+    loggers: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+        Flag("--logger", "Where the training's figures go, also to mlflow or wandb."),
+    ] = ("tensorboard",)
     train: Annotated[
         Training,
         Flag("--epochs", "Epochs of supernet training.", part="epochs"),

@@ -89,7 +89,7 @@ def find_device(
     Raises UnknownNameError for a name that nothing has, UsageError where the tables of that name
     hold under other conditions than asked, or under several.
     """
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         key: value
         for key, value in (
             ("runtime", runtime),
@@ -100,30 +100,30 @@ def find_device(
         if value is not None
     }
     if name in local_device_names() or is_cuda(name):
-        conditions = local_conditions(name, **given)
+        conditions = local_conditions(name, **options)
         return Target(name, conditions, "local", table_path(conditions, folder))
     if name in datasheet_names():
-        given.pop("threads", None)
-        conditions = estimated_conditions(name, **given)
+        options.pop("threads", None)
+        conditions = estimated_conditions(name, **options)
         return Target(name, conditions, "datasheet", table_path(conditions, folder))
     named = [k for k in known_tables(folder) if k.table is not None and k.table.name == name]
     if not name or not named:  # tables without a name are of no device that is asked for
         raise UnknownNameError("device", name, device_names(folder))
-    return _named_target(name, named, given)
+    return _named_target(name, named, options)
 
 
-def _named_target(name: str, known: list[Known], given: Mapping[str, Any]) -> Target:
+def _named_target(name: str, known: list[Known], options: Mapping[str, Any]) -> Target:
     tables = [(k.path, k.table) for k in known if k.table is not None]
     fitting = [
         (path, table)
         for path, table in tables
-        if all(getattr(table.conditions, key) == value for key, value in given.items())
+        if all(getattr(table.conditions, key) == value for key, value in options.items())
     ]
     listed = "; ".join(_short(table.conditions) for _, table in tables)
     if not fitting:
-        asked = ", ".join(f"{key}={value}" for key, value in given.items())
+        wanted = ", ".join(f"{key}={value}" for key, value in options.items())
         raise UsageError(
-            f"device {name!r} has no table for {asked}; it has: {listed}. Ask for one of these, "
+            f"device {name!r} has no table for {wanted}; it has: {listed}. Ask for one of these, "
             "or measure it there."
         )
     devices = {table.conditions.device for _, table in tables}
@@ -140,8 +140,8 @@ def _named_target(name: str, known: list[Known], given: Mapping[str, Any]) -> Ta
         )
     # the same but for versions: today's, otherwise the newest
     path, table = max(fitting, key=lambda item: (is_local(item[1].conditions), item[1].created))
-    own = path == table_path(table.conditions, path.parent) and is_local(table.conditions)
-    return Target(name, table.conditions, "local" if own else "table", path)
+    current = path == table_path(table.conditions, path.parent) and is_local(table.conditions)
+    return Target(name, table.conditions, "local" if current else "table", path)
 
 
 def stored_target(name: str, table: LatencyTable) -> Target:

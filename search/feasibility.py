@@ -46,7 +46,7 @@ def feasible_range(
     """Range of every cheap constrained metric, and the share of ``n`` random rows that pass."""
     genes = problem.space.sample(rng, n)
     result = {}
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         table = problem.tables[constraint.metric]
         low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
         passed = constraint.violation(table.predict(genes)) == 0
@@ -60,7 +60,7 @@ def extreme_rows(problem: Problem) -> Genes:
     """Smallest and largest architecture and the ends of every constrained metric, distinct."""
     space = problem.space
     rows = [*space.encode([space.smallest, space.largest])]
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         table = problem.tables[constraint.metric]
         rows += [table.argmin(), table.argmax()]
     return unique_rows(np.stack(rows))
@@ -126,11 +126,12 @@ def repair(
     return rows, violation
 
 
-def check_feasible(problem: Problem, rng: np.random.Generator | None = None) -> Genes:
-    """A row that meets every cheap constraint, shape (genes,).
+def check_feasible(problem: Problem, members: int = 1) -> tuple[Genes, bool]:
+    """Rows that meet every cheap constraint, shape (k, genes), and whether such are rare.
 
-    A short evolution looks for one; where it has none, an integer programme over the whole space
-    finds one or proves that there is none (``search.exact``).
+    A short evolution looks for one. Where it sees none, members are so rare that samplers would
+    see none either: an integer programme over the whole space (``search.exact``) then gives up to
+    ``members`` of them, or proves that there is none.
 
     Raises:
         InfeasibleError: There is none; names the nearest architecture and the limit that it meets.
@@ -138,23 +139,23 @@ def check_feasible(problem: Problem, rng: np.random.Generator | None = None) -> 
             was seen instead.
         RunError: The programme's time limit passed before either was known.
     """
-    rng = rng or np.random.default_rng(0)
-    for constraint in problem.cheap_constraints:
+    rng = np.random.default_rng(0)
+    for constraint in problem.constraints:
         _check_alone(problem, constraint)
     start = np.concatenate([extreme_rows(problem), diverse_sample(problem, rng, SEED_ROWS)])
     rows, violation = repair(problem, start, rng, rounds=QUICK_ROUNDS)
     if violation[0] == 0:
-        return rows[0]
+        return rows[:1], False
     constraints, tables, shape_rule, others = linear_constraints(problem)
-    row = meeting(problem.space, constraints, tables, shape_rule, seconds=SECONDS)
+    exact = meeting(problem.space, constraints, tables, shape_rule, count=members, seconds=SECONDS)
     if not others:
-        return row
-    rows, violation = repair(problem, np.concatenate([row[None], rows]), rng)
+        return exact, True
+    rows, violation = repair(problem, np.concatenate([exact, rows]), rng)
     if violation[0] == 0:
-        return rows[0]
+        return rows[:1], True
     raise InfeasibleError(
         f"no architecture of space {problem.space.name!r} was seen that meets all of "
-        f"{'; '.join(str(c) for c in problem.cheap_constraints)}. "
+        f"{'; '.join(str(c) for c in problem.constraints)}. "
         "Loosen these constraints, or take another space."
     )
 

@@ -32,6 +32,7 @@ from search_space.errors import UsageError
 from search_space.space import Genes
 
 MAX_STALE_BATCHES = 20
+RARE_MEMBERS = 8  # evaluated first where the limits leave hardly any
 
 
 class EvaluationLog(Protocol):
@@ -81,12 +82,14 @@ def search(
             f"window={window}, batch_size={batch_size}: a batch holds at least one candidate and "
             "fits into the window; make the window larger or the batch smaller."
         )
-    check_feasible(problem)
+    members, rare = check_feasible(problem, members=min(RARE_MEMBERS, num_evaluations))
     history = History(problem, num_evaluations, first=min(window, num_evaluations))
     loop = _Loop(sampler, executor, journal, history, batch_size, window, halvings, on_progress)
     known = [a for a in warm_start if problem.space.contains(a)]
     try:
-        stopped = loop.run(problem.space.encode(known))
+        first = problem.space.encode(known)
+        # members that are rare are proposed by no sampler that does not know some
+        stopped = loop.run(np.concatenate([first, members]) if rare else first)
     except BaseException:
         executor.close()
         raise

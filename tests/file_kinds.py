@@ -37,13 +37,15 @@ from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs
 from predictors.tables.latency_table import LatencyTable, spec_to_json
-from results.export.write import ModelCard, Preprocessing, export_network, read_export
+from results.export.card import ModelCard
+from results.export.write import export_network, read_export
 from results.files import read_json
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
 from results.store import RunDirectory
 from search_space import components, known, load_space
 from search_space.files import dump_architecture, load_architecture
+from search_space.preprocessing import Preprocessing
 from supernet.cluster.trials import Trial, TrialEpoch
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder
@@ -338,6 +340,23 @@ def _image_table(folder: Path) -> Path:
     return folder / "images" / "train.parquet"
 
 
+def _labels(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    lines = ["file_name,label"]
+    for index in range(20):
+        _picture(index).save(folder / "images" / f"{index}.png")
+        lines.append(f"{index}.png,{['cat', 'dog'][index % 2]}")
+    return _text(folder / "images" / "labels.csv", "\n".join(lines))
+
+
+def _labels_by_line(folder: Path) -> Path:
+    lines = _labels(folder).read_text().splitlines()[1:]
+    rows = [dict(zip(("file_name", "label"), line.split(","), strict=True)) for line in lines]
+    (folder / "images" / "labels.csv").unlink()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return _text(folder / "images" / "metadata.jsonl", text)
+
+
 KINDS: dict[str, Kind] = {
     "latency table": Kind(
         _table, lambda folder: LatencyTable.load(folder / "table.parquet"), of_parquet, 2
@@ -388,6 +407,8 @@ KINDS: dict[str, Kind] = {
     "stored logits": Kind(_logits, _read_logits, of_parquet),
     "export's checksums": Kind(_verified, lambda folder: read_export(folder / "export"), of_json()),
     "teacher's configuration": Kind(_export, _teach, of_json(), 0.5),
+    "labels": Kind(_labels, _open_images, of_csv, 0.3),
+    "labels by line": Kind(_labels_by_line, _open_images, of_json(lines=True), 0.3),
     "images in a table": Kind(_image_table, _open_images, of_parquet, 0.5),
     **{
         f"{suffix} image": Kind(_images(suffix), _open_images, mutate_bytes, 0.3)

@@ -28,6 +28,7 @@ from tiny_job import nas
 
 from nas.config import TrainedConfig
 from search_space.errors import DataError, RunError
+from supernet.data import batches as loading
 from supernet.data.augmentation import AugmentConfig, build_transform, default_augment, mix_seed
 from supernet.data.batches import eval_batches, resize_images, train_loader
 from supernet.data.dataset import open_data, survey
@@ -382,6 +383,18 @@ def test_loading_leaves_global_generators_alone(digits):
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == wanted
 
 
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_large_images_are_scaled_before_they_are_cropped(tmp_path, crop):
+    source = make_folder(tmp_path, {"cat": 4, "dog": 4})
+    for file in source.rglob("*.png"):
+        Image.open(file).resize((200, 150)).save(file)
+    data = open_data(str(source), 96)
+    augment = AugmentConfig(crop=crop, padding=0, hflip=0.0)
+    images, _, indices, _ = next(train_loader(data, 4, 0, 0, augment=augment))
+    wanted, _ = data.train.__getitems__(indices.tolist())
+    assert torch.equal(images, wanted)
+
+
 def test_digits_are_never_mirrored(digits):
     assert default_augment("digits", 32).hflip == 0
     # Without a crop nothing is left to change: the batch is the plain images, shuffled.
@@ -454,6 +467,7 @@ def test_batches_pass_through_pipes_where_shared_memory_is_small(tmp_path, monke
     data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
     plain = AugmentConfig(crop="none")
     wanted = list(train_loader(data, 4, 0, 0, augment=plain))
+    loading._warn_of_pipes.cache_clear()
     for free, shared in ((10**9, True), (64 * 2**10, False)):
         usage = SimpleNamespace(free=free)
         monkeypatch.setattr("supernet.data.batches.shutil.disk_usage", lambda _, u=usage: u)
@@ -466,7 +480,7 @@ def test_batches_pass_through_pipes_where_shared_memory_is_small(tmp_path, monke
 
 def test_loader_processes_that_die_are_an_error(tmp_path, monkeypatch):
     data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
-    monkeypatch.setattr(type(data.train), "picture", lambda *_: os._exit(7))
+    monkeypatch.setattr(type(data.train), "picture", lambda *_, **__: os._exit(7))
     with pytest.raises(RunError, match=r"data-loading processes failed.*--loader-workers"):
         list(train_loader(data, 4, 0, 0, 1))
 

@@ -101,6 +101,13 @@ def test_damaged_pages_are_those_of_a_named_file(tmp_path, column):
         open_data(str(path), 12)
 
 
+def test_damaged_names_are_those_of_a_named_file(tmp_path):
+    path = write(tmp_path / "train.parquet")
+    path.write_bytes(path.read_bytes().replace(b"image", b"\xf8mage"))
+    with pytest.raises(DataError, match=r"train\.parquet is not a readable.*replace or remove"):
+        open_data(str(path), 12)
+
+
 def test_folders_may_be_called_as_parquet_files(tmp_path):
     write(tmp_path / "train.parquet" / "part-0.parquet")
     write(tmp_path / "test.parquet" / "part-0.parquet")

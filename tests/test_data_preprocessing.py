@@ -11,7 +11,8 @@ import timm
 import torch
 from PIL import Image
 
-from results.export.write import ModelCard, export_network
+from results.export.card import ModelCard
+from results.export.write import export_network
 from search_space import Architecture, load_space
 from supernet import build
 from supernet.data import ImageData, eval_batches, open_data

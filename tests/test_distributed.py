@@ -23,7 +23,7 @@ from worker_pair import small_space
 from nas.resolving import resolve
 from search_space import load_space
 from search_space.errors import DataError, RunError, UnknownNameError, UsageError
-from supernet.cluster.connection import connected, room, share, use_token
+from supernet.cluster.connection import connected, room, share
 from supernet.cluster.worker_images import open_on_worker
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import (
@@ -124,7 +124,6 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    use_token()
     local = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         local.add_node(num_cpus=1)

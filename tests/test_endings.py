@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,35 @@ def test_memory_that_is_not_there_is_said(job: Path, library: str) -> None:
     bug = mock.patch("nas.workflows.pipeline.run_search", side_effect=RuntimeError("a bug"))
     with bug, pytest.raises(RuntimeError, match="a bug"):
         search()
+
+
+def test_sigterm_ends_as_an_interruption_does(tmp_path: Path) -> None:
+    """What Slurm, Kubernetes and docker stop send."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import sys, time, click\n"
+        "from nas.cli.endings import run\n"
+        "@click.command()\n"
+        "@click.argument('word', nargs=-1)\n"
+        "def command(word):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('saved', flush=True)\n"
+        "run(command)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), "train"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    out, err = process.communicate()
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "saved\n")
+    assert err.strip() == (
+        "interrupted; everything finished so far is saved. Continue with: nas train --resume"
+    )

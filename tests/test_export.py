@@ -9,13 +9,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
-from results.export.write import FILES, ModelCard, Preprocessing, export_network, read_export
+from predictors.measuring.runtimes.onnx_graph import to_onnx
+from results.export import OPSETS
+from results.export.card import ModelCard
+from results.export.formats import FILES
+from results.export.write import export_network, read_export
 from search_space import Architecture, Block, Mixer, Stage, load_space
 from search_space.errors import CorruptFileError, ExportError, UsageError
+from search_space.preprocessing import Preprocessing
 from supernet import Supernet, build
 
 CARD = ModelCard(title="test", class_names=[f"class {i}" for i in range(5)])
@@ -48,6 +54,8 @@ def test_all_mixers_in_all_formats(tmp_path: Path, side: int) -> None:
     assert network.training  # left as it was
     images = np.random.default_rng(0).normal(size=(7, 3, side, side)).astype(np.float32)
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert session.get_inputs()[0].shape == ["batch", 3, side, side]
+    assert session.get_outputs()[0].shape == ["batch", 5]
     (actual,) = session.run(None, {"images": images})
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(images)).numpy()
@@ -118,15 +126,18 @@ def test_a_file_that_was_cut_short_is_found(tmp_path: Path, name: str) -> None:
 
 
 def test_half_written_export_does_not_look_finished(tmp_path: Path) -> None:
-    leftover = tmp_path / ".out.partial"
+    leftover = tmp_path / ".out.nas.partial"
     leftover.mkdir()
     (leftover / FILES["onnx"]).write_bytes(b"half")
+    of_others = tmp_path / ".out.partial"
+    of_others.write_text("years of work")
     with pytest.raises(CorruptFileError, match="no complete export"):
         read_export(tmp_path / "out")
     network = build(one_of_each_mixer(), 5)
     settings = Preprocessing(resolution=24)
     export_network(network, tmp_path / "out", preprocessing=settings, card=CARD, formats=["timm"])
     assert not leftover.exists()
+    assert of_others.exists()
 
 
 def test_model_card_says_how_to_load_and_what_goes_in(tmp_path: Path) -> None:
@@ -166,3 +177,30 @@ def test_a_manifest_that_names_no_file_of_the_export_is_refused(tmp_path: Path, 
     (tmp_path / "verified.json").write_text(json.dumps({"exports": [], "sha256": {name: "0" * 64}}))
     with pytest.raises(CorruptFileError, match=r"no name of a folder|is a pipe"):
         read_export(tmp_path)
+
+
+@pytest.mark.parametrize("opset", [None, *OPSETS])
+def test_an_export_has_the_operators_that_a_runtime_knows(
+    tmp_path: Path, opset: int | None
+) -> None:
+    """By default those that modules are measured with: a board that ran these loads it."""
+    network = build(one_of_each_mixer(16), 5)
+    settings = Preprocessing(resolution=16)
+    more = {} if opset is None else {"opset": opset}
+    export_network(
+        network, tmp_path / "e", preprocessing=settings, card=CARD, formats=["onnx"], **more
+    )
+    model = onnx.load(tmp_path / "e" / "model.onnx")
+    onnx.checker.check_model(model)
+    measured = to_onnx(network.stem, torch.zeros(1, 3, 16, 16))
+    expected = measured.opset_import[0].version if opset is None else opset
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", expected)]
+    if opset is None:
+        assert model.ir_version == measured.ir_version <= 8
+    kinds = {node.op_type for node in model.graph.node}
+    assert "Gelu" not in kinds or expected >= 20
+    assert "LayerNormalization" not in kinds or expected >= 17
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["images"] == "float32, (batch, 3, 16, 16); height and width are fixed"
+    assert facts["digest"] == network.architecture.digest
+    assert "must be 16 px high and wide" in (tmp_path / "e" / "README.md").read_text()

@@ -33,7 +33,7 @@ from predictors.measuring.bench import (
     steady,
 )
 from predictors.measuring.profile import check_architectures, profile
-from predictors.measuring.remeasure import measure_network, measure_networks
+from predictors.measuring.remeasure import measure_networks
 from predictors.measuring.this_machine import (
     identify,
     local_conditions,
@@ -369,7 +369,7 @@ def test_networks_are_measured_in_the_order_given(
         assert 0 < result.low_ms <= result.latency_ms <= result.high_ms
         assert QUICK.min_rounds <= result.runs <= QUICK.max_rounds
     assert measure_networks([], CLASSES, conditions) == []
-    single = measure_network(space.smallest, CLASSES, conditions, time_budget_s=0.0)
+    single = measure_networks([space.smallest], CLASSES, conditions, limits=QUICK)[0]
     assert single.runs >= 3
 
 

@@ -112,7 +112,9 @@ def test_errors_name_the_package_and_the_nearest() -> None:
     [
         ('{"gamma": ("dim",)}', "{}", r"mixer.gamma has shape \(24,\), but .* say None; declare"),
         ('{"gamma": ("dim",)}', '{"gamma": ("dim", 2)}', r"say \(24, 2\)"),
-        ('{"gamma": ("dim",)}', '{"gamma": ("size",)}', r"axes\(\) has 'size', but sizes"),
+        ('{"gamma": ("dim",)}', '{"gamma": ("size",)}', r"axes\(\) has size, but sizes"),
+        ('{"gamma"', '{"beta": ("dim",), "gamma"', "has mixer.beta, which is no parameter"),
+        ('frozenset({"dim"})', 'frozenset({"dim", "hidden"})', "are no axes of one size"),
         ("self.gamma = nn", 'self.register_buffer("x", torch.ones(1)); self.gamma = nn', "buffers"),
     ],
 )
@@ -121,7 +123,7 @@ def test_a_wrong_declaration_is_said(
 ) -> None:
     other_package.write_text(MODULE.replace(right, wrong))
     with pytest.raises(UsageError, match=problem):
-        template(block_spec(Macro(), 24, Block(Mixer.of("scaled"), 1.0), 0))
+        template(block_spec(Macro(), 24, Block(Mixer.of("scaled"), 2.0), 0))
 
 
 def test_ours_are_not_replaced() -> None:

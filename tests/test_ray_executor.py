@@ -30,11 +30,11 @@ from synthetic_search import Accuracy, MemoryJournal, small_space
 from results.journal import read_journal
 from results.store import Journal
 from search import InProcessExecutor, Outcome
-from search.executors.on_ray import ClusterError, RayConnection, RayExecutor
+from search.executors.on_ray import ClusterError, RayConnection, RayExecutor, time_limit
 from search.executors.on_ray.cluster import Node, cpu_share
+from search.executors.on_ray.time_limit import TimeLimit
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
-from supernet.cluster.connection import use_token
 
 SPACE = load_space("digits")
 TESTS = Path(__file__).parent
@@ -53,7 +53,6 @@ def cluster() -> Iterator[Cluster]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(TESTS))  # workers import what they evaluate from here
-        use_token()
         made = Cluster(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1)
         connection = RayConnection(made.address)
@@ -139,6 +138,40 @@ def test_errors_deaths_and_hangs_cost_the_candidates_that_cause_them_only(start,
         "WorkerLostError: 2 workers were lost on it: no result after 2 s; no result after 2 s"
     )
     assert executor.num_restarts == 2 + 2 + 1 + 1
+
+
+def test_the_limit_of_an_evaluation_is_learnt():
+    limit = TimeLimit()
+    assert limit.seconds == 60
+    limit.built(12.0)
+    limit.built(5.0)
+    assert limit.seconds == 240
+    # a guess doubles, is not the candidate's fault, and ends at an hour
+    guesses = [240.0, 480.0, 960.0, 1920.0]
+    for guess in guesses:
+        assert limit.seconds == guess
+        assert not limit.reached(guess)
+    assert not limit.reached(240.0)  # of another worker, which began earlier
+    assert limit.seconds == 3600
+    assert limit.reached(3600)
+    for seconds in (9.0, 1.0, 8.0):
+        limit.ended(seconds)
+    assert limit.seconds == 160
+    assert limit.reached(160)
+    assert TimeLimit(2.0).seconds == 2.0
+    assert TimeLimit(2.0).reached(2.0)
+
+
+def test_first_evaluations_that_hang_do_not_stall_a_search(start, tmp_path, monkeypatch):
+    """The first on each worker hangs, one of them for ever; nothing has ended by then."""
+    monkeypatch.setattr(time_limit, "FLOOR_S", 1.0)
+    monkeypatch.setattr(time_limit, "STARTS", 0.0)
+    architectures = some(6)
+    faults = {architectures[0].digest: "hang once", architectures[1].digest: "hang"}
+    executor = start(Faulty(SPACE, tmp_path, faults))
+    ended = outcomes(executor, architectures)
+    assert [outcome.error is None for outcome in ended] == [True, False, True, True, True, True]
+    assert "2 workers were lost on it: no result after" in str(ended[1].error)
 
 
 def test_machines_that_die_or_are_cut_off_cost_nothing_but_time(cluster, start, tmp_path):

@@ -230,10 +230,10 @@ def test_anchors_are_what_our_architectures_express() -> None:
 
 def test_constants_come_from_one_source_where_there_is_one() -> None:
     found = basis("eager", "fp16")
-    assert found.own
+    assert found.exact
     assert {a.group for a in found.figures} == {found.figures[0].group}
     assert basis("eager", "bf16") == found
-    assert not basis("cudagraph", "fp16").own
+    assert not basis("cudagraph", "fp16").exact
     assert all(not a.hosted or a.batch_size >= 16 for a in basis("cudagraph", "fp16").figures)
 
 

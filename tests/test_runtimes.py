@@ -370,7 +370,8 @@ def test_a_cpu_quota_is_named_as_that(
     assert load.cpu_quota(_control_group(tmp_path, version, 0, unlimited)) is None
     before = load.cpu_quota(_control_group(tmp_path, version, 0))
     assert before == load.Quota(1.5, 100, 0)
-    assert bundle_runner.cpu_quota(tmp_path / "sys/fs/cgroup") == 1.5
+    if version == 2:
+        assert bundle_runner.cpu_quota(tmp_path / "sys/fs/cgroup") == 1.5
     quotas = iter([before, load.cpu_quota(_control_group(tmp_path, version, 30))])
     monkeypatch.setattr(load, "cpu_quota", lambda: next(quotas))
     meter = load.LoadMeter()

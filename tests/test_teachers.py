@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import Normalize
 
-from results.export.write import ModelCard, Preprocessing, export_network
+from results.export.card import ModelCard
+from results.export.write import export_network
 from search_space.errors import CorruptFileError, DataError, UsageError
+from search_space.preprocessing import Preprocessing
 from supernet.data.batches import Batch
 from supernet.training.objectives import distillation_loss
 from supernet.training.teachers import load_teacher

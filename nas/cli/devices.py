@@ -159,7 +159,7 @@ def bundle(
 @json_option
 def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
     """Take in what was measured elsewhere: a bundle's results, or a table's Parquet file."""
-    from predictors.bundles.bundle import import_bundle
+    from predictors.bundles.bundle_import import import_bundle
     from predictors.devices import take_in
     from predictors.tables.latency_table import LatencyTable
 
@@ -204,13 +204,13 @@ def devices(context: click.Context, as_json: bool) -> None:
     from nas.cli.printing import print_devices
     from nas.workflows.known_devices import overview
 
-    found = overview()
-    for problem in found["problems"]:
+    known = overview()
+    for problem in known["problems"]:
         click.echo(f"warning: {problem}", err=True)
     if as_json:
-        print_json(found)
+        print_json(known)
         return
-    print_devices(found)
+    print_devices(known)
 
 
 @devices.command(name="show")
@@ -255,8 +255,8 @@ def compare(
     from search_space import load_space
 
     chosen = load_space(space or "digits")
-    given = conditions_given(options)
-    targets = [find_device(name, **given) for name in (first, second)]
+    conditions = conditions_given(options)
+    targets = [find_device(name, **conditions) for name in (first, second)]
     with console(options) as screen:
         compared = compare_devices(targets[0], targets[1], chosen, num_classes, interpolate, screen)
     if output is not None:

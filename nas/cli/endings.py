@@ -1,12 +1,15 @@
-"""How a command ends: its exit code, and one message for everything that a user can mend."""
+"""How a command ends: its exit code, and one message for everything that a user can fix."""
 
 from __future__ import annotations
 
 import errno
+import os
 import select
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -18,8 +21,9 @@ from search_space.errors import (
     UsageError,
 )
 
-FAILED, USAGE, INFEASIBLE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+FAILED, USAGE, INFEASIBLE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 3, 130, 141, 143
 
+_PID = os.getpid()
 _FIXES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow it, or choose another folder"),
@@ -28,6 +32,7 @@ _FIXES = {
 
 def run(command: click.Command) -> None:
     """Run ``command`` with the arguments of this process, and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         refuse_empty(sys.argv[1:])
         command.main(standalone_mode=False)
@@ -36,9 +41,10 @@ def run(command: click.Command) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         _say_interrupted()
-        sys.exit(INTERRUPTED)
+        terminated = isinstance(error.__cause__ or error, TerminatedError)
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
     except InfeasibleError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(INFEASIBLE)
@@ -49,7 +55,7 @@ def run(command: click.Command) -> None:
     except SystemExit:  # click's, for a pipe that nobody reads any more
         if _reader_gone():
             sys.exit(PIPE_CLOSED)
-        click.echo(f"error: a pipe to another process broke. {_again('Mend this')}", err=True)
+        click.echo(f"error: a pipe to another process broke. {_again('Fix this')}", err=True)
         sys.exit(FAILED)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -60,6 +66,19 @@ def run(command: click.Command) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         click.echo(f"error: {_explain(error)}", err=True)
         sys.exit(FAILED)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: what Slurm, Kubernetes and ``docker stop`` send before they kill."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Ends as Ctrl-C does; once, since what was begun is saved after it."""
+    if os.getpid() == _PID:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise TerminatedError
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a child that was forked
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
@@ -111,7 +130,7 @@ def _explain(error: OSError) -> str:
         problem = f"{error.filename}: {problem}"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         problem += ", for standard output or a file"
-    return f"{problem}. {_again(_FIXES.get(error.errno or 0, 'Mend this'))}"
+    return f"{problem}. {_again(_FIXES.get(error.errno or 0, 'Fix this'))}"
 
 
 def _again(fix: str) -> str:

@@ -31,6 +31,7 @@ from nas.cli.options import (
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
+from results.export import OPSETS
 from search_space.metrics import device_of
 from search_space.names import check_run_name
 
@@ -158,8 +159,8 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
     from nas.workflows.show import describe
     from search_space import load_architecture
 
-    given = conditions_given(options)
-    described = describe(load_architecture(name), num_classes, device, given)
+    conditions = conditions_given(options)
+    described = describe(load_architecture(name), num_classes, device, conditions)
     if as_json:
         print_json(described)
         return
@@ -170,9 +171,12 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("digest", required=False)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder (default: in the run).")
+@option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
 @json_option
 @quiet_option
-def export(run: Path, digest: str | None, output: Path | None, **options: Any) -> None:
+def export(
+    run: Path, digest: str | None, output: Path | None, opset: int | None, **options: Any
+) -> None:
     """Export any evaluated architecture of a run with inherited weights, or the chosen one.
 
     DIGEST may be shortened. Without it, the chosen and fine-tuned network is exported again.
@@ -182,7 +186,7 @@ def export(run: Path, digest: str | None, output: Path | None, **options: Any) -
     from nas.workflows.exporting import export_from_run
 
     with console(options) as screen:
-        exported = export_from_run(run, digest, output, screen)
+        exported = export_from_run(run, digest, output, screen, opset)
     if options["as_json"]:
         print_json([asdict(item) for item in exported])
         return

@@ -36,13 +36,13 @@ def list_(as_json: bool) -> None:
     """All proxies, and what they make of norms, attention and gates."""
     from predictors.proxies import proxy, proxy_names
 
-    found = [proxy(name) for name in proxy_names()]
+    listed = [proxy(name) for name in proxy_names()]
     if as_json:
-        print_json([_described(item) for item in found])
+        print_json([_described(item) for item in listed])
         return
-    width = max(len(item.name) for item in found)
+    width = max(len(item.name) for item in listed)
     indent = " " * (width + 2)
-    for item in found:
+    for item in listed:
         kind = "closed form" if item.closed_form else "sampled"
         better = "larger" if item.larger_is_better else "smaller"
         click.echo(f"{item.name:{width}}  {kind:11}  {better:7} is better  {item.summary}")
@@ -101,17 +101,19 @@ def score(
     chosen = [proxy(name) for name in dict.fromkeys(names)]
     chosen = chosen or [item for item in map(proxy, proxy_names()) if item.closed_form]
     check_compute_device("--device", device)
-    found = [_network(name, image_size) for name in networks]
+    loaded = [_network(name, image_size) for name in networks]
     settings = ScoreSettings(seed, repeats, batch_size, device)
     rows: list[tuple[Network, dict[str, Score]]] = []
     with (
         console({"quiet": quiet}) as screen,
         screen.phase("scoring") as progress,
     ):
-        for network in found:
+        for network in loaded:
             scores: dict[str, Score] = {}
             for item in chosen:
-                progress(len(rows) * len(chosen) + len(scores), len(found) * len(chosen), item.name)
+                progress(
+                    len(rows) * len(chosen) + len(scores), len(loaded) * len(chosen), item.name
+                )
                 scores[item.name] = item.score(network, settings)
             rows.append((network, scores))
     if as_json:

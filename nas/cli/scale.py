@@ -99,7 +99,7 @@ score_options = options(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder (default: in runs).")
 @json_option
 @quiet_option
-def scale(**given: Any) -> None:
+def scale(**values: Any) -> None:
     """Scale one network into a family: a member for each budget.
 
     Writes a folder with a YAML file a member (nas show FILE), family.json and report.html. The
@@ -108,16 +108,16 @@ def scale(**given: Any) -> None:
     from search_space import load_architecture
     from search_space.metrics import LATENCY, MEMORY, metric_of_option, on_device
 
-    _check_used(given["method"])
-    metric = metric_of_option(given["by"], "table")
+    _check_used(values["method"])
+    metric = metric_of_option(values["by"], "table")
     if metric.name == LATENCY:
-        raise UsageError(f"--by {given['by']!r} names no device; write it as in latency@a100.")
+        raise UsageError(f"--by {values['by']!r} names no device; write it as in latency@a100.")
     if metric.name == MEMORY:
         raise UsageError("--by memory does not add up; give params, macs or activations.")
     by = metric.name
-    budgets = tuple(map(metric.unit.parse, _listed("--to", given["to"])))
+    budgets = tuple(map(metric.unit.parse, _listed("--to", values["to"])))
     limits: dict[str, float] = {}
-    for text in given["max_latency"]:
+    for text in values["max_latency"]:
         quantity, _, device = text.partition("@")
         milliseconds = parse_latency(quantity)
         if not device:
@@ -125,12 +125,12 @@ def scale(**given: Any) -> None:
         if on_device(LATENCY, device) in limits:
             raise UsageError(f"--max-latency {text!r}: its device is there twice; give it once.")
         limits[on_device(LATENCY, device)] = milliseconds
-    seed = load_architecture(given["seed_name"])
+    seed = load_architecture(values["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
     from predictors.proxies import ScoreSettings
 
-    name = Path(given["seed_name"]).stem
+    name = Path(values["seed_name"]).stem
     if name == "config":  # an export's, as all of them are called
         name = seed.digest
     request = ScaleRequest(
@@ -139,27 +139,27 @@ def scale(**given: Any) -> None:
         by=by,
         budgets=budgets,
         limits=limits,
-        method=given["method"],
-        folder=given["out"] or Path("runs") / _folder_name(name, given),
-        device=given["device"],
-        conditions=conditions_given(given),
-        num_classes=given["num_classes"],
-        interpolate=given["interpolate"],
-        measure=not given["no_measure"],
-        epochs=given["epochs"],
-        proxy=given["score"],
+        method=values["method"],
+        folder=values["out"] or Path("runs") / _folder_name(name, values),
+        device=values["device"],
+        conditions=conditions_given(values),
+        num_classes=values["num_classes"],
+        interpolate=values["interpolate"],
+        measure=not values["no_measure"],
+        epochs=values["epochs"],
+        proxy=values["score"],
         score=ScoreSettings(
-            seed=given["random_seed"],
-            repeats=given["repeats"],
-            batch_size=given["score_images"],
-            device=_score_device(given),
-            image_size=given["score_size"],
+            seed=values["random_seed"],
+            repeats=values["repeats"],
+            batch_size=values["score_images"],
+            device=_score_device(values),
+            image_size=values["score_size"],
         ),
     )
     command = this_command()
-    with console(given) as screen:
+    with console(values) as screen:
         result = scale_family(request, command, screen)
-    if given["as_json"]:
+    if values["as_json"]:
         print_json(result.to_dict())
     else:
         _print_family(result)
@@ -192,7 +192,7 @@ def scale(**given: Any) -> None:
 )
 @json_option
 @quiet_option
-def seed(**given: Any) -> None:
+def seed(**values: Any) -> None:
     """Search a seed to scale from, without training: one block a stage, 32 channels wide.
 
     The same command again goes on where it was interrupted.
@@ -202,27 +202,27 @@ def seed(**given: Any) -> None:
     from search.seeds import SeedSpace
     from search_space import mixer_names
 
-    everything = given["mixers"] == "all"
-    mixers = mixer_names() if everything else _listed("--mixers", given["mixers"])
-    space = SeedSpace(given["image_size"], tuple(mixers))
+    everything = values["mixers"] == "all"
+    mixers = mixer_names() if everything else _listed("--mixers", values["mixers"])
+    space = SeedSpace(values["image_size"], tuple(mixers))
     settings = ScoreSettings(
-        seed=given["random_seed"],
-        repeats=given["repeats"],
-        batch_size=given["score_images"],
-        device=_score_device(given),
-        image_size=given["score_size"],
+        seed=values["random_seed"],
+        repeats=values["repeats"],
+        batch_size=values["score_images"],
+        device=_score_device(values),
+        image_size=values["score_size"],
     )
-    with console(given) as screen:
+    with console(values) as screen:
         result = find_seed(
             space,
-            method=given["method"],
-            steps=given["steps"],
+            method=values["method"],
+            steps=values["steps"],
             settings=settings,
-            output=given["out"],
+            output=values["out"],
             console=screen,
         )
     best = result.best
-    if given["as_json"]:
+    if values["as_json"]:
         print_json(
             {
                 "method": result.method,
@@ -231,7 +231,7 @@ def seed(**given: Any) -> None:
                 "digest": best.architecture.digest,
                 **{k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()},
                 "architecture": best.architecture.to_dict(),
-                "file": str(given["out"]),
+                "file": str(values["out"]),
             }
         )
         return
@@ -240,7 +240,7 @@ def seed(**given: Any) -> None:
         f"NTK condition number {best.scores.kappa:.4g}, expected length distortion "
         f"{best.scores.length:.4g}"
     )
-    click.echo(f"{given['out']}: scale it with: nas scale --seed {given['out']} --to 5M,10M")
+    click.echo(f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M")
 
 
 def _listed(name: str, text: str) -> list[str]:
@@ -274,14 +274,14 @@ def _check_used(method: str) -> None:
             )
 
 
-def _score_device(given: dict[str, Any]) -> str:
-    check_compute_device("--score-device", given["score_device"])
-    return str(given["score_device"])
+def _score_device(values: dict[str, Any]) -> str:
+    check_compute_device("--score-device", values["score_device"])
+    return str(values["score_device"])
 
 
-def _folder_name(seed_name: str, given: dict[str, Any]) -> str:
+def _folder_name(seed_name: str, values: dict[str, Any]) -> str:
     """From all that most commands differ in."""
-    parts = [seed_name, given["method"], given["by"], given["to"], *given["max_latency"]]
+    parts = [seed_name, values["method"], values["by"], values["to"], *values["max_latency"]]
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
 
 

@@ -17,8 +17,7 @@ from predictors.counts import count_architecture
 from predictors.devices import Target, find_device, latency_table
 from predictors.measuring.bench import Limits
 from predictors.measuring.remeasure import measure_networks
-from predictors.measuring.this_machine import local_device_names
-from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from predictors.tables.latency_table import MissingLatencyError
 from search_space import SearchSpace, load_space, space_names
 from search_space.metrics import LATENCY, device_of, format_metric
 from supernet.data.sources import open_source
@@ -111,7 +110,7 @@ def shortfall(config: RunConfig, space: SearchSpace) -> str | None:
 
 
 def _end(config: RunConfig, space: SearchSpace, metric: str, device: Target) -> float | None:
-    """The largest value of a metric, a latency with its margin; None where it is not known."""
+    """The largest value of a metric; None where it is not known."""
     num_classes = config.num_classes if isinstance(config, TrainingFreeConfig) else 1000
     if metric.partition("@")[0] != LATENCY:
         value = count_architecture(space.largest, num_classes).get(metric)
@@ -128,17 +127,7 @@ def _end(config: RunConfig, space: SearchSpace, metric: str, device: Target) -> 
     except MissingLatencyError:
         return None
     compiled = latencies.compile(space, num_classes)
-    largest = float(compiled.predict(compiled.argmax()[None])[0])
-    return largest / (1 - margin(config, device, latencies, space))
-
-
-def margin(config: RunConfig, target: Target, table: LatencyTable, space: SearchSpace) -> float:
-    """Share of a latency budget that the search leaves free."""
-    if config.latency.margin is not None:
-        return config.latency.margin
-    if target.at_hand or target.name in local_device_names():
-        return 0.0
-    return min(0.9, table.expected_error(space))
+    return float(compiled.predict(compiled.argmax()[None])[0])
 
 
 def _size(space: SearchSpace) -> tuple[int, int]:

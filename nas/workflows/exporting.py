@@ -11,7 +11,8 @@ from nas.workflows.finishing import card_figures, export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import FINETUNE
 from nas.workflows.with_images import CHECKPOINTS, no_supernet
-from results.export.write import ModelCard, check_replaceable, export_network
+from results.export.card import ModelCard
+from results.export.write import check_replaceable, export_network
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
@@ -23,19 +24,33 @@ from supernet.training.checkpoints import load_latest
 
 
 def export_from_run(
-    run: Path, digest: str | None, output: Path | None, console: Console
+    run: Path,
+    digest: str | None,
+    output: Path | None,
+    console: Console,
+    opset: int | None = None,
 ) -> list[Export]:
     """Export an evaluated architecture with inherited weights, or the chosen network.
 
-    ``digest`` may be the unique beginning of one; None means the chosen network with its
-    fine-tuned weights. Only an empty folder or an earlier export is replaced. Raises RunError
-    where the run lacks what is asked, UnknownNameError for a digest that was not evaluated,
-    UsageError for a folder with other things in it, ExportError where a format does not
-    reproduce the subnet.
+    Args:
+        run: Folder of the run.
+        digest: Of the architecture, or its unique beginning; None for the chosen network with its
+            fine-tuned weights.
+        output: Folder for the export, which must be empty or hold an earlier one.
+        console: Shows the phases.
+        opset: Of the ONNX file; the run's by default.
+
+    Raises:
+        RunError: The run lacks what is needed.
+        UnknownNameError: The architecture was not evaluated.
+        UsageError: The folder holds other things.
+        ExportError: A format does not reproduce the subnet.
     """
     if output is not None:
         check_replaceable(output)
     config = stored_config(run)
+    if opset is not None:
+        config = config.model_copy(update={"opset": opset})
     if (run / NETWORK).exists():
         raise RunError(
             f"{run} trained one network, and its export is in {run / EXPORT}; there is no other."
@@ -86,6 +101,7 @@ def export_from_run(
                 trained_on=f"{config.data_name}, {len(data.train)} images",
                 notes=notes,
             ),
+            opset=config.opset,
             reference=None if digest is None else lambda x: supernet(x, architecture),
         )
 
@@ -103,7 +119,7 @@ def _export_untrained(
     name = f"{architecture.digest}-untrained"
     directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
-        return export_untrained(evaluation, directory, config.num_classes, config.seed)
+        return export_untrained(evaluation, directory, config)
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:
@@ -115,10 +131,10 @@ def _find(run: Path, digest: str | None) -> Evaluation:
         if chosen is None:
             raise RunError(f"{run} chose no network; give a DIGEST.")
         digest = chosen.digest
-    found = [e for e in evaluations if e.digest.startswith(digest)]
-    if len(found) > 1:
-        digests = ", ".join(e.digest for e in found)
-        raise UsageError(f"{digest!r} begins {len(found)} digests: {digests}; give more of one.")
-    if not found:
+    matching = [e for e in evaluations if e.digest.startswith(digest)]
+    if len(matching) > 1:
+        digests = ", ".join(e.digest for e in matching)
+        raise UsageError(f"{digest!r} begins {len(matching)} digests: {digests}; give more of one.")
+    if not matching:
         raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
-    return found[0]
+    return matching[0]

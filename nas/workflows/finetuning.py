@@ -31,7 +31,7 @@ from results.store import RESULT, RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
 from supernet import Backbone, Supernet
-from supernet.cluster.connection import quieten
+from supernet.cluster.connection import prepare
 from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
 
 TRIALS = "trials"  # folder of their checkpoints
@@ -91,7 +91,7 @@ class Finetuning(TrainedSearch):
 
     def tuned(self, networks: dict[str, Backbone]) -> list[Trial]:
         """All trials of the experiment; what is known of them is stored as they go on."""
-        quieten()  # Ray is imported with the next
+        prepare(self.settings.address)  # Ray is imported with the next
         from supernet.cluster.tuning import Tuning, tune_networks
 
         settings = self.settings
@@ -146,14 +146,14 @@ class Finetuning(TrainedSearch):
 
     def _trained(self, supernet: Supernet, trial: Trial, architecture: Architecture) -> Backbone:
         storage = self.folders.trial(trial.key)
-        found = storage.newest()
-        if found is None:
+        checkpoint = storage.newest()
+        if checkpoint is None:
             raise RunError(
                 f"{storage} holds no checkpoint of trial {trial.number} any more; restore it, or "
                 "start anew with another --name."
             )
         network = supernet.extract(architecture)
-        network.load_state_dict(found[1].trained_weights())
+        network.load_state_dict(checkpoint[1].trained_weights())
         return network.to(self.compute)
 
     def _judged(
@@ -247,10 +247,10 @@ class _Shown:
         if done > self.before:
             left = (total - done) * (time.monotonic() - self.started) / (done - self.before)
         counts = {"done": FINISHED, "running": "running", "stopped": STOPPED, "failed": FAILED}
-        found = {
+        numbers = {
             name: sum(trial.status == status for trial in trials) for name, status in counts.items()
         }
-        parts = [f"{count} {name}" for name, count in found.items() if count]
+        parts = [f"{count} {name}" for name, count in numbers.items() if count]
         losses = [trial.validation_loss for trial in trials if trial.epochs]
         parts += [f"best validation loss {min(losses):.4g}"] if losses else []
         self.progress(done, total, f"trials: {', '.join(parts)}" if parts else "", left)
@@ -265,12 +265,12 @@ class _Shown:
 
 def best_by_network(trials: Sequence[Trial]) -> dict[str, Trial]:
     """The best finished trial of each network that has one."""
-    found = {}
+    result = {}
     for digest in dict.fromkeys(trial.network for trial in trials):
         best = best_trial(trial for trial in trials if trial.network == digest)
         if best is not None:
-            found[digest] = best
-    return found
+            result[digest] = best
+    return result
 
 
 def run_finetuning(
@@ -285,7 +285,7 @@ def run_finetuning(
     """Run, or continue, the fine-tuning that ``config`` describes in the directory ``path``.
 
     Returns what the report shows, and all trials. Raises a NasError for everything that the user
-    can mend; a new run that fails before anything was trained is removed again.
+    can fix; a new run that fails before anything was trained is removed again.
     """
     console = console or Console()
     resumed = ("nas", "finetune", source.path, "--name", path.name, "--resume")
@@ -344,13 +344,13 @@ def summary(data: ReportData, trials: Sequence[Trial], path: Path) -> dict[str, 
     """What ``nas finetune --json`` prints; ``best`` as of ``nas search --json``, and more."""
     from nas.workflows.reporting import summary as search_summary
 
-    found = search_summary(data, path)
+    plain = search_summary(data, path)
     best = best_trial(trials)
     assert best is not None  # a fine-tuning without one ends with an error
     return {
-        "run": found["run"],
-        "status": found["status"],
-        "best": found["best"]
+        "run": plain["run"],
+        "status": plain["status"],
+        "best": plain["best"]
         | {
             "trial": best.number,
             "hyperparameters": dict(best.hyperparameters),

@@ -69,21 +69,23 @@ class FinishedSearch:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Networks that were evaluated, by digest."""
-        found = read_journal(self.path / JOURNAL)
-        return {evaluation.digest: evaluation for evaluation in found if evaluation.status == "ok"}
+        evaluations = read_journal(self.path / JOURNAL)
+        return {
+            evaluation.digest: evaluation for evaluation in evaluations if evaluation.status == "ok"
+        }
 
-    def networks(self, asked: str) -> tuple[str, ...]:
+    def networks(self, names: str) -> tuple[str, ...]:
         """Digests for ``chosen``, ``front``, or a list of digests that may be shortened.
 
         Raises UsageError naming the nearest digest and where to find them.
         """
-        if asked == CHOSEN:
+        if names == CHOSEN:
             return (self.chosen.digest,)
-        if asked == FRONT:
+        if names == FRONT:
             return self._front()
         known = self.evaluations()
-        found = [self._find(digest.strip(), known) for digest in asked.split(",")]
-        return tuple(dict.fromkeys(found))
+        matching = [self._find(digest.strip(), known) for digest in names.split(",")]
+        return tuple(dict.fromkeys(matching))
 
     def _front(self) -> tuple[str, ...]:
         """Members of the front that meet the latency budget as measured, in the front's order."""
@@ -92,13 +94,13 @@ class FinishedSearch:
         return tuple(m.digest for m in within) or (self.chosen.digest,)
 
     def _find(self, digest: str, known: Mapping[str, Evaluation]) -> str:
-        found = [each for each in known if digest and each.startswith(digest)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        matching = [each for each in known if digest and each.startswith(digest)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
             raise UsageError(
-                f"--networks {digest!r} begins {len(found)} digests: {', '.join(found)}; give more "
-                "of one."
+                f"--networks {digest!r} begins {len(matching)} digests: {', '.join(matching)}; "
+                "give more of one."
             )
         nearest = difflib.get_close_matches(digest, known, n=1, cutoff=0.0)
         hint = f" Nearest: {nearest[0]}." if nearest else ""

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from nas.config import TrainedConfig
+from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.workflows.measuring import Measured
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
-from results.export.write import ModelCard, Preprocessing, export_network
+from results.export.card import ModelCard
+from results.export.write import export_network
 from results.journal import Evaluation
 from results.report.data import Chosen, Export
 from search_space import Architecture
 from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
+from search_space.preprocessing import Preprocessing
 from supernet import Backbone, Supernet, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData
@@ -129,6 +131,7 @@ def export_chosen(
         network,
         folder,
         preprocessing=data.at(network.architecture.resolution).preprocessing,
+        opset=config.opset,
         card=ModelCard(
             title=f"{config.data_name} network {chosen.digest}",
             metrics={
@@ -145,22 +148,22 @@ def export_chosen(
 def export_untrained(
     evaluation: Evaluation,
     folder: Path,
-    num_classes: int,
-    seed: int,
+    config: TrainingFreeConfig,
     latency: str | None = None,
 ) -> list[Export]:
-    """Export a scored architecture with the random weights of ``seed``, in every format.
+    """Export a scored architecture with the random weights of the run's seed, in every format.
 
     ``latency`` is the model card's text on it, by default the prediction.
     """
     architecture = Architecture.from_dict(evaluation.architecture)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(architecture, num_classes)
+        torch.manual_seed(config.seed)
+        network = build(architecture, config.num_classes)
     return export_network(
         network,
         folder,
         preprocessing=Preprocessing(resolution=architecture.resolution),
+        opset=config.opset,
         card=ModelCard(
             title=f"Untrained network {architecture.digest}",
             metrics={

@@ -56,12 +56,12 @@ def _table(table: LatencyTable) -> dict[str, Any]:
     }
 
 
-def describe_device(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def describe_device(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Provenance, conditions and errors of one device; ``given`` are options of ``find_device``.
 
     Raises UnknownNameError and UsageError as ``find_device`` does.
     """
-    target = find_device(name, **given)
+    target = find_device(name, **options)
     table = LatencyTable.load(target.path) if target.path.exists() else None
     described: dict[str, Any] = {
         "name": name,
@@ -96,20 +96,20 @@ def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]
     for runtime in ESTIMATED_RUNTIMES:
         number_format = sheet.number_format(conditions.precision, runtime)
         for mixer in mixer_names():
-            found = expected_error(sheet, runtime, number_format, mixer)
-            rows.append({"runtime": runtime, "mixer": mixer, **asdict(found)})
+            expected = expected_error(sheet, runtime, number_format, mixer)
+            rows.append({"runtime": runtime, "mixer": mixer, **asdict(expected)})
     return rows
 
 
 def calibrate_device(
-    name: str, csv: Path, num_classes: int, given: Mapping[str, Any], dry_run: bool
+    name: str, csv: Path, num_classes: int, options: Mapping[str, Any], dry_run: bool
 ) -> tuple[Calibration, Path]:
     """Calibration of a device by the networks in ``csv``, and the table that holds it.
 
     An earlier calibration is replaced, not added to. Raises what ``read_measurements`` and
     ``find_device`` raise, and MissingLatencyError where this machine has not been profiled.
     """
-    target = find_device(name, **given)
+    target = find_device(name, **options)
     measurements = read_measurements(csv)
     if target.path.exists():
         table = replace(LatencyTable.load(target.path), calibration=None)

@@ -10,7 +10,8 @@ from nas.workflows.finishing import card_figures, qualities
 from nas.workflows.reporting import curves, phases
 from nas.workflows.with_images import ImageRun, training_text
 from predictors.counts import count_architecture
-from results.export.write import ModelCard, export_network
+from results.export.card import ModelCard
+from results.export.write import export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
 from search_space import Architecture
@@ -55,6 +56,7 @@ class NetworkTraining(ImageRun):
                 network,
                 self.path / EXPORT / architecture.digest,
                 preprocessing=self.data.preprocessing,
+                opset=self.config.opset,
                 card=ModelCard(
                     title=f"{self.config.data_name} network {architecture.digest}",
                     metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},

@@ -20,7 +20,6 @@ import torch
 
 from nas.cli.console import Console, PhaseProgress
 from nas.config import RunConfig
-from nas.workflows.default_space import margin
 from nas.workflows.measuring import Measured, measure_twice, read_measured, to_json
 from nas.workflows.reporting import rebuild_report
 from nas.workflows.speed_change import check_networks, speed_change, speed_note
@@ -146,6 +145,14 @@ class Run(ABC, Generic[Config]):
         """Upper limits by metric name, as asked; the margin is not taken off."""
         return self.config.limits(self.target.conditions.batch_size)
 
+    def margin(self, target: Target, table: LatencyTable) -> float:
+        """Share of a latency budget that the search leaves free."""
+        if self.config.latency.margin is not None:
+            return self.config.latency.margin
+        if target.at_hand or target.name in local_device_names():
+            return 0.0
+        return min(0.9, table.expected_error(self.space))
+
     def latency_table(self, target: Target | None = None) -> LatencyTable:
         """The run's own table of a device: a continued run predicts what it predicted before."""
         target = target or self.target
@@ -239,12 +246,13 @@ class Run(ABC, Generic[Config]):
             f"  {self.space.name}: {self.space.size:.2g} architectures from {format_latency(low)} "
             f"to {format_latency(high)} on {self.config.device}"
         )
-        for found in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
-            metric = found.constraint.metric
+        for offered in feasible_range(problem, np.random.default_rng(self.config.seed)).values():
+            metric = offered.constraint.metric
             if metric not in self.rules:
                 self.console.say(
-                    f"  {found.constraint}: the space has {format_metric(metric, found.smallest)} "
-                    f"to {format_metric(metric, found.largest)}, and {found.share:.1%} of random "
+                    f"  {offered.constraint}: the space has "
+                    f"{format_metric(metric, offered.smallest)} to "
+                    f"{format_metric(metric, offered.largest)}, and {offered.share:.1%} of random "
                     "architectures meet it"
                 )
         try:
@@ -266,7 +274,7 @@ class Run(ABC, Generic[Config]):
     def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
         """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
         target = self.others.get(limit.metric, self.target)
-        share = margin(self.config, target, table, self.space)
+        share = self.margin(target, table)
         if not share or limit.maximum is None:
             return limit
         lowered = limit.lowered(share)

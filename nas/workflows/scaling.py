@@ -190,15 +190,15 @@ def _measured_ms(
 ) -> dict[str, float]:
     distinct = {member.architecture.digest: member.architecture for member in members}
     with console.phase(f"measuring {len(distinct)} members on {target.name}") as progress:
-        found = measure_networks(
+        measurements = measure_networks(
             list(distinct.values()),
             request.num_classes,
             target.conditions,
             progress=lambda done, total, left: progress(done, total, "rounds", left),
         )
-    for warning in dict.fromkeys(w for measurement in found for w in measurement.warnings):
+    for warning in dict.fromkeys(w for measurement in measurements for w in measurement.warnings):
         console.warn(warning)
-    by_digest = dict(zip(distinct, found, strict=True))
+    by_digest = dict(zip(distinct, measurements, strict=True))
     return {m.name: by_digest[m.architecture.digest].latency_ms for m in members}
 
 
@@ -217,10 +217,10 @@ def _check_folder(request: ScaleRequest) -> None:
         if any(path.name[:6] != "scores" for path in folder.iterdir()):
             raise RunError(f"{folder} exists and holds no family; {fix}")
         return
-    stored, asked = read_mapping(folder / TASK), _plain(request.decisive())
-    different = [key for key in asked if stored.get(key) != asked[key]]
+    stored, wanted = read_mapping(folder / TASK), _plain(request.decisive())
+    different = [key for key in wanted if stored.get(key) != wanted[key]]
     if different:
-        listed = "; ".join(f"{key} {stored.get(key)}, now {asked[key]}" for key in different)
+        listed = "; ".join(f"{key} {stored.get(key)}, now {wanted[key]}" for key in different)
         raise RunError(f"{folder} holds another family ({listed}); {fix}")
 
 

@@ -38,6 +38,7 @@ from search_space import Architecture, known, known_names
 from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, EVALUATION, LATENCY, metric_of_option, metrics
 from supernet import Backbone, Supernet
+from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 
 EVENTS = "tensorboard"
@@ -70,11 +71,11 @@ class TrainedSearch(ImageRun):
         problem = self.problem(table)
         sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
         supernet = self.trained_supernet()
-        found = self.searched(problem, sampler, first, supernet)
-        self._note_idle_budget(found)
+        front = self.searched(problem, sampler, first, supernet)
+        self._note_idle_budget(front)
         baselines = self.baselines(problem, supernet)
-        measured = self.measured([*found.values()], [*baselines.values()], table)
-        finalists = self.finalists(found, measured)
+        measured = self.measured([*front.values()], [*baselines.values()], table)
+        finalists = self.finalists(front, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
         data = assemble(
@@ -84,12 +85,12 @@ class TrainedSearch(ImageRun):
             table,
             self.num_classes,
             self.limits,
-            Findings(self.evaluations, found, baselines, measured, chosen, tuple(self.notes)),
+            Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
         )
         return self.finish(data)
 
     def sampler(self, problem: Problem) -> Sampler:
-        """Who proposes architectures."""
+        """Makes what proposes architectures."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -155,10 +156,10 @@ class TrainedSearch(ImageRun):
         )
         return {evaluation.digest: evaluation for evaluation in result.front}
 
-    def _note_idle_budget(self, found: Mapping[str, Evaluation]) -> None:
+    def _note_idle_budget(self, front: Mapping[str, Evaluation]) -> None:
         if (limit := self.limits.get(LATENCY)) is None:
             return
-        note = idle_budget(self.evaluations, found.values(), self.quality, limit, str(self.path))
+        note = idle_budget(self.evaluations, front.values(), self.quality, limit, str(self.path))
         if note is not None:
             self.console.say(f"  {note}")
             self.notes.append(note)
@@ -178,6 +179,7 @@ class TrainedSearch(ImageRun):
         config = self.config
         if config.workers == 1:
             return InProcessExecutor(self._evaluator(supernet, parts))
+        prepare(config.address)  # Ray is imported with the next
         from search.executors.on_ray import RayExecutor
 
         on_gpu = self.compute == "cuda"
@@ -222,8 +224,8 @@ class TrainedSearch(ImageRun):
                 ]
             ).reshape(-1, 2)
             front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
-            found = [Architecture.from_dict(e.architecture) for e in front]
-            inside = {a.digest: a for a in found if self.space.contains(a)}
+            members = [Architecture.from_dict(e.architecture) for e in front]
+            inside = {a.digest: a for a in members if self.space.contains(a)}
             self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")
             result |= inside
         return list(result.values())

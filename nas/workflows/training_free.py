@@ -75,10 +75,10 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         _ = self.target, self.others  # what is not there is an error before anything is made
         table = self.latency_table()
         problem = self.problem(table)
-        found = self.searched(problem)
-        baselines = self.baselines(found, table)
-        measured = self.measured([*found.values()], [*baselines.values()], table)
-        best, reason = self.best(self.finalists(found, measured))
+        front = self.searched(problem)
+        baselines = self.baselines(front, table)
+        measured = self.measured([*front.values()], [*baselines.values()], table)
+        best, reason = self.best(self.finalists(front, measured))
         chosen = self.exported(best, measured.get(best.digest), table, reason)
         self.notes.append(
             f"The exported network is untrained. Train it with: nas train --architecture "
@@ -91,7 +91,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             table,
             self.num_classes,
             self.limits,
-            Findings(self.shown, found, baselines, measured, chosen, tuple(self.notes)),
+            Findings(self.shown, front, baselines, measured, chosen, tuple(self.notes)),
             quality=SCORE,
             quality_note=_NOTES[self.config.search.score],
             num_seen=self.num_seen,
@@ -241,13 +241,13 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         ]
 
     def baselines(
-        self, found: Mapping[str, Evaluation], table: LatencyTable
+        self, front: Mapping[str, Evaluation], table: LatencyTable
     ) -> dict[str, Evaluation]:
         """Known designs up to twice as slow as what the search found.
 
         Where their latency is not known yet, up to twice the MACs: they are measured with the rest.
         """
-        most = {m: 2 * max(e.metrics[m] for e in found.values()) for m in (MACS, LATENCY)}
+        most = {m: 2 * max(e.metrics[m] for e in front.values()) for m in (MACS, LATENCY)}
         result = {}
         for name in known_names():
             architecture = known(name)
@@ -269,7 +269,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         return result
 
     def best(self, finalists: Sequence[Evaluation]) -> tuple[Evaluation, str]:
-        """The best finalist and why: by score, or by ranks of the score and of the dear proxies."""
+        """The best finalist and why: by score, or by its ranks and those of expensive proxies."""
         if self.config.search.rerank < 2 or len(finalists) < 2:
             return finalists[0], (
                 "the fastest of the front" if self.missed else "the best score within the budget"
@@ -278,12 +278,12 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         scorer = TwoScorer(
             settings=ScoreSettings(seed=self.config.seed, repeats=3, device=self.compute)
         )
-        found = []
+        scores = []
         with self.phase(f"ordering {len(finalists)} networks by {names}") as progress:
             for i, evaluation in enumerate(finalists):
-                found.append(scorer(Architecture.from_dict(evaluation.architecture)))
+                scores.append(scorer(Architecture.from_dict(evaluation.architecture)))
                 progress(i + 1, len(finalists), evaluation.digest)
-        ranks = rank_sums(found) + np.arange(len(finalists))  # finalists are sorted by score
+        ranks = rank_sums(scores) + np.arange(len(finalists))  # finalists are sorted by score
         return (
             finalists[int(np.argmin(ranks))],
             f"the smallest sum of ranks by score, {names} of the {len(finalists)} best by score",
@@ -304,8 +304,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             exports = export_untrained(
                 evaluation,
                 self.path / EXPORT / evaluation.digest,
-                self.num_classes,
-                self.config.seed,
+                self.config,
                 f"{latency}; {table.conditions}",
             )
         return Chosen(

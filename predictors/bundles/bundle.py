@@ -25,7 +25,6 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from predictors.bundles import runner as bundle_runner
-from predictors.bundles.bundle_import import import_bundle
 from predictors.bundles.runner import FORMAT, sha256
 from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, network_subject
 from predictors.measuring.entry_plan import empty_subject
@@ -38,8 +37,6 @@ from predictors.tables.conditions import LAYOUT, PRECISIONS, PROTOCOL, Condition
 from predictors.tables.latency_table import spec_to_json
 from search_space import SearchSpace, components
 from search_space.errors import UnknownNameError, UsageError
-
-__all__ = ["import_bundle", "write_bundle"]
 
 RUNTIME = "onnxruntime"
 MODELS, WEIGHTS, CONSTANTS = "models", "weights.bin", "constants.bin"
@@ -75,7 +72,7 @@ def write_bundle(
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already. Choose another folder, or remove it.")
-    staging = folder.with_name(f".{folder.name}.partial")
+    staging = folder.with_name(f".{folder.name}.nas.partial")  # a name of this tool alone
     shutil.rmtree(staging, ignore_errors=True)
     (staging / MODELS).mkdir(parents=True)
     try:
@@ -113,9 +110,9 @@ class _Writer:
     def write(self, space: SearchSpace, num_classes: int) -> dict[str, Any]:
         """All files but the manifest, which is returned."""
         self.shared = _SharedTensors()
-        asked, checks = entries(space, num_classes), check_architectures(space)
+        wanted, checks = entries(space, num_classes), check_architectures(space)
         conditions, pool = self.conditions, WeightPool(self.conditions)
-        self._done, self._total = 0, len(asked) + len(checks) + 1
+        self._done, self._total = 0, len(wanted) + len(checks) + 1
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "space": {"name": space.name, "digest": space.digest},
@@ -133,7 +130,7 @@ class _Writer:
                 "in_size": size,
                 **self._model(f"entry_{i:04d}", entry_subject(spec, size, conditions, pool)),
             }
-            for i, (spec, size) in enumerate(asked)
+            for i, (spec, size) in enumerate(wanted)
         ]
         manifest["checks"] = [
             {

@@ -77,12 +77,12 @@ class _Manifest(BaseModel):
     @model_validator(mode="after")
     def _checks_are_of_entries(self) -> Self:
         parts = {part for check in self.checks for part in check.components}
-        if not parts <= set(self.asked):
+        if not parts <= set(self.wanted):
             raise ValueError("check networks have components that are no entries")
         return self
 
     @property
-    def asked(self) -> list[Entry]:
+    def wanted(self) -> list[Entry]:
         return [(entry.spec, entry.in_size) for entry in self.entries]
 
 
@@ -180,7 +180,7 @@ def _check_portions(portions: list[_Portion], manifest: _Manifest) -> None:
 
 def _combine(manifest: _Manifest, measured: _Results, name: str) -> LatencyTable:
     """All portions at the level of the first one, by what the check networks took in each."""
-    portions, count, asked = measured.portions, len(manifest.checks), manifest.asked
+    portions, count, wanted = measured.portions, len(manifest.checks), manifest.wanted
     runs = [portion.samples_ms[-count:] for portion in portions]
     level = [statistic(samples) for samples in runs[0]]
     entries: dict[Entry, EntryLatency] = {}
@@ -189,7 +189,7 @@ def _combine(manifest: _Manifest, measured: _Results, name: str) -> LatencyTable
         empty = statistic(portion.samples_ms[len(portion.entries)])
         for number, samples in zip(portion.entries, portion.samples_ms, strict=False):
             values = [drift * value for value in without_cost(samples, empty)]
-            entries[asked[number]] = EntryLatency.of(values, statistic(values))
+            entries[wanted[number]] = EntryLatency.of(values, statistic(values))
     checks = [
         CheckNetwork(
             check.digest,

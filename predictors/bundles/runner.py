@@ -73,7 +73,6 @@ def measure(folder: Path, options: Any) -> None:
     manifest, digest = read_manifest(folder)
     if manifest["precision"] not in NUMPY_TYPES:
         raise BundleError(f"precision {manifest['precision']} is not known to this runner.")
-    limits = (options.min_rounds, options.max_rounds, options.min_seconds)
     state = start(manifest, digest, options)
     earlier = read_results(out)
     if earlier is not None:
@@ -89,7 +88,7 @@ def measure(folder: Path, options: Any) -> None:
     for number, portion in enumerate(state["portions"], 1):
         if not portion["stopped"]:
             title = f"portion {number} of {len(state['portions'])}"
-            measure_portion(folder, manifest, state, portion, out, title, limits)
+            measure_portion(folder, manifest, state, portion, out, title, options)
     print(f"\ndone: {out}\nread it where the bundle was written: nas profile import")
 
 
@@ -103,12 +102,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
         for name, expected in manifest["sha256"].items():
             if sha256(member(folder, name)) != expected:
                 raise BundleError(f"{name:.120} was altered or cut short; copy the bundle again.")
-        models = [*manifest["entries"], *manifest["checks"], manifest["empty"]]
-        for model in models:
-            member(folder, model["file"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        text = f"{error!r:.200}"
-        raise BundleError(f"{folder} is no complete bundle ({text}); copy it again.") from None
+        raise BundleError(f"{folder} is no complete bundle ({error!r:.200}); copy it.") from None
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
@@ -152,15 +147,12 @@ def identify(kind: str) -> dict[str, Any]:
     """Device identity, with the names that the project itself gives to a processor."""
     if kind == "cuda":
         return identify_gpu()
-    info: dict[str, str] = {}
     try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
+        first = Path("/proc/cpuinfo").read_text("utf-8").strip().split("\n\n", 1)[0]
     except OSError:
-        text = ""
-    for block in text.strip().split("\n\n"):
-        pairs = (line.partition(":") for line in block.splitlines())
-        core = {key.strip(): value.strip() for key, _, value in pairs}
-        info = info or core
+        first = ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    info = {key.strip(): value.strip() for key, _, value in pairs}
     name = info.get("model name") or platform.processor() or platform.machine()
     numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
     flags = info.get("flags", info.get("Features", "")).split()
@@ -175,13 +167,11 @@ def identify(kind: str) -> dict[str, Any]:
 
 def physical_cores() -> int:
     """Processors that are no second thread of another one; all where the system does not say."""
-    siblings = set()
-    for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list"):
-        try:
-            siblings.add(path.read_text("utf-8").strip())
-        except OSError:
-            continue
-    return len(siblings) or os.cpu_count() or 1
+    cores = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    try:
+        return len({path.read_text("utf-8").strip() for path in cores}) or os.cpu_count() or 1
+    except OSError:
+        return os.cpu_count() or 1
 
 
 def identify_gpu() -> dict[str, Any]:
@@ -202,13 +192,9 @@ def identify_gpu() -> dict[str, Any]:
         cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
         return value.value
 
-    multiprocessors, major, minor = 16, 75, 76  # numbers of CUdevice_attribute
-    return {
-        "kind": "cuda",
-        "model": name.value.decode(),
-        "cores": attribute(multiprocessors),
-        "capability": f"sm_{attribute(major)}{attribute(minor)}",
-    }
+    cores, major, minor = map(attribute, (16, 75, 76))  # numbers of CUdevice_attribute
+    identity = {"kind": "cuda", "model": name.value.decode(), "cores": cores}
+    return {**identity, "capability": f"sm_{major}{minor}"}
 
 
 def plan_portions(manifest: dict[str, Any], memory_mb: int | None) -> list[dict[str, Any]]:
@@ -234,12 +220,10 @@ def plan_portions(manifest: dict[str, Any], memory_mb: int | None) -> list[dict[
 def free_memory() -> float:
     """Bytes that can be had, 2 GB where the system does not say."""
     try:
-        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * float(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return 2e9
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        return next(1024.0 * float(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return 2e9
 
 
 def load(path: Path, model: dict[str, Any], state: dict[str, Any], dtype: Any) -> Callable[[], Any]:
@@ -276,10 +260,9 @@ def measure_portion(
     portion: dict[str, Any],
     out: Path,
     title: str,
-    limits: tuple[int, int, float],
+    options: Any,
 ) -> None:
     """Rounds over the portion's entries, an empty network and all networks, until they stand."""
-    min_rounds, max_rounds, min_seconds = limits
     models = [manifest["entries"][i] for i in portion["entries"]]
     models += [manifest["empty"], *manifest["checks"]]
     networks = len(manifest["checks"])
@@ -291,8 +274,7 @@ def measure_portion(
         for _ in range(WARM_UP):
             run()
         runs.append(run)
-    samples = portion["samples_ms"] or [[] for _ in models]
-    portion["samples_ms"] = samples
+    samples = portion["samples_ms"] = portion["samples_ms"] or [[] for _ in models]
     rng = np.random.default_rng(len(samples[0]))
     clock: list[float] = []
     before, begin = portion["seconds"], time.monotonic()
@@ -314,10 +296,10 @@ def measure_portion(
             now = time.monotonic()
             portion["seconds"] = before + now - begin
             rounds = len(samples[0])
-            enough = rounds >= min_rounds and portion["seconds"] >= min_seconds
-            if rounds >= max_rounds and portion["seconds"] >= 2 * min_seconds:
+            waited = portion["seconds"] / max(options.min_seconds, 1e-9)
+            if rounds >= options.max_rounds and waited >= 2:
                 portion["stopped"] = "rounds"
-            elif enough and stable(samples, networks):
+            elif rounds >= options.min_rounds and waited >= 1 and stable(samples, networks):
                 portion["stopped"] = "converged"
             if now - shown > 1:
                 shown = now
@@ -327,13 +309,10 @@ def measure_portion(
             if now - saved > SAVE_SECONDS:
                 saved = now
                 write_results(out, state)
-    except KeyboardInterrupt:
-        write_results(out, state)
-        raise
-    finally:
+        portion["warnings"] = warnings(clock)
+    finally:  # also what an interruption leaves
         gc.enable()
-    portion["warnings"] = warnings(clock)
-    write_results(out, state)
+        write_results(out, state)
 
 
 def stable(samples: list[list[float]], networks: int) -> bool:
@@ -357,10 +336,9 @@ def clock_mhz() -> list[float]:
     """The fastest core's clock, where Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+        return [max(float(x.partition(":")[2]) for x in lines if x.startswith("cpu MHz"))]
     except (OSError, ValueError):
         return []
-    return [max(clocks)] if clocks else []
 
 
 def warnings(clock: list[float]) -> list[str]:
@@ -377,22 +355,18 @@ def warnings(clock: list[float]) -> list[str]:
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Processors that a container may keep busy; infinity without a quota."""
+    """Processors that a container may keep busy; infinity where nothing is said."""
     try:
-        if (root / "cpu.max").exists():
-            most, period = (root / "cpu.max").read_text("utf-8").split()
-        else:
-            most = (root / "cpu" / "cpu.cfs_quota_us").read_text("utf-8").strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text("utf-8")
-        return float("inf") if most in ("max", "-1") else int(most) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+        most, period = (root / "cpu.max").read_text("utf-8").split()
+        return int(most) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # ``max`` is no number
         return float("inf")
 
 
 def checksum(state: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of all but the checksum itself."""
-    content = {key: value for key, value in state.items() if key != "sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    state = {key: value for key, value in state.items() if key != "sha256"}
+    text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

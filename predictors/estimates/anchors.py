@@ -132,12 +132,12 @@ class Basis:
 
     Args:
         figures: one source's, or all that show how busy a device is where there is none.
-        own: whether they belong to the runtime and number format.
+        exact: whether they belong to the runtime and number format.
         hosted: see ``Constants``.
     """
 
     figures: tuple[Anchor, ...]
-    own: bool
+    exact: bool
     hosted: bool
 
 
@@ -173,8 +173,8 @@ def _pool() -> tuple[Anchor, ...]:
 @cache
 def constants(runtime: str, number_format: str) -> Constants:
     """Constants for estimates of ``runtime`` with products in ``number_format``."""
-    found = basis(runtime, number_format)
-    return fit_anchors(found.figures, found.hosted)
+    fitted = basis(runtime, number_format)
+    return fit_anchors(fitted.figures, fitted.hosted)
 
 
 def fit_anchors(figures: Sequence[Anchor], hosted: bool) -> Constants:
@@ -231,9 +231,9 @@ def one_device(figures: Iterable[Anchor], hosted: bool) -> list[Held]:
 
 def one_family(runtime: str) -> list[Held]:
     """Every mixer kind predicted from the others, within the runtime where it has two kinds."""
-    own = [a for a in anchors() if a.runtime == runtime]
-    if len({a.mixer for a in own}) >= 2:
-        return leave_out(own, own[0].hosted, lambda a: a.mixer)
+    exact = [a for a in anchors() if a.runtime == runtime]
+    if len({a.mixer for a in exact}) >= 2:
+        return leave_out(exact, exact[0].hosted, lambda a: a.mixer)
     return leave_out(_pool(), False, lambda a: a.mixer)
 
 
@@ -266,10 +266,10 @@ def expected_error(
 
     A kind without figures in the basis has at least the error of leaving whole kinds out.
     """
-    found = basis(runtime, number_format)
-    result = _device_error(sheet, runtime, number_format, found)
+    fitted = basis(runtime, number_format)
+    result = _device_error(sheet, runtime, number_format, fitted)
     half = tensor_format(number_format) == "fp16"
-    kinds = {a.mixer for a in found.figures if (a.number_format == "fp16") == half}
+    kinds = {a.mixer for a in fitted.figures if (a.number_format == "fp16") == half}
     if mixer is None or mixer in kinds:
         return result
     held = one_family(runtime)
@@ -282,9 +282,9 @@ def expected_error(
 
 
 def _device_error(
-    sheet: Datasheet, runtime: str, number_format: str, found: Basis
+    sheet: Datasheet, runtime: str, number_format: str, fitted: Basis
 ) -> ExpectedError:
-    if not found.own:
+    if not fitted.exact:
         half = tensor_format(number_format) == "fp16"
         held = [h for h in one_implementation() if h.anchor.kernels[1] == half]
         return ExpectedError(
@@ -293,18 +293,18 @@ def _device_error(
         )
     here = [
         h
-        for h in one_figure(found.figures, found.hosted)
+        for h in one_figure(fitted.figures, fitted.hosted)
         if datasheet(h.anchor.device).computes_like(sheet)
     ]
     if len(here) >= _LEAST_OF_DEVICE:
         return ExpectedError(mean_error(here), f"leaving out each of {len(here)} figures")
-    held = one_device(found.figures, found.hosted)
+    held = one_device(fitted.figures, fitted.hosted)
     if not held:  # one device only in this number format: as in the runtime's other formats
-        own = [a for a in anchors() if a.runtime == runtime]
+        exact = [a for a in anchors() if a.runtime == runtime]
         held = [
             h
-            for group in sorted({a.group for a in own})
-            for h in one_device([a for a in own if a.group == group], found.hosted)
+            for group in sorted({a.group for a in exact})
+            for h in one_device([a for a in exact if a.group == group], fitted.hosted)
         ]
     return ExpectedError(
         mean_error(held, lambda a: (a.number_format, a.device)),

@@ -60,7 +60,7 @@ def read_measurements(path: Path) -> list[NetworkMeasurement]:
     """
     rows = _rows(path)
     if not rows:
-        raise MeasurementError(f"{path} is empty; its first line must be {_wanted_header()}.")
+        raise MeasurementError(f"{path} is empty; its first line must be {_HEADER}.")
     line, header = rows[0]
     names = [name.strip() for name in header]
     try:
@@ -70,11 +70,11 @@ def read_measurements(path: Path) -> list[NetworkMeasurement]:
     seen: dict[str, NetworkMeasurement] = {}
     for line, cells in rows[1:]:
         try:
-            found = _measurement(path.parent, names, unit, cells, line)
-            earlier = seen.setdefault(found.architecture.digest, found)
-            if earlier is not found:
+            known = _measurement(path.parent, names, unit, cells, line)
+            earlier = seen.setdefault(known.architecture.digest, known)
+            if earlier is not known:
                 raise MeasurementError(
-                    f"network {found.name!r} is there already, in line {earlier.line}: give each "
+                    f"network {known.name!r} is there already, in line {earlier.line}: give each "
                     "network once."
                 )
         except NasError as error:
@@ -109,34 +109,18 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _wanted_header() -> str:
-    return f"{NETWORK_COLUMN!r} and one of {', '.join(map(repr, UNITS_MS))}, separated by a comma"
+_HEADER = f"{NETWORK_COLUMN!r} and one of {', '.join(map(repr, UNITS_MS))}"
 
 
 def _unit_column(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names))
-    for name in (NETWORK_COLUMN, *UNITS_MS):
-        if names.count(name) > 1:
-            raise MeasurementError(f"column {name!r} is there twice; keep one.")
-    if NETWORK_COLUMN not in names:
+    """The column of latencies, whose name says the unit."""
+    columns = [n for n in names if n == NETWORK_COLUMN or n.startswith("latency")]
+    units = [name for name in columns if name in UNITS_MS]
+    if len(columns) != 2 or len(units) != 1:
         raise MeasurementError(
-            f"no column {NETWORK_COLUMN!r} among {shown}; the first line must have "
-            f"{_wanted_header()}."
+            f"the columns are {', '.join(map(repr, names)):.200}; the first line must have "
+            f"{_HEADER}, once each and separated by a comma."
         )
-    latencies = [name for name in names if name.startswith("latency")]
-    units = [name for name in latencies if name in UNITS_MS]
-    if len(latencies) > 1:
-        raise MeasurementError(
-            f"more than one latency column: {', '.join(map(repr, latencies))}; keep one of "
-            f"{', '.join(map(repr, UNITS_MS))}."
-        )
-    if not units:
-        problem = (
-            f"column {latencies[0]!r} does not say its unit as we know it"
-            if latencies
-            else f"no latency column among {shown}"
-        )
-        raise MeasurementError(f"{problem}; name it one of {', '.join(map(repr, UNITS_MS))}.")
     return units[0]
 
 
@@ -220,15 +204,15 @@ def sum_of_entries(table: LatencyTable, architecture: Architecture, num_classes:
     total = 0.0
     for part in components(architecture, num_classes):
         entry = (part.spec, part.in_size)
-        found = table.entries.get(entry)
-        if found is None and table.conditions.estimated:
-            found = estimate_entry(table.conditions, entry)
-        if found is None:
+        known = table.entries.get(entry)
+        if known is None and table.conditions.estimated:
+            known = estimate_entry(table.conditions, entry)
+        if known is None:
             raise MissingLatencyError(
                 f"the latency table of {table.conditions.device} lacks {part.path} of network "
                 f"{architecture}: {part.spec} on a {part.in_size}-pixel input. Measure a space "
                 "that contains the network with `nas profile`, or calibrate with networks of a "
                 "space that was profiled."
             )
-        total += found.latency_ms
+        total += known.latency_ms
     return total

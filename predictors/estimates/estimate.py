@@ -90,7 +90,7 @@ def estimate(
     names = {block.mixer.name for stage in space.stages for block in stage.blocks}
     expected = max(
         (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
-        key=lambda found: found.error,
+        key=lambda each: each.error,
     )
     wanted = entries(space, num_classes)
     correction = Correction(

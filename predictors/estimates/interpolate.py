@@ -88,13 +88,13 @@ def _interpolate(
     table: LatencyTable, entry: Entry, measured: Sequence[Entry]
 ) -> tuple[EntryLatency, float]:
     """The entry's latency, and the mean relative leave-one-out error of the fit behind it."""
-    asked, features = _features([entry])[0], _features(measured)
-    distance = np.abs(np.log(features[:, 1:] + 1) - np.log(asked[1:] + 1)).sum(axis=1)
+    wanted, features = _features([entry])[0], _features(measured)
+    distance = np.abs(np.log(features[:, 1:] + 1) - np.log(wanted[1:] + 1)).sum(axis=1)
     nearest = np.argsort(distance, kind="stable")[:NEAREST]
     features = features[nearest]
     times = np.array([table.entries[measured[i]].latency_ms for i in nearest])
     scale = np.maximum(features.max(axis=0), 1.0)
-    value = float(_fit(features / scale, times) @ (asked / scale))
+    value = float(_fit(features / scale, times) @ (wanted / scale))
     errors = []
     for i in range(len(times)):
         others = np.arange(len(times)) != i
@@ -113,9 +113,9 @@ def _fit(features: Values, times: Values) -> Values:
 
 
 def _weighted_error(
-    table: LatencyTable, errors: dict[Entry, float], asked: Sequence[Entry]
+    table: LatencyTable, errors: dict[Entry, float], wanted: Sequence[Entry]
 ) -> float:
     """Mean error of the asked entries, weighted by time; measured ones have none of their own."""
-    times = np.array([table.entries[entry].latency_ms for entry in asked])
-    own = np.array([errors.get(entry, 0.0) for entry in asked])
-    return float((times * own).sum() / times.sum())
+    times = np.array([table.entries[entry].latency_ms for entry in wanted])
+    each = np.array([errors.get(entry, 0.0) for entry in wanted])
+    return float((times * each).sum() / times.sum())

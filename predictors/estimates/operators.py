@@ -31,7 +31,6 @@ from search_space.components import input_shape
 from supernet.network.mixers import build_mixer, mixer_class
 from supernet.network.modules import build_module
 
-KINDS = ("matrix", "vector", "memory")
 _aten = torch.ops.aten
 
 

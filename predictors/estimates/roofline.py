@@ -114,6 +114,6 @@ def fit(
         data = roots * (np.log(total) - target) / _USUAL_ERROR
         return np.concatenate([data, (logs - centre) / spread])
 
-    found = least_squares(residuals, centre, loss="soft_l1").x
-    compute_share, memory_share, overhead = (float(value) for value in np.exp(found))
+    logs = least_squares(residuals, centre, loss="soft_l1").x
+    compute_share, memory_share, overhead = (float(value) for value in np.exp(logs))
     return Constants(compute_share, memory_share, overhead, hosted)

@@ -200,10 +200,10 @@ def _at_nearest_batch(ratios: Iterable[tuple[int, float]], batch_size: int) -> f
 
 def _own_figures(sheet: Datasheet, runtime: str, precision: str) -> list[Anchor]:
     """Published figures of a device under a runtime, in the number format that it uses."""
-    found = basis(runtime, sheet.number_format(precision, runtime))
-    if not found.own:
+    fitted = basis(runtime, sheet.number_format(precision, runtime))
+    if not fitted.exact:
         return []
-    return [a for a in found.figures if datasheet(a.device).computes_like(sheet)]
+    return [a for a in fitted.figures if datasheet(a.device).computes_like(sheet)]
 
 
 @cache
@@ -219,8 +219,8 @@ def transfer_error(source: Datasheet, target: Datasheet, runtime: str, precision
     if source == target:
         return 0.0
     number_format = target.number_format(precision, runtime)
-    found = basis(runtime, number_format)
-    figures = list(found.figures) if found.own else []
+    fitted = basis(runtime, number_format)
+    figures = list(fitted.figures) if fitted.exact else []
     alike = [a for a in anchors() if a.kernels[1] == (tensor_format(number_format) == "fp16")]
     if not _pairs(figures):
         figures = [a for a in alike if a.runtime == runtime]

@@ -44,8 +44,11 @@ def cpu_quota(root: Path = Path("/")) -> Quota | None:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        own = mount / path.strip("/")
-        for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(mount))):
+        group = mount / path.strip("/")
+        for folder in (
+            group,
+            *(parent for parent in group.parents if parent.is_relative_to(mount)),
+        ):
             quota = _quota_of(folder)
             if quota is not None:
                 return quota

@@ -107,16 +107,16 @@ class EntryPlan:
         the difference of the subjects' statistics, over n for slopes.
         """
         assert len(samples) == len(self)
-        own, added = samples[: len(self.entries)], samples[len(self.entries) :]
+        alone, added = samples[: len(self.entries)], samples[len(self.entries) :]
         match self.method:
             case "constant":
-                return [without_cost(values, statistic(added[0])) for values in own]
+                return [without_cost(values, statistic(added[0])) for values in alone]
             case "slope":
                 return [
                     [value / n for value in without_cost(twice, statistic(once))]
-                    for once, twice, n in zip(own, added, self.copies, strict=True)
+                    for once, twice, n in zip(alone, added, self.copies, strict=True)
                 ]
-        return [list(values) for values in own]
+        return [list(values) for values in alone]
 
 
 def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,6 @@ def profile(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-    time_budget_s: float | None = None,
     limits: Limits | None = None,
     fresh: bool = False,
 ) -> LatencyTable:
@@ -83,7 +82,7 @@ def profile(
     What is on disk for these conditions is used, only the rest is measured. ``seed`` sets the
     order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
     be, and how many seconds these take at most; 0 rounds are done while the runtime still
-    compiles or loads, and the seconds are what is left of that. After ``time_budget_s`` the
+    compiles or loads, and the seconds are what is left of that. After the budget of ``limits`` the
     measurement ends with what it has, and the correction says so. Where the runtime keeps memory
     for each entry there are portions that fit, one after the other; rounds, seconds and the
     budget are those of one. ``fresh`` measures everything that the space asks for anew and
@@ -101,8 +100,6 @@ def profile(
     path = table_path(conditions, cache_dir)
     writable(path.parent)
     limits = limits or Limits()
-    if time_budget_s is not None:
-        limits = replace(limits, budget_s=time_budget_s)
     session = _Session(table, space, num_classes, path, limits)
     if fresh:
         session.partial.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ Networks are interleaved as entries are, so that comparisons between them are fa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,7 +57,6 @@ def measure_networks(
     *,
     seed: int = 0,
     limits: Limits | None = None,
-    time_budget_s: float | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[Measurement]:
     """Measured latency of each network on this machine, in the order given.
@@ -70,8 +69,6 @@ def measure_networks(
         return []
     conditions = local_conditions() if conditions is None else conditions
     limits = limits or Limits(min_seconds=5.0)
-    if time_budget_s is not None:
-        limits = replace(limits, budget_s=time_budget_s)
     pool = WeightPool(conditions)
     subjects = [network_subject(a, num_classes, conditions, pool) for a in architectures]
     bench = Bench(subjects, conditions, seed)
@@ -92,28 +89,15 @@ def measure_networks(
             f"{len(drifted)} of {len(halves)} networks: the machine's speed changed during the "
             "measurement."
         )
+    spreads = [np.percentile(samples, [10, 90]).tolist() for samples in bench.samples]
     return [
-        _measurement(samples, half, notes)
-        for samples, half in zip(bench.samples, halves, strict=True)
+        Measurement(statistic(samples), low, high, len(samples), half, tuple(notes))
+        for samples, (low, high), half in zip(bench.samples, spreads, halves, strict=True)
     ]
 
 
 def measure_network(
-    architecture: Architecture,
-    num_classes: int = 1000,
-    conditions: Conditions | None = None,
-    *,
-    time_budget_s: float | None = None,
+    architecture: Architecture, num_classes: int = 1000, conditions: Conditions | None = None
 ) -> Measurement:
     """Measured latency of one network on this machine; see ``measure_networks``."""
-    (result,) = measure_networks(
-        [architecture], num_classes, conditions, time_budget_s=time_budget_s
-    )
-    return result
-
-
-def _measurement(samples: Sequence[float], halves: float, notes: Sequence[str]) -> Measurement:
-    low, high = np.percentile(samples, [10, 90])
-    return Measurement(
-        statistic(samples), float(low), float(high), len(samples), halves, tuple(notes)
-    )
+    return measure_networks([architecture], num_classes, conditions)[0]

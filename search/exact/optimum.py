@@ -149,23 +149,33 @@ def meeting(
     tables: Mapping[str, AdditiveTable],
     shape_rule: bool = False,
     *,
+    count: int = 1,
     seconds: float = SECONDS,
 ) -> Genes:
-    """An architecture that meets all limits, shape (genes,).
+    """Architectures that meet all limits, in random directions, shape (k, genes).
+
+    Args:
+        space, constraints, tables, shape_rule: as for ``optimise``.
+        count: how many at most; at least one is returned.
+        seconds: the solver's time limit for all.
 
     Raises:
         InfeasibleError: There is none, which is proven; names the nearest and what would do.
         RunError: The time limit passed before either was known.
     """
+    begin, rng = time.monotonic(), np.random.default_rng(0)
     programme = Programme(space, constraints, tables, (), shape_rule)
-    # any direction will do, and a random one is followed much faster than none
-    direction = np.random.default_rng(0).normal(size=programme.system.size)
-    genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=seconds)
-    if genes is not None:
-        return genes
-    if not answer.infeasible:
-        raise undecided(constraints, seconds)
-    raise nothing_meets(space, constraints, tables, shape_rule)
+    rows: list[Genes] = []
+    while len(rows) < count and (left := seconds - (time.monotonic() - begin)) > 0:
+        # any direction will do, and a random one is followed much faster than none
+        direction = rng.normal(size=programme.system.size)
+        genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=left)
+        if genes is None and not rows:
+            raise no_solution(answer, space, constraints, tables, shape_rule, None, seconds)
+        if genes is None:
+            break
+        rows.append(genes)
+    return np.unique(rows, axis=0)
 
 
 def nearest(

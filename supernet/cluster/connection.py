@@ -1,7 +1,8 @@
 """Ray: a connection to a cluster, or one of this machine alone, and what its nodes have room for.
 
-Ray speaks to its own log files only. Token authentication stays as Ray has it: on for a cluster
-that is started here, and on where the cluster's token is found.
+Ray speaks to its own log files only. A cluster that is started here listens on 127.0.0.1 only;
+one that is joined is its operator's. Tokens are checked by a cluster that is started here, and by
+one that is joined where its token is found.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from search_space.errors import RunError
 
 DEFAULT_PORT = 6379
 REACH_SECONDS = 5.0
+GROW_SECONDS = 60.0  # that an autoscaler gets to add nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # of a cluster of this machine: only small things go through it
 _QUIET = {
     # What befalls machines Ray prints to standard output, where results go.
@@ -32,20 +36,70 @@ _QUIET = {
 }
 
 
+def prepare(address: str | None) -> None:
+    """Sets what Ray reads when it is imported: before that, with the address of ``connect``."""
+    quieten()
+    if "ray" in sys.modules:
+        return  # it would tell its other processes what this one does not know
+    if address is None:
+        # What Ray does on a Mac: nodes are 127.0.0.1 to each other, and listen there only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    elif _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself for auto only
+
+
 def quieten() -> None:
-    """Keep Ray from printing; to be called before it is imported, when it reads its settings."""
+    """Keeps Ray from printing; to be called before it is imported, when it reads its settings."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
 
+class Fits(Protocol):
+    """A trainer of Ray Train or a tuner of Ray Tune."""
+
+    def fit(self) -> object: ...
+
+
+def fit_aside(trainer: Fits, seconds: float, hear: Callable[[], None]) -> BaseException | None:
+    """Fits in a thread, since in the main one Ray would take an interruption for itself.
+
+    Args:
+        trainer: What is fitted.
+        seconds: Between two calls of ``hear``.
+        hear: Called in this thread until the fitting ends.
+
+    Returns:
+        The error that the fitting ended with, if any.
+    """
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(seconds)
+        hear()
+    return errors[0] if errors else None
+
+
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+
+
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray for a while; see ``connect``.
+    """Connects to Ray for a while; see ``connect``.
 
     What is started here ends with the context. A connection that this process has is used and left
     open.
     """
-    quieten()
+    prepare(address)
     import ray
 
     if ray.is_initialized():
@@ -59,14 +113,17 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def connect(address: str | None = None) -> None:
-    """Connect this process to Ray, until ``ray.shutdown()``.
+    """Connects this process to Ray, until ``ray.shutdown()``.
 
-    address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST`` or
-        ``HOST:PORT``; None starts one of this machine alone.
+    Args:
+        address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST``
+            or ``HOST:PORT``; None starts one of this machine alone, which listens on the loopback
+            interface unless this process had imported Ray before ``prepare`` was called.
 
-    Raises RunError where there is no such cluster.
+    Raises:
+        RunError: There is no such cluster.
     """
-    quieten()
+    prepare(address)
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -75,7 +132,6 @@ def connect(address: str | None = None) -> None:
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
         options["address"] = _reachable(address)
-        use_token()
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -121,14 +177,6 @@ def _reachable(address: str) -> str:
     return address
 
 
-def use_token() -> None:
-    """Authenticate where this machine has a token, as Ray itself does for ``auto`` only."""
-    from ray._private.authentication import authentication_token_setup as setup
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
 def nodes() -> list[dict[str, float]]:
     """Resources of each living node of the connected cluster, as ``{"CPU": 8.0, "GPU": 1.0}``."""
     import ray
@@ -148,10 +196,12 @@ def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
 def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -> dict[str, float]:
     """What each of ``count`` alike workers gets: the same number of cores, as many as fit.
 
-    free: resources by node. gpus: per worker; None for one where any node has some. Workers with
-    a GPU get one core.
+    Args:
+        free: Resources by node.
+        gpus: Per worker; None for one where any node has some. Workers with a GPU get one core.
 
-    Raises RunError where they do not fit.
+    Raises:
+        RunError: They do not fit.
     """
     if gpus is None:
         gpus = float(any(node.get("GPU") for node in free))
@@ -160,8 +210,6 @@ def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -
     for cores in range(most, 0, -1):
         if room(free, least | {"CPU": float(cores)}) >= count:
             return least | {"CPU": float(cores)}
-    if _can_grow(count, least):
-        return least
     needed = " and ".join(f"{amount:g} {name}" for name, amount in least.items())
     totals = {name: sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU")}
     raise RunError(
@@ -171,14 +219,19 @@ def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -
     )
 
 
-def _can_grow(count: int, need: Mapping[str, float]) -> bool:
-    """Whether an autoscaler can add nodes until ``count`` workers fit.
+def share_of(address: str | None, count: int, gpus: float | None = None) -> dict[str, float]:
+    """As ``share``, of the connected cluster; of one that was joined, an autoscaler may add nodes.
 
-    There is no public way to ask; Ray Train asks in the same way before it waits for nodes.
+    There is no public way to ask for an autoscaler, so it is asked for nodes, and waited for.
     """
-    from ray._private.state import state
+    from ray.autoscaler.sdk import request_resources
 
-    limits = state.get_max_resources_from_cluster_config()
-    return limits is not None and all(
-        limits.get(name, 0) >= count * amount for name, amount in need.items()
-    )
+    deadline = time.monotonic() + (0.0 if address is None else GROW_SECONDS)
+    while True:
+        try:
+            return share(nodes(), count, gpus)
+        except RunError:
+            if time.monotonic() >= deadline:
+                raise
+        request_resources(bundles=[{"CPU": 1.0} | ({"GPU": gpus} if gpus else {})] * count)
+        time.sleep(1.0)

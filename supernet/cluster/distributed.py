@@ -9,7 +9,6 @@ end.
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -20,29 +19,19 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig
-from ray.train.v2._internal.exceptions import RayTrainError  # what is no fault of the training's
-from ray.train.v2.api.callback import UserCallback  # ray.train has these, too, but not their types
-from ray.train.v2.api.config import (
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-)
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_space.errors import NasError, RunError
-from supernet.cluster.connection import connected, nodes, share
+from supernet.cluster.connection import connected, fit_aside, share_of
 from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoints import Checkpoint, CheckpointFolder
-from supernet.training.config import EpochMetrics, TrainConfig
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder, check_identity
+from supernet.training.config import EpochMetrics, TrainConfig, check_batch_size, check_groups
 from supernet.training.loggers import MetricFiles
-from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
-from supernet.training.train import CHECKPOINTS, train_supernet
+from supernet.training.loop import ProgressCallback
+from supernet.training.train import CHECKPOINTS
 
 SILENT_SECONDS = 120.0
 
@@ -112,7 +101,7 @@ def train_distributed(
         try:
             start = _start(storage, None if own else found)
             with connected(workers.address):
-                resources = share(nodes(), workers.count, workers.gpus)
+                resources = share_of(workers.address, workers.count, workers.gpus)
                 job = Job(
                     space=supernet.space,
                     num_classes=supernet.num_classes,
@@ -138,17 +127,13 @@ def train_distributed(
         last = storage.newest()
         if last is not None and not own:
             local.save(last[1])
-    # Finished: nothing is trained here, but everything is checked, loaded and written as ever.
-    return train_supernet(
-        supernet,
-        data,
-        config,
-        directory,
-        device=device,
-        cost=cost,
-        logits=logits,
-        workers=loader_workers,
-    )
+        found = None if last is None else last[1]
+    assert found is not None  # a training that ends has saved its last epoch
+    here = {"train": config.to_dict(), "data": data.fingerprint, "space": supernet.space.digest}
+    check_identity({key: found.metadata["identity"].get(key) for key in here}, here, local)
+    supernet.load_state_dict(found.trained_weights())
+    supernet.to(device)
+    return [EpochMetrics(**line) for line in found.metadata["state"]["history"]]
 
 
 def fewest_workers(batch_size: int, accumulate: int, count: int) -> int:
@@ -208,8 +193,8 @@ def _board() -> Any:
     return ray.remote(num_cpus=0)(_Board).options(**options).remote()
 
 
-class _FailFast(UserCallback):
-    """Ends the training at once on an error that no repetition mends. Runs in Ray's controller."""
+class _FailFast(ray.train.UserCallback):
+    """Ends the training at once on an error that no repetition cures. Runs in Ray's controller."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -258,28 +243,16 @@ class _Listener:
 
 
 def _run(job: Job, workers: Workers, listener: _Listener) -> None:
-    trainer, ended = _trainer(job, workers), []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            ended.append(error)
-
-    # Not in the main thread, where Ray would answer an interruption by ending this process.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(TELL_SECONDS)
-            listener.hear(job.board)
+        error = fit_aside(_trainer(job, workers), TELL_SECONDS, lambda: listener.hear(job.board))
     finally:
         listener.files.close()
-    for error in ended:
+    if error is not None:
         raise _explained(error, workers)
 
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:
+    train: Any = ray.train  # mypy sees the classes of Ray's first version of it
     least = workers.count
     if workers.elastic:
         least = fewest_workers(job.config.batch_size, job.config.accumulate, workers.count)
@@ -287,19 +260,19 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
         work,
         train_loop_config={"job": job},
         torch_config=TorchConfig(),
-        scaling_config=ScalingConfig(
+        scaling_config=train.ScalingConfig(
             num_workers=workers.count if least == workers.count else (least, workers.count),
             use_gpu="GPU" in job.resources,
             resources_per_worker=job.resources,
         ),
-        run_config=RunConfig(
+        run_config=train.RunConfig(
             name=job.storage.path.rpartition("/")[2],
             storage_path=job.storage.path.rpartition("/")[0],
             storage_filesystem=as_arrow(job.storage),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
             callbacks=[_FailFast(job.board)],
-            logging_config=LoggingConfig(log_level="CRITICAL"),
+            logging_config=train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
@@ -310,11 +283,11 @@ def _explained(error: BaseException, workers: Workers) -> BaseException:
         cause = error.controller_failure
         if isinstance(cause, NasError):
             return cause
-        if isinstance(cause, RayTrainError):
+        if _is_rays(cause):
             return RunError(f"the workers could not be started: {_line(cause)}")
     if isinstance(error, ray.train.WorkerGroupError):
         failures = error.worker_failures.values()
-        if any(isinstance(failure, RayTrainError) for failure in failures):
+        if any(map(_is_rays, failures)):
             return RunError(
                 f"workers were lost {workers.max_failures + 1} times, the last time as "
                 f"{_line(next(iter(failures)))}. The last checkpoint is kept: look at memory and "
@@ -326,6 +299,11 @@ def _explained(error: BaseException, workers: Workers) -> BaseException:
             "kept; continue with --resume"
         )
     return error
+
+
+def _is_rays(error: BaseException) -> bool:
+    """Whether Ray raised it itself: a lost worker is no fault of the training's."""
+    return type(error).__module__.startswith("ray.")
 
 
 def _line(error: BaseException) -> str:

@@ -27,16 +27,23 @@ if TYPE_CHECKING:  # a configuration, which the command line reads, needs no tor
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What happens to a training image; the defaults suit natural images of 32 px and below.
+    """The augmentation of training images; the defaults suit natural images of 32 px and below.
 
-    crop: ``resize`` (random area and aspect ratio, resized back), ``pad`` (shifted by up to
-        ``padding`` pixels, black border) or ``none``.
-    scale, ratio: ranges of area share and aspect ratio for ``resize``.
-    hflip: probability of mirroring (0 where left and right mean something, as in digits).
-    color_jitter: strength, 0 for none.
-    auto_augment: a policy of timm's, such as ``rand-m9-n2-mstd0.5`` or ``augmix-m3``.
-    erase: probability of erasing a random rectangle.
-    mixup, cutmix: alpha of the Beta distribution, 0 for none; they mix within a batch.
+    Attributes:
+        crop: ``resize`` (random area and aspect ratio, resized back), ``pad`` (shifted by up to
+            ``padding`` pixels, black border) or ``none``.
+        padding: In pixels.
+        scale: Range of the share of the area, for ``resize``.
+        ratio: Range of the aspect ratio, for ``resize``.
+        hflip: Probability of mirroring (0 where left and right mean something, as in digits).
+        color_jitter: Strength, 0 for none.
+        auto_augment: A policy of timm's, such as ``rand-m9-n2-mstd0.5`` or ``augmix-m3``.
+        erase: Probability of erasing a random rectangle.
+        mixup: Alpha of the Beta distribution, 0 for none; mixes within a batch.
+        cutmix: As ``mixup``.
+
+    Example:
+        >>> AugmentConfig(crop="resize", hflip=0.0, auto_augment="rand-m9-mstd0.5-inc1")
     """
 
     crop: str = "pad"
@@ -87,9 +94,18 @@ def default_augment(kind: str, resolution: int) -> AugmentConfig:
 def build_transform(
     config: AugmentConfig, resolution: int, mean: tuple[float, ...]
 ) -> Callable[[Any], torch.Tensor]:
-    """PIL image → uint8 (3, resolution, resolution), by ``timm.data.create_transform``.
+    """The random transform of one image, by ``timm.data.create_transform``.
 
-    ``mean`` fills what geometric operations uncover.
+    Args:
+        config: What to do.
+        resolution: Side of the result in pixels.
+        mean: Fills what geometric operations uncover; per channel, of pixel values in 0..1.
+
+    Returns:
+        A function of a PIL image that gives uint8 (3, resolution, resolution).
+
+    Raises:
+        DataError: timm refuses the policy.
     """
     from timm.data import create_transform
     from torchvision import transforms

@@ -33,25 +33,27 @@ _PATIENCE = 600.0  # seconds for one batch of loader processes
 
 
 def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Resize (n, 3, h, w) to (n, 3, resolution, resolution): bilinear, antialiased.
+    """Images (n, 3, h, w) as (n, 3, resolution, resolution): bilinear, antialiased.
 
-    The one helper that gives a subnet its own resolution, in training as in evaluation.
+    It gives subnets their resolution while weights are shared; a network that is judged or
+    trained by itself sees images that are decoded at its resolution (``ImageData.at``).
     """
-    if images.shape[-1] == resolution and images.shape[-2] == resolution:
-        return images
     size = (resolution, resolution)
+    if images.shape[-2:] == size:
+        return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class Batch(NamedTuple):
     """Training images, and how they came about.
 
-    images: (n, 3, side, side) float32, augmented and normalised.
-    targets: (n,) int64 labels, or with mixup or cutmix (n, classes) float32 shares, label
-        smoothing included.
-    indices: (n,) int64 positions in the training split.
-    variant: number of the augmentation's draw; with the position it decides what an image
-        looks like before it is mixed with another.
+    Attributes:
+        images: (n, 3, side, side) float32, augmented and normalised.
+        targets: (n,) int64 labels, or with mixup or cutmix (n, classes) float32 shares, label
+            smoothing included.
+        indices: (n,) int64 positions in the training split.
+        variant: Number of the augmentation's draw; with the position it decides what an image
+            looks like before it is mixed with another.
     """
 
     images: torch.Tensor
@@ -77,6 +79,7 @@ class _Augmented(Dataset[Any]):
 
     def __init__(self, split: ImageSplit, config: AugmentConfig, seed: int, variant: int) -> None:
         self.split, self.seed, self.variant = split, seed, variant
+        self.whole = config.crop == "resize"  # other crops begin at the network's resolution
         self.transform = build_transform(config, split.resolution, split.preprocessing.mean)
         self.erase = build_erasing(config)
 
@@ -85,7 +88,7 @@ class _Augmented(Dataset[Any]):
             pictures = []
             for index in indices:
                 seed_generators(mix_seed(self.seed, self.variant, index))
-                pictures.append(self.transform(self.split.picture(index)))
+                pictures.append(self.transform(self.split.picture(index, whole=self.whole)))
             images = normalise(torch.stack(pictures), self.split.preprocessing)
             if self.erase is not None:
                 for image, index in zip(images, indices, strict=True):
@@ -123,11 +126,25 @@ def train_loader(
 
     What step k yields depends on (seed, epoch, k) only.
 
-    shard: (rank, size): yields this rank's images of each batch. All ranks' images together are
-        the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th image
-        from the front with the i-th from the back, and each rank gets whole pairs.
-    variants: draws of the augmentation before they repeat; None for a new one in each epoch.
-    balanced: show as many images of each class instead of each image once; see ``balanced_order``.
+    Args:
+        data: Its training split is shown.
+        batch_size: Images of a step, of all ranks together.
+        epoch: From 0.
+        seed: Of the order and the augmentation.
+        workers: Data-loading processes; with 0 this one loads.
+        augment: None for the default of the data.
+        label_smoothing: Used where images are mixed; else the loss does it.
+        start: The first step.
+        shard: (rank, size); yields this rank's images of each batch. All ranks' images together
+            are the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th
+            image from the front with the i-th from the back, and each rank gets whole pairs.
+        variants: Draws of the augmentation before they repeat; None for a new one in each epoch.
+        balanced: Show as many images of each class instead of each image once; see
+            ``balanced_order``.
+
+    Raises:
+        DataError: An image cannot be read.
+        RunError: Loader processes ended, or give no batch any more.
     """
     config = data.augmentation(augment)
     rng = np.random.default_rng([seed, epoch])
@@ -220,9 +237,16 @@ class EvalBatches:
 def eval_batches(
     split: ImageSplit, batch_size: int = 256, *, limit: int | None = None, workers: int = 0
 ) -> EvalBatches:
-    """Un-augmented batches (images: (n, 3, side, side) float32 normalised, labels: (n,) int64).
+    """Batches without augmentation, which raise as ``train_loader`` does.
 
-    limit: use at most this many images, evenly spaced over the split.
+    Args:
+        split: Shown in its order.
+        batch_size: Images of a batch.
+        limit: Show at most this many images, evenly spaced over the split.
+        workers: Data-loading processes; with 0 this one loads.
+
+    Returns:
+        Batches of images (n, 3, side, side) float32, normalised, and labels (n,) int64.
     """
     # Evenly spaced, so that a split sorted by class keeps all its classes.
     count = len(split) if limit is None else min(limit, len(split))
@@ -331,21 +355,20 @@ def _fits_shared(workers: int, batch_bytes: int) -> bool:
     """
     needed = 2 * (_PREFETCHED * workers + 2) * batch_bytes  # twice: others may use it, too
     try:
-        free = shutil.disk_usage(_SHARED).free
+        fits = shutil.disk_usage(_SHARED).free >= needed
     except OSError:  # not on this system
         return True
-    if free < needed:
-        _warn_of_shared(workers, needed)
-    return free >= needed
+    if not fits:
+        _warn_of_pipes()
+    return fits
 
 
 @cache
-def _warn_of_shared(workers: int, needed: int) -> None:
-    """Once per process."""
+def _warn_of_pipes() -> None:
+    """Warn once per process."""
     warnings.warn(
-        f"{_SHARED} has less free space than the {needed / 1e6:,.0f} MB that {workers} loader "
-        "processes may need, so images pass through pipes, which is slower; give a container more "
-        "(--shm-size), or use fewer --loader-workers",
+        f"{_SHARED} has less free space than loader processes may need, so images pass through "
+        "pipes, which is slower; give a container more (--shm-size), or use fewer --loader-workers",
         stacklevel=2,
     )
 

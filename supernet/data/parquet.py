@@ -15,6 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,10 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.folder import files_below
-from supernet.data.images import SUFFIXES, Source, decode, read_size
+from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
 from supernet.data.labels import TRAIN, Labels, join_labels, label_type, splits_named
 from supernet.data.memory import available_memory
 
-_READ_ERRORS = (OSError, pa.ArrowException)
 _SHARE_KEPT = 0.25  # of the memory that is free, for row groups
 
 
@@ -47,17 +47,23 @@ class ParquetImages:
         self._paths = list(paths)
         self._groups: list[tuple[int, int]] = []  # (file, row group) and the first row of each
         self._starts: list[int] = []
-        keys: list[str] = []
         self._reopen()
+        start = 0
+        rows = []
         for number, file in enumerate(self._files):
-            name = paths[number].relative_to(root).as_posix()
-            start = len(keys)
-            keys += [f"{name}:{row}" for row in range(file.metadata.num_rows)]
+            before = start
             for group in range(file.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(start)
                 start += file.metadata.row_group(group).num_rows
-        self.keys: Sequence[str] = keys
+            rows.append(start - before)
+        if start != len(labels):
+            raise DataError(f"{paths[0]}, …: {len(labels)} labels for {start} rows; replace them")
+        self.keys: Sequence[str] = [
+            f"{path.relative_to(root).as_posix()}:{row}"
+            for path, count in zip(paths, rows, strict=True)
+            for row in range(count)
+        ]
 
     def _reopen(self) -> None:
         self._files = [open_file(path) for path in self._paths]
@@ -84,20 +90,17 @@ class ParquetImages:
                 while kept > allowed and len(self._kept) > 1:
                     kept -= self._kept.popitem(last=False)[1].nbytes
                     pa.default_memory_pool().release_unused()
-        value: Any = column[index - self._starts[position]].as_py()
+        with _reading(self._paths[self._groups[position][0]]):
+            value: Any = column[index - self._starts[position]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise DataError(f"{self._where(index)} has no image bytes; store the encoded image")
         return bytes(data)
 
     def _read_group(self, number: int, group: int) -> pa.ChunkedArray:
-        try:
-            table = self._files[number].read_row_group(
-                group, columns=[self.image_column], use_threads=False
-            )
-        except _READ_ERRORS as error:
-            raise _unreadable(self._paths[number], error) from error
-        return table.column(0)
+        with _reading(self._paths[number]):
+            file, columns = self._files[number], [self.image_column]
+            return file.read_row_group(group, columns=columns, use_threads=False).column(0)
 
     def _where(self, index: int) -> str:
         name, _, row = self.keys[index].rpartition(":")
@@ -125,8 +128,10 @@ def holds_parquet_images(folder: Path, image_column: str) -> bool:
     and nothing else counts, so that their columns are named.
     """
     files = parquet_files(folder)
-    if any(image_column in open_file(file).schema_arrow.names for file in files):
-        return True
+    for file in files:
+        with _reading(file):
+            if image_column in open_file(file).schema_arrow.names:
+                return True
     return bool(files) and next(files_below(folder, SUFFIXES), None) is None
 
 
@@ -193,15 +198,12 @@ def open_file(file: Path) -> pq.ParquetFile:
     """Open a file, memory-mapped; raises DataError."""
     # Such files have no shared position, so forked workers do not disturb each other. The name is
     # given as bytes because Arrow takes only UTF-8 as text.
-    try:
+    with _reading(file):
         return pq.ParquetFile(pa.memory_map(os.fsencode(file)))
-    except _READ_ERRORS as error:
-        raise _unreadable(file, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
-    return DataError(f"{file} is not a readable Parquet file ({reason}); replace or remove it")
+def _reading(file: Path) -> AbstractContextManager[None]:
+    return reading(f"{file} is not a readable Parquet file")
 
 
 def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:
@@ -210,15 +212,13 @@ def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:
     kinds: dict[pa.DataType, Path] = {}
     for file in files:
         where = f"label column {column!r} of {file}"
-        try:
+        with _reading(file):
             part = open_file(file).read(columns=[column]).column(column)
-        except _READ_ERRORS as error:
-            raise _unreadable(file, error) from error
-        kind = label_type(part.type, where)
+            kind = label_type(part.type, where)
+            chunks += part.cast(kind).chunks
         if 0 < part.null_count < len(part):
             raise DataError(f"{where} has {part.null_count} empty rows; every image needs a label")
         kinds.setdefault(kind, file)
-        chunks += part.cast(kind).chunks
     for (kind, file), (other, second) in pairwise(kinds.items()):
         raise DataError(
             f"column {column!r} has type {kind} in {file} and {other} in {second}; write the "
@@ -238,7 +238,8 @@ def _class_names(files: Sequence[Path], image_column: str, label_column: str) ->
     """
     named: tuple[Path, tuple[str, ...]] | None = None
     for file in files:
-        names = _check_schema(file, image_column, label_column)
+        with _reading(file):
+            names = _check_schema(file, image_column, label_column)
         if names and named and names != named[1]:
             raise DataError(
                 f"{named[0]} and {file} name other classes ({_first_difference(named[1], names)}); "
@@ -261,9 +262,10 @@ def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str
     """Check the columns' presence and types; returns class names, or () where there are none."""
     schema = open_file(file).schema_arrow
     for column in (image_column, label_column):
-        if column not in schema.names:
+        if schema.names.count(column) != 1:
+            number = "two columns" if column in schema.names else "no column"
             raise DataError(
-                f"{file} has no column {column!r}; it has {', '.join(schema.names)}. Name the "
+                f"{file} has {number} {column!r}; it has {', '.join(schema.names)}. Name the "
                 "image and label columns with --image-column and --label-column, or rename them"
             )
     label_type(schema.field(label_column).type, f"label column {label_column!r} of {file}")

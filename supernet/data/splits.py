@@ -82,13 +82,14 @@ class ImageSplit(Dataset[tuple[torch.Tensor, int]]):
         """Image ``index`` at the split's resolution, uint8 (side, side, 3)."""
         return self.decoded[index] if self.in_memory else self._fitted(index)
 
-    def picture(self, index: int) -> Image.Image:
-        """The image to augment: decoded at the resolution if small, else the original.
+    def picture(self, index: int, *, whole: bool) -> Image.Image:
+        """The image to augment: at the split's resolution, or ``whole``, as it is stored.
 
-        Unless the ends of images are cut off, the original is made a square first.
+        Small images come at the resolution always. Unless the ends of images are cut off, a stored
+        one is made a square first.
         """
-        if self.in_memory:
-            return Image.fromarray(self.decoded[index])
+        if self.in_memory or not whole:
+            return Image.fromarray(self.pixels(index))
         image = self.raw.image(int(self.indices[index]))
         width, height = image.size
         if self.preprocessing.fit == "squeeze":

@@ -186,3 +186,27 @@ def permute(
 def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Returns a child module's axes under its parent's parameter names."""
     return {f"{prefix}.{key}": value for key, value in axes.items()}
+
+
+def problem_of(module: StaticModule) -> str | None:
+    """Says what a module declares wrongly, and what to do, or returns None."""
+    axes, sizes = module.axes(), module.sizes()
+    used = {name for row in axes.values() for axis in row for name in names(axis)}
+    if not used <= sizes.keys():
+        return f"axes() has {', '.join(sorted(used - sizes.keys()))}, but sizes() does not; add it"
+    for name, parameter in module.named_parameters():
+        declared = shape(axes[name], sizes) if name in axes else None
+        if declared != parameter.shape:
+            return (
+                f"parameter {name} has shape {tuple(parameter.shape)}, but axes() and sizes() say "
+                f"{declared}; declare every parameter with its dimensions (the name 'hidden' in a "
+                "mixer is that of the block's MLP)"
+            )
+    if unknown := axes.keys() - dict(module.named_parameters()):
+        return f"axes() has {min(unknown)}, which is no parameter; leave it out"
+    if any(True for _ in module.buffers()):
+        return "it holds buffers; make constants from the input's shape instead"
+    for together in module.permutable():
+        if not together <= used or len({sizes[name] for name in together}) > 1:
+            return f"permutable() joins {sorted(together)}, which are no axes of one size"
+    return None

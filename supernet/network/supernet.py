@@ -34,7 +34,7 @@ from search_space.components import (
 )
 from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.space import SearchSpace
-from supernet.network.axes import Axes, StaticModule, names, shape
+from supernet.network.axes import Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
 from supernet.network.modules import Block, build_module, drop_path_rates
 from supernet.network.slices import Slice, cut
@@ -45,24 +45,13 @@ def template(spec: ModuleSpec) -> StaticModule:
     """Builds the static module of ``spec`` without weights, for its declarations and its costs.
 
     Raises:
-        UsageError: It holds buffers, or parameters that it declares otherwise or not at all.
+        UsageError: It declares something else than it is.
     """
     with torch.device("meta"):
         module = build_module(spec).eval()
-    sizes = module.sizes()
-    try:
-        declared = {name: shape(axes, sizes) for name, axes in module.axes().items()}
-    except KeyError as error:
-        raise UsageError(f"{spec}: axes() has {error}, but sizes() does not; add it.") from None
-    actual = {name: tuple(value.shape) for name, value in module.named_parameters()}
-    if declared != actual:
-        name = min(set(dict(declared.items() ^ actual.items())))
-        raise UsageError(
-            f"{spec}: parameter {name} has shape {actual.get(name)}, but axes() and sizes() say "
-            f"{declared.get(name)}; declare every parameter with its dimensions."
-        )
-    if any(True for _ in module.buffers()):
-        raise UsageError(f"{spec} holds buffers; make constants from the input's shape instead.")
+    problem = problem_of(module)
+    if problem is not None:
+        raise UsageError(f"{spec}: {problem}.")
     return module
 
 

@@ -50,12 +50,12 @@ class Inductor(Runtime):
         def forward(x: Tensor) -> object:
             return module(x)
 
-        own = types.FunctionType(
+        copied = types.FunctionType(
             forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
         )
         with torch.inference_mode():
             module(images)  # modules make their constants in eager mode
-            compiled = torch.compile(own, fullgraph=True, dynamic=False)
+            compiled = torch.compile(copied, fullgraph=True, dynamic=False)
             compiled(images)
         return partial(compiled, images)
 

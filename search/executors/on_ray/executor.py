@@ -7,7 +7,6 @@ what it held goes to another. Only a candidate that loses worker after worker is
 
 from __future__ import annotations
 
-import bisect
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from search.executors.base import Evaluate, Outcome, attempt, describe
 from search.executors.on_ray.cluster import ClusterError, RayConnection, cpu_share
+from search.executors.on_ray.time_limit import TimeLimit
 from search_space.architecture import Architecture
 from search_space.errors import UsageError
 
@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 LOSSES = 2  # workers that a candidate may lose before it counts as the cause
 NODE_LOSSES = 5  # the same where whole machines were lost, which is rarely a candidate's doing
 START_FAILURES = 3  # in a row, with no worker at work, before the search ends
-TIMEOUT_FLOOR_S = 60.0
-TIMEOUT_MEDIANS = 20.0
-FIRST_TIMEOUT_S = 3600.0  # until an evaluation has ended, nobody knows what is long
 START_TIMEOUT_S = 300.0
 MIN_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0  # before the next try, doubled each time
 _POLL_S = 1.0
@@ -41,10 +38,11 @@ _CLOSE_S = 5.0
 class _Actor:
     """What runs in a worker's process."""
 
-    def start(self, factory: Callable[[], Evaluate]) -> str:
-        """Build the evaluator; the id of the node that this runs on."""
+    def start(self, factory: Callable[[], Evaluate]) -> tuple[str, float]:
+        """Builds the evaluator; the id of the node that this runs on, and the seconds it took."""
+        begun = time.monotonic()
         self._evaluate = factory()
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), time.monotonic() - begun
 
     def evaluate(self, ticket: int, architecture: Architecture, part: int | None) -> Outcome:
         return attempt(self._evaluate, ticket, architecture, part)
@@ -94,8 +92,7 @@ class RayExecutor:
         address: see ``RayConnection``.
         num_cpus, num_gpus: of each worker, for Ray's placement; fractions share. CPUs by default
             an equal share of what the cluster has (Ray sets ``OMP_NUM_THREADS`` by it).
-        timeout_s: for one evaluation; by default 20 × the median so far, at least a minute, and
-            an hour for as long as none has ended.
+        timeout_s: for one evaluation; by default learnt, see ``TimeLimit``.
         start_timeout_s: for a worker to start and build its evaluator.
 
     Raises ClusterError where Ray cannot be reached, or this machine lacks what one worker needs;
@@ -116,7 +113,7 @@ class RayExecutor:
         if workers < 1:
             raise UsageError(f"workers={workers} must be at least 1.")
         self.workers = workers
-        self.timeout_s = timeout_s
+        self._limit_of_evaluations = TimeLimit(timeout_s)
         self.start_timeout_s = start_timeout_s
         self.num_restarts = 0  # workers replaced so far
         self._connection = RayConnection(address)
@@ -144,7 +141,6 @@ class RayExecutor:
         self._ended: deque[Outcome] = deque()
         self._busy: dict[Any, _Worker] = {}  # starting or evaluating, by what they will return
         self._idle: list[_Worker] = []
-        self._seconds: list[float] = []  # of evaluations, sorted
         self._start_failures: list[str] = []  # in a row
         self._next_start = 0.0
         self._closed = False
@@ -179,16 +175,6 @@ class RayExecutor:
         del self._factory
         _kill(actors).join(_CLOSE_S)
         self._connection.close()
-
-    @property
-    def timeout(self) -> float:
-        """Seconds after which an evaluation that goes on now counts as hung."""
-        if self.timeout_s is not None:
-            return self.timeout_s
-        if not self._seconds:
-            return FIRST_TIMEOUT_S
-        median = self._seconds[len(self._seconds) // 2]
-        return max(TIMEOUT_FLOOR_S, TIMEOUT_MEDIANS * median)
 
     # Work -------------------------------------------------------------------------------------
 
@@ -227,12 +213,13 @@ class RayExecutor:
             self._lose(worker, describe(error))
         else:
             if worker.ticket is None:
-                worker.node = value
+                worker.node, seconds = value
+                self._limit_of_evaluations.built(seconds)
                 self._start_failures.clear()
                 self._next_start = 0.0
             else:
                 if value.error is None:
-                    bisect.insort(self._seconds, value.seconds)
+                    self._limit_of_evaluations.ended(value.seconds)
                 del self._open[worker.ticket]
                 self._ended.append(value)
                 worker.ticket = None
@@ -241,9 +228,8 @@ class RayExecutor:
     def _expire(self) -> None:
         """Give up workers that have been at it for too long."""
         now = time.monotonic()
-        late = [
-            ref for ref, worker in self._busy.items() if now > worker.since + self._limit(worker)
-        ]
+        limits = {reference: self._limit(worker) for reference, worker in self._busy.items()}
+        late = [ref for ref, worker in self._busy.items() if now > worker.since + limits[ref]]
         if not late:
             return
         # it may be this process that was late: what has ended by now is not lost
@@ -252,8 +238,10 @@ class RayExecutor:
             self._end(self._busy.pop(reference), reference)
         for reference in hung:
             worker = self._busy.pop(reference)
+            limit = limits[reference]
             what = "no result" if worker.ticket is not None else "not started"
-            self._lose(worker, f"{what} after {self._limit(worker):.3g} s")
+            blamed = worker.ticket is None or self._limit_of_evaluations.reached(limit)
+            self._lose(worker, f"{what} after {limit:.3g} s", blamed=blamed)
 
     def _patience(self) -> float:
         """Seconds until the next worker would be given up, a second at most."""
@@ -262,12 +250,17 @@ class RayExecutor:
         return max(0.0, min(_POLL_S, min(ends) - now))
 
     def _limit(self, worker: _Worker) -> float:
-        return self.start_timeout_s if worker.ticket is None else self.timeout
+        if worker.ticket is None:
+            return self.start_timeout_s
+        return self._limit_of_evaluations.seconds
 
     # Losses -----------------------------------------------------------------------------------
 
-    def _lose(self, worker: _Worker, reason: str) -> None:
-        """A worker is gone, or given up: kill what is left of it, and retry its candidate."""
+    def _lose(self, worker: _Worker, reason: str, *, blamed: bool = True) -> None:
+        """A worker is gone, or given up: kill what is left of it, and retry its candidate.
+
+        A candidate that is not to blame comes again after the others, which may teach the limit.
+        """
         _kill([worker.actor])
         self.num_restarts += 1
         living = self._connection.nodes()
@@ -278,6 +271,10 @@ class RayExecutor:
             return
         candidate = self._open[worker.ticket]
         candidate.nodes.add(worker.node)
+        if not blamed:
+            logger.info("%s had %s and comes again", candidate.architecture.digest, reason)
+            self._queue.append(worker.ticket)
+            return
         if worker.node in living:
             candidate.losses.append(reason)
         else:

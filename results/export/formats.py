@@ -1,0 +1,179 @@
+"""The formats of an export: how each is written, loaded back, and compared with the network."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from results.files import to_json
+from results.report.data import Export
+from search_space.errors import ExportError
+from search_space.preprocessing import Preprocessing
+from supernet.network.backbone import Backbone
+
+ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
+FORMATS = ("timm", "onnx", "torch_export")
+FILES = {"timm": "model.safetensors", "onnx": "model.onnx", "torch_export": "model.pt2"}
+
+Reference = Callable[[Tensor], Tensor]
+
+
+def write_timm(
+    network: Backbone, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> None:
+    pretrained_cfg: dict[str, Any] = {
+        **preprocessing.timm(),
+        "fixed_input_size": False,
+        "num_classes": network.num_classes,
+        "first_conv": "stem.conv",
+        "classifier": "head.fc",
+    }
+    if class_names:
+        pretrained_cfg["label_names"] = list(class_names)
+    config = {
+        "architecture": "nas_backbone",
+        "num_classes": network.num_classes,
+        "num_features": network.num_features,
+        "model_args": {"architecture": network.architecture.to_dict()},
+        "digest": network.architecture.digest,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    (folder / "config.json").write_text(to_json(config))
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, folder / FILES["timm"], metadata={"format": "pt"})
+    (folder / FILES["timm"]).chmod(0o644)  # safetensors writes files that only the owner reads
+
+
+def program(network: Backbone, images: Tensor) -> torch.export.ExportedProgram:
+    """The network's graph for any batch size."""
+    batch = torch.export.Dim("batch", min=1)
+    with quiet():
+        return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+
+
+def write_onnx(network: Backbone, images: Tensor, path: Path, opset: int) -> None:
+    """Writes the network for any number of images of this height and width.
+
+    The exporter that traces is used, as for the modules that latencies are measured of: what a
+    bundle ran on a board's runtime, that runtime loads. It decomposes what ``opset`` lacks, as
+    LayerNorm (before 17) and GELU (before 20); the other exporter writes opset 20 at least.
+    """
+    batch = {0: "batch"}
+    with quiet(), torch.no_grad():
+        network(images)  # modules make their constants in eager mode, not while traced
+        torch.onnx.export(
+            network,
+            (images,),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": batch, "logits": batch},
+        )
+    model = onnx.load(path)
+    side = images.shape[-1]
+    facts = {
+        "digest": network.architecture.digest,
+        "images": f"float32, (batch, 3, {side}, {side}); height and width are fixed",
+        "logits": f"float32, (batch, {network.num_classes})",
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters chat on standard output and in warnings; errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _load_timm(folder: Path) -> Reference:
+    import timm
+
+    with quiet():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return lambda images: model(images)
+
+
+def _load_onnx(folder: Path) -> Reference:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(folder / FILES["onnx"]), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: torch.from_numpy(
+        np.asarray(session.run(None, {"images": images.numpy()})[0])
+    )
+
+
+def _load_program(folder: Path) -> Reference:
+    module = torch.export.load(folder / FILES["torch_export"]).module()
+    return lambda images: module(images)
+
+
+_LOADERS: dict[str, Callable[[Path], Reference]] = {
+    "timm": _load_timm,
+    "onnx": _load_onnx,
+    "torch_export": _load_program,
+}
+
+
+def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: Tensor) -> Export:
+    """Load a format back and compare logits, for a batch and for single images."""
+    run = _LOADERS[name](staging)
+    with torch.inference_mode():
+        actual = torch.cat([run(images), run(images[:1]), run(images[1:2])])
+    expected = torch.cat([expected, expected[:2]])
+    tolerance = ABSOLUTE_TOLERANCE * max(1.0, float(expected.abs().max()))
+    difference = float((actual - expected).abs().max())
+    if not difference <= tolerance:  # also refuses NaN
+        raise ExportError(
+            f"{FILES[name]}: logits differ from the network's by {difference:.2g}, more than "
+            f"{tolerance:.2g}; the export was discarded. Try another format, and report this "
+            "architecture."
+        )
+    return Export(
+        format=name,
+        path=str(directory / FILES[name]),
+        load=load_line(name, directory),
+        max_difference=difference,
+        tolerance=tolerance,
+    )
+
+
+def load_line(name: str, directory: Path) -> str:
+    """How to load a format, in one line of Python."""
+    match name:
+        case "timm":
+            load = f'timm.create_model("local-dir:{directory}", pretrained=True)'
+            return f"import nas.timm, timm; model = {load}"
+        case "onnx":
+            path = directory / FILES["onnx"]
+            return f'import onnxruntime; session = onnxruntime.InferenceSession("{path}")'
+        case _:
+            path = directory / FILES["torch_export"]
+            return f'import torch; model = torch.export.load("{path}").module()'
