@@ -30,7 +30,7 @@ import numpy.typing as npt
 from search.scaling.two_criteria import TwoScores, best, rank_sums
 from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
 from search_space.architecture import NUM_STAGES, feature_sizes
-from search_space.errors import InvalidArchitectureError, UnknownNameError, UsageError
+from search_space.errors import UnknownNameError, UsageError
 
 Topology = tuple[int, ...]
 """Index of the choice of each gene: stem kernel, downsampling kernel, number of heads, then mixer
@@ -41,7 +41,7 @@ Values = npt.NDArray[np.float64]
 
 ATTENTION = "window_attention"
 WIDTH = 32
-STEM_KERNELS = (4, 5, 6, 7, 8)
+STEM_KERNELS, STEM_STRIDE = (4, 5, 6, 7, 8), 4
 DOWNSAMPLE_KERNELS = (2, 3, 4)
 MLP_RATIOS = (2, 3, 4, 5, 6)
 WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
@@ -71,13 +71,12 @@ class SeedSpace:
             raise UsageError(
                 f"mixers {', '.join(self.mixers) or '(none)'} must be distinct and at least one."
             )
-        try:
-            self.architecture((0,) * len(self.choices))
-        except InvalidArchitectureError:
+        least = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
+        if self.image_size < least:
             raise UsageError(
                 f"images of {self.image_size} px are too small for four stages; take at least "
-                f"{STEM_KERNELS[0] * 2 ** (NUM_STAGES - 1)}."
-            ) from None
+                f"{least}."
+            )
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -128,7 +127,7 @@ class SeedSpace:
 def _macro(stem_kernel: int, downsample_kernel: int) -> Macro:
     return Macro(
         stem_kernel=stem_kernel,
-        stem_stride=4,
+        stem_stride=STEM_STRIDE,
         downsample="patch_merging",
         downsample_kernel=downsample_kernel,
         head_norm="before_pool",
