@@ -10,8 +10,8 @@ accuracy (logarithms of the blocks' MACs with noise). Proven without a gap.
 ``fronts``: all points of a preset of 64,512 architectures, checked against brute force, and twenty
 points of ``tiny``, each proven to be efficient.
 
-``bands``: latency, parameters and MACs within 1 % and 0.1 % of those of random architectures; how
-often a member is found, and how long that takes.
+``bands``: latency, parameters and MACs within 2 % and 1 % of those of random architectures; how
+long it takes to find a member of each.
 
 ``million``: a million random architectures of each preset costed on all tables, scored, and their
 front found; and an evolution of the same size.
@@ -205,7 +205,7 @@ def fronts() -> dict[str, Any]:
 
 def bands() -> Iterator[dict[str, Any]]:
     """Limits from both sides around what one architecture has."""
-    for name, width in itertools.product(("digits", "tiny"), (0.01, 0.001)):
+    for name, width in itertools.product(("digits", "tiny"), (0.02, 0.01)):
         space = load_space(name)
         latency = latency_table(find_device("orin"), space, CLASSES).compile(space, CLASSES)
         tables = {**counts(space, CLASSES), "latency_ms": latency}

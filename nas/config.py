@@ -47,7 +47,9 @@ from supernet.training.config import TrainConfig
 
 # What may change when a run is continued: nothing that decides its result, but for the draws of a
 # training that goes on with another number of workers, since each draws subnets of its own.
-MAY_DIFFER = frozenset({"loader_workers", "workers", "gpus_per_worker", "address", "storage"})
+MAY_DIFFER = frozenset(
+    {"loader_workers", "workers", "gpus_per_worker", "address", "storage", "loggers"}
+)
 
 
 class RunConfig(Configuration):
@@ -287,6 +289,10 @@ class TrainedConfig(RunConfig):
             "URL|FOLDER",
         ),
     ] = None
+    loggers: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+        Flag("--logger", "Where the training's figures go, also to mlflow or wandb."),
+    ] = ("tensorboard",)
     train: Annotated[
         Training,
         Flag("--epochs", "Epochs of supernet training.", part="epochs"),

@@ -46,7 +46,7 @@ def feasible_range(
     """Range of every cheap constrained metric, and the share of ``n`` random rows that pass."""
     genes = problem.space.sample(rng, n)
     result = {}
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         table = problem.tables[constraint.metric]
         low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
         passed = constraint.violation(table.predict(genes)) == 0
@@ -60,7 +60,7 @@ def extreme_rows(problem: Problem) -> Genes:
     """Smallest and largest architecture and the ends of every constrained metric, distinct."""
     space = problem.space
     rows = [*space.encode([space.smallest, space.largest])]
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         table = problem.tables[constraint.metric]
         rows += [table.argmin(), table.argmax()]
     return unique_rows(np.stack(rows))
@@ -140,7 +140,7 @@ def check_feasible(problem: Problem, members: int = 1) -> tuple[Genes, bool]:
         RunError: The programme's time limit passed before either was known.
     """
     rng = np.random.default_rng(0)
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         _check_alone(problem, constraint)
     start = np.concatenate([extreme_rows(problem), diverse_sample(problem, rng, SEED_ROWS)])
     rows, violation = repair(problem, start, rng, rounds=QUICK_ROUNDS)
@@ -155,7 +155,7 @@ def check_feasible(problem: Problem, members: int = 1) -> tuple[Genes, bool]:
         return rows[:1], True
     raise InfeasibleError(
         f"no architecture of space {problem.space.name!r} was seen that meets all of "
-        f"{'; '.join(str(c) for c in problem.cheap_constraints)}. "
+        f"{'; '.join(str(c) for c in problem.constraints)}. "
         "Loosen these constraints, or take another space."
     )
 

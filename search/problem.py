@@ -152,11 +152,19 @@ class Problem:
     Args:
         space: where to search.
         objectives: at least one.
-        constraints: on cheap or evaluated metrics.
+        constraints: on cheap metrics, so that a candidate meets them before it is evaluated.
         tables: cheap metrics by name.
         evaluated: metrics that every evaluation gives.
 
-    Raises UnknownNameError where an objective or constraint names another metric.
+    Raises:
+        UnknownNameError: An objective names a metric that is neither, or a constraint one that is
+            not cheap.
+        InvalidQuantityError: There is no objective, or two on one metric.
+
+    Example:
+        >>> limits = (Constraint("macs", maximum=1e9),)
+        >>> problem = Problem(space, (Objective.on("accuracy"),), limits, counts(space))
+        >>> problem.cheap_violation(problem.space.sample(rng, 100))
     """
 
     space: SearchSpace
@@ -168,9 +176,12 @@ class Problem:
     def __post_init__(self) -> None:
         if not self.objectives:
             raise InvalidQuantityError("a problem needs an objective; add one, as in accuracy.")
-        for metric in self._used:
-            if metric not in self.metrics:
-                raise UnknownNameError("metric", metric, self.metrics)
+        for objective in self.objectives:
+            if objective.metric not in self.metrics:
+                raise UnknownNameError("metric", objective.metric, self.metrics)
+        for constraint in self.constraints:
+            if constraint.metric not in self.tables:
+                raise UnknownNameError("cheap metric", constraint.metric, tuple(self.tables))
         for names, what in (
             ([o.metric for o in self.objectives], "objective"),
             ([c.metric for c in self.constraints], "constraint"),
@@ -188,19 +199,8 @@ class Problem:
 
     @property
     def needs_evaluation(self) -> tuple[str, ...]:
-        """Metrics of objectives and constraints that only an evaluation can give."""
-        return tuple(name for name in self._used if name not in self.tables)
-
-    @property
-    def _used(self) -> list[str]:
-        """Distinct metrics of objectives, then constraints."""
-        objectives = [objective.metric for objective in self.objectives]
-        return list(dict.fromkeys([*objectives, *(c.metric for c in self.constraints)]))
-
-    @property
-    def cheap_constraints(self) -> tuple[Constraint, ...]:
-        """Constraints that are known before any evaluation."""
-        return tuple(c for c in self.constraints if c.metric in self.tables)
+        """Metrics of objectives that only an evaluation can give."""
+        return tuple(o.metric for o in self.objectives if o.metric not in self.tables)
 
     def cheap_metrics(self, genes: Genes) -> dict[str, Values]:
         """Every cheap metric of rows of genes, shape (n, genes) to (n,) each."""
@@ -208,20 +208,20 @@ class Problem:
 
     def cost_axis(self, genes: Genes) -> Values:
         """The cheap metric that matters first, by objectives, then constraints; else 0; (n,)."""
-        for metric in self._used:
+        used = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
+        for metric in used:
             if metric in self.tables:
                 return self.tables[metric].predict(genes)
         return np.zeros(len(genes))
 
     def cheap_violation(self, genes: Genes) -> Values:
-        """Summed relative violation of the cheap constraints, (n,); 0 means that all are met."""
-        total = np.zeros(len(genes))
-        for constraint in self.cheap_constraints:
-            total += constraint.violation(self.tables[constraint.metric].predict(genes))
-        return total
+        """Summed relative violation of the constraints by rows, (n,); 0 means that all are met."""
+        used = {c.metric for c in self.constraints}
+        metrics = {m: self.tables[m].predict(genes) for m in used}
+        return self.violation(metrics) if metrics else np.zeros(len(genes))
 
     def violation(self, metrics: Mapping[str, Values]) -> Values:
-        """Summed relative violation of all constraints, (n,); 0 means feasible, NaN gives ∞.
+        """Summed relative violation of the constraints, (n,); 0 means feasible, NaN gives ∞.
 
         A constrained metric that ``metrics`` lacks counts as NaN.
         """
@@ -242,8 +242,8 @@ class Problem:
         """Reference point of the hypervolume, minimised like the objectives, shape (objectives,).
 
         A cheap objective's is its bound, or its worst value in the space, plus a tenth of the
-        range; an evaluated one's is its bound, or 0 where it is maximised. NaN where nothing is
-        known beforehand (an unbounded evaluated metric that is minimised).
+        range; an evaluated one's is 0 where it is maximised, and NaN, for nothing is known
+        beforehand, where it is minimised.
         """
         bounds = {c.metric: c for c in self.constraints}
         result = np.full(len(self.objectives), np.nan)
@@ -257,8 +257,6 @@ class Problem:
                 ideal, worst = np.sort(objective.sign * table.predict(ends))
                 worst = worst if limit is None else min(worst, objective.sign * limit)
                 result[i] = worst + REFERENCE_MARGIN * max(worst - ideal, 1e-12)
-            elif limit is not None:
-                result[i] = objective.sign * limit
             elif objective.sign < 0:
                 result[i] = 0.0
         return result

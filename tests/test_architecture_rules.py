@@ -99,7 +99,7 @@ def test_broken_rule_says_value_and_rule(make: Callable[[], object], words: list
 
 
 @pytest.mark.parametrize(
-    ("make", "asked", "nearest", "every"),
+    ("make", "wrong", "nearest", "every"),
     [
         (lambda: Mixer.of("windw_attention"), "windw_attention", "window_attention", mixer_names()),
         (lambda: Mixer.of("pooling", kernl=3), "kernl", "kernel", ["kernel"]),
@@ -110,12 +110,12 @@ def test_broken_rule_says_value_and_rule(make: Callable[[], object], words: list
     ],
 )
 def test_unknown_name_says_the_nearest_and_all(
-    make: Callable[[], object], asked: str, nearest: str, every: list[str]
+    make: Callable[[], object], wrong: str, nearest: str, every: list[str]
 ) -> None:
     with pytest.raises(UnknownNameError) as info:
         make()
     message = str(info.value)
-    assert repr(asked) in message
+    assert repr(wrong) in message
     assert f"Did you mean {nearest!r}?" in message
     assert all(name in message for name in every)
 

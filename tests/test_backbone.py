@@ -167,10 +167,10 @@ def test_group_matcher(style: str, coarse: bool) -> None:
         for j in range(stage.depth)
     ]
     chain = list(dict.fromkeys([*chain, "head.fc"]))
-    found = [{layer[name] for name in names if name.startswith(f"{part}.")} for part in chain]
+    layers = [{layer[name] for name in names if name.startswith(f"{part}.")} for part in chain]
     # one layer for each part, in the order in which an image passes them
-    assert all(len(part) == 1 for part in found)
-    order = [part.pop() for part in found]
+    assert all(len(part) == 1 for part in layers)
+    order = [part.pop() for part in layers]
     assert order == sorted(set(order))
 
 
@@ -182,8 +182,8 @@ def test_groups_are_timm_s_for_swin() -> None:
         sizes = []
         for model in (ours, theirs):
             groups = group_parameters(model, model.group_matcher(coarse=coarse))
-            own = dict(model.named_parameters())
-            sizes.append([sum(own[n].numel() for n in group) for group in groups.values()])
+            parameters = dict(model.named_parameters())
+            sizes.append([sum(parameters[n].numel() for n in group) for group in groups.values()])
         assert sizes[0] == sizes[1]
 
 

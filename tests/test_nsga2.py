@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_search import Accuracy, bounded_problem, every_row, small_space
+from synthetic_search import bounded_problem, small_space
 
-from search import Constraint, Objective, Problem
 from search.samplers import NSGA2
 from search.samplers.proposals import spread
 from search.samplers.ranking import constrained_ranks, crowding_distance
@@ -111,27 +110,3 @@ def test_told_points_breed_even_if_not_asked_for():
     asked = np.concatenate([sampler.ask(8), sampler.ask(8)])
     assert not (asked == rows).all(axis=1).any()
     assert len(asked) == 16
-
-
-def test_constraints_on_evaluated_metrics_are_learnt():
-    """Nothing says beforehand which rows are accurate enough; selection finds them."""
-    table = bounded_problem(SPACE).tables["latency_ms"]
-    accuracy = Accuracy(SPACE)
-    wish = float(np.quantile(accuracy.of_rows(SPACE.sample(np.random.default_rng(0), 999)), 0.97))
-    problem = Problem(
-        SPACE,
-        (Objective("latency_ms", "minimize"),),
-        (Constraint("accuracy", minimum=wish),),
-        {"latency_ms": table},
-    )
-    sampler, best = NSGA2(problem, seed=0, population=16), np.inf
-    for _ in range(20):
-        rows = sampler.ask(10)
-        metrics = {"accuracy": accuracy.of_rows(rows), **problem.cheap_metrics(rows)}
-        violations = problem.violation(metrics)
-        sampler.tell(rows, problem.objective_values(metrics), violations)
-        best = min([best, *metrics["latency_ms"][violations == 0]])
-    rows = every_row(SPACE)
-    latency = table.predict(rows)
-    true = latency[accuracy.of_rows(rows) >= wish].min()
-    assert true <= best <= true + 0.06 * np.ptp(latency)

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 from synthetic_search import OBJECTIVES, Accuracy, bounded_problem, every_row, small_space
 
-from search import Constraint, Problem
+from search import Problem
 from search.samplers import make_sampler, optuna_sampler
 from search.samplers.optuna_parameters import block_names, parameters_of, row_of
 from search.samplers.optuna_sampler import OptunaSampler, optuna_names
@@ -215,20 +215,17 @@ def test_a_small_space_is_exhausted():
     assert count == np.count_nonzero(problem.cheap_violation(every_row(SPACE)) == 0)
 
 
-def test_what_was_not_asked_for_failed_or_breaks_an_evaluated_limit_is_told_as_it_is():
-    limits = (Constraint("accuracy", minimum=0.9),)
-    problem = Problem(SPACE, OBJECTIVES, limits, bounded_problem(SPACE).tables)
+def test_what_was_not_asked_for_or_failed_is_told_as_it_is():
+    problem = Problem(SPACE, OBJECTIVES, (), bounded_problem(SPACE).tables)
     sampler = OptunaSampler(problem, sampler="NSGAII")
     own = sampler.ask(2)
     rows = np.concatenate([every_row(SPACE)[:2], own])
     objectives = np.array([[-0.5, 1.0], [-0.95, 2.0], [np.nan, np.nan], [-0.99, 3.0]])
-    sampler.tell(rows, objectives, np.array([0.4444, 0.0, np.inf, 0.0]))
+    sampler.tell(rows, objectives, np.array([0.0, 0.0, np.inf, 0.0]))
     by_row = {row_of(SPACE, t.params).tobytes(): t for t in sampler.study.get_trials()}
     trials = [by_row[row.tobytes()] for row in rows]
     states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert [t.state for t in trials] == states
     assert trials[0].values == [0.5, 1.0]
-    assert trials[0].constraints == {"evaluated": pytest.approx(0.4444)}
-    assert trials[1].constraints == {"evaluated": 0.0}
     sampler.tell(rows, objectives, np.zeros(4))  # again: nothing is counted twice
     assert len(sampler.study.get_trials()) == 4

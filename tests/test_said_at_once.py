@@ -12,8 +12,7 @@ from tiny_job import FAILED, USAGE, Job, cache_known_table, nas, search
 from search_space.errors import DataError, RunError
 from supernet.data.augmentation import AugmentConfig
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder
-from supernet.training.config import TrainConfig
-from supernet.training.loop import check_groups
+from supernet.training.config import TrainConfig, check_groups
 
 
 def configured(**parts: object) -> Path:

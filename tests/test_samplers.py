@@ -17,7 +17,7 @@ from synthetic_search import (
 )
 
 from results.pareto import hypervolume
-from search import Constraint, Objective, Problem
+from search import Objective, Problem
 from search.samplers import SAMPLERS, make_sampler
 from search.samplers.archive import Archive
 from search.samplers.evolution import RegularisedEvolution
@@ -85,21 +85,20 @@ def test_seed_decides(name):
     assert (one != other).any()
 
 
-def test_three_objectives_with_two_evaluated_and_an_evaluated_constraint():
+def test_three_objectives_with_two_evaluated():
     problem = Problem(
         SPACE,
         (*OBJECTIVES, Objective("energy", "minimize")),
-        (Constraint("accuracy", minimum=0.55), Constraint("heat", maximum=0.9)),
+        bounded_problem(SPACE, 0.6).constraints,
         {"latency_ms": cost_table(SPACE, "latency")},
-        ("accuracy", "energy", "heat"),
+        ("accuracy", "energy"),
     )
-    accuracy, energy, heat = (Accuracy(SPACE, salt) for salt in ("accuracy", "energy", "heat"))
+    accuracy, energy = (Accuracy(SPACE, salt) for salt in ("accuracy", "energy"))
 
     def outcome(rows):
         metrics = {
             "accuracy": accuracy.of_rows(rows),
             "energy": energy.of_rows(rows),
-            "heat": heat.of_rows(rows),
             **problem.cheap_metrics(rows),
         }
         return problem.objective_values(metrics), problem.violation(metrics)

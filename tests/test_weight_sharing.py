@@ -110,7 +110,7 @@ def kept(axis: Axis, large: dict[str, int], small: dict[str, int]) -> list[int]:
 
 def scatter(network: torch.nn.Module, supernet: Supernet, architecture: Architecture) -> dict:
     """Gradients of an extracted network, put entry by entry where the supernet keeps them."""
-    own = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     result = {n: torch.zeros_like(p) for n, p in supernet.named_parameters()}
     for component in components(architecture, supernet.num_classes):
         module = template(component.spec)
@@ -122,7 +122,7 @@ def scatter(network: torch.nn.Module, supernet: Supernet, architecture: Architec
             shared = f"{component.path}.{inside}"
             large, small = supernet.sizes[shared], module.sizes()
             where = [kept(axis, large, small) for axis in axes]
-            grad = own[f"{component.path}.{name}"].grad
+            grad = parameters[f"{component.path}.{name}"].grad
             assert grad is not None
             result[shared][np.ix_(*where)] += grad
     return result

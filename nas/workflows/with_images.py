@@ -24,13 +24,13 @@ from supernet import Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.dataset import ImageData, open_data
 from supernet.training.checkpoints import CheckpointFolder, load_latest
-from supernet.training.loop import ProgressCallback, check_batch_size, check_groups
+from supernet.training.config import check_batch_size, check_groups
+from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import train_supernet
 
 CHECKPOINTS = "checkpoints"
-LOGGERS = ("tensorboard",)
 
 
 class ImageRun(Run[TrainedConfig]):
@@ -95,9 +95,10 @@ class ImageRun(Run[TrainedConfig]):
             "cost": self._bank_cost(),
             # stored predictions of teachers are shared by all runs on the same images
             "logits": cache_folder().parent / "teacher_logits",
+            "loggers": config.loggers,
         }
         if config.workers == 1:
-            settings |= {"workers": config.loader_workers, "loggers": LOGGERS}
+            settings["workers"] = config.loader_workers
             train_supernet(supernet, self.data, config.train, folder, **settings)
             return
         prepare(self.config.address)  # Ray is imported with the next

@@ -26,7 +26,7 @@ def linear_constraints(
     """
     tables = {m: t for m, t in problem.tables.items() if isinstance(t, AdditiveTable)}
     kept, shape_rule, others = [], False, []
-    for constraint in problem.cheap_constraints:
+    for constraint in problem.constraints:
         if constraint.metric in tables:
             kept.append(constraint)
         elif isinstance(problem.tables[constraint.metric], ShapeRule) and constraint.maximum == 0:

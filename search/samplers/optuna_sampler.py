@@ -298,7 +298,7 @@ class OptunaSampler:
         cheap = self.problem.cheap_metrics(row[None])
         for metric, values in cheap.items():
             trial.set_user_attr(metric, float(values[0]))
-        for constraint in self.problem.cheap_constraints:
+        for constraint in self.problem.constraints:
             value = float(cheap[constraint.metric][0])
             for name, bound, sign in (
                 ("maximum", constraint.maximum, 1.0),
@@ -331,23 +331,21 @@ class OptunaSampler:
 
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
         self._screen.mark(genes)
-        cheap = self.problem.cheap_violation(genes)
-        for row, values, total, known in zip(genes, objectives, violations, cheap, strict=True):
-            if not (known > 0 and np.isnan(values).any()):  # rejected when it was suggested
+        for row, values, violation in zip(genes, objectives, violations, strict=True):
+            rejected = 0 < violation < math.inf  # and told so when it was suggested
+            if not (rejected and np.isnan(values).any()):
                 with _quiet():
-                    self._tell_one(row, values, float(total), float(known))
+                    self._tell_one(row, values, float(violation))
 
-    def _tell_one(self, row: Genes, values: Values, total: float, cheap: float) -> None:
+    def _tell_one(self, row: Genes, values: Values, violation: float) -> None:
         key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
         if key in self._told:
             return
         self._told.add(key)
         trial = self._live.pop(key, None) or self._trial_of(row)
-        if np.isnan(values).any() or not np.isfinite(total):
+        if np.isnan(values).any() or not np.isfinite(violation):
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        if len(self.problem.cheap_constraints) < len(self.problem.constraints):
-            trial.set_constraint("evaluated", max(0.0, total - cheap))
         self.study.tell(trial, self._in_own_direction(values))
 
 

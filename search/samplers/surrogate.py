@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import ndtr
 
 from predictors.surrogates import (
     AdditiveAccuracy,
@@ -83,7 +82,6 @@ class SurrogateSampler(PopulationSampler):
         self._open: dict[bytes, None] = {}  # asked for and not told yet
         self._fitted = 0  # how many of the archive's first rows the models know
         self._models: list[Surrogate | None] = []
-        self._feasibility: Surrogate | None = None
         self._additive = AdditiveAccuracy(problem.space)  # for its optima only
 
     # Asking -----------------------------------------------------------------------------------
@@ -111,19 +109,18 @@ class SurrogateSampler(PopulationSampler):
         """The ``n`` most promising rows of a pool, one by one; shape (≤ n, genes)."""
         if len(pool) == 0:
             return pool
-        mean, deviation, chance = self._predict(pool)
+        mean, deviation = self._predict(pool)
         archive, reference = self._archive, self._reference()
         front = archive.objectives[archive.front]
         if self._open:
             waiting = np.stack([np.frombuffer(key, dtype=np.int64) for key in self._open])
-            believed, _, passing = self._predict(waiting)
-            front = np.concatenate([front, believed[passing >= 0.5]])
+            front = np.concatenate([front, self._predict(waiting)[0]])
         left = np.arange(len(pool))
         chosen: list[int] = []
         free = boxes(front, reference)
         while len(chosen) < n and len(left):
             gain = expected_hypervolume_improvement(mean[left], deviation[left], free)
-            best = int((gain * chance[left]).argmax())
+            best = int(gain.argmax())
             chosen.append(int(left[best]))
             if len(free.upper) < MOST_BOXES:
                 free = free.without(mean[left[best]])
@@ -150,13 +147,6 @@ class SurrogateSampler(PopulationSampler):
         for k, model in enumerate(self._models):
             if model is not None:
                 model.fit(genes, values[:, k])
-        violations = self._archive.violations[rows]
-        if not (violations > 0).any():
-            self._feasibility = None
-            return
-        if self._feasibility is None:
-            self._feasibility = self._make(self.problem)
-        self._feasibility.fit(genes, violations)
 
     def _worth_fitting(self, rows: Indices) -> Indices:
         """Of the archive's first rows: all, or the better half of the most and some of the rest."""
@@ -172,8 +162,8 @@ class SurrogateSampler(PopulationSampler):
     def _best_first(self, rows: Indices) -> Indices:
         return rows[best_first(self._archive.objectives[rows], self._archive.violations[rows])]
 
-    def _predict(self, genes: Genes) -> tuple[Values, Values, Values]:
-        """Minimised means and deviations (n, objectives), chance that constraints are met (n,)."""
+    def _predict(self, genes: Genes) -> tuple[Values, Values]:
+        """Minimised means and deviations, shape (n, objectives) each."""
         mean = np.zeros((len(genes), len(self._models)))
         deviation = np.zeros_like(mean)
         for k, (model, objective) in enumerate(
@@ -185,11 +175,7 @@ class SurrogateSampler(PopulationSampler):
             else:
                 prediction = model.predict(genes)
                 mean[:, k], deviation[:, k] = prediction.mean, prediction.deviation
-        chance = np.ones(len(genes))
-        if self._feasibility is not None:
-            violation = self._feasibility.predict(genes)
-            chance = ndtr(-violation.mean / np.maximum(violation.deviation, 1e-12))
-        return mean, deviation, chance
+        return mean, deviation
 
     @property
     def rank_quality(self) -> dict[str, float | None]:
@@ -208,8 +194,8 @@ class SurrogateSampler(PopulationSampler):
         start = np.concatenate([best, random, self._optima()])
 
         def promise(genes: Genes) -> tuple[Values, Values]:
-            mean, deviation, chance = self._predict(genes)
-            return mean - deviation, 1.0 - chance if self._feasibility else np.zeros(len(genes))
+            mean, deviation = self._predict(genes)
+            return mean - deviation, np.zeros(len(genes))
 
         *_, last = evolve(
             self.problem,

@@ -14,9 +14,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from search_space.errors import RunError
 
@@ -52,6 +52,39 @@ def quieten() -> None:
     """Keeps Ray from printing; to be called before it is imported, when it reads its settings."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+
+
+class Fits(Protocol):
+    """A trainer of Ray Train or a tuner of Ray Tune."""
+
+    def fit(self) -> object: ...
+
+
+def fit_aside(trainer: Fits, seconds: float, hear: Callable[[], None]) -> BaseException | None:
+    """Fits in a thread, since in the main one Ray would take an interruption for itself.
+
+    Args:
+        trainer: What is fitted.
+        seconds: Between two calls of ``hear``.
+        hear: Called in this thread until the fitting ends.
+
+    Returns:
+        The error that the fitting ended with, if any.
+    """
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(seconds)
+        hear()
+    return errors[0] if errors else None
 
 
 def _has_token() -> bool:

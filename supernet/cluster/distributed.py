@@ -9,7 +9,6 @@ end.
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,19 +23,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_space.errors import NasError, RunError
-from supernet.cluster.connection import connected, share_of
+from supernet.cluster.connection import connected, fit_aside, share_of
 from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
-from supernet.training.checkpoints import Checkpoint, CheckpointFolder
-from supernet.training.config import EpochMetrics, TrainConfig
+from supernet.training.checkpoints import Checkpoint, CheckpointFolder, check_identity
+from supernet.training.config import EpochMetrics, TrainConfig, check_batch_size, check_groups
 from supernet.training.loggers import MetricFiles
-from supernet.training.loop import (
-    ProgressCallback,
-    check_batch_size,
-    check_groups,
-    check_identity,
-)
+from supernet.training.loop import ProgressCallback
 from supernet.training.train import CHECKPOINTS
 
 SILENT_SECONDS = 120.0
@@ -249,24 +243,11 @@ class _Listener:
 
 
 def _run(job: Job, workers: Workers, listener: _Listener) -> None:
-    trainer, ended = _trainer(job, workers), []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            ended.append(error)
-
-    # Not in the main thread, where Ray would answer an interruption by ending this process.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(TELL_SECONDS)
-            listener.hear(job.board)
+        error = fit_aside(_trainer(job, workers), TELL_SECONDS, lambda: listener.hear(job.board))
     finally:
         listener.files.close()
-    for error in ended:
+    if error is not None:
         raise _explained(error, workers)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
 
 from search_space.errors import RunError
-from supernet.cluster.connection import connected, share_of
+from supernet.cluster.connection import connected, fit_aside, share_of
 from supernet.cluster.trials import OVER, Trial, TrialFolders, trial_key
 from supernet.cluster.tuning_state import Halving, TrialWatcher
 from supernet.cluster.tuning_worker import LOSS, NETWORK, Job, run_trial
@@ -266,14 +265,6 @@ def _fit(
     progress: Callable[[Sequence[Trial]], None] | None,
     notice: Callable[[str], None] | None,
 ) -> None:
-    ended: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except BaseException as error:
-            ended.append(error)
-
     def hear() -> None:
         trials, changed, notes = watcher.take()
         if changed and on_change is not None:
@@ -284,20 +275,15 @@ def _fit(
         if progress is not None:
             progress(trials)
 
-    # Not in the main thread, where Tune would take an interruption for itself.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            hear()
+        error = fit_aside(tuner, POLL_SECONDS, hear)
     finally:
         hear()
-    for error in ended:
-        if isinstance(error, ray.exceptions.RayError):
-            line = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"the connection to the cluster was lost ({line}). Checkpoints are kept; continue "
-                "with --resume"
-            ) from None
+    if isinstance(error, ray.exceptions.RayError):
+        line = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"the connection to the cluster was lost ({line}). Checkpoints are kept; continue "
+            "with --resume"
+        ) from None
+    if error is not None:
         raise error

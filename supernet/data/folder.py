@@ -20,8 +20,8 @@ import pyarrow.parquet
 from PIL import Image
 
 from search_space.boundary import read_bytes
-from search_space.errors import CorruptFileError, DataError
-from supernet.data.images import SUFFIXES, Source, decode, read_size
+from search_space.errors import DataError
+from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
 from supernet.data.labels import SPLITS, TRAIN, Labels, join_labels, leave_out, splits_named
 
 FILE_NAME = "file_name"
@@ -109,7 +109,7 @@ def files_below(
             if os.path.splitext(name)[1].lower() not in suffixes or name.startswith("."):
                 continue
             path = Path(place, name)
-            if path.is_file():
+            if os.path.isfile(path):  # no pipe, which would be waited for
                 yield path
             else:
                 ignored.append(path)
@@ -172,31 +172,31 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
     for file in (*(folder / name for name in LABEL_FILES), *sorted(folder.glob(_ANNOTATIONS))):
         if not file.is_file():
             continue
-        table = _table(file)
-        where = f"column {label_column!r} of {file}"
-        missing = {FILE_NAME, label_column} - set(table.column_names)
-        if missing:  # captions, say
-            without = DataError(
-                f"{file} has no column {', '.join(map(repr, sorted(missing)))}; it has "
-                f"{', '.join(table.column_names)}. Rename one, or name the labels with "
-                "--label-column"
-            )
-            continue
+        with reading(f"{file} is no readable file of labels"):
+            table = _table(file)
+            table.validate(full=True)
+            missing = {FILE_NAME, label_column} - set(table.column_names)
+            if missing:  # captions, say
+                without = DataError(
+                    f"{file} has no column {', '.join(map(repr, sorted(missing)))}; it has "
+                    f"{', '.join(table.column_names)}. Rename one, or name the labels with "
+                    "--label-column"
+                )
+                continue
+            names = table.column(FILE_NAME).cast(pa.string()).to_pylist()
+            where = f"column {label_column!r} of {file}"
+            labels = Labels.of_column(table.column(label_column), where)
         below = folder / "images" if file.match(_ANNOTATIONS) else folder
-        kind = table.schema.field(FILE_NAME).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"column {FILE_NAME!r} of {file} has type {kind}; write text")
-        names = table.column(FILE_NAME).to_pylist()
         paths = [_image_file(below, name, file) for name in names]
         if len(set(paths)) < len(paths):
             raise DataError(f"{file} names an image more than once; keep one row of each")
         others = len(_images_below(folder)) - len(paths)
-        if others:
+        if others > 0:
             warnings.warn(
                 f"{others} images in {folder} have no row in {file.name} and are left out",
                 stacklevel=2,
             )
-        return paths, Labels.of_column(table.column(label_column), where)
+        return paths, labels
     if without is not None and not subfolders(folder):
         raise without
     return None
@@ -217,18 +217,6 @@ def _part(
 
 
 def _table(file: Path) -> pa.Table:
-    """A file of labels; raises DataError."""
-    try:
-        table = _unchecked_table(file)
-        table.validate(full=True)
-        table.schema.names  # noqa: B018  # raises where a name is no UTF-8
-        return table
-    except (CorruptFileError, OSError, pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file} is no readable file of labels ({reason}); correct it") from error
-
-
-def _unchecked_table(file: Path) -> pa.Table:
     content = pa.BufferReader(read_bytes(file, MAX_LABEL_BYTES))
     if file.suffix == ".parquet":
         return pyarrow.parquet.read_table(content)

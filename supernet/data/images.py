@@ -8,9 +8,9 @@ Whatever a decoder raises becomes a DataError that names the image.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -88,29 +88,33 @@ def read_size(stream: Any, name: str) -> tuple[int, int]:
 
 
 def _read(stream: str | os.PathLike[str] | IO[bytes], name: str, use: Callable[..., Any]) -> Any:
+    what = f"{name} cannot be read as an image of one of the formats {', '.join(FORMATS)}"
+    with reading(what), Image.open(stream, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(
+                f"{name} has {width} × {height} pixels; images of at most {MAX_PIXELS:,} are "
+                "read: scale it down, or remove it"
+            )
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise DataError(
+                f"{name} has {width} × {height} pixels, sides of more than {MAX_RATIO} to 1: "
+                "cut it into parts, or remove it"
+            )
+        check_mode(image, name)
+        return use(image)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever reading foreign data raises into a DataError that begins with ``what``."""
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{name} has {width} × {height} pixels; images of at most {MAX_PIXELS:,} are "
-                    "read: scale it down, or remove it"
-                )
-            if max(width, height) > MAX_RATIO * min(width, height):
-                raise DataError(
-                    f"{name} has {width} × {height} pixels, sides of more than {MAX_RATIO} to 1: "
-                    "cut it into parts, or remove it"
-                )
-            check_mode(image, name)
-            return use(image)
+        yield
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they like
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{name} cannot be read as an image of one of the formats {', '.join(FORMATS)} "
-            f"({reason}); replace or remove it"
-        ) from error
+        raise DataError(f"{what} ({reason}); replace or remove it") from error
 
 
 def check_mode(image: Image.Image, name: str) -> None:

@@ -14,8 +14,8 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.folder import files_below
-from supernet.data.images import SUFFIXES, Source, decode, read_size
+from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
 from supernet.data.labels import TRAIN, Labels, join_labels, label_type, splits_named
 from supernet.data.memory import available_memory
 
@@ -202,18 +202,8 @@ def open_file(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(pa.memory_map(os.fsencode(file)))
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Name ``file`` in a DataError for whatever reading it raises."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # Arrow's for most damage, others for names that are no UTF-8
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{file} is not a readable Parquet file ({reason}); replace or remove it"
-        ) from error
+def _reading(file: Path) -> AbstractContextManager[None]:
+    return reading(f"{file} is not a readable Parquet file")
 
 
 def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:

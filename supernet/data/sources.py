@@ -16,7 +16,7 @@ from PIL import Image
 
 from search_space.errors import DataError
 from supernet.data.folder import open_folder
-from supernet.data.images import Source, to_rgb
+from supernet.data.images import Source, reading, to_rgb
 from supernet.data.labels import TEST, TRAIN, Labels, join_labels
 from supernet.data.parquet import holds_parquet_images, open_parquet
 
@@ -50,12 +50,8 @@ class TimmImages:
 
     def image(self, index: int) -> Image.Image:
         name = f"image {index} of {self.name}"
-        try:
+        with reading(f"{name} cannot be read"):
             return to_rgb(self.dataset[index][0], name)
-        except DataError:
-            raise
-        except Exception as error:  # its files may be damaged, and its library is not ours
-            raise DataError(f"{name} cannot be read ({error!r})") from error
 
     def size(self, index: int) -> tuple[int, int]:
         return self.image(index).size

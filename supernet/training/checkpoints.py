@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,6 +325,27 @@ class CheckpointFolder:
             f"storage {self} cannot be used ({_first_line(error)}); give a folder or URL that can "
             "be written"
         )
+
+
+def check_identity(stored: Any, here: Any, where: object) -> None:
+    """Raises RunError where the training in ``where`` is of another configuration than here."""
+    difference = list(_differences(stored, here))
+    if difference:
+        raise RunError(
+            f"{where} holds a training of another configuration: {'; '.join(difference)}. Resume "
+            "with the same settings, or train into another directory"
+        )
+
+
+def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
+    """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
+    if isinstance(stored, dict) and isinstance(here, dict):
+        for key in sorted(stored.keys() | here.keys()):
+            yield from _differences(
+                stored.get(key), here.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif stored != here:
+        yield f"{path} is {stored!r} there, {here!r} here"
 
 
 def load_latest(directory: Path) -> Checkpoint | None:

@@ -166,6 +166,37 @@ class TrainConfig:
         return values
 
 
+def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where workers cannot cut a batch into equal parts."""
+    parts = config.accumulate
+    multiple = parts * (2 * workers if workers > 1 else 1)
+    if config.batch_size % multiple:
+        raise RunError(
+            f"batch_size is {config.batch_size}; with {workers} workers and accumulate "
+            f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
+            f"{-(-config.batch_size // multiple) * multiple} is the next"
+        )
+    if multiple > 1 and num_images < config.batch_size:
+        raise RunError(
+            f"{num_images} training images are fewer than one batch of "
+            f"{config.batch_size}, which {workers} workers and accumulate {parts} cut into "
+            "parts; lower batch_size"
+        )
+
+
+def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
+    """Raises RunError where a batch has fewer images than ``multi_architecture`` makes groups."""
+    parts = workers * config.accumulate
+    images = min(config.batch_size, num_images) // parts
+    if config.strategy == "multi_architecture" and images < config.groups:
+        raise RunError(
+            f"{images} images are trained at a time (batch_size {config.batch_size}, {num_images} "
+            f"training images, {workers} workers, accumulate {config.accumulate}), and strategy "
+            f"'multi_architecture' cuts them into {config.groups} groups of at least one; give a "
+            f"batch_size of {parts * config.groups} or more, fewer groups, or strategy 'uniform'"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
     """One line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.

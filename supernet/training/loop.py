@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,12 +24,21 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from search_space.errors import RunError
 from supernet.data.augmentation import mix_seed
 from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
 from supernet.data.dataset import ImageData
-from supernet.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointStore
-from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.checkpoints import (
+    Checkpoint,
+    CheckpointFolder,
+    CheckpointStore,
+    check_identity,
+)
+from supernet.training.config import (
+    EpochMetrics,
+    TrainConfig,
+    TrainingDivergedError,
+    check_batch_size,
+)
 from supernet.training.evaluation import Quality
 from supernet.training.loggers import MetricFiles
 from supernet.training.objectives import Objective
@@ -65,37 +74,6 @@ class _Snapshot:
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]
-
-
-def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None:
-    """Raises RunError where workers cannot cut a batch into equal parts."""
-    parts = config.accumulate
-    multiple = parts * (2 * workers if workers > 1 else 1)
-    if config.batch_size % multiple:
-        raise RunError(
-            f"batch_size is {config.batch_size}; with {workers} workers and accumulate "
-            f"{parts} it must be a multiple of {multiple}, so that all parts are alike: "
-            f"{-(-config.batch_size // multiple) * multiple} is the next"
-        )
-    if multiple > 1 and num_images < config.batch_size:
-        raise RunError(
-            f"{num_images} training images are fewer than one batch of "
-            f"{config.batch_size}, which {workers} workers and accumulate {parts} cut into "
-            "parts; lower batch_size"
-        )
-
-
-def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
-    """Raises RunError where a batch has fewer images than ``multi_architecture`` makes groups."""
-    parts = workers * config.accumulate
-    images = min(config.batch_size, num_images) // parts
-    if config.strategy == "multi_architecture" and images < config.groups:
-        raise RunError(
-            f"{images} images are trained at a time (batch_size {config.batch_size}, {num_images} "
-            f"training images, {workers} workers, accumulate {config.accumulate}), and strategy "
-            f"'multi_architecture' cuts them into {config.groups} groups of at least one; give a "
-            f"batch_size of {parts * config.groups} or more, fewer groups, or strategy 'uniform'"
-        )
 
 
 class How(TypedDict, total=False):
@@ -410,24 +388,3 @@ class TrainingLoop:
     def _write_metrics(self) -> None:
         if self.files is not None:
             self.files.rewrite(EpochMetrics(**line).to_dict() for line in self.state.history)
-
-
-def check_identity(stored: Any, here: Any, where: object) -> None:
-    """Raises RunError where the training in ``where`` is of another configuration than here."""
-    difference = list(_differences(stored, here))
-    if difference:
-        raise RunError(
-            f"{where} holds a training of another configuration: {'; '.join(difference)}. Resume "
-            "with the same settings, or train into another directory"
-        )
-
-
-def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
-    """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
-    if isinstance(stored, dict) and isinstance(here, dict):
-        for key in sorted(stored.keys() | here.keys()):
-            yield from _differences(
-                stored.get(key), here.get(key), f"{path}.{key}" if path else str(key)
-            )
-    elif stored != here:
-        yield f"{path} is {stored!r} there, {here!r} here"
