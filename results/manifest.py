@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from results.files import WRITTEN_AGAIN, read_json
@@ -14,7 +15,7 @@ from search_space.errors import CorruptFileError
 
 class _Phase(TypedDict):
     name: str
-    seconds: float
+    seconds: FiniteFloat
 
 
 class Manifest(TypedDict, total=False):

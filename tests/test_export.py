@@ -126,15 +126,18 @@ def test_a_file_that_was_cut_short_is_found(tmp_path: Path, name: str) -> None:
 
 
 def test_half_written_export_does_not_look_finished(tmp_path: Path) -> None:
-    leftover = tmp_path / ".out.partial"
+    leftover = tmp_path / ".out.nas.partial"
     leftover.mkdir()
     (leftover / FILES["onnx"]).write_bytes(b"half")
+    of_others = tmp_path / ".out.partial"
+    of_others.write_text("years of work")
     with pytest.raises(CorruptFileError, match="no complete export"):
         read_export(tmp_path / "out")
     network = build(one_of_each_mixer(), 5)
     settings = Preprocessing(resolution=24)
     export_network(network, tmp_path / "out", preprocessing=settings, card=CARD, formats=["timm"])
     assert not leftover.exists()
+    assert of_others.exists()
 
 
 def test_model_card_says_how_to_load_and_what_goes_in(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_complete_run_whose_result_or_export_is_damaged_is_mended(finished: Jo
     assert "result.json cannot be read" in said.err
     assert "made again" in said.err
     halve(run / "export" / digest / "model.onnx")
-    half_written = run / "export" / f".{digest}.partial"
+    half_written = run / "export" / f".{digest}.nas.partial"
     half_written.mkdir()
     said = finished.resume("complete")
     assert said.code == 0

@@ -72,7 +72,7 @@ def write_bundle(
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already. Choose another folder, or remove it.")
-    staging = folder.with_name(f".{folder.name}.partial")
+    staging = folder.with_name(f".{folder.name}.nas.partial")  # a name of this tool alone
     shutil.rmtree(staging, ignore_errors=True)
     (staging / MODELS).mkdir(parents=True)
     try:

@@ -76,7 +76,7 @@ def export_network(
     training, device = network.training, next(network.parameters()).device
     check_replaceable(directory)
     network = network.eval().cpu()
-    staging = directory.parent / f".{directory.name}.partial"
+    staging = directory.parent / f".{directory.name}.nas.partial"  # a name of this tool alone
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

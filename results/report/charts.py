@@ -42,6 +42,9 @@ def _fixed(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
+DRAWN = 1e100  # larger numbers, as of a damaged file, have no place on an axis
+
+
 @dataclass(frozen=True)
 class Tick:
     """A labelled position; ``minor`` ones are dropped on narrow screens."""
@@ -109,7 +112,7 @@ def fit_scale(
     allow_log: bool = True,
 ) -> Scale:
     """Scale that holds all finite ``values`` with some air; logarithmic above a ratio of 25."""
-    known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    known = [v for v in values if abs(v) < DRAWN] or [0.0, 1.0]  # NaN is not less either
     low, high = min(known), max(known)
     if allow_log and low > 0 and high / low > 25:
         air = (high / low) ** pad

@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, ConfigDict, NonNegativeInt, TypeAdapter, with_config
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from results.files import as_plain, read_json
 from search_space.boundary import parse_model
 from search_space.names import Digest
 
-Metrics = Mapping[str, float | None]
+Metrics = Mapping[str, FiniteFloat | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +60,19 @@ class Export:
     format: str
     path: str
     load: str = ""
-    max_difference: float | None = None
-    tolerance: float | None = None
+    max_difference: FiniteFloat | None = None
+    tolerance: FiniteFloat | None = None
 
 
 @with_config(ConfigDict(extra="allow"))
 class _SplitQuality(TypedDict):
     images: NonNegativeInt
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-    auc: float | None
-    loss: float | None
-    recalls: list[float | None]
+    accuracy: FiniteFloat
+    balanced_accuracy: FiniteFloat
+    macro_f1: FiniteFloat
+    auc: FiniteFloat | None
+    loss: FiniteFloat | None
+    recalls: list[FiniteFloat | None]
     confusion: list[list[NonNegativeInt]] | None
 
 
@@ -98,10 +105,10 @@ class Chosen:
     architecture: Mapping[str, Any]
     predicted: Metrics
     measured: Metrics = field(default_factory=dict)
-    test_accuracy_before: float | None = None
-    test_accuracy: float | None = None
+    test_accuracy_before: FiniteFloat | None = None
+    test_accuracy: FiniteFloat | None = None
     exports: tuple[Export, ...] = ()
-    component_latency_ms: Mapping[str, float] = field(default_factory=dict)
+    component_latency_ms: Mapping[str, FiniteFloat] = field(default_factory=dict)
     reason: str = ""
     quality: Mapping[str, SplitQuality] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
@@ -118,7 +125,7 @@ class Baseline:
     metrics: Metrics
     measured: Metrics = field(default_factory=dict)
     architecture: Mapping[str, Any] | None = None
-    test_accuracy: float | None = None
+    test_accuracy: FiniteFloat | None = None
     note: str = ""
 
 
@@ -126,8 +133,8 @@ class Baseline:
 class LatencyPair:
     """Predicted and measured latency of one network."""
 
-    predicted_ms: float
-    measured_ms: float
+    predicted_ms: FiniteFloat
+    measured_ms: FiniteFloat
     digest: str = ""
 
 
@@ -155,9 +162,9 @@ class RankRow:
 
     name: str
     against: str
-    tau: float | None
-    low: float | None = None
-    high: float | None = None
+    tau: FiniteFloat | None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
     n: int = 0
     kind: str = "metric"
 
@@ -172,12 +179,12 @@ class ProofRow:
     """
 
     digest: Digest
-    value: float
-    bound: float
-    gap: float
+    value: FiniteFloat
+    bound: FiniteFloat
+    gap: FiniteFloat
     status: str
     nodes: int = 0
-    seconds: float = 0.0
+    seconds: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +196,11 @@ class Epoch:
 
     epoch: int
     loss_largest: float | None = None
-    loss_smallest: float | None = None
-    accuracy_largest: float | None = None
-    accuracy_smallest: float | None = None
-    loss: float | None = None
-    accuracy: float | None = None
+    loss_smallest: FiniteFloat | None = None
+    accuracy_largest: FiniteFloat | None = None
+    accuracy_smallest: FiniteFloat | None = None
+    loss: FiniteFloat | None = None
+    accuracy: FiniteFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,9 +216,9 @@ class TrialRow:
     status: str
     chosen: bool = False
     epochs: int = 0
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    validation_loss: FiniteFloat | None = None
+    validation_accuracy: FiniteFloat | None = None
+    hyperparameters: Mapping[str, FiniteFloat] = field(default_factory=dict)
     note: str = ""
 
 
@@ -220,7 +227,7 @@ class Phase:
     """A part of the run and the wall time it took."""
 
     name: str
-    seconds: float
+    seconds: FiniteFloat
     note: str = ""
 
 
@@ -248,8 +255,8 @@ class ReportData:
     run: str
     status: str = "complete"
     created: str = ""
-    targets: Mapping[str, float] = field(default_factory=dict)
-    minima: Mapping[str, float] = field(default_factory=dict)
+    targets: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    minima: Mapping[str, FiniteFloat] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     chosen: Chosen | None = None
     evaluated: tuple[Point, ...] = ()
