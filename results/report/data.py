@@ -236,6 +236,10 @@ class Phase:
 class ReportData:
     """Everything that a report can show.
 
+    Example:
+        >>> data = read_result(Path("runs/one/result.json"))
+        >>> write_report(Path("runs/one"), data)
+
     Args:
         run: name of the run; ``status`` ``complete`` or what stopped it.
         created: ISO 8601 time.

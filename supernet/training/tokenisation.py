@@ -17,11 +17,10 @@ Nothing is smoothed: pixels between are left out, as a dilated kernel leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from search_space.architecture import Architecture, Macro, feature_sizes
+from search_space.architecture import Macro, feature_sizes
 from search_space.errors import RunError
 
 if TYPE_CHECKING:  # a configuration, which the command line reads, needs no torch
@@ -46,22 +45,6 @@ def coarse_side(side: int, factor: int) -> int:
     return -(-side // factor)
 
 
-def coarse(architecture: Architecture, factor: int) -> Architecture:
-    """The architecture that coarsened images see, at ⌈resolution/factor⌉.
-
-    Counts, latency and memory of a coarse step are this architecture's.
-    Raises RunError where no token would be left in the last stage.
-    """
-    check_factor(architecture.macro, architecture.resolution, factor)
-    return replace(architecture, resolution=coarse_side(architecture.resolution, factor))
-
-
-def token_counts(architecture: Architecture, factor: int) -> tuple[int, ...]:
-    """Tokens in each stage when images are coarsened by ``factor``."""
-    small = coarse(architecture, factor)
-    return tuple(side * side for side in feature_sizes(small.macro, small.resolution))
-
-
 def check_factor(macro: Macro, resolution: int, factor: int) -> None:
     """Every stage must keep a token. Raises RunError.
 
@@ -84,7 +67,7 @@ def _fits(macro: Macro, resolution: int, factor: int) -> bool:
 
 @dataclass(frozen=True)
 class TokenSchedule:
-    """How much coarser tokens are as training goes on.
+    """States how much coarser tokens are as training goes on.
 
     phases: (share, factor): until this share of training, images are coarsened by this factor;
         after the last one they are not. Shares rise within (0, 1), factors are integers that fall
@@ -131,23 +114,3 @@ class TokenSchedule:
         """Every factor must leave a token in each stage. Raises RunError."""
         for _, factor in self.phases:
             check_factor(macro, resolution, factor)
-
-    def mean_cost(self, cost: Callable[[Architecture], float], architecture: Architecture) -> float:
-        """``cost`` of a forward pass, averaged over training.
-
-        Its ratio to ``cost(architecture)`` is the share of the work that is left.
-        """
-        shares = [0.0, *(share for share, _ in self.phases), 1.0]
-        factors = [*(factor for _, factor in self.phases), 1]
-        return sum(
-            (end - start) * cost(coarse(architecture, factor))
-            for start, end, factor in zip(shares, shares[1:], factors, strict=False)
-        )
-
-    def to_list(self) -> list[list[float | int]]:
-        """Plain values, as the constructor takes them."""
-        return [[share, factor] for share, factor in self.phases]
-
-
-AS_VIT_SCHEDULE = TokenSchedule(((80 / 300, 4), (133 / 300, 2)))
-"""As published: of 300 epochs, 80 with stride 16 and 53 with stride 8 before stride 4."""
