@@ -334,14 +334,20 @@ class TrainedConfig(RunConfig):
     def image_options(self) -> dict[str, Any]:
         """Arguments of ``supernet.data.open_data`` besides the source and the resolution."""
         return {
+            **self.source_options(),
             "validation_fraction": self.validation_fraction,
             "seed": self.seed,
+            "fit": self.fit,
+            "mirror": self.mirror == "random",
+        }
+
+    def source_options(self) -> dict[str, Any]:
+        """Arguments of ``supernet.data.sources.open_source`` besides the source."""
+        return {
             "image_column": self.image_column,
             "label_column": self.label_column,
             "root": self.data_root,
             "download": self.data_download,
-            "fit": self.fit,
-            "mirror": self.mirror == "random",
         }
 
     @property

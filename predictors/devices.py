@@ -89,16 +89,9 @@ def find_device(
     Raises UnknownNameError for a name that nothing has, UsageError where the tables of that name
     hold under other conditions than asked, or under several.
     """
-    options: dict[str, Any] = {
-        key: value
-        for key, value in (
-            ("runtime", runtime),
-            ("precision", precision),
-            ("batch_size", batch_size),
-            ("threads", threads),
-        )
-        if value is not None
-    }
+    wanted: dict[str, Any] = {"runtime": runtime, "precision": precision}
+    wanted |= {"batch_size": batch_size, "threads": threads}
+    options = {key: value for key, value in wanted.items() if value is not None}
     if name in local_device_names() or is_cuda(name):
         conditions = local_conditions(name, **options)
         return Target(name, conditions, "local", table_path(conditions, folder))

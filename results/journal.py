@@ -47,6 +47,9 @@ Status = Literal["ok", "failed", "stopped"]
 class Evaluation:
     """What is known of one evaluated architecture. A finished record never changes.
 
+    Example:
+        >>> Evaluation(architecture.digest, architecture.to_dict(), {"accuracy": 0.9}, index=0)
+
     Attributes:
         digest: key of the architecture.
         architecture: its plain form.
@@ -175,6 +178,11 @@ def read_journal(path: Path) -> tuple[Evaluation, ...]:
 
 class Journal:
     """Append-only file of evaluations; each architecture is in it once.
+
+    Example:
+        >>> with Journal(Path("evaluations.jsonl")) as journal:
+        ...     journal.append(evaluation)
+        ...     journal.get(evaluation.digest)
 
     Opening it repairs it: a torn last line is cut off and described in ``warnings``. Raises
     CorruptFileError for a broken line anywhere else, RunError where another process writes it.

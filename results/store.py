@@ -50,7 +50,13 @@ _LOCK = ".lock"
 
 
 class RunDirectory:
-    """Handle on a run that this process may write; made by ``create`` or ``resume``."""
+    """Handle on a run that this process may write; made by ``create`` or ``resume``.
+
+    Example:
+        >>> with RunDirectory.create(Path("runs/one"), config, manifest) as run:
+        ...     with run.phase("searching"), run.journal() as journal:
+        ...         journal.append(evaluation)
+    """
 
     def __init__(self, path: Path, lock: FileLock, config: dict[str, Any]) -> None:
         self.path = path
@@ -207,10 +213,10 @@ def check_resumable(path: Path) -> None:
 
 
 def differences(
-    stored: Mapping[str, Any], asked: Mapping[str, Any], may_differ: Set[str] = frozenset()
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], may_differ: Set[str] = frozenset()
 ) -> list[str]:
     """Lines ``key: stored -> asked`` for each dotted key whose value differs or is on one side."""
-    left, right = _flatten(stored), _flatten(asked)
+    left, right = _flatten(stored), _flatten(wanted)
     lines = []
     for key in sorted(left.keys() | right.keys()):
         parents = key.split(".")

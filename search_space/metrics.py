@@ -41,6 +41,10 @@ TABLE, EVALUATION, UNTRAINED = "table", "evaluation", "score"  # sources
 class Unit:
     """How values of a kind are read and written.
 
+    Example:
+        >>> unit_of("mJ").parse("5J")
+        5000.0
+
     Args:
         parse: text with a unit, as typed, to the metric's unit; raises InvalidQuantityError.
         format: a value as people read it.
@@ -126,7 +130,7 @@ def unit_of(symbol: str) -> Unit:
     match = _SI.fullmatch(symbol)
     if match is None:
         raise UnknownNameError("unit", symbol, ("J", "mJ", "Wh", "W", "s", "ms", "B", "kB", "b"))
-    own, base = _PREFIXES[match[1]], match[2]
+    scale, base = _PREFIXES[match[1]], match[2]
 
     def parse(text: str) -> float:
         number = re.match(r"\s*[-+\d.]*(?:[eE][-+]?\d+)?", text)
@@ -136,10 +140,10 @@ def unit_of(symbol: str) -> Unit:
             raise InvalidQuantityError(
                 f"{text!r} is not in {base}; write a number and a unit, as in 5{symbol}."
             )
-        return parse_number(number[0]) * _PREFIXES[other[1]] / own
+        return parse_number(number[0]) * _PREFIXES[other[1]] / scale
 
     scales = tuple(
-        (factor / own, prefix + base)
+        (factor / scale, prefix + base)
         for prefix, factor in reversed(_PREFIXES.items())
         if prefix != "u"
     )
@@ -155,6 +159,10 @@ def unit_of(symbol: str) -> Unit:
 @dataclass(frozen=True)
 class Metric:
     """A figure of a network.
+
+    Example:
+        >>> metric_named("latency_ms@a100").format(5.032)
+        '5.03 ms'
 
     Args:
         name: key in journals, results and JSON, with the unit in it.

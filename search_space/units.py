@@ -1,4 +1,4 @@
-"""Quantities with units, as typed on the command line: ``5ms``, ``30M``, ``4.5G``, ``2h``.
+"""Quantities with units, as typed on the command line: ``5ms``, ``30M``, ``4.5G``, ``200MB``.
 
 A bare number where a unit is needed is refused, since ``5`` may mean 5 ms or 5 s.
 """
@@ -14,7 +14,6 @@ _LONGEST = 60  # characters; a quantity of more is a mistake, and slow to refuse
 _NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµμ]*)", re.ASCII)
 
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
-_SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
@@ -52,11 +51,6 @@ def _parse(text: str, units: dict[str, float], what: str, example: str, fix: str
 def parse_latency(text: str) -> float:
     """Latency in milliseconds from text such as ``5ms``, ``800us`` or ``0.1s``."""
     return _parse(text, _MILLISECONDS, "latency", "5ms", "ms for milliseconds")
-
-
-def parse_duration(text: str) -> float:
-    """Duration in seconds from text such as ``90s``, ``30min`` or ``2h``."""
-    return _parse(text, _SECONDS, "duration", "30min", "min for minutes")
 
 
 def parse_count(text: str) -> float:

@@ -15,7 +15,7 @@ from results.export.card import ModelCard
 from results.export.write import export_network
 from search_space import Architecture, load_space
 from supernet import build
-from supernet.data import ImageData, eval_batches, open_data
+from supernet.data import AugmentConfig, ImageData, eval_batches, open_data, train_loader
 
 
 def wide_images(root: Path) -> str:
@@ -49,6 +49,23 @@ def test_timm_gives_the_pixels_that_were_judged(tmp_path, fit, opened, side):
         assert np.ptp(pixels[0].reshape(-1, 3), axis=0).max() == 0
     if fit != "crop":
         assert np.abs(pixels[side // 2, 0] - ends[55].mean(0)).max() < 60
+
+
+def test_training_sees_whole_images_where_they_are_judged_whole(tmp_path):
+    """At both ends of every image is a stripe that a crop of its centre lacks."""
+    source = wide_images(tmp_path)
+    for file in tmp_path.rglob("*.png"):
+        image = Image.open(file).resize((400, 100))
+        for left in (0, 360):
+            image.paste("white", (left, 0, left + 40, 100))
+        image.save(file)
+    augment = AugmentConfig(crop="resize", scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
+    for fit, seen in (("crop", False), ("squeeze", True), ("pad", True)):
+        data = open_data(source, 96, fit=fit)
+        images = next(train_loader(data, 4, 0, 0, augment=augment)).images
+        white = (1 - torch.tensor(data.mean)) / torch.tensor(data.std)
+        ends = images[:, :, 45:51, [0, 1, -2, -1]].mean((2, 3))
+        assert bool(((ends - white).abs() < 0.2).all()) == seen
 
 
 def test_an_export_holds_them(tmp_path):

@@ -6,9 +6,11 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 from tiny_job import FAILED, USAGE, nas, search, tree
 
@@ -140,3 +142,29 @@ def test_sigterm_ends_as_an_interruption_does(tmp_path: Path) -> None:
     assert err.strip() == (
         "interrupted; everything finished so far is saved. Continue with: nas train --resume"
     )
+
+
+@pytest.mark.slow
+def test_sigterm_of_a_training_by_ray_workers_says_one_line(job: Path) -> None:
+    options = ["--data", "digits", "--space", "digits", "--epochs", "60", "--workers", "2"]
+    command = [sys.executable, "-m", "nas.cli.main", "train", *options, "--name", "two"]
+    with Path("said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        while process.poll() is None and "epoch" not in Path("said").read_text():
+            time.sleep(0.2)
+        listening = [
+            connection.laddr.ip
+            for member in psutil.Process(process.pid).children(recursive=True)
+            if member.name() in ("gcs_server", "raylet")
+            for connection in member.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        process.terminate()
+        code = process.wait()
+    assert code == 128 + signal.SIGTERM
+    assert listening
+    assert all(ip.endswith("127.0.0.1") for ip in listening)
+    *before, last = Path("said").read_text().strip().splitlines()
+    assert last.startswith("interrupted; everything finished so far is saved. Continue with: nas")
+    assert last.endswith("--workers 2 --name two --resume")
+    assert not any("***" in line or "Traceback" in line or "pipe" in line for line in before)

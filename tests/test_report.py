@@ -15,7 +15,7 @@ from sample_report import TARGET_MS, Page, sample_report
 
 from results.report.charts import Scale, fit_scale, format_metric, place_labels
 from results.report.curves import latency_errors
-from results.report.data import Chosen, LatencyCheck, LatencyPair, Phase, ReportData
+from results.report.data import Chosen, LatencyCheck, LatencyPair, Phase, ProofRow, ReportData
 from results.report.front import front_chart
 from results.report.page import render_report, write_report
 from results.report.tables import rank_rows
@@ -74,6 +74,14 @@ def test_failures_do_not_flatten_the_front(data: ReportData) -> None:
     assert "without the least accurate" in render_report(
         dataclasses.replace(data, evaluated=failed)
     )
+
+
+def test_a_proof_that_was_stopped_without_a_bound_is_shown_as_that() -> None:
+    stopped = ProofRow(digest="0" * 12, value=1.5, bound=None, gap=None, status="stopped")
+    proven = ProofRow(digest="1" * 12, value=2.0, bound=2.5, gap=0.25, status="optimal")
+    page = render_report(ReportData(run="x", proofs=(stopped, proven)))
+    assert "<td>1.5</td><td>–</td><td>–</td><td>stopped</td>" in page
+    assert "<td>2</td><td>2.5</td><td>25.000 %</td><td>optimal</td>" in page
 
 
 def test_every_point_has_its_tooltip(data: ReportData, page: str) -> None:

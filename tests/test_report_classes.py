@@ -11,6 +11,7 @@ import pytest
 from sample_report import CONFUSED, TARGET_MS, Page, sample_report
 from sklearn import metrics
 
+from nas.cli.options import print_json
 from nas.cli.printing import print_result
 from nas.workflows.reporting import summary
 from results.report.chosen import beaten_by, beaten_note
@@ -129,3 +130,8 @@ def test_designs_are_compared_by_what_the_search_was_for(data: ReportData) -> No
         data, front=front, config=config, baselines=(less_loss, design("unknown", 0.999, 1.0))
     )
     assert [baseline.name for baseline in beaten_by(by_loss)] == ["less loss"]
+
+
+def test_unknown_numbers_are_null_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"kendall_tau": float("nan"), "limits": (1.0, float("inf"))})
+    assert json.loads(capsys.readouterr().out) == {"kendall_tau": None, "limits": [1.0, None]}

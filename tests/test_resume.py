@@ -103,7 +103,7 @@ def test_a_complete_run_whose_result_or_export_is_damaged_is_mended(finished: Jo
     halve(run / "result.json")
     said = finished.resume("complete")
     assert front_of(said) == front_of(finished.said)
-    assert "result.json cannot be read" in said.err
+    assert "result.json is not valid JSON" in said.err
     assert "made again" in said.err
     halve(run / "export" / digest / "model.onnx")
     half_written = run / "export" / f".{digest}.nas.partial"

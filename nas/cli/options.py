@@ -132,7 +132,9 @@ run_options = options(
 
 
 def print_json(value: Any) -> None:
-    text = json.dumps(value, ensure_ascii=False)
+    from results.files import as_plain
+
+    text = json.dumps(as_plain(value), ensure_ascii=False, allow_nan=False)
     click.echo(text.encode(errors="backslashreplace").decode())  # names need not be UTF-8
 
 

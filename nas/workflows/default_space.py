@@ -39,9 +39,7 @@ class ImageFacts:
 
 def look_at(config: TrainedConfig) -> ImageFacts:
     """Facts of a run's images, from some that lie evenly among them; raises DataError."""
-    images = open_source(
-        config.data, image_column=config.image_column, label_column=config.label_column
-    ).train
+    images = open_source(config.data, **config.source_options()).train
     count = len(images.labels)
     picked = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int))
     return ImageFacts(int(np.median([min(images.image(i).size) for i in picked])), count)

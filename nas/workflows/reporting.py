@@ -1,4 +1,4 @@
-"""What a run found, as the data of its report and of ``--json``."""
+"""What a run findings, as the data of its report and of ``--json``."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def assemble(
     table: LatencyTable,
     num_classes: int,
     limits: Mapping[str, float],
-    found: Findings,
+    findings: Findings,
     **quality: Any,
 ) -> ReportData:
     """The data of a run's report, also written to its ``result.json``.
 
     ``quality``: fields of ReportData that say what networks are judged by, if not by accuracy.
     """
-    evaluated = [e for e in found.evaluations if e.status == "ok"]
-    architecture = Architecture.from_dict(found.chosen.architecture)
+    evaluated = [e for e in findings.evaluations if e.status == "ok"]
+    architecture = Architecture.from_dict(findings.chosen.architecture)
     latency = table.compile(space, num_classes)
     manifest = directory.manifest
     data = ReportData(
@@ -80,7 +80,7 @@ def assemble(
             "device": str(table.conditions),
         },
         chosen=replace(
-            found.chosen,
+            findings.chosen,
             component_latency_ms=dict(latency.breakdown(space.encode([architecture])[0])),
         ),
         evaluated=tuple(
@@ -92,21 +92,21 @@ def assemble(
                 digest=digest,
                 architecture=e.architecture,
                 predicted=e.metrics,
-                measured=_measured(found, digest),
+                measured=_measured(findings, digest),
             )
-            for digest, e in found.front.items()
+            for digest, e in findings.front.items()
         ),
         baselines=tuple(
             Baseline(
                 name=name,
                 metrics=e.metrics,
-                measured=_measured(found, e.digest),
+                measured=_measured(findings, e.digest),
                 architecture=e.architecture,
                 note=_over(e.metrics, limits),
             )
-            for name, e in found.baselines.items()
+            for name, e in findings.baselines.items()
         ),
-        latency=latency_check(found.front, found.measured, table, space),
+        latency=latency_check(findings.front, findings.measured, table, space),
         ranking=rank_rows([e.metrics for e in evaluated], against=quality.get("quality", ACCURACY)),
         training=curves(directory.path),
         phases=phases(manifest),
@@ -115,15 +115,15 @@ def assemble(
         device=table.conditions.to_dict()["device"],
         seed=config.seed,
         command=manifest["command"],
-        notes=found.notes,
+        notes=findings.notes,
         **quality,
     )
     directory.write_json(RESULT, data.to_dict())
     return data
 
 
-def _measured(found: Findings, digest: str) -> Mapping[str, float]:
-    return found.measured[digest].metrics if digest in found.measured else {}
+def _measured(findings: Findings, digest: str) -> Mapping[str, float]:
+    return findings.measured[digest].metrics if digest in findings.measured else {}
 
 
 def _over(metrics: Mapping[str, float], maxima: Mapping[str, float]) -> str:

@@ -6,10 +6,10 @@ best few may be ordered anew by the proxies that run networks. What is exported 
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -189,7 +189,15 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             )
         architectures = self.space.decode(front.genes)
         self.proofs = tuple(
-            ProofRow(digest=architecture.digest, value=point.value, **asdict(point.proof))
+            ProofRow(
+                digest=architecture.digest,
+                value=point.value,
+                bound=point.proof.bound if math.isfinite(point.proof.bound) else None,
+                gap=point.proof.gap if math.isfinite(point.proof.gap) else None,
+                status=point.proof.status,
+                nodes=point.proof.nodes,
+                seconds=point.proof.seconds,
+            )
             for architecture, point in zip(architectures, front.points, strict=True)
         )
         stopped = sum(point.proof.status == "stopped" for point in front.points)

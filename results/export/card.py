@@ -14,7 +14,11 @@ from supernet.network.backbone import Backbone
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the README of an export says besides how to load it."""
+    """What the README of an export says besides how to load it.
+
+    Example:
+        >>> ModelCard(title="Flowers", metrics={"test accuracy": "91 %"}, class_names=names)
+    """
 
     title: str
     metrics: Mapping[str, str] = field(default_factory=dict)

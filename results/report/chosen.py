@@ -166,16 +166,16 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
     largest = max(latency.values(), default=0.0)
 
     def box(at: str, kind: str, title: str, lines: list[str], colour: int | None) -> dict[str, Any]:
-        own = latency.get(at)
+        taken = latency.get(at)
         return {
             "path": at,
             "kind": kind,
             "title": title,
             "lines": lines,
             "colour": colour,
-            "share": f"{100 * own / total:.1f}\u00a0%" if own is not None and total > 0 else "",
-            "latency": format_metric(LATENCY, own) if own is not None else "",
-            "extra": round(72 * own / largest) if own is not None and largest > 0 else 0,
+            "share": f"{100 * taken / total:.1f}\u00a0%" if taken is not None and total > 0 else "",
+            "latency": format_metric(LATENCY, taken) if taken is not None else "",
+            "extra": round(72 * taken / largest) if taken is not None and largest > 0 else 0,
         }
 
     macro = arch.macro
@@ -202,7 +202,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
             boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
         if i == len(arch.stages) - 1:
             boxes.append(box("head", "edge", "Head", ["pool", "linear"], None))
-        own = sum(latency.get(b["path"], 0.0) for b in boxes)
+        taken = sum(latency.get(b["path"], 0.0) for b in boxes)
         stages.append(
             {
                 "number": i + 1,
@@ -210,7 +210,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
                 "size": size,
                 "depth": stage.depth,
                 "boxes": boxes,
-                "share": f"{100 * own / total:.0f}\u00a0%" if total > 0 else "",
+                "share": f"{100 * taken / total:.0f}\u00a0%" if total > 0 else "",
                 # A drawing of the tensor: side by the map's size, thickness by the width.
                 "side": round(14 + 22 * math.sqrt(size / sizes[0]), 1),
                 "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),

@@ -174,14 +174,15 @@ class ProofRow:
     """What an integer programme proves of a member of the front.
 
     ``value`` is its quality; nothing within the limits that costs no more is better than
-    ``bound``, by ``gap`` of the value. ``status`` is ``optimal``, or ``stopped`` by the time limit;
-    ``nodes`` are those of the search tree, ``seconds`` of wall time.
+    ``bound``, by ``gap`` of the value; None where the solver was stopped before it had a bound.
+    ``status`` is ``optimal``, or ``stopped`` by the time limit; ``nodes`` are those of the search
+    tree, ``seconds`` of wall time.
     """
 
     digest: Digest
     value: FiniteFloat
-    bound: FiniteFloat
-    gap: FiniteFloat
+    bound: FiniteFloat | None
+    gap: FiniteFloat | None
     status: str
     nodes: int = 0
     seconds: FiniteFloat = 0.0
@@ -234,6 +235,10 @@ class Phase:
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that a report can show.
+
+    Example:
+        >>> data = read_result(Path("runs/one/result.json"))
+        >>> write_report(Path("runs/one"), data)
 
     Args:
         run: name of the run; ``status`` ``complete`` or what stopped it.

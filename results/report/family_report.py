@@ -271,15 +271,15 @@ def growth_curves(data: FamilyReport) -> list[dict[str, Any]]:
     depths = {
         f"stage {i + 1}": [float(len(s["stages"][i]["blocks"])) for s in shapes] for i in stages
     }
-    found = [("Width", widths), ("Blocks", depths)]
-    found.append(("Resolution (px)", {"": [float(s["resolution"]) for s in shapes]}))
+    changes = [("Width", widths), ("Blocks", depths)]
+    changes.append(("Resolution (px)", {"": [float(s["resolution"]) for s in shapes]}))
     names = dict.fromkeys(itertools.chain(*(step["scores"] for step in data.path)))
     for name in names:
         values = [step["scores"].get(name, math.nan) for step in data.path]
-        found.append((capitalised(SCORE_TITLES.get(name, name)), {"": values}))
+        changes.append((capitalised(SCORE_TITLES.get(name, name)), {"": values}))
     return [
         _curve(data, title, lines)
-        for title, lines in found
+        for title, lines in changes
         if any(len({v for v in values if math.isfinite(v)}) > 1 for values in lines.values())
     ]
 

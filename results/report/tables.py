@@ -196,17 +196,17 @@ def rank_rows(
     names = names or cheap_metrics(metrics)
     rows = []
     for name in names:
-        found = kendall_tau(
+        rank = kendall_tau(
             [m.get(name, nan) for m in metrics], [m.get(against, nan) for m in metrics]
         )
         rows.append(
             RankRow(
                 name=name,
                 against=against,
-                tau=found.tau,
-                low=found.low,
-                high=found.high,
-                n=found.n,
+                tau=rank.tau,
+                low=rank.low,
+                high=rank.high,
+                n=rank.n,
                 kind=kind,
             )
         )

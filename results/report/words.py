@@ -107,8 +107,8 @@ def quality_of(data: ReportData) -> Quality:
 
 def value(metrics: Metrics, name: str) -> float | None:
     """A metric, or None where it is missing or not finite."""
-    found = metrics.get(name)
-    return found if found is not None and math.isfinite(found) else None
+    known = metrics.get(name)
+    return known if known is not None and math.isfinite(known) else None
 
 
 def cheap_metrics(everything: Iterable[Metrics]) -> list[str]:

@@ -143,10 +143,10 @@ def sweep(
         lost = share * (rounded - less * cost.offset)
         point = target.solution(row, answer.bound + lost, answer, time.monotonic() - started)
         members.append(point)
-        own = less * float(cost.predict(point.genes[None])[0])
+        paid = less * float(cost.predict(point.genes[None])[0])
         if progress is not None:
-            progress(len(members), 1.0 if not range_ else min(1.0, (highest - own) / range_))
-        limit = min(own, limit) - APART * range_
+            progress(len(members), 1.0 if not range_ else min(1.0, (highest - paid) / range_))
+        limit = min(paid, limit) - APART * range_
         if grid is not None:
             below = grid[grid <= limit]
             limit = float(below[-1]) if len(below) else -np.inf

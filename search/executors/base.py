@@ -1,4 +1,4 @@
-"""What an executor is.
+"""The protocol of executors.
 
 A submission carries a ticket, outcomes come back in any order, and an exception in one evaluation
 is an outcome too: nothing is lost and nothing else stops. So an executor that completes
@@ -57,8 +57,8 @@ def attempt(
     """
     start = time.perf_counter()
     try:
-        found = evaluate(architecture) if part is None else evaluate(architecture, part)
-        metrics = {name: float(value) for name, value in found.items()}
+        figures = evaluate(architecture) if part is None else evaluate(architecture, part)
+        metrics = {name: float(value) for name, value in figures.items()}
     except Exception as error:
         return Outcome(ticket, {}, time.perf_counter() - start, describe(error))
     return Outcome(ticket, metrics, time.perf_counter() - start)

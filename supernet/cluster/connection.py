@@ -25,7 +25,7 @@ REACH_SECONDS = 5.0
 GROW_SECONDS = 60.0  # that an autoscaler gets to add nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # of a cluster of this machine: only small things go through it
 _QUIET = {
-    # What befalls machines Ray prints to standard output, where results go.
+    # Ray prints failures of machines to standard output, where results go.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -185,7 +185,7 @@ def nodes() -> list[dict[str, float]]:
 
 
 def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
-    """How many workers that each need ``need`` fit on nodes, none on two of them."""
+    """Counts the workers that fit on nodes, each with ``need`` and none on two of them."""
     wanted = {name: amount for name, amount in need.items() if amount}
     return sum(
         min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
@@ -194,7 +194,7 @@ def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
 
 
 def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -> dict[str, float]:
-    """What each of ``count`` alike workers gets: the same number of cores, as many as fit.
+    """Resources of each of ``count`` alike workers: the same number of cores, as many as fit.
 
     Args:
         free: Resources by node.

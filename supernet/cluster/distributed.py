@@ -38,7 +38,7 @@ SILENT_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who trains.
+    """States how many workers train, and where.
 
     count: workers that are asked for. gpus: of each; None for one where the cluster has any.
     address: of the cluster, see ``supernet.cluster.connection.connect``.
@@ -74,7 +74,7 @@ def train_distributed(
     checkpoint_seconds: float = 60.0,
     loggers: Sequence[str] = ("tensorboard",),
 ) -> list[EpochMetrics]:
-    """As ``train_supernet``, by ``workers``; leaves the same files, and weights in ``supernet``.
+    """Trains as ``train_supernet`` does, by ``workers``, and leaves the same files and weights.
 
     It starts from the weights that ``config.seed`` gives, or from the newest checkpoint in
     ``directory`` or the storage, whatever number of workers wrote it.
@@ -88,18 +88,18 @@ def train_distributed(
     """
     directory = Path(directory).resolve()
     local = CheckpointFolder(directory / CHECKPOINTS)
-    found = local.load()
-    if not _is_finished(found, config):
+    known = local.load()
+    if not _is_finished(known, config):
         check_batch_size(config, len(data.train), workers.count)
         check_groups(config, len(data.train), workers.count)
-        own = workers.storage is None
+        in_run = workers.storage is None
         storage = local
         if workers.storage is not None:
             storage = CheckpointFolder(workers.storage, workers.name)
         token = uuid.uuid4().hex
         storage.claim(token)
         try:
-            start = _start(storage, None if own else found)
+            start = _start(storage, None if in_run else known)
             with connected(workers.address):
                 resources = share_of(workers.address, workers.count, workers.gpus)
                 job = Job(
@@ -125,15 +125,15 @@ def train_distributed(
         finally:
             storage.close()
         last = storage.newest()
-        if last is not None and not own:
+        if last is not None and not in_run:
             local.save(last[1])
-        found = None if last is None else last[1]
-    assert found is not None  # a training that ends has saved its last epoch
+        known = None if last is None else last[1]
+    assert known is not None  # a training that ends has saved its last epoch
     here = {"train": config.to_dict(), "data": data.fingerprint, "space": supernet.space.digest}
-    check_identity({key: found.metadata["identity"].get(key) for key in here}, here, local)
-    supernet.load_state_dict(found.trained_weights())
+    check_identity({key: known.metadata["identity"].get(key) for key in here}, here, local)
+    supernet.load_state_dict(known.trained_weights())
     supernet.to(device)
-    return [EpochMetrics(**line) for line in found.metadata["state"]["history"]]
+    return [EpochMetrics(**line) for line in known.metadata["state"]["history"]]
 
 
 def fewest_workers(batch_size: int, accumulate: int, count: int) -> int:
@@ -147,8 +147,8 @@ def fewest_workers(batch_size: int, accumulate: int, count: int) -> int:
     return least
 
 
-def _is_finished(found: Checkpoint | None, config: TrainConfig) -> bool:
-    return found is not None and len(found.metadata["state"]["history"]) >= config.epochs
+def _is_finished(known: Checkpoint | None, config: TrainConfig) -> bool:
+    return known is not None and len(known.metadata["state"]["history"]) >= config.epochs
 
 
 def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
@@ -156,16 +156,16 @@ def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
     return {line["epoch"]: EpochMetrics(**line).to_dict() for line in history}
 
 
-def _start(storage: CheckpointFolder, found: Checkpoint | None) -> tuple[str, Checkpoint] | None:
-    """Where workers begin: the newest checkpoint in the storage, or ``found`` if that is newer."""
+def _start(storage: CheckpointFolder, known: Checkpoint | None) -> tuple[str, Checkpoint] | None:
+    """The checkpoint that workers begin with: the storage's newest, or ``known`` if it is newer."""
     stored = storage.newest()
-    if found is None or (stored is not None and stored[1].step >= found.step):
+    if known is None or (stored is not None and stored[1].step >= known.step):
         return stored
-    return storage.write(found), found
+    return storage.write(known), known
 
 
 class _Board:
-    """What the workers last said; an actor."""
+    """Holds what the workers last said; an actor."""
 
     def __init__(self) -> None:
         self._latest: tuple[int, int, dict[str, Any]] | None = None
@@ -278,7 +278,7 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
 
 
 def _explained(error: BaseException, workers: Workers) -> BaseException:
-    """What a person is told; a bug stays what it is."""
+    """The error that a user is told; a bug stays what it is."""
     if isinstance(error, ray.train.ControllerError):
         cause = error.controller_failure
         if isinstance(cause, NasError):
@@ -302,7 +302,7 @@ def _explained(error: BaseException, workers: Workers) -> BaseException:
 
 
 def _is_rays(error: BaseException) -> bool:
-    """Whether Ray raised it itself: a lost worker is no fault of the training's."""
+    """Tells whether Ray raised it itself: a lost worker is no fault of the training's."""
     return type(error).__module__.startswith("ray.")
 
 

@@ -1,4 +1,4 @@
-"""What a worker of a distributed training does, in a process that Ray Train started."""
+"""The work of one worker of a distributed training, in a process that Ray Train started."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RayStore:
         return str(self.storage)
 
     def load(self) -> Checkpoint | None:
-        """What this run reported last, else the one that it starts from."""
+        """Returns what this run reported last, else the one that it starts from."""
         reported = ray.train.get_checkpoint()
         name = self.start if reported is None else reported.path.rpartition("/")[2]
         return None if name is None else self.storage.read(name)
@@ -126,9 +126,9 @@ def _opened(job: Job, group: Group) -> ImageData:
         data = open_on_worker(job.open_images, job.fingerprint, job.storage, job.token)
     except DataError as error:
         problem = str(error)
-    for found in group.gather(problem):
-        if found:
-            raise DataError(found)
+    for message in group.gather(problem):
+        if message:
+            raise DataError(message)
     assert data is not None
     return data
 

@@ -93,7 +93,7 @@ def best_trial(trials: Iterable[Trial]) -> Trial | None:
 
 @dataclass(frozen=True)
 class TrialFolders:
-    """Where all workers find the networks' first weights and the trials' checkpoints.
+    """Folders where all workers find the networks' first weights and the trials' checkpoints.
 
     place: a folder, or a URL, as for ``CheckpointFolder``; all is below its folder ``name``.
     """
@@ -109,7 +109,7 @@ class TrialFolders:
 
     @property
     def root(self) -> CheckpointFolder:
-        """What is claimed before anything is written, and tells workers that they see it."""
+        """The folder that is claimed before anything is written, and that workers must see."""
         return CheckpointFolder(self.place, self.name)
 
     def trial(self, key: str) -> CheckpointFolder:

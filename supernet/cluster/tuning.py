@@ -48,7 +48,7 @@ _QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How much is tried, and by whom.
+    """States how many trials there are, and what trains them.
 
     trials: in all, the recipe of each network among them. workers: trials at a time; gpus: of
     each, None for one where the cluster has any.
@@ -247,7 +247,7 @@ class _Stop(Stopper):
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Tune prints much by itself; whatever befalls trials is told by the watcher."""
+    """Keeps Tune from printing; the watcher tells what happens to trials."""
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

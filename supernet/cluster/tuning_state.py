@@ -1,4 +1,4 @@
-"""What Ray Tune is told by, and tells, in this process: ASHA with a memory, and who watches.
+"""ASHA with a memory, and a watcher of trials: what Ray Tune asks and tells in this process.
 
 Both know trials by what they train, not by Tune's numbers for them: those are other ones after a
 tuning was continued.
@@ -73,12 +73,12 @@ class Halving(ASHAScheduler):
         )
         self.recipes, self.epochs = recipes, epochs
         for trial in known:
-            nobody: Any = None
+            no_controller: Any = None
             same: Any = _Known(trial.key)
-            super().on_trial_add(nobody, same)
+            super().on_trial_add(no_controller, same)
             for epoch in trial.epochs:
                 result = {TIME: epoch.epoch + 1, LOSS: epoch.validation_loss}
-                super().on_trial_result(nobody, same, result)
+                super().on_trial_result(no_controller, same, result)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, _known(trial))
@@ -109,7 +109,7 @@ class TrialWatcher(Callback):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune stores what it is given; nobody reads this again
+        return {}  # Tune stores it; it is never read again
 
     def all(self) -> list[Trial]:
         """By number."""

@@ -1,4 +1,4 @@
-"""What a worker of a tuned fine-tuning does: one trial, in a process that Ray Tune started.
+"""The work of one worker of a tuned fine-tuning: a trial, in a process that Ray Tune started.
 
 It continues from the trial's last checkpoint whoever wrote that, so neither a lost worker nor a
 killed command costs more than what was trained since.
@@ -100,8 +100,8 @@ def _inherited(job: Job, digest: str, drop_path_rate: float) -> Backbone:
     architecture = Architecture.from_dict(job.architectures[digest])
     network = build(architecture, job.num_classes, drop_path_rate=drop_path_rate)
     storage = job.folders.inherited(digest)
-    found = storage.newest()
-    if found is None:
+    stored = storage.newest()
+    if stored is None:
         raise RunError(f"{storage} holds no weights any more; continue with --resume")
-    network.load_state_dict(found[1].weights)
+    network.load_state_dict(stored[1].weights)
     return network

@@ -47,7 +47,7 @@ _RAY_FILES = (".validate_storage_marker", "checkpoint_manager_snapshot.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was saved at ``step``: tensors by name and plain metadata."""
+    """Holds what was saved at ``step``: tensors by name and plain metadata."""
 
     step: int
     weights: dict[str, torch.Tensor]
@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 class CheckpointStore(Protocol):
-    """Where a training keeps its checkpoints."""
+    """Keeps the checkpoints of a training."""
 
     def load(self) -> Checkpoint | None:
         """Returns the newest good one."""
@@ -158,7 +158,7 @@ class CheckpointFolder:
             raise self._unusable(error) from None
 
     def is_shared(self, token: str) -> bool:
-        """Whether the folder seen from here is the one that was claimed with ``token``."""
+        """Tells whether the folder seen from here is the one that was claimed with ``token``."""
         try:
             return self._read(MARKER) == token.encode()
         except CorruptFileError:
@@ -188,8 +188,8 @@ class CheckpointFolder:
         """The newest good checkpoint, for a training that goes on; damaged ones are set aside."""
         with suppress(OSError):
             self._remove_unfinished()
-        found = self.newest(set_aside=True)
-        return None if found is None else found[1]
+        latest = self.newest(set_aside=True)
+        return None if latest is None else latest[1]
 
     def newest(self, *, set_aside: bool = False) -> tuple[str, Checkpoint] | None:
         """Returns the newest good checkpoint and its name; each damaged one is warned about.
@@ -350,8 +350,8 @@ def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
 
 def load_latest(directory: Path) -> Checkpoint | None:
     """The newest good checkpoint in a folder that is only read; damaged ones are warned about."""
-    found = CheckpointFolder(directory).newest()
-    return None if found is None else found[1]
+    latest = CheckpointFolder(directory).newest()
+    return None if latest is None else latest[1]
 
 
 def _raw(tensors: Mapping[str, torch.Tensor]) -> bytes:

@@ -30,7 +30,7 @@ class TrainingDivergedError(NasError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. Everything here decides the result and enters the checkpoint's identity.
+    """States how to train; everything here decides the result and enters a checkpoint's identity.
 
     The defaults suit the ``digits`` space: batch size and rates are those of seven settings tried
     there with ``sandwich``, one seed each, that had the best mean validation accuracy of 24 random

@@ -26,7 +26,7 @@ MAX_LISTED_CLASSES = 100  # a larger confusion matrix is nothing to read, and me
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """What a network is worth on a split.
+    """Holds how well a network does on a split.
 
     Example:
         >>> quality = evaluate(network, eval_batches(data.test))

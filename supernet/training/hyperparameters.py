@@ -41,12 +41,12 @@ class Range:
 
 
 def ranges(config: TrainConfig) -> dict[str, Range]:
-    """What can be tuned of a fine-tuning, by name, around its own values.
+    """Ranges of what can be tuned of a fine-tuning, by name, around its own values.
 
     A teacher's logits leave nothing to smooth, and stored ones hold for one augmentation only.
     """
     lr, decay = config.lr, config.weight_decay
-    found = {
+    tunable = {
         "lr": Range(lr / LR_FACTOR, lr * LR_FACTOR, lr, log=True),
         "weight_decay": Range(0.0, 0.1, 0.0)
         if decay == 0
@@ -54,10 +54,10 @@ def ranges(config: TrainConfig) -> dict[str, Range]:
         "drop_path_rate": _rate(config.drop_path_rate),
     }
     if config.teacher is None:
-        found[LABEL_SMOOTHING] = _rate(config.label_smoothing)
+        tunable[LABEL_SMOOTHING] = _rate(config.label_smoothing)
     if not config.teacher_variants:
-        found[AUGMENTATION] = Range(0.0, 2.0, 1.0)
-    return found
+        tunable[AUGMENTATION] = Range(0.0, 2.0, 1.0)
+    return tunable
 
 
 def _rate(recipe: float) -> Range:
@@ -71,10 +71,10 @@ def configured(
 
     augment: what ``config`` trains with, spelled out. Every epoch is validated.
     """
-    given: dict[str, Any] = dict(values)
-    strength = given.pop(AUGMENTATION, 1.0)
-    given |= {"augment": strengthened(augment, strength), "evaluations": config.epochs}
-    return replace(config, **given)
+    changes: dict[str, Any] = dict(values)
+    strength = changes.pop(AUGMENTATION, 1.0)
+    changes |= {"augment": strengthened(augment, strength), "evaluations": config.epochs}
+    return replace(config, **changes)
 
 
 def strengthened(augment: AugmentConfig, strength: float) -> AugmentConfig:

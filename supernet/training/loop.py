@@ -77,7 +77,7 @@ class _Snapshot:
 
 
 class How(TypedDict, total=False):
-    """How a training is run; nothing of this decides its result.
+    """Options of running a training; none of them decides its result.
 
     Attributes:
         device: Where it trains; the CPU by default.
@@ -242,8 +242,8 @@ class TrainingLoop:
                     values += [one.loss.detach().float() / parts, one.label_loss.float() / parts]
                 sums = values if k == 0 else [a + b for a, b in zip(sums, values, strict=True)]
         due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
-        own = torch.stack([*sums, sums[0].new_tensor(float(due))])
-        figures = self.group.reduce(list(self.parameters.values()), own)
+        figures_here = torch.stack([*sums, sums[0].new_tensor(float(due))])
+        figures = self.group.reduce(list(self.parameters.values()), figures_here)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm or math.inf)
         # One transfer from the device for everything that must be looked at.
         *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
@@ -283,7 +283,7 @@ class TrainingLoop:
             lr = self.config.lr * self.state.lr_scale
             raise TrainingDivergedError(
                 f"training diverged at step {step}: the loss or its gradient is not finite, even "
-                f"after {count - 1} roll-backs down to a peak learning rate of {lr:.3g} (asked: "
+                f"after {count - 1} roll-backs down to a peak learning rate of {lr:.3g} (at first "
                 f"{self.config.lr:.3g}). Start anew with a learning rate of {lr / 4:.1g} or "
                 "below, or longer warm-up"
             )
@@ -325,11 +325,11 @@ class TrainingLoop:
             )
 
     def _resume(self) -> None:
-        found = None if self.store is None else self.store.load()
-        if found is None:
+        stored = None if self.store is None else self.store.load()
+        if stored is None:
             return
-        check_identity(found.metadata["identity"], self.identity, self.store)
-        self._restore(_Snapshot(found.weights, found.optimizer, found.metadata["state"]))
+        check_identity(stored.metadata["identity"], self.identity, self.store)
+        self._restore(_Snapshot(stored.weights, stored.optimizer, stored.metadata["state"]))
         self._write_metrics()
 
     # Metrics --------------------------------------------------------------------------------
@@ -350,8 +350,8 @@ class TrainingLoop:
             lr=self.optimizer.lr,
             rollbacks=state.rollbacks,
             losses={role: total / count for role, (total, count) in state.loss_sums.items()},
-            val_accuracy={role: found.accuracy for role, found in quality.items()},
-            val_loss={role: found.loss for role, found in quality.items()},
+            val_accuracy={role: value.accuracy for role, value in quality.items()},
+            val_loss={role: value.loss for role, value in quality.items()},
         )
         state.history.append(asdict(metrics))
         state.loss_sums, state.seconds, state.images = {}, 0.0, 0

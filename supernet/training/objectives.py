@@ -1,4 +1,4 @@
-"""What a training step minimises: the subnets of a supernet, or one static network.
+"""Objectives: the loss that a training step minimises, of a supernet or of one static network.
 
 The loop in ``supernet.training.train`` knows neither. An objective yields one loss at a time and
 the loop runs its backward pass before asking for the next, so that the activations of only
@@ -53,7 +53,7 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """What a training minimises."""
+    """Gives the losses that a training minimises."""
 
     def prepare(self, step: int, states: OptimizerState) -> None:
         """Called before each step; may re-order weights in place, and ``states`` alike."""
@@ -72,7 +72,7 @@ class Objective(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learnt beside weights, JSON-able."""
+        """Returns what was learnt beside weights, JSON-able."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

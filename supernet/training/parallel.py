@@ -1,4 +1,4 @@
-"""What the workers of one training tell each other: gradients and figures, once a step.
+"""The group of a training's workers, which exchange gradients and figures once a step.
 
 Every worker holds all weights and takes the same optimiser step, so nothing else needs to be
 told. Gradients of all subnets of a step are summed on each worker first and go over the network
@@ -62,7 +62,7 @@ class Group:
         return sums[-1].view_as(table)
 
     def union(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """What is True on any worker, of masks of the same shapes on each."""
+        """Returns masks that are True where any worker's are, of the same shapes on each."""
         if self.size == 1:
             return list(masks)
         flat = torch.cat([mask.reshape(-1) for mask in masks]).to(torch.uint8)
@@ -71,7 +71,7 @@ class Group:
         return [part.view_as(mask) for part, mask in zip(parts, masks, strict=True)]
 
     def gather(self, text: str) -> list[str]:
-        """What each worker says, by rank."""
+        """Returns the texts of all workers, by rank."""
         if self.size == 1:
             return [text]
         said: list[str | None] = [None] * self.size

@@ -38,7 +38,7 @@ from supernet.data.dataset import ImageData
 FORMAT = 2
 TOP_K = 10  # TinyViT keeps 10 of ImageNet-1k's classes
 ROWS_PER_GROUP = 65536
-STALE_SECONDS = 86400.0  # nobody writes for so long without adding a row
+STALE_SECONDS = 86400.0  # a writer adds rows more often than that
 MAX_FILE_BYTES = 2**40
 IDENTITY = b"nas.stored_logits"
 COLUMNS = ("index", "classes", "probabilities")
@@ -137,7 +137,7 @@ def store_logits(
             there = sum(_file(folder, variant).exists() for variant in variants)
             progress(there * count + images, len(variants) * count)
 
-    # First what nobody is at; then what others are, who may be killed, is waited for.
+    # First what no other process writes; then others are waited for, which may be killed.
     for timeout in (0, -1):
         for variant in variants:
             if _file(folder, variant).exists():

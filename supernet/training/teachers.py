@@ -220,7 +220,7 @@ class _Preprocessing(BaseModel):
 
 
 class _Card(BaseModel):
-    """What a teacher needs of an export's ``config.json``."""
+    """The part of an export's ``config.json`` that a teacher needs."""
 
     num_classes: int
     pretrained_cfg: _Preprocessing

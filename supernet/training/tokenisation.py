@@ -67,7 +67,7 @@ def _fits(macro: Macro, resolution: int, factor: int) -> bool:
 
 @dataclass(frozen=True)
 class TokenSchedule:
-    """How much coarser tokens are as training goes on.
+    """States how much coarser tokens are as training goes on.
 
     phases: (share, factor): until this share of training, images are coarsened by this factor;
         after the last one they are not. Shares rise within (0, 1), factors are integers that fall

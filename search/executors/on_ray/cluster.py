@@ -48,7 +48,7 @@ class RayConnection:
             )
 
     def nodes(self) -> dict[str, Node]:
-        """The living nodes by their id. Raises ClusterError where nobody answers any more."""
+        """The living nodes by their id. Raises ClusterError where the cluster answers no more."""
         try:
             nodes = ray.nodes()
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:

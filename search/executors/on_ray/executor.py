@@ -36,7 +36,7 @@ _CLOSE_S = 5.0
 
 
 class _Actor:
-    """What runs in a worker's process."""
+    """Runs in a worker's process."""
 
     def start(self, factory: Callable[[], Evaluate]) -> tuple[str, float]:
         """Builds the evaluator; the id of the node that this runs on, and the seconds it took."""
@@ -82,7 +82,7 @@ class RayExecutor:
     A worker that dies, or gives nothing within the timeout, is killed and replaced; its candidate
     goes to another, on another machine if one is free. A candidate on which 2 workers were lost
     (or 5, where their machines died) fails with the reasons; an exception in an evaluation is its
-    outcome. No candidate has two outcomes, since nobody listens to a lost worker any more.
+    outcome. No candidate has two outcomes, since a lost worker is not listened to any more.
 
     Args:
         factory: called once in each worker, gives the function that evaluates. Pickled into
@@ -302,7 +302,7 @@ class RayExecutor:
             self._busy[actor.start.remote(self._factory)] = _Worker(actor, time.monotonic())
 
     def _start_failed(self, reason: str) -> None:
-        """Try again after a pause that grows; raise where nobody works and nobody could start."""
+        """Try again after a pause that grows; raise where no worker is at work or could start."""
         self._start_failures.append(reason)
         count = len(self._start_failures)
         logger.info("a worker did not start: %s", reason)

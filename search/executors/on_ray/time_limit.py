@@ -13,7 +13,7 @@ MOST_S = 3600.0
 class TimeLimit:
     """A limit in seconds: 20 × the median evaluation so far, a minute at least.
 
-    Until an evaluation has ended nobody knows what is long. The limit then is 20 × the longest time
+    Until an evaluation has ended there is nothing to go by. The limit then is 20 × the longest time
     that a worker took to build its evaluator, a minute at least, and twice as long after each
     evaluation that reached it, an hour at most: an evaluation that is merely slow costs
     four times its time at most, and one that hangs costs the others minutes.

@@ -1,4 +1,4 @@
-"""What a training strategy decides: the subnets of a step, their images, targets and weights.
+"""Training strategies decide the subnets of a step, their images, targets and weights.
 
 A strategy depends on (seed, step, rank) and on what it was told with ``observe``, never on a
 generator that runs along. So a resumed run draws what the undisturbed one would have drawn, and
@@ -17,7 +17,7 @@ from search_space.architecture import Architecture
 
 
 class Target(Enum):
-    """What a subnet learns.
+    """Target that a subnet learns.
 
     LABELS: the labels. FIRST: the soft logits of the step's first subnet (in-place distillation).
     TEACHER: those of a fixed network. PEERS: the mean prediction of the step's subnets that
@@ -54,7 +54,7 @@ class StepSubnet:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """How well a subnet of a step did.
+    """Records how well a subnet of a step did.
 
     relative_loss: mean cross entropy to the labels on its images, less that of the step's first
     subnet on the same images, in nats: which images a step has matters more than the subnet.
@@ -77,10 +77,10 @@ class SubnetSampler(ABC):
         """
 
     def observe(self, step: int, observations: Sequence[Observation]) -> None:  # noqa: B027
-        """How the step went: subnets of all ranks, in their order; the same call on each rank."""
+        """Takes in how the step went: subnets of all ranks in order, the same call on each rank."""
 
     def sorts_channels(self, step: int) -> bool:
-        """Whether the supernet's channels are sorted by importance before this step."""
+        """Tells whether the supernet's channels are sorted by importance before this step."""
         return False
 
     @abstractmethod
@@ -88,7 +88,7 @@ class SubnetSampler(ABC):
         """Plain values that identify the strategy, for the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learnt from observations, JSON-able."""
+        """Returns what was learnt from observations, JSON-able."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027

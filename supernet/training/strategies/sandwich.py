@@ -30,8 +30,8 @@ class SandwichSampler(SubnetSampler):
         common = np.random.default_rng([self.seed, step])
         smallest = draw_extremes(self.space, common, 1)
         # one worker draws all from one generator, and the first of several draws the same
-        own = np.random.default_rng([self.seed, step, rank]) if rank else common
-        genes = np.concatenate([smallest, self.space.sample(own, self.num_random)])
+        generator = np.random.default_rng([self.seed, step, rank]) if rank else common
+        genes = np.concatenate([smallest, self.space.sample(generator, self.num_random)])
         roles = ["smallest", *["random"] * self.num_random]
         largest = StepSubnet(
             role="largest",
@@ -42,8 +42,8 @@ class SandwichSampler(SubnetSampler):
         return (
             largest,
             *(
-                StepSubnet(role=role, architecture=found, target=Target.FIRST)
-                for role, found in zip(roles, self.space.decode(genes), strict=True)
+                StepSubnet(role=role, architecture=drawn, target=Target.FIRST)
+                for role, drawn in zip(roles, self.space.decode(genes), strict=True)
             ),
         )
 

@@ -1,4 +1,4 @@
-"""When small subnets join: schedules over any other strategy, which can be nested.
+"""Schedules of when small subnets join, over any other strategy, which can be nested.
 
 The small ones share the weights of the large ones; a large network that is trained already is a
 better start for them, and a better teacher.
