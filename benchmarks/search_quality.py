@@ -146,7 +146,8 @@ def table_task(table: Tabulated) -> Task:
 def summary(runs: dict[str, dict[str, list[float]]], budgets: Sequence[int]) -> dict[str, Any]:
     """Figures by sampler of one problem; runs by sampler and seed are curves."""
     goal = float(np.mean([curve[-1] for curve in runs["random"].values()]))
-    peers = [name for name in (*PEERS, "random") if name in runs]
+    # runs named "raw" are of peers that knew the parameters only, and paid for what is infeasible
+    peers = [name for name in runs if name in PEERS or name == "random" or name.endswith("raw")]
     result = {}
     for name, by_seed in runs.items():
         values = np.array(list(by_seed.values()))

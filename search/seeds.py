@@ -9,8 +9,9 @@ The published search is REINFORCE on independent categoricals; regularised evolu
 sum of all that was seen (Real et al. 2019) is ours. As published, attention is described by the
 number of windows along a side of the feature map: 8, 4 or 2 in the first stage, 4, 2 or 1 in the
 second, 2 or 1 in the third, 1 in the fourth; and by the number of heads of the last stage, 16, 32
-or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels. One thing differs
-from the published space: one downsampling kernel serves all stages, as ``Macro`` has it.
+or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels; and transitions
+normalise their patches before a linear layer. One thing differs from the published space: one
+downsampling kernel serves all stages, as ``Macro`` has it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from search.scaling.two_criteria import TwoScores, best, rank_sums
 from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
 from search_space.architecture import NUM_STAGES, feature_sizes
-from search_space.errors import InvalidArchitectureError, UnknownNameError, UsageError
+from search_space.errors import UnknownNameError, UsageError
 
 Topology = tuple[int, ...]
 """Index of the choice of each gene: stem kernel, downsampling kernel, number of heads, then mixer
@@ -40,7 +41,7 @@ Values = npt.NDArray[np.float64]
 
 ATTENTION = "window_attention"
 WIDTH = 32
-STEM_KERNELS = (4, 5, 6, 7, 8)
+STEM_KERNELS, STEM_STRIDE = (4, 5, 6, 7, 8), 4
 DOWNSAMPLE_KERNELS = (2, 3, 4)
 MLP_RATIOS = (2, 3, 4, 5, 6)
 WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
@@ -70,13 +71,12 @@ class SeedSpace:
             raise UsageError(
                 f"mixers {', '.join(self.mixers) or '(none)'} must be distinct and at least one."
             )
-        try:
-            self.architecture((0,) * len(self.choices))
-        except InvalidArchitectureError:
+        least = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
+        if self.image_size < least:
             raise UsageError(
                 f"images of {self.image_size} px are too small for four stages; take at least "
-                f"{STEM_KERNELS[0] * 2 ** (NUM_STAGES - 1)}."
-            ) from None
+                f"{least}."
+            )
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -127,8 +127,8 @@ class SeedSpace:
 def _macro(stem_kernel: int, downsample_kernel: int) -> Macro:
     return Macro(
         stem_kernel=stem_kernel,
-        stem_stride=4,
-        downsample="conv_norm",
+        stem_stride=STEM_STRIDE,
+        downsample="patch_merging",
         downsample_kernel=downsample_kernel,
         head_norm="before_pool",
     )

@@ -148,9 +148,9 @@ class Macro:
         stem_kernel: Of the stem's convolution, whose padding is half of the overlap.
         stem_stride: Of the stem's convolution.
         stem_norm: Whether a norm follows it.
-        downsample: ``patch_merging`` (Swin: 2×2 neighbours concatenated, norm, linear),
+        downsample: ``patch_merging`` (Swin, As-ViT: neighbours concatenated, norm, linear),
             ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet) or ``conv`` (PoolFormer).
-        downsample_kernel: Kernel of the strided convolution (2 when merging).
+        downsample_kernel: Side of the strided convolution, or of the merged patches.
         norm: ``layer_norm`` over channels, or ``group_norm`` with one group over the whole map.
         norm_eps: Added to every norm's variance.
         layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
@@ -188,9 +188,8 @@ class Macro:
             f"{self.stem_stride}.",
         )
         _require(
-            self.downsample_kernel >= 2
-            and (self.downsample != "patch_merging" or self.downsample_kernel == 2),
-            f"downsample_kernel={self.downsample_kernel} must be at least 2, and 2 when merging.",
+            self.downsample_kernel >= 2,
+            f"downsample_kernel={self.downsample_kernel} must be at least 2.",
         )
         for name in ("norm_eps", "head_norm_eps"):
             value = getattr(self, name)

@@ -51,7 +51,7 @@ def macros(draw: st.DrawFn) -> Macro:
         stem_stride=stride,
         stem_norm=draw(st.booleans()),
         downsample=downsample,
-        downsample_kernel=2 if downsample == "patch_merging" else draw(st.integers(2, 5)),
+        downsample_kernel=draw(st.integers(2, 5)),
         norm=draw(st.sampled_from(NORMS)),
         norm_eps=draw(eps),
         layer_scale=draw(st.one_of(st.just(0.0), st.floats(1e-8, 1.0))),

@@ -73,10 +73,6 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Macro(stem_kernel=2), ["stem_kernel=2", "stride 4"]),
         (lambda: Macro(stem_norm=1), ["stem_norm=1", "flag"]),
         (lambda: Macro(downsample_kernel=1), ["downsample_kernel=1", "at least 2"]),
-        (
-            lambda: Macro(downsample="patch_merging", downsample_kernel=3),
-            ["downsample_kernel=3", "2 when merging"],
-        ),
         (lambda: Macro(norm_eps=0), ["norm_eps=0", "positive number"]),
         (lambda: Macro(norm_eps="1e-6"), ["norm_eps='1e-6'", "positive number"]),
         (lambda: Macro(head_norm_eps=-1e-6), ["head_norm_eps=-1e-06", "positive number"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import deque
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_job import USAGE, nas
 
 from search.scaling.two_criteria import TwoScores
@@ -22,8 +24,19 @@ from search.seeds import (
     _change,
     search_seed,
 )
-from search_space import Architecture, load_architecture, mixer_names
+from search_space import (
+    Architecture,
+    Block,
+    Macro,
+    Mixer,
+    SearchSpace,
+    StageSpace,
+    load_architecture,
+    mixer_names,
+)
 from search_space.errors import UnknownNameError, UsageError
+from supernet import Supernet
+from supernet.network.modules import Downsample
 
 SPACE = SeedSpace(64)
 BEST = tuple(count // 2 for count in SPACE.choices)  # in the middle, so that nothing is favoured
@@ -65,6 +78,35 @@ def test_the_space_is_the_published_one_but_for_two_kernels() -> None:
     for i, splits in enumerate([(8, 4, 2), (4, 2, 1), (2, 1), (1,)]):
         windows = {mixer["window"] for mixer in space._mixers[i]}
         assert windows == {sides[i] // split for split in splits}
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_transitions_normalise_patches_before_the_linear_layer(kernel: int) -> None:
+    """As published: unfold, norm over all k²·C values, linear; here position by position."""
+    torch.manual_seed(0)
+    module = Downsample(6, 10, "patch_merging", kernel, "layer_norm", 1e-6)
+    x = torch.randn(2, 8, 8, 6)
+    patches = torch.zeros(2, 4, 4, kernel**2 * 6)
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1)) if kernel > 2 else x
+    for row, column in itertools.product(range(4), repeat=2):
+        patch = padded[:, 2 * row :, 2 * column :][:, :kernel, :kernel]
+        if kernel == 2:  # Swin's order, columns before rows
+            patch = patch.transpose(1, 2)
+        patches[:, row, column] = patch.flatten(1)
+    patches = F.layer_norm(patches, patches.shape[-1:], module.norm.weight, module.norm.bias, 1e-6)
+    assert torch.allclose(module(x), patches @ module.reduction.weight.T, atol=1e-6)
+
+
+def test_transitions_share_weights_bit_for_bit() -> None:
+    block = Block(Mixer.of("pooling"), 2)
+    stages = tuple(StageSpace((8 * 2**i, 16 * 2**i), (1,), (block,)) for i in range(4))
+    macro = Macro(stem_kernel=4, downsample="patch_merging", downsample_kernel=3)
+    space = SearchSpace("transitions", macro, (64,), stages)
+    supernet, images = Supernet(space, 3).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for architecture in space.decode(space.sample(np.random.default_rng(0), 4)):
+            network = supernet.extract(architecture).eval()
+            assert torch.equal(supernet(images, architecture), network(images))
 
 
 @pytest.mark.parametrize("mixers", [*((name,) for name in mixer_names()), tuple(mixer_names())])

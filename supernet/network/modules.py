@@ -66,8 +66,8 @@ class Downsample(StaticModule):
         self.dim, self.out_dim, self.style, self.kernel = dim, out_dim, style, kernel
         self.norm: nn.Module = nn.Identity()
         if style == "patch_merging":
-            self.norm = build_norm(norm, 4 * dim, norm_eps)
-            self.reduction = Linear(4 * dim, out_dim, bias=False)
+            self.norm = build_norm(norm, kernel**2 * dim, norm_eps)
+            self.reduction = Linear(kernel**2 * dim, out_dim, bias=False)
             return
         if style != "conv":
             self.norm = build_norm(norm, dim if style == "norm_conv" else out_dim, norm_eps)
@@ -75,20 +75,29 @@ class Downsample(StaticModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.style == "patch_merging":
-            batch, height, width, dim = x.shape
-            if height % 2 or width % 2:
-                x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-            x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, dim)
-            x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
-            return self.reduction(self.norm(x))
+            return self.reduction(self.norm(self._patches(x)))
         if self.style == "norm_conv":
             x = self.norm(x)
         x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x) if self.style == "conv_norm" else x
 
+    def _patches(self, x: Tensor) -> Tensor:
+        """Every second kernel × kernel patch as one vector; odd maps are padded by one."""
+        batch, height, width, dim = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        if self.kernel == 2:
+            x = x.reshape(batch, rows, 2, columns, 2, dim)
+            return x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
+        padding = conv_padding(self.kernel, 2)
+        x = F.unfold(x.permute(0, 3, 1, 2), self.kernel, padding=padding, stride=2)
+        x = x.reshape(batch, dim, self.kernel**2, rows * columns)
+        return x.permute(0, 3, 2, 1).reshape(batch, rows, columns, -1)
+
     def axes(self) -> dict[str, Axes]:
         if self.style == "patch_merging":
-            merged = Product(4, "dim")
+            merged = Product(self.kernel**2, "dim")
             return _norm_axes("norm", self.norm, merged) | {"reduction.weight": ("out_dim", merged)}
         conv: dict[str, Axes] = {
             "conv.weight": ("out_dim", "dim", self.kernel, self.kernel),
