@@ -38,7 +38,7 @@ def test_a_broken_pipe_elsewhere_is_no_quiet_end(job: Path) -> None:
     with mock.patch("search_space.load_space", side_effect=BrokenPipeError(errno.EPIPE, "broken")):
         ran = nas("spaces")
     assert ran.code == FAILED
-    assert "a pipe to another process broke. Mend this, then give the same command" in ran.err
+    assert "a pipe to another process broke. Fix this, then give the same command" in ran.err
 
 
 def test_a_full_standard_output_says_what_to_do(job: Path) -> None:
