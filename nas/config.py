@@ -73,8 +73,7 @@ class RunConfig(Configuration):
         Quantity | None, Flag("--target-latency", "Upper limit of the latency, with a unit.", "5ms")
     ] = None
     target_throughput: Annotated[
-        Quantity | None,
-        Flag("--target-throughput", "Lower limit of images per second.", "2000/s"),
+        Quantity | None, Flag("--target-throughput", "Lower limit of images per second.", "2000/s")
     ] = None
     max: Annotated[
         Limits,
@@ -85,12 +84,7 @@ class RunConfig(Configuration):
         ),
     ] = Field(default={})
     min: Annotated[
-        Limits,
-        Flag(
-            "--min",
-            "Lower limit of the same, as in latency=3ms.",
-            "METRIC=LIMIT",
-        ),
+        Limits, Flag("--min", "Lower limit of the same, as in latency=3ms.", "METRIC=LIMIT")
     ] = Field(default={})
     costs: Annotated[
         dict[str, LocalPath],
@@ -232,9 +226,7 @@ class TrainedConfig(RunConfig):
     data: Annotated[
         NameOrPath,
         Flag(
-            "--data",
-            "digits, an image folder, Parquet files, or a name that timm opens.",
-            "SOURCE",
+            "--data", "digits, an image folder, Parquet files, or a name that timm opens.", "SOURCE"
         ),
     ]
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -327,8 +319,7 @@ class TrainedConfig(RunConfig):
     ] = TrainConfig()
     search: TrainedSearchConfig = TrainedSearchConfig()
     finetune: Annotated[
-        Training,
-        Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs"),
+        Training, Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs")
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
 
     def image_options(self) -> dict[str, Any]:

@@ -11,11 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nas import flags
 from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
-from search_space.metrics import (
-    EVALUATION,
-    LOSS,
-    options,
-)
+from search_space.metrics import EVALUATION, LOSS, options
 from supernet.training.config import TrainConfig
 
 OBJECTIVES = options(EVALUATION)

@@ -24,11 +24,7 @@ from supernet.training.checkpoints import load_latest
 
 
 def export_from_run(
-    run: Path,
-    digest: str | None,
-    output: Path | None,
-    console: Console,
-    opset: int | None = None,
+    run: Path, digest: str | None, output: Path | None, console: Console, opset: int | None = None
 ) -> list[Export]:
     """Export an evaluated architecture with inherited weights, or the chosen network.
 

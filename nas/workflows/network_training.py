@@ -33,9 +33,7 @@ class NetworkTraining(ImageRun):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             network = build(
-                architecture,
-                self.num_classes,
-                drop_path_rate=self.config.train.drop_path_rate,
+                architecture, self.num_classes, drop_path_rate=self.config.train.drop_path_rate
             )
         with self.phase("training the network") as progress:
             finetune(

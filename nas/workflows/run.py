@@ -38,13 +38,7 @@ from results.journal import Evaluation
 from results.report.data import ReportData
 from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
-from search import (
-    Constraint,
-    Objective,
-    Problem,
-    check_feasible,
-    feasible_range,
-)
+from search import Constraint, Objective, Problem, check_feasible, feasible_range
 from search.problem import Table
 from search_space import Architecture, SearchSpace
 from search_space.boundary import read_bytes

@@ -23,15 +23,7 @@ from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, JOURNAL, SNAPSHOT, RunDirectory
-from search import (
-    Executor,
-    InProcessExecutor,
-    Objective,
-    Problem,
-    Progress,
-    search,
-    window_for,
-)
+from search import Executor, InProcessExecutor, Objective, Problem, Progress, search, window_for
 from search.evaluator import SupernetEvaluator, SupernetFactory
 from search.samplers import Sampler, make_sampler
 from search_space import Architecture, known, known_names
@@ -104,11 +96,7 @@ class TrainedSearch(ImageRun):
         )
 
     def searched(
-        self,
-        problem: Problem,
-        sampler: Sampler,
-        first: Sequence[Architecture],
-        supernet: Supernet,
+        self, problem: Problem, sampler: Sampler, first: Sequence[Architecture], supernet: Supernet
     ) -> dict[str, Evaluation]:
         """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
         config = self.config
