@@ -1,4 +1,4 @@
-"""The configuration of a run: all that decides its result, and by which flags it is given.
+"""Configuration of a run: all that decides its result, and by which flags it is given.
 
 There are two kinds, with images and without. A configuration is stored as ``config.yaml`` in the
 run, and running that file again reproduces the run.
@@ -16,6 +16,7 @@ from pydantic import Field
 from nas import flags
 from nas.config_parts import (
     ADDITIVE_SCORES,
+    Address,
     Configuration,
     LatencyConfig,
     Limits,
@@ -23,6 +24,7 @@ from nas.config_parts import (
     NameOrPath,
     Quantity,
     ScoredSearchConfig,
+    Storage,
     TrainedSearchConfig,
     Training,
 )
@@ -265,22 +267,8 @@ class TrainedConfig(RunConfig):
         float | None,
         Flag("--gpus-per-worker", "GPUs of each worker (default: 1 where the cluster has any)."),
     ] = Field(default=None, ge=0, allow_inf_nan=False)
-    address: Annotated[
-        str | None,
-        Flag(
-            "--address",
-            "Ray cluster to train on (default: start one on this machine).",
-            "auto|HOST",
-        ),
-    ] = None
-    storage: Annotated[
-        LocalPath | None,
-        Flag(
-            "--storage",
-            "Where all workers find checkpoints (default: the run's folder).",
-            "URL|FOLDER",
-        ),
-    ] = None
+    address: Address = None
+    storage: Storage = None
     loggers: Annotated[
         tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
         Flag("--logger", "Where the training's figures go, also to mlflow or wandb."),

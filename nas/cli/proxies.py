@@ -96,7 +96,7 @@ def score(
     loaded = [_network(name, image_size) for name in networks]
     settings = ScoreSettings(seed, repeats, batch_size, device)
     rows: list[tuple[Network, dict[str, Score]]] = []
-    with console({"quiet": quiet}) as screen, screen.phase("scoring") as progress:
+    with console({"quiet": quiet}).phase("scoring") as progress:
         for network in loaded:
             scores: dict[str, Score] = {}
             for item in chosen:
@@ -156,13 +156,8 @@ def _unknown(name: str, all_names: list[str], designs: list[str]) -> str:
 
 
 def _described(item: Proxy) -> dict[str, Any]:
-    return {
-        "name": item.name,
-        "closed_form": item.closed_form,
-        "larger_is_better": item.larger_is_better,
-        "summary": item.summary,
-        "applies": item.applies,
-    }
+    names = ("name", "closed_form", "larger_is_better", "summary", "applies")
+    return {name: getattr(item, name) for name in names}
 
 
 def _scored(network: Network, scores: dict[str, Score]) -> dict[str, Any]:

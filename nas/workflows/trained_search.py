@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
-from nas.workflows.search_events import SearchEvents
 from nas.workflows.with_images import ImageRun, training_text
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
@@ -35,7 +35,7 @@ from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 
 EVENTS = "tensorboard"
 FINETUNE = "finetune"
-MIN_IMAGES = 16
+MIN_IMAGES = 16  # of a first look that tells anything
 
 
 class TrainedSearch(ImageRun):
@@ -262,3 +262,29 @@ class TrainedSearch(ImageRun):
         folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):
             return export_chosen(network, chosen, folder, self.data, self.config, table)
+
+
+class SearchEvents:
+    """TensorBoard scalars of a search: hypervolume, best quality and failures by evaluations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def add(self, state: Progress) -> None:
+        """Note the state after an evaluation; those that a continued run repeats are replaced."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=state.evaluations)
+        step = state.evaluations
+        self._writer.add_scalar("search/hypervolume", state.hypervolume, step)
+        self._writer.add_scalar("search/failed", state.failed, step)
+        if state.best is not None:
+            for name, value in state.best.metrics.items():
+                self._writer.add_scalar(f"search/best_{name.replace('@', '_')}", value, step)
+
+    def close(self) -> None:
+        """Write everything."""
+        if self._writer is not None:
+            self._writer.close()
