@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from search_space.components import ModuleSpec
 
 UNKNOWN = "–"
-TABLE, EVALUATION, UNTRAINED = "table", "evaluation", "score"  # sources
+TABLE, EVALUATION = "table", "evaluation"  # sources
 
 
 @dataclass(frozen=True)

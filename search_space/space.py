@@ -20,14 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_space.architecture import (
-    NUM_STAGES,
-    Architecture,
-    Block,
-    Macro,
-    Stage,
-    feature_sizes,
-)
+from search_space.architecture import NUM_STAGES, Architecture, Block, Macro, Stage, feature_sizes
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError
 
 Genes = npt.NDArray[np.int64]
@@ -179,12 +172,12 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Architecture:
-        """First choice of everything: choices are listed from light to heavy."""
+        """The architecture of all first choices; choices are listed from light to heavy."""
         return self._extreme(0)
 
     @cached_property
     def largest(self) -> Architecture:
-        """Last choice of everything."""
+        """The architecture of all last choices."""
         return self._extreme(-1)
 
     def _extreme(self, index: int) -> Architecture:
@@ -283,13 +276,10 @@ class SearchSpace:
         parameter or, just as often, to any choice. Blocks that a deeper stage adds copy a block
         of the stage or are drawn afresh, half and half.
         """
-        n = len(genes)
         drawn = rng.integers(0, self.cardinalities, size=genes.shape)
         active = self.active(genes)
         # shift by 1 … c−1 so that a gene that changes takes another value
-        step = 1 + (rng.random(genes.shape) * np.maximum(self.cardinalities - 1, 0)).astype(
-            np.int64
-        )
+        step = 1 + (rng.random(genes.shape) * (self.cardinalities - 1)).astype(np.int64)
         proposed = np.where(
             self.cardinalities > 1, (np.maximum(genes, 0) + step) % self.cardinalities, genes
         )
@@ -319,7 +309,6 @@ class SearchSpace:
             copied = np.take_along_axis(blocks, source, axis=1)
             fresh = np.where(rng.random(blocks.shape) < 0.5, copied, drawn[:, columns])
             result[:, columns] = np.where(blocks == INACTIVE, fresh, blocks)
-        assert result.shape == (n, self.num_genes)
         return np.where(self.active(result), result, INACTIVE)
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:

@@ -115,7 +115,7 @@ def test_pixels_are_those_of_scikit_learn():
     data = open_data("digits", 8)
     grey = load_digits().images / 16.0
     images, labels = next(iter(eval_batches(data.validation, 32)))
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    mean, std = map(torch.tensor, (data.preprocessing.mean, data.preprocessing.std))
     restored = images * std.view(1, 3, 1, 1) + mean.view(1, 3, 1, 1)
     wanted = torch.tensor(grey[data.validation.indices[:32]]).float()
     assert torch.allclose(restored[:, 0], wanted, atol=1 / 255)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,8 +19,6 @@ from search_space.errors import DataError, RunError
 from supernet.data import splits
 from supernet.data.augmentation import (
     AugmentConfig,
-    build_erasing,
-    build_mixup,
     build_transform,
     mix_seed,
     preserved_generators,
@@ -81,7 +81,8 @@ class _Augmented(Dataset[Any]):
         self.split, self.seed, self.variant = split, seed, variant
         self.whole = config.crop == "resize"  # other crops begin at the network's resolution
         self.transform = build_transform(config, split.resolution, split.preprocessing.mean)
-        self.erase = build_erasing(config)
+        erasing = RandomErasing(config.erase, mode="pixel", device="cpu")
+        self.erase = erasing if config.erase else None
 
     def __getitems__(self, indices: list[int]) -> Batch:
         with preserved_generators():
@@ -133,7 +134,7 @@ def train_loader(
         seed: Of the order and the augmentation.
         workers: Data-loading processes; with 0 this one loads.
         augment: None for the default of the data.
-        label_smoothing: Used where images are mixed; else the loss does it.
+        label_smoothing: Used where images are mixed; elsewhere the loss smooths labels.
         start: The first step.
         shard: (rank, size); yields this rank's images of each batch. All ranks' images together
             are the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th
@@ -149,7 +150,14 @@ def train_loader(
     config = data.augmentation(augment)
     rng = np.random.default_rng([seed, epoch])
     order = balanced_order(data.train.labels, rng) if balanced else rng.permutation(len(data.train))
-    mixup = build_mixup(config, data.num_classes, label_smoothing)
+    mixup: Any = None
+    if config.mixup or config.cutmix:
+        mixup = Mixup(
+            config.mixup,
+            config.cutmix,
+            label_smoothing=label_smoothing,
+            num_classes=data.num_classes,
+        )
     rank, size = shard
     multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
     steps = steps_per_epoch(data, batch_size)
@@ -289,12 +297,7 @@ class _Fetched(Dataset[Any]):
 
 
 def _load(
-    dataset: Any,
-    batches: list[list[int]],
-    workers: int,
-    resolution: int,
-    *,
-    pinned: bool = False,
+    dataset: Any, batches: list[list[int]], workers: int, resolution: int, *, pinned: bool = False
 ) -> Iterator[Any]:
     """``dataset.__getitems__`` of each of these lists of positions, in this order.
 

@@ -74,16 +74,6 @@ class ImageData:
         """Side of the images in pixels."""
         return self.preprocessing.resolution
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Per channel, of pixel values in 0..1."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Per channel, of pixel values in 0..1."""
-        return self.preprocessing.std
-
     def at(self, resolution: int) -> ImageData:
         """The same images at another side, with the same mean and deviation."""
         if resolution == self.resolution:
@@ -182,11 +172,7 @@ def open_data(
     if fit not in FITS:
         raise DataError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
     opened = open_source(
-        source,
-        image_column=image_column,
-        label_column=label_column,
-        root=root,
-        download=download,
+        source, image_column=image_column, label_column=label_column, root=root, download=download
     )
     indices = {TRAIN: np.arange(len(opened.train.labels))}
     raws = {TRAIN: opened.train}

@@ -132,27 +132,22 @@ def join_labels(
         split: np.array([index[value] for value in labels.values], np.int64)[labels.codes]
         for split, labels in used.items()
     }
-    check_classes(classes, codes, where)
-    return classes, codes
-
-
-def check_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray], where: object) -> None:
-    """Raises DataError for less than two classes in training, or a class that is not in it."""
-    present = np.unique(labels[TRAIN])
+    present = np.unique(codes[TRAIN])
     if len(present) < 2:
         only = classes[int(present[0])] if len(present) else "none"
         raise DataError(
             f"{where} has one class only ({only!r}); classification needs at least two: "
             "one subfolder or label per class"
         )
-    for split, values in labels.items():
-        extra = np.setdiff1d(values, present)
+    for split, indices in codes.items():
+        extra = np.setdiff1d(indices, present)
         if len(extra):
             shown = ", ".join(repr(classes[int(label)]) for label in extra[:5])
             raise DataError(
                 f"class {shown} is in the {split} split of {where} but has no training image; "
                 "add training images of it or remove it"
             )
+    return classes, codes
 
 
 def leave_out(what: str, split: str, reason: str) -> None:

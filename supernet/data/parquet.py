@@ -116,18 +116,13 @@ class ParquetImages:
         return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files below a folder."""
-    return list(files_below(folder, {".parquet"}))
-
-
 def holds_parquet_images(folder: Path, image_column: str) -> bool:
     """Whether a folder is a Parquet data set: one of its files has the column of images.
 
     Image folders may have Parquet files, too, of captions or features. A folder with such files
     and nothing else counts, so that their columns are named.
     """
-    files = parquet_files(folder)
+    files = list(files_below(folder, {".parquet"}))
     for file in files:
         with _reading(file):
             if image_column in open_file(file).schema_arrow.names:
@@ -146,7 +141,7 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
         DataError: A file is damaged, lacks a column, or says two splits.
     """
     single = path.is_file()
-    files = [path] if single else parquet_files(path)
+    files = [path] if single else list(files_below(path, {".parquet"}))
     splits = {TRAIN: files} if single else _by_split(files, path)
     root = path.parent if single else path
     names = _class_names(
