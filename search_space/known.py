@@ -99,7 +99,7 @@ def known_names() -> list[str]:
 
 
 def known(name: str) -> Architecture:
-    """Returns the known design ``name`` at 224 px; raises UnknownNameError naming the nearest."""
+    """Returns the known design ``name`` at 224 px; raises UnknownNameError for another name."""
     if name not in _KNOWN:
         raise UnknownNameError("design", name, _KNOWN)
     return _KNOWN[name]()

@@ -64,7 +64,7 @@ class StageSpace:
 
     @cached_property
     def neighbours(self) -> tuple[Genes, ...]:
-        """For each block choice, the choices that differ from it in one parameter only."""
+        """The choices that differ from each block choice in one parameter only."""
 
         def traits(block: Block) -> set[tuple[str, object]]:
             return {("mixer", block.mixer.name), ("mlp", block.mlp_ratio), *block.mixer.params}
@@ -164,7 +164,7 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int:
-        """Number of architectures."""
+        """The number of architectures."""
         per_stage = (
             len(s.widths) * sum(len(s.blocks) ** depth for depth in s.depths) for s in self.stages
         )
@@ -264,17 +264,24 @@ class SearchSpace:
     # Operators --------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, n: int) -> Genes:
-        """Draws ``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
+        """Draws ``n`` random rows, shape (n, genes), every gene uniform over its choices."""
         genes = rng.integers(0, self.cardinalities, size=(n, self.num_genes))
         return np.where(self.active(genes), genes, INACTIVE)
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
-        """Returns changed copies of rows, shape (n, genes).
+        """Returns changed copies of rows.
 
-        Each active gene changes with probability ``rate``, at least one per row. A width, depth
-        or resolution moves to another value; a block moves to a choice that differs in one
-        parameter or, just as often, to any choice. Blocks that a deeper stage adds copy a block
-        of the stage or are drawn afresh, half and half.
+        A width, depth or resolution moves to another value; a block moves to a choice that
+        differs in one parameter or, just as often, to any choice. Blocks that a deeper stage adds
+        copy a block of the stage or are drawn afresh, half and half.
+
+        Args:
+            genes: Valid rows (n, genes).
+            rng: Source of randomness.
+            rate: Probability that an active gene changes; at least one per row does.
+
+        Returns:
+            Valid rows (n, genes).
         """
         drawn = rng.integers(0, self.cardinalities, size=genes.shape)
         active = self.active(genes)
@@ -312,10 +319,10 @@ class SearchSpace:
         return np.where(self.active(result), result, INACTIVE)
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
-        """Returns children of pairs of rows, shape (n, genes).
+        """Returns children of the pairs of rows in ``first`` and ``second``, shape (n, genes).
 
         Half of the children take whole stages from either parent, half take single genes. A
-        position that is active in the child only takes its block from the parent that has it.
+        position that only one parent has takes its block from that parent.
         """
         n = len(first)
         by_stage = np.empty(first.shape, dtype=bool)

@@ -74,14 +74,14 @@ class AugmentConfig:
             raise DataError(f"scale is {self.scale}; it must be two rising shares in (0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the configuration and its digest."""
+        """Returns plain values, for the configuration and its digest."""
         values = asdict(self)
         values["scale"], values["ratio"] = list(self.scale), list(self.ratio)
         return values
 
 
 def default_augment(kind: str, resolution: int) -> AugmentConfig:
-    """The augmentation that suits a kind of data and an image side in pixels."""
+    """Returns the augmentation that suits a kind of data and an image side in pixels."""
     if kind == "digits":
         return AugmentConfig(crop="resize", scale=(0.8, 1.0), ratio=(0.9, 1.11), hflip=0.0)
     if resolution <= 64:
@@ -94,7 +94,7 @@ def default_augment(kind: str, resolution: int) -> AugmentConfig:
 def build_transform(
     config: AugmentConfig, resolution: int, mean: tuple[float, ...]
 ) -> Callable[[Any], torch.Tensor]:
-    """The random transform of one image, made by ``timm.data.create_transform``.
+    """Builds the random transform of one image, by ``timm.data.create_transform``.
 
     Args:
         config: What to do.
@@ -157,7 +157,7 @@ def _posterise(image: Any, bits: int, **_: Any) -> Any:
 
 
 def mix_seed(*values: int) -> int:
-    """A 64-bit seed from integers (splitmix64 finaliser; Steele et al., 2014)."""
+    """Mixes integers to a 64-bit seed (splitmix64 finaliser; Steele et al., 2014)."""
     state = 0
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
