@@ -466,6 +466,23 @@ def test_loader_processes_that_die_are_an_error(tmp_path, monkeypatch):
         list(train_loader(data, 4, 0, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("a bug", RuntimeError), ("No space left on device", RunError)]
+)
+def test_only_a_lack_of_memory_in_a_loader_process_is_a_users_error(
+    tmp_path, monkeypatch, text, kind
+):
+    data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
+
+    def picture(*_, **__):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(type(data.train), "picture", picture)
+    with pytest.raises((RuntimeError, RunError), match=text) as caught:
+        list(train_loader(data, 4, 0, 0, 1))
+    assert caught.type is kind
+
+
 def test_small_set_gives_one_batch_and_limit_keeps_every_class(tmp_path, digits):
     data = open_data(str(make_folder(tmp_path, {"cat": 5, "dog": 5})), 12)
     assert [len(batch.targets) for batch in train_loader(data, 64, 0, 0)] == [len(data.train)]

@@ -30,6 +30,7 @@ from supernet.data.splits import ImageSplit, normalise
 _SHARED = "/dev/shm"
 _PREFETCHED = 2  # batches that a loader process has ready
 _PATIENCE = 600.0  # seconds for one batch of loader processes
+_MEMORY_SIGNS = ("shared memory", "No space left", "unable to write", "unable to mmap")
 
 
 def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
@@ -329,7 +330,10 @@ def _load(
         try:
             batch = next(iterator, None)
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
+            text = str(error)  # of what a process raised itself, it begins with "Caught"
+            if "DataLoader" not in text or (
+                text.startswith("Caught ") and not any(sign in text for sign in _MEMORY_SIGNS)
+            ):
                 raise
             raise RunError(
                 f"data-loading processes failed ({error}); often {_SHARED} or memory is full: give "
