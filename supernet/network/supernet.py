@@ -56,7 +56,7 @@ def template(spec: ModuleSpec) -> StaticModule:
 
 
 class _Template:
-    """A static module that is called with weights given for one call.
+    """A static module that is called with other weights at each call.
 
     This is ``torch.func.functional_call`` without its checks for tied weights and names, which
     cost 8 µs per parameter, 1.5 % of a training step; the names are checked once, here.
@@ -157,16 +157,15 @@ class Supernet(nn.Module):
             logits = supernet(images, space.smallest)
             network = supernet.extract(space.smallest)
 
-    Args:
-        space: The search space.
-        num_classes: Outputs of the classifier.
-
     Shared weights have the values that the static modules start from; draw with a seeded global
     generator. A weight is that of the largest module that uses it. Where no module uses all of it
     (more heads in one, larger heads in another), each writes its part, the largest last, so that
     its values stand where several use an entry; modules of one size follow the order of the space.
-
     Passes of several threads do not disturb each other.
+
+    Args:
+        space: The search space.
+        num_classes: Outputs of the classifier.
 
     Attributes:
         axes: Axes of each shared weight by name.
