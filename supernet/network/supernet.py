@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -133,10 +133,6 @@ class _User:
     name: str
     sizes: dict[str, int]
 
-    @classmethod
-    def of(cls, spec: ModuleSpec, name: str, axes: Axes, sizes: Mapping[str, int]) -> _User:
-        return cls(spec, name, {key: sizes[key] for axis in axes for key in names(axis)})
-
     def among(self, others: Sequence[_User]) -> list[_User]:
         """Those of ``others`` and this one of which no other uses as much."""
 
@@ -181,10 +177,11 @@ class Supernet(nn.Module):
         places: dict[str, dict[str, list[_User]]] = {}
         for path, spec in _all_modules(space, num_classes):
             module, users = template(spec), places.setdefault(path, {})
+            sizes = module.sizes()
             for name, axes in module.axes().items():
                 shared = shared_name(path, name, spec)
                 self.axes.setdefault(shared, axes)
-                user = _User.of(spec, name, axes, module.sizes())
+                user = _User(spec, name, {key: sizes[key] for axis in axes for key in names(axis)})
                 users[shared] = user.among(users.get(shared, []))
         for users in places.values():
             modules: dict[ModuleSpec, StaticModule] = {}
