@@ -196,7 +196,7 @@ class Journal:
     def __init__(self, path: Path, lock: FileLock | None = None) -> None:
         self.path = path
         self.warnings: list[str] = []
-        # With a run directory's lock given, the journal is already protected and not the owner.
+        # The lock of a run directory protects the journal already, and stays that directory's.
         self._lock = lock or FileLock(path.with_name(f"{path.name}.lock"), str(path))
         self._owns_lock = lock is None
         self._handle = -1

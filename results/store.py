@@ -1,4 +1,4 @@
-"""The store: single writer of a run directory (configuration, manifest, journal, results).
+"""The store: the single writer of a run directory (configuration, manifest, journal, results).
 
 The directory appears all at once (built beside its final name, then renamed), is resumed only
 with the configuration that it was made with, and is written by one process at a time.

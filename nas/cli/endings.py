@@ -82,9 +82,12 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """Raises UsageError for empty text, which would mean the current folder as a path.
+    """Refuses empty text, which would mean the current folder as a path.
 
-    It is what a variable of the shell that is not set leaves.
+    A variable of the shell that is not set leaves it.
+
+    Raises:
+        UsageError: Names the option.
     """
     for i, argument in enumerate(arguments):
         if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:

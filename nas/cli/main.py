@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,9 @@ from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from results.export import OPSETS
 from search_space.metrics import device_of
 from search_space.names import check_run_name
+
+if TYPE_CHECKING:
+    from results.report.data import ReportData
 
 SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
@@ -65,9 +68,7 @@ def search(**options: Any) -> None:
     Without --data nothing is trained: networks are found by a score of their structure, in
     seconds, and exported untrained.
     """
-    from nas.cli.printing import print_result
     from nas.workflows.pipeline import run_search
-    from nas.workflows.reporting import summary
 
     config, path = _resolve(SEARCH.take(options), options)
     if options["dry_run"]:
@@ -80,10 +81,7 @@ def search(**options: Any) -> None:
         command=endings.this_command(),
         console=console(options),
     )
-    if options["as_json"]:
-        print_json(summary(data, path))
-    else:
-        print_result(data, path)
+    _print(data, path, options["as_json"])
 
 
 @cli.command()
@@ -91,9 +89,7 @@ def search(**options: Any) -> None:
 @run_options
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
-    from nas.cli.printing import print_result
     from nas.workflows.pipeline import run_training
-    from nas.workflows.reporting import summary
 
     config, path = _resolve(TRAIN.take(options), options, with_budget=False)
     assert isinstance(config, TrainedConfig)
@@ -108,18 +104,22 @@ def train(**options: Any) -> None:
         console=console(options),
     )
     if config.architecture is not None:
-        if options["as_json"]:
-            print_json(summary(data, path))
-        else:
-            print_result(data, path)
-        return
-    last = data.training[-1]
-    if options["as_json"]:
+        _print(data, path, options["as_json"])
+    elif options["as_json"]:
         print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
     else:
-        click.echo(
-            f"trained for {last.epoch + 1} epochs; use it with: nas search --supernet {path}"
-        )
+        epochs = data.training[-1].epoch + 1
+        click.echo(f"trained for {epochs} epochs; use it with: nas search --supernet {path}")
+
+
+def _print(data: ReportData, path: Path, as_json: bool) -> None:
+    from nas.cli.printing import print_result
+    from nas.workflows.reporting import summary
+
+    if as_json:
+        print_json(summary(data, path))
+    else:
+        print_result(data, path)
 
 
 @cli.command()

@@ -171,7 +171,11 @@ def options_after(context: click.Context) -> None:
 
 
 def check_compute_device(flag: str, device: str) -> None:
-    """Raises UsageError for a device that torch cannot compute on here."""
+    """Refuses a device that torch cannot compute on here.
+
+    Raises:
+        UsageError: With torch's reason.
+    """
     import torch
 
     try:

@@ -245,7 +245,7 @@ _CONCERNS = {
 
 
 def _check_used(method: str) -> None:
-    """Raises UsageError for an option on the command line that ``method`` would ignore."""
+    """Refuses an option on the command line that ``method`` would ignore."""
     context = click.get_current_context()
     for parameter in context.command.params:
         methods = _CONCERNS.get(parameter.name or "")

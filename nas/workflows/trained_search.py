@@ -71,18 +71,14 @@ class TrainedSearch(ImageRun):
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
         data = assemble(
-            self.directory,
-            self.config,
-            self.space,
+            self,
             table,
-            self.num_classes,
-            self.limits,
             Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
         )
         return self.finish(data)
 
     def sampler(self, problem: Problem) -> Sampler:
-        """Makes what proposes architectures."""
+        """The sampler that proposes architectures."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -149,11 +145,10 @@ class TrainedSearch(ImageRun):
             return
         note = idle_budget(self.evaluations, front.values(), self.quality, limit, str(self.path))
         if note is not None:
-            self.console.say(f"  {note}")
-            self.notes.append(note)
+            self.note(note)
 
     def _check_halvings(self) -> None:
-        """Raises UsageError where the first look would see too few images to tell anything."""
+        """Refuses halvings that leave too few images for the first look."""
         images, halvings = len(self.data.validation), self.config.search.halvings
         if halvings and images >> halvings < MIN_IMAGES:
             most = max(0, (images // MIN_IMAGES).bit_length() - 1)
