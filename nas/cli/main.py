@@ -18,6 +18,7 @@ from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
 from nas.cli.options import (
     NUM_CLASSES,
+    PATH,
     FlagSet,
     conditions_given,
     console,
@@ -174,9 +175,9 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.argument("digest", required=False)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder (default: in the run).")
+@click.option("--output", type=PATH, help="Folder (default: in the run).")
 @option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
 @json_option
 @quiet_option
@@ -200,7 +201,7 @@ def export(
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 def report(run: Path) -> None:
     """Write the report of a finished run again."""
     from nas.workflows.reporting import rebuild_report

@@ -74,10 +74,7 @@ class FinishedSearch:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Networks that were evaluated, by digest."""
-        evaluations = read_journal(self.path / JOURNAL)
-        return {
-            evaluation.digest: evaluation for evaluation in evaluations if evaluation.status == "ok"
-        }
+        return {e.digest: e for e in read_journal(self.path / JOURNAL) if e.status == "ok"}
 
     def networks(self, names: str) -> tuple[str, ...]:
         """Digests for ``chosen``, ``front``, or a list of digests that may be shortened.

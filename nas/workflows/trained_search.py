@@ -197,16 +197,11 @@ class TrainedSearch(ImageRun):
                     f"--warm-start {run} holds no evaluations; give the folder of a run that "
                     "searched."
                 )
-            known_there = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
-            quality = self.quality
-            known_there = [e for e in known_there if quality.metric in e.metrics]
-            values = np.array(
-                [
-                    (quality.sign * e.metrics[quality.metric], e.metrics[LATENCY])
-                    for e in known_there
-                ]
-            ).reshape(-1, 2)
-            front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
+            metric, sign = self.quality.metric, self.quality.sign
+            evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+            evaluations = [e for e in evaluations if metric in e.metrics]
+            values = [(sign * e.metrics[metric], e.metrics[LATENCY]) for e in evaluations]
+            front = [evaluations[i] for i in np.flatnonzero(non_dominated(values))]
             members = [Architecture.from_dict(e.architecture) for e in front]
             inside = {a.digest: a for a in members if self.space.contains(a)}
             self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")

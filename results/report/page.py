@@ -24,7 +24,7 @@ def write_report(run_dir: Path, data: ReportData) -> Path:
     Raises:
         InvalidArchitectureError, UnknownNameError: ``data`` holds an architecture that is none.
     """
-    target = Path(run_dir) / REPORT
+    target = run_dir / REPORT
     atomic_write(target, render_report(data))
     return target
 
