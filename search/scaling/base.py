@@ -311,11 +311,6 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
     return _METHODS
 
 
-def method_names() -> list[str]:
-    """Names of all methods, sorted."""
-    return sorted(_methods())
-
-
 def scaling_method(name: str) -> type[ScalingMethod]:
     """The method ``name``; raises UnknownNameError naming the nearest."""
     methods = _methods()

@@ -1,4 +1,4 @@
-"""Image files in folders: which are splits, which classes, and which a file of labels names.
+"""Folders of image files: their splits, their classes, and files of labels beside the images.
 
 The labels of a split are the names of its subfolders, or stand in a file beside the images:
 ``labels`` or ``metadata`` as .csv, .jsonl or .parquet with the columns ``file_name`` and
@@ -55,7 +55,7 @@ class FileImages:
 
 
 def open_folder(path: Path, label_column: str) -> Source:
-    """Open the images below ``path``.
+    """Opens the images below ``path``.
 
     Args:
         path: Holds a subfolder per class or a file of labels, or ``train/``, ``val/`` and
@@ -81,7 +81,7 @@ def open_folder(path: Path, label_column: str) -> Source:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders in ``folder`` by name, but for hidden ones and those of systems."""
+    """Returns the folders in ``folder`` by name, without hidden ones and those of systems."""
     return sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and not _is_ignored(entry.name)
     )
@@ -94,7 +94,7 @@ def _is_ignored(name: str) -> bool:
 def files_below(
     folder: Path, suffixes: Collection[str], ignored: list[Path] | None = None
 ) -> Iterator[Path]:
-    """Regular files with such endings below a folder, sorted; links to files count as files.
+    """Yields regular files with such endings below a folder, sorted; links to files count, too.
 
     Args:
         folder: Where to begin; hidden folders and those of systems are not entered.
@@ -116,7 +116,7 @@ def files_below(
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files below a folder; what else looks like some is said to be ignored."""
+    """Lists image files below a folder; warns of what else looks like some and is ignored."""
     ignored: list[Path] = []
     images = list(files_below(folder, SUFFIXES, ignored))
     if ignored:
@@ -130,7 +130,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
-    """Images and their classes where these are subfolders."""
+    """Returns images and their classes where these are subfolders."""
     classes = subfolders(folder)
     if split == TRAIN and not classes:
         raise DataError(
@@ -154,7 +154,7 @@ def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
 
 
 def _has_no_classes(folder: Path, classes: Collection[str]) -> bool:
-    """Whether images lie in ``folder`` itself, or in one subfolder that is no class."""
+    """Says whether images lie in ``folder`` itself, or in one subfolder that is no class."""
     names = [entry.name for entry in subfolders(folder)]
     return len(names) <= 1 and not set(names) & set(classes) and _has_images(folder)
 
@@ -167,7 +167,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None:
-    """Images and labels by a file of labels in ``folder``; None where there is none."""
+    """Returns images and labels by a file of labels in ``folder``; None where there is none."""
     without: DataError | None = None
     for file in (*(folder / name for name in LABEL_FILES), *sorted(folder.glob(_ANNOTATIONS))):
         if not file.is_file():
@@ -205,7 +205,7 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
 def _part(
     listed: tuple[list[Path], Labels] | None, folder: Path
 ) -> tuple[list[Path], Labels] | None:
-    """What of a file of labels for all splits lies in the folder of one; None for nothing."""
+    """Returns what of a file of labels for all splits lies in the folder of one, or None."""
     if listed is None:
         return None
     paths, labels = listed
@@ -233,7 +233,7 @@ def _table(file: Path) -> pa.Table:
 
 
 def _image_file(folder: Path, name: str | None, listed_in: Path) -> Path:
-    """The file of a row; a name comes from a file and must not lead out of the folder."""
+    """Returns the file of a row, whose name must not lead out of the folder."""
     parts = PurePosixPath(name or "").parts
     path = folder.joinpath(*parts)
     if not parts or parts[0] == "/" or ".." in parts or not os.path.isfile(path):
@@ -253,7 +253,7 @@ def _image_file(folder: Path, name: str | None, listed_in: Path) -> Path:
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folder of each split; ``path`` is that of training where it has none.
+    """Returns the folder of each split; ``path`` is that of training where it has none.
 
     Raises:
         DataError: Folders could be splits as well as classes, or two are the same split.
@@ -304,7 +304,7 @@ def split_folders(path: Path) -> dict[str, Path]:
 
 
 def _are_classes(trains: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Whether ``train/`` is a class, of images of trains: it holds images as its neighbours do."""
+    """Says whether ``train/`` is a class, of trains: it holds images as its neighbours do."""
     flat = all(not subfolders(folder) and _has_images(folder) for folder in trains)
     return flat and any(map(_has_images, others))
 
