@@ -15,7 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,12 @@ class ParquetImages:
 def holds_parquet_images(folder: Path, image_column: str) -> bool:
     """Says whether a folder is a Parquet data set: one of its files has the column of images.
 
-    Image folders may have Parquet files, too, of captions or features. A folder with such files
-    and nothing else counts, so that their columns are named.
+    Image folders may have Parquet files, too, of captions or features, or damaged ones. A folder
+    with such files and nothing else counts, so that what is wrong with them is said.
     """
     files = list(files_below(folder, {".parquet"}))
     for file in files:
-        with _reading(file):
+        with suppress(DataError), _reading(file):
             if image_column in open_file(file).schema_arrow.names:
                 return True
     return bool(files) and next(files_below(folder, SUFFIXES), None) is None
