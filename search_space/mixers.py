@@ -1,4 +1,4 @@
-"""What a token mixer is called and which parameters it has.
+"""Names and parameter rules of token mixers.
 
 Only the names and rules of our mixers live here, so that an architecture can check itself without
 torch; their modules are in ``supernet/network/mixers``, one file each, under the same names. Other
@@ -28,7 +28,7 @@ ParamValue = int | bool
 
 @dataclass(frozen=True)
 class Param:
-    """Rule for one parameter: an integer within bounds (odd if asked), or a flag."""
+    """Rule for one parameter: an integer within bounds, odd where ``odd`` says so, or a flag."""
 
     default: ParamValue
     minimum: int = 1
@@ -116,18 +116,17 @@ def mixer_files() -> list[Path]:
 
 def _import(point: EntryPoint) -> None:
     package = point.dist.name if point.dist is not None else point.module
-    problem = ""
     try:
         point.load()
-        if point.name not in _SPECS:
-            problem = f"{point.value} registers no mixer of this name"
+        if point.name in _SPECS:
+            return
+        problem = f"{point.value} registers no mixer of this name"
     except Exception as error:  # whatever the import of a foreign module raises
         problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise UsageError(
-            f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
-            f"the package again, or remove it: pip uninstall {package}"
-        )
+    raise UsageError(
+        f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
+        f"the package again, or remove it: pip uninstall {package}"
+    )
 
 
 register_mixer_spec(

@@ -14,8 +14,6 @@ from typing import ClassVar
 
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import PathTables, architecture_ends
-
-#
 from search.exact import optimise
 from search.problem import Constraint
 from search.scaling.base import Family, ScalingMethod, ScalingTask, Step, register_method
