@@ -33,7 +33,7 @@ import numpy as np
 
 from predictors.counts import counts
 from predictors.devices import find_device, latency_table
-from predictors.proxies.deepmad import Convolution, deepmad_score, effectiveness
+from predictors.proxies.deepmad import StageEnd, effectiveness_of_ends, score_of_ends
 from predictors.proxies.space_tables import PathTables
 from search import Constraint, Objective, Problem
 from search.closed_form import scored_front
@@ -197,20 +197,17 @@ def bottlenecks(
     return score, constant + answer.bound, tuple(choices)
 
 
-def chain(widths: tuple[int, ...], choices: tuple[tuple[int, ...], ...]) -> list[Convolution]:
-    """The same network as a plain list of layers, for the independent formulas."""
-    layers, c_in = [Convolution(3, widths[0], 0, SIZES[0], kernel=3)], widths[0]
-    for stage, (width, row) in enumerate(zip(widths[1:], choices, strict=True), 1):
+def ends_of(widths: tuple[int, ...], choices: tuple[tuple[int, ...], ...]) -> list[StageEnd]:
+    """What the independent formulas need of the same network."""
+    entropy, layers, c_in = 0.5 * math.log(3 * 3**2), 1, widths[0]
+    ends = [StageEnd(c_in, SIZES[0] ** 2, entropy, layers)]
+    for size, width, row in zip(SIZES[1:], widths[1:], choices, strict=True):
         for choice in row:
             k, b = CHOICES[choice]
-            size = SIZES[stage]
-            layers += [
-                Convolution(c_in, b, stage, size),
-                Convolution(b, b, stage, size, kernel=k),
-                Convolution(b, width, stage, size),
-            ]
+            entropy, layers = entropy + 0.5 * math.log(c_in * (b * k**2) * b), layers + 3
             c_in = width
-    return layers
+        ends.append(StageEnd(width, size**2, entropy, layers))
+    return ends
 
 
 def penalty(depths: list[int]) -> float:
@@ -231,14 +228,14 @@ def r18() -> dict[str, Any]:
             if better is not None:
                 best, (widths, choices) = better[0], (case, better[2])
                 bound = max(bound, better[1])
-        layers, depths = chain(widths, choices), [len(row) for row in choices]
-        assert math.isclose(deepmad_score(layers), best, rel_tol=1e-9)
+        ends, depths = ends_of(widths, choices), [len(row) for row in choices]
+        assert math.isclose(score_of_ends(ends), best, rel_tol=1e-9)
         results.append(
             {
                 "spread": spread,
                 "score": best,
                 "after_penalty": best - penalty(depths),
-                "effectiveness": effectiveness(layers),
+                "effectiveness": effectiveness_of_ends(ends),
                 "proven_gap": max(0.0, bound / best - 1),
                 "seconds": time.monotonic() - begin,
                 "programmes": len(cases),

@@ -1,4 +1,4 @@
-"""The configuration of a run: all that decides its result, and by which flags it is given.
+"""Configuration of a run: all that decides its result, and by which flags it is given.
 
 There are two kinds, with images and without. A configuration is stored as ``config.yaml`` in the
 run, and running that file again reproduces the run.
@@ -16,6 +16,7 @@ from pydantic import Field
 from nas import flags
 from nas.config_parts import (
     ADDITIVE_SCORES,
+    Address,
     Configuration,
     LatencyConfig,
     Limits,
@@ -23,6 +24,7 @@ from nas.config_parts import (
     NameOrPath,
     Quantity,
     ScoredSearchConfig,
+    Storage,
     TrainedSearchConfig,
     Training,
 )
@@ -73,8 +75,7 @@ class RunConfig(Configuration):
         Quantity | None, Flag("--target-latency", "Upper limit of the latency, with a unit.", "5ms")
     ] = None
     target_throughput: Annotated[
-        Quantity | None,
-        Flag("--target-throughput", "Lower limit of images per second.", "2000/s"),
+        Quantity | None, Flag("--target-throughput", "Lower limit of images per second.", "2000/s")
     ] = None
     max: Annotated[
         Limits,
@@ -85,12 +86,7 @@ class RunConfig(Configuration):
         ),
     ] = Field(default={})
     min: Annotated[
-        Limits,
-        Flag(
-            "--min",
-            "Lower limit of the same, as in latency=3ms.",
-            "METRIC=LIMIT",
-        ),
+        Limits, Flag("--min", "Lower limit of the same, as in latency=3ms.", "METRIC=LIMIT")
     ] = Field(default={})
     costs: Annotated[
         dict[str, LocalPath],
@@ -232,9 +228,7 @@ class TrainedConfig(RunConfig):
     data: Annotated[
         NameOrPath,
         Flag(
-            "--data",
-            "digits, an image folder, Parquet files, or a name that timm opens.",
-            "SOURCE",
+            "--data", "digits, an image folder, Parquet files, or a name that timm opens.", "SOURCE"
         ),
     ]
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -273,22 +267,8 @@ class TrainedConfig(RunConfig):
         float | None,
         Flag("--gpus-per-worker", "GPUs of each worker (default: 1 where the cluster has any)."),
     ] = Field(default=None, ge=0, allow_inf_nan=False)
-    address: Annotated[
-        str | None,
-        Flag(
-            "--address",
-            "Ray cluster to train on (default: start one on this machine).",
-            "auto|HOST",
-        ),
-    ] = None
-    storage: Annotated[
-        LocalPath | None,
-        Flag(
-            "--storage",
-            "Where all workers find checkpoints (default: the run's folder).",
-            "URL|FOLDER",
-        ),
-    ] = None
+    address: Address = None
+    storage: Storage = None
     loggers: Annotated[
         tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
         Flag("--logger", "Where the training's figures go, also to mlflow or wandb."),
@@ -327,8 +307,7 @@ class TrainedConfig(RunConfig):
     ] = TrainConfig()
     search: TrainedSearchConfig = TrainedSearchConfig()
     finetune: Annotated[
-        Training,
-        Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs"),
+        Training, Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs")
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
 
     def image_options(self) -> dict[str, Any]:

@@ -11,11 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nas import flags
 from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
-from search_space.metrics import (
-    EVALUATION,
-    LOSS,
-    options,
-)
+from search_space.metrics import EVALUATION, LOSS, options
 from supernet.training.config import TrainConfig
 
 OBJECTIVES = options(EVALUATION)
@@ -46,6 +42,16 @@ Quantity = Annotated[str, BeforeValidator(_as_text)]
 """Text with a unit."""
 LocalPath = Annotated[str, AfterValidator(absolute)]
 NameOrPath = Annotated[str, AfterValidator(absolute_if_there)]
+Address = Annotated[
+    str | None,
+    Flag("--address", "Ray cluster to train on (default: start one on this machine).", "auto|HOST"),
+]
+Storage = Annotated[
+    LocalPath | None,
+    Flag(
+        "--storage", "Where all workers find checkpoints (default: the run's folder).", "URL|FOLDER"
+    ),
+]
 Limits = dict[str, Quantity]
 Training = Annotated[TrainConfig, AfterValidator(_with_absolute_files)]
 
@@ -63,9 +69,10 @@ class Configuration(BaseModel):
 class LatencyConfig(Configuration):
     """Conditions that latencies hold under; None means what is usual for the device.
 
-    interpolate: take entries that a table lacks from its measured ones of other shapes.
-    margin: share of the latency budget that is left free; None means the table's expected error
-        where winners cannot be measured here, otherwise nothing.
+    Args:
+        interpolate: Take entries that a table lacks from its measured ones of other shapes.
+        margin: Share of the latency budget that is left free; None means the table's expected
+            error where winners cannot be measured here, otherwise nothing.
     """
 
     batch_size: Annotated[
@@ -98,7 +105,7 @@ class LatencyConfig(Configuration):
     ] = Field(default=None, ge=0, lt=1)
 
     def conditions(self) -> dict[str, Any]:
-        """Options of ``predictors.tables.catalogue.find_device``."""
+        """Options of ``predictors.devices.find_device``."""
         return self.model_dump(exclude={"interpolate", "margin"})
 
 
@@ -115,15 +122,20 @@ ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
 class TrainedSearchConfig(Configuration):
     """How long a search with images is, and what it looks for beside the latency.
 
-    evaluations: architectures evaluated in all. sampler: what proposes them, by the names of
-    ``search.samplers``; population: its first candidates. window: candidates that may be proposed
-    before the results of earlier ones are known; with the seed it decides which are proposed,
-    whatever the number of workers. optuna_storage: database URL or journal file of an Optuna
-    sampler's study. warm_start: runs whose fronts are evaluated first. halvings: how often a batch
-    of candidates is halved before the last of them see all validation images. finalists: front
-    members that are fine-tuned. objective: validation ``loss``, or ``accuracy``, which few images
-    do not tell apart, or ``balanced_accuracy``, the mean over classes of the share of their images
-    that is right, for unbalanced classes.
+    Args:
+        evaluations: Architectures evaluated in all.
+        sampler: Proposes them; a name of ``search.samplers``.
+        population: First candidates of the sampler.
+        window: Candidates that may be proposed before the results of earlier ones are known; with
+            the seed it decides which are proposed, whatever the number of workers.
+        optuna_storage: Database URL or journal file of an Optuna sampler's study.
+        warm_start: Runs whose fronts are evaluated first.
+        halvings: How often a batch of candidates is halved before the last of them see all
+            validation images.
+        finalists: Front members that are fine-tuned.
+        objective: Validation ``loss``, or ``accuracy``, which few images do not tell apart, or
+            ``balanced_accuracy``, the mean over classes of the share of their images that is
+            right, for unbalanced classes.
     """
 
     evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
@@ -166,10 +178,12 @@ class TrainedSearchConfig(Configuration):
 class ScoredSearchConfig(Configuration):
     """What a search without images looks for.
 
-    score: the closed-form score to maximise. sampler: ``evolution``, or ``exact``, which proves
-    every member of the front, for scores that add up over a network's parts. max_effectiveness:
-    largest ρ where the score is DeepMAD's. rerank: so many of the best by score are ordered anew
-    with the proxies that run networks.
+    Args:
+        score: Closed-form score to maximise.
+        sampler: ``evolution``, or ``exact``, which proves every member of the front, for scores
+            that add up over a network's parts.
+        max_effectiveness: Largest ρ where the score is DeepMAD's.
+        rerank: So many of the best by score are ordered anew with the proxies that run networks.
     """
 
     score: Annotated[

@@ -1,4 +1,4 @@
-"""Peak memory of activations in inference, found by running each component without storage.
+"""Peak memory of activations in inference, from runs of each component without storage.
 
 The components run on the meta device while a dispatch mode keeps account of the storages that
 are alive: allocated by an operator, freed when the last tensor on them goes, exactly as in eager
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from predictors.measuring.bench import DTYPES
 from predictors.tables.additive import AdditiveTable
-from search_space import Architecture, ModuleSpec, SearchSpace, components
+from search_space import ModuleSpec, SearchSpace
 from search_space.components import input_shape
 from supernet.network.supernet import template
 
@@ -74,7 +74,17 @@ def peak_elements(spec: ModuleSpec, in_size: int) -> int:
 def peak_memory(
     space: SearchSpace, num_classes: int = 1000, *, batch_size: int = 1, precision: str = "fp32"
 ) -> AdditiveTable:
-    """Builds the table of peaks of live activations, in bytes of ``batch_size`` images."""
+    """Builds the table of the peaks of live activations.
+
+    Args:
+        space: The space whose components are run.
+        num_classes: Classes of the head.
+        batch_size: Images that go through the network together.
+        precision: Number format of the activations: ``fp32``, ``fp16`` or ``bf16``.
+
+    Returns:
+        A table whose ``predict`` gives bytes.
+    """
     size = batch_size * DTYPES[precision].itemsize
     return AdditiveTable.build(
         space,
@@ -82,16 +92,3 @@ def peak_memory(
         lambda spec, in_size: float(size * peak_elements(spec, in_size)),
         combine="max",
     )
-
-
-def peak_memory_of(
-    architecture: Architecture,
-    num_classes: int = 1000,
-    *,
-    batch_size: int = 1,
-    precision: str = "fp32",
-) -> int:
-    """Returns the peak of live activations of any architecture, in bytes."""
-    chain = components(architecture, num_classes)
-    peak = max(peak_elements(part.spec, part.in_size) for part in chain)
-    return batch_size * DTYPES[precision].itemsize * peak

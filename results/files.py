@@ -1,4 +1,7 @@
-"""Files that survive ``kill -9``: atomic replacement, checked reading, a lock the kernel frees."""
+"""Files that survive ``kill -9``: atomic replacement, checked reading, and locks.
+
+A lock is freed by the kernel when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +29,30 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     of a file is written as an escape, from which JSON gives it back.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with _replacing(path) as handle, os.fdopen(os.dup(handle), "wb") as file:
-        file.write(data)
-
-
-def check_parents(path: Path, fix: str) -> None:
-    """Raises RunError, which ends with ``fix``, where ``path`` cannot be made below a file."""
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise RunError(f"{path} cannot be made: {parent} is a file, not a folder; {fix}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[int]:
-    """A temporary file beside ``path`` that takes its place when the block succeeds."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        yield handle
-        os.fchmod(handle, 0o644)
-        os.fsync(handle)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    finally:
-        os.close(handle)
     sync_folder(path.parent)
+
+
+def check_parents(path: Path, fix: str) -> None:
+    """Refuses a ``path`` below a file.
+
+    Raises:
+        RunError: A parent is a file; the message ends with ``fix``.
+    """
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise RunError(f"{path} cannot be made: {parent} is a file, not a folder; {fix}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -106,7 +106,12 @@ _held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
 class FileLock:
     """Exclusive lock that the kernel frees when its process ends, however it ends.
 
-    Raises RunError where another process holds it.
+    Args:
+        path: The file that is locked; it is made where it is missing.
+        what: What the lock protects, for the message.
+
+    Raises:
+        RunError: Another process holds it.
     """
 
     _fork_hook = False

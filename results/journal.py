@@ -13,10 +13,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
@@ -171,7 +170,10 @@ def _may_be_torn(line: bytes) -> bool:
 def read_journal(path: Path) -> tuple[Evaluation, ...]:
     """The journal's evaluations in order, read without lock or repair; a torn last line is left.
 
-    For readers beside a running search. Raises CorruptFileError for a broken line before the end.
+    For readers beside a running search.
+
+    Raises:
+        CorruptFileError: A line before the end is broken.
     """
     return tuple(_scan(path)[0])
 
@@ -184,8 +186,11 @@ class Journal:
         ...     journal.append(evaluation)
         ...     journal.get(evaluation.digest)
 
-    Opening it repairs it: a torn last line is cut off and described in ``warnings``. Raises
-    CorruptFileError for a broken line anywhere else, RunError where another process writes it.
+    Opening it repairs it: a torn last line is cut off and described in ``warnings``.
+
+    Raises:
+        CorruptFileError: A line before the last is broken.
+        RunError: Another process writes it.
     """
 
     def __init__(self, path: Path, lock: FileLock | None = None) -> None:
@@ -217,7 +222,8 @@ class Journal:
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation; it is on the disk when this returns.
 
-        Raises RunError where its architecture is already there, or the disk takes no more.
+        Raises:
+            RunError: Its architecture is already there, or the disk takes no more.
         """
         if evaluation.digest in self._evaluations:
             raise RunError(
@@ -254,8 +260,34 @@ class Journal:
         return iter(tuple(self._evaluations.values()))
 
     def snapshot(self, path: Path) -> None:
-        """Write all evaluations as a Parquet table, atomically (see ``write_snapshot``)."""
-        write_snapshot(self, path)
+        """Write a Parquet table for analysis: one row an evaluation, one float64 column a metric.
+
+        Columns ``digest``, ``index``, ``status``, ``error``, ``seconds``, ``architecture`` (JSON),
+        then the metrics by name; a metric that an evaluation lacks is null. The schema's metadata
+        holds ``nas_snapshot_version``.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = list(self)
+        columns: dict[str, Any] = {
+            "digest": pa.array([row.digest for row in rows], pa.string()),
+            "index": pa.array([row.index for row in rows], pa.int64()),
+            "status": pa.array([row.status for row in rows], pa.string()),
+            "error": pa.array([row.error for row in rows], pa.string()),
+            "seconds": pa.array([row.seconds for row in rows], pa.float64()),
+            "architecture": pa.array(
+                [json.dumps(row.architecture, separators=(",", ":")) for row in rows], pa.string()
+            ),
+        }
+        for name in sorted({name for row in rows for name in row.metrics}):
+            columns[name] = pa.array([row.metrics.get(name) for row in rows], pa.float64())
+        table = pa.table(columns).replace_schema_metadata(
+            {"nas_snapshot_version": str(SNAPSHOT_VERSION)}
+        )
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer)
+        atomic_write(path, buffer.getvalue().to_pybytes())
 
     def close(self) -> None:
         """Close the file and free the lock; a second call does nothing."""
@@ -268,41 +300,5 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def write_snapshot(evaluations: Iterable[Evaluation], path: Path) -> None:
-    """Evaluations as a Parquet table for analysis: one row each, one float64 column a metric.
-
-    Columns ``digest``, ``index``, ``status``, ``error``, ``seconds``, ``architecture`` (JSON),
-    then the metrics by name; a metric that an evaluation lacks is null. The schema's metadata
-    holds ``nas_snapshot_version``.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = list(evaluations)
-    columns: dict[str, Any] = {
-        "digest": pa.array([row.digest for row in rows], pa.string()),
-        "index": pa.array([row.index for row in rows], pa.int64()),
-        "status": pa.array([row.status for row in rows], pa.string()),
-        "error": pa.array([row.error for row in rows], pa.string()),
-        "seconds": pa.array([row.seconds for row in rows], pa.float64()),
-        "architecture": pa.array(
-            [json.dumps(row.architecture, separators=(",", ":")) for row in rows], pa.string()
-        ),
-    }
-    for name in sorted({name for row in rows for name in row.metrics}):
-        columns[name] = pa.array([row.metrics.get(name) for row in rows], pa.float64())
-    table = pa.table(columns).replace_schema_metadata(
-        {"nas_snapshot_version": str(SNAPSHOT_VERSION)}
-    )
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    atomic_write(path, buffer.getvalue().to_pybytes())

@@ -62,26 +62,6 @@ def pareto_ranks(points: ArrayLike, maximise: Maximise = False) -> NDArray[np.in
     return ranks
 
 
-def fronts(points: ArrayLike, maximise: Maximise = False) -> list[NDArray[np.int64]]:
-    """Indices of the points on each successive front, best front first; NaN points are left out."""
-    _, known = _known(points)
-    ranks = np.where(known, pareto_ranks(points, maximise), -1)
-    return [np.flatnonzero(ranks == rank) for rank in range(int(ranks.max(initial=-1)) + 1)]
-
-
-def pareto_order(points: ArrayLike, maximise: Maximise = False) -> NDArray[np.int64]:
-    """Indices ``(n,)`` sorted by rank, and within a rank by the first objective, best first.
-
-    NaN points come last, in their given order.
-    """
-    array, known = _known(points)
-    if not len(array):
-        return np.zeros(0, dtype=np.int64)
-    first = maximise if isinstance(maximise, bool) else bool(next(iter(maximise)))
-    key = np.where(known, -array[:, 0] if first else array[:, 0], np.inf)
-    return np.lexsort((key, pareto_ranks(points, maximise))).astype(np.int64)
-
-
 def hypervolume(points: ArrayLike, reference: Sequence[float], maximise: Maximise = False) -> float:
     """Volume that the points dominate up to ``reference`` (Zitzler and Thiele 1998), exact.
 
@@ -110,12 +90,7 @@ class RankCorrelation:
 
 
 def kendall_tau(
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 500,
-    seed: int = 0,
+    x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0
 ) -> RankCorrelation:
     """Kendall's tau-b (ties count for neither side) with a percentile bootstrap interval.
 

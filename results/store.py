@@ -15,20 +15,11 @@ import time
 from collections.abc import Iterator, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
-from results.files import (
-    FileLock,
-    as_plain,
-    atomic_write,
-    check_parents,
-    read_json,
-    sync_folder,
-    to_json,
-)
+from results.files import FileLock, as_plain, atomic_write, check_parents, sync_folder, to_json
 from results.journal import Evaluation, Journal, read_journal
 from results.manifest import read_manifest
 from search_space.errors import CorruptFileError, RunError
@@ -65,16 +56,17 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls,
-        path: Path,
-        config: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-        header: str = "",
+        cls, path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any], header: str = ""
     ) -> Self:
         """Start a run in ``path``, which must not exist or be empty.
 
-        ``config`` and ``manifest`` must be plain data (JSON-able); ``header``, comments, says how
-        the run is repeated. Raises RunError otherwise.
+        Args:
+            path: Folder of the run.
+            config, manifest: Plain data (JSON-able).
+            header: Comments that begin the configuration and say how the run is repeated.
+
+        Raises:
+            RunError: Something is there, or the folder cannot be made.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -115,10 +107,14 @@ class RunDirectory:
     ) -> Self:
         """Continue the run in ``path``.
 
-        Keys of ``config`` are compared one by one, nested ones by dotted name; those in
-        ``may_differ`` (or below a name in it) cannot change a result and are left out. Raises
-        RunError where the run is missing, differs, or is being written; CorruptFileError where
-        its configuration cannot be read.
+        Args:
+            path: Folder of the run.
+            config: Compared with the stored one key by key, nested keys by dotted name.
+            may_differ: Keys that cannot change a result; they and what is below them may differ.
+
+        Raises:
+            RunError: The run is missing, differs, or is being written.
+            CorruptFileError: Its configuration cannot be read.
         """
         path = Path(path)
         if not is_run(path):
@@ -151,13 +147,13 @@ class RunDirectory:
         atomic_write(self.path / name, to_json(value))
         return self.path / name
 
-    def read_json(self, name: str) -> Any:
-        """Data of a JSON file in the run. Raises CorruptFileError where it cannot be read."""
-        return read_json(self.path / name)
-
     @property
     def manifest(self) -> dict[str, Any]:
-        """Versions, device, command line, phases … as stored; raises CorruptFileError."""
+        """Versions, device, command line, phases … as stored.
+
+        Raises:
+            CorruptFileError: The file is damaged.
+        """
         return read_manifest(self.path / MANIFEST)
 
     def update_manifest(self, **entries: Any) -> None:
@@ -189,12 +185,7 @@ class RunDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -204,7 +195,11 @@ def is_run(path: Path) -> bool:
 
 
 def check_resumable(path: Path) -> None:
-    """Raises RunError where ``path`` holds something that cannot be continued as a run."""
+    """Refuses a ``path`` that holds something that cannot be continued as a run.
+
+    Raises:
+        RunError: It is no run.
+    """
     if path.is_dir() and any(path.iterdir()) and not is_run(path):
         raise RunError(
             f"{path} exists and is not empty, but has no {CONFIG}, so it is no run that can be "

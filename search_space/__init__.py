@@ -1,4 +1,4 @@
-"""What an architecture is: values, choices, encoding, operators, presets, units, errors.
+"""Architectures and search spaces: values, encoding, operators, presets, metrics, units, errors.
 
 Pure Python and NumPy; knows nothing of torch.
 """

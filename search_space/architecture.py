@@ -1,4 +1,4 @@
-"""An architecture is a value: a frozen tree that checks itself and is the key of everything.
+"""Architectures as values: frozen trees that check themselves and are the keys of everything.
 
 Four stages of blocks between a stem and a head, in one macro style. Equal architectures have
 equal canonical JSON and so equal digests, on every machine and in every version of Python.
@@ -142,7 +142,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Macro:
-    """What surrounds the blocks: stem, downsampling, norms, layer scale, head.
+    """The macro style, which surrounds the blocks: stem, downsampling, norms, layer scale, head.
 
     Args:
         stem_kernel: Of the stem's convolution, whose padding is half of the overlap.
@@ -316,7 +316,7 @@ class Architecture:
 
     @cached_property
     def digest(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def __str__(self) -> str:

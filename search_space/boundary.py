@@ -33,7 +33,7 @@ Model = TypeVar("Model")
 
 
 def open_regular(path: Path, limit: int = MAX_BYTES) -> int:
-    """A file descriptor of ``path`` for reading, which the caller closes.
+    """Opens a file for reading; returns a descriptor, which the caller closes.
 
     Args:
         path: A regular file, or a symbolic link to one.
@@ -66,7 +66,7 @@ def open_regular(path: Path, limit: int = MAX_BYTES) -> int:
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Content of a regular file of at most ``limit`` bytes; raises as ``open_regular`` does."""
+    """Returns the content of a regular file; raises as ``open_regular`` does."""
     with os.fdopen(open_regular(path, limit), "rb") as file:
         # a file may grow, and some of /proc state no size
         limit = min(limit, max(os.fstat(file.fileno()).st_size, MAX_BYTES))
@@ -80,7 +80,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def read_data(path: Path, limit: int = MAX_BYTES) -> Any:
-    """Data of a YAML file, or of a JSON file where the name ends so.
+    """Returns the data of a JSON file, by its suffix, or of a YAML file.
 
     Raises:
         FileNotFoundError: Nothing is there.
@@ -99,7 +99,7 @@ def read_data(path: Path, limit: int = MAX_BYTES) -> Any:
 def read_model(
     path: Path, model: type[Model], *, limit: int = MAX_BYTES, fix: str = "Restore it from a copy."
 ) -> Model:
-    """A YAML or JSON file as a value of ``model``, which is any type that pydantic validates.
+    """Reads a YAML or JSON file as a value of ``model``, any type that pydantic validates.
 
     Args:
         path: The file; JSON where its name ends in ``.json``, YAML otherwise.
@@ -118,7 +118,7 @@ def read_model(
 
 
 def parse_model(data: Any, model: type[Model], where: object) -> Model:
-    """Data that were read from ``where`` as a value of ``model``; raises CorruptFileError."""
+    """Validates data from ``where`` as a value of ``model``; raises CorruptFileError."""
     try:
         return TypeAdapter(model).validate_python(data)
     except (ValidationError, RecursionError) as error:
@@ -126,7 +126,7 @@ def parse_model(data: Any, model: type[Model], where: object) -> Model:
 
 
 def explain(error: ValidationError | RecursionError) -> str:
-    """The first entries that a model refused, each with its value and the rule, in one line."""
+    """Returns the first entries that a model refused, with values and rules, in one line."""
     if isinstance(error, RecursionError):
         return "the data are nested too deeply."
     items = error.errors(include_url=False, include_context=False)

@@ -21,6 +21,11 @@ class NasError(Exception):
         return self
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class InvalidArchitectureError(NasError, ValueError):
     """An architecture breaks a rule of its own, or lies outside the space it is used with."""
 

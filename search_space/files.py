@@ -19,15 +19,18 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def space_names() -> list[str]:
-    """Names of the preset spaces."""
+    """Returns the names of the preset spaces."""
     folder = resources.files("search_space.presets")
     return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def load_space(name: str) -> SearchSpace:
-    """The preset space ``name``, or the space in the YAML or JSON file ``name``.
+    """Returns the preset space ``name``, or the space in the YAML or JSON file ``name``.
 
-    Raises UnknownNameError naming the nearest preset, or an error that names the file.
+    Raises:
+        UnknownNameError: It is neither; names the nearest preset.
+        CorruptFileError: The file cannot be read.
+        InvalidSpaceError: Its content breaks a rule; names the file.
     """
     if name in space_names():
         text = (resources.files("search_space.presets") / f"{name}.yaml").read_text("utf-8")
@@ -43,11 +46,16 @@ def load_space(name: str) -> SearchSpace:
 
 
 def load_architecture(name: str) -> Architecture:
-    """The known design ``name``, or the architecture in a YAML or JSON file.
+    """Returns the known design ``name``, or the architecture in the YAML or JSON file ``name``.
 
     An export's ``config.json`` and a run's ``best`` entry hold an architecture too: the key
     ``architecture`` or ``model_args.architecture`` is followed, and a ``digest`` beside it is
     checked.
+
+    Raises:
+        UnknownNameError: It is neither; names the nearest design.
+        CorruptFileError: The file cannot be read, or its digest is another.
+        InvalidArchitectureError: Its content breaks a rule; names the file.
     """
     if name in known_names():
         return known(name)
@@ -66,7 +74,7 @@ def load_architecture(name: str) -> Architecture:
 
 
 def dump_architecture(architecture: Architecture) -> str:
-    """YAML that a person can read and ``load_architecture`` checks against its digest."""
+    """Returns YAML that people can read, and that ``load_architecture`` checks by its digest."""
     data = {"digest": architecture.digest, **architecture.to_dict()}
 
     class Dumper(yaml.SafeDumper):
@@ -82,7 +90,7 @@ def dump_architecture(architecture: Architecture) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; errors name the file."""
+    """Returns the mapping in a YAML or JSON file; raises CorruptFileError naming the file."""
     try:
         data = read_data(path)
     except FileNotFoundError:

@@ -15,8 +15,7 @@ from search_space.errors import UnknownNameError
 
 SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
 FOCALNET = Macro(downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
-CONVNEXT = Macro(downsample="norm_conv", layer_scale=1e-6)
-HORNET = Macro(downsample="norm_conv", layer_scale=1e-6)
+CONVNEXT = Macro(downsample="norm_conv", layer_scale=1e-6)  # HorNet's, too
 POOLFORMER = Macro(
     stem_kernel=7,
     stem_norm=False,
@@ -65,7 +64,7 @@ def _poolformer(
 
 def _hornet(width: int) -> Architecture:
     mixers = [Mixer.of("gnconv", order=order, kernel=7) for order in (2, 3, 4, 5)]
-    return _design(HORNET, _doubling(width), (2, 3, 18, 2), mixers)
+    return _design(CONVNEXT, _doubling(width), (2, 3, 18, 2), mixers)
 
 
 _TINY, _DEEP = (2, 2, 6, 2), (2, 2, 18, 2)
@@ -100,7 +99,7 @@ def known_names() -> list[str]:
 
 
 def known(name: str) -> Architecture:
-    """Returns the known design ``name`` at 224 px; raises UnknownNameError naming the nearest."""
+    """Returns the known design ``name`` at 224 px; raises UnknownNameError for another name."""
     if name not in _KNOWN:
         raise UnknownNameError("design", name, _KNOWN)
     return _KNOWN[name]()

@@ -34,23 +34,22 @@ if TYPE_CHECKING:
     from search_space.components import ModuleSpec
 
 UNKNOWN = "–"
-TABLE, EVALUATION, UNTRAINED = "table", "evaluation", "score"  # sources
+TABLE, EVALUATION = "table", "evaluation"  # sources
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How values of a kind are read and written.
+    """A unit: reads and writes values of one kind.
 
     Example:
         >>> unit_of("mJ").parse("5J")
         5000.0
 
     Args:
-        parse: text with a unit, as typed, to the metric's unit; raises InvalidQuantityError.
-        format: a value as people read it.
-        scales: factors with their suffixes, largest first: how a value is typed, and the labels of
-            an axis.
-        axis: unit that stands in an axis' title instead of at every label.
+        parse: Turns text with a unit, as typed, to a number; raises InvalidQuantityError.
+        format: Writes a value as people read it.
+        scales: Factors with their suffixes, largest first, for typed values and labels of axes.
+        axis: Unit that stands in an axis' title instead of at every label.
     """
 
     parse: Callable[[str], float]
@@ -59,8 +58,10 @@ class Unit:
     axis: str = ""
 
     def typed(self, value: float, direction: float = 0.0, digits: int = 4) -> str:
-        """A value in ``digits`` digits as it can be typed, rounded up or down by ``direction``'s
-        sign: what is typed as a limit is then met."""
+        """Writes a value in ``digits`` digits, as it can be typed.
+
+        It is rounded up or down by the sign of ``direction``, so that, typed as a limit, it is met.
+        """
         factor, suffix = self._scale(value)
         scaled = value / factor
         places = digits - 1 - (math.floor(math.log10(abs(scaled))) if scaled else 0)
@@ -123,9 +124,10 @@ _SI = re.compile(r"([nuµmkMG]?)(J|Wh|W|s|B|b)")
 
 
 def unit_of(symbol: str) -> Unit:
-    """Unit of a physical quantity by its symbol, with any prefix: ``mJ``, ``W``, ``MB``.
+    """Returns the unit of a physical quantity by its symbol with any prefix: ``mJ``, ``W``, ``MB``.
 
-    Raises UnknownNameError for a symbol that is none.
+    Raises:
+        UnknownNameError: The symbol is none.
     """
     match = _SI.fullmatch(symbol)
     if match is None:
@@ -158,23 +160,24 @@ def unit_of(symbol: str) -> Unit:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a network.
+    """A metric: a figure of a network, with its name, unit and direction.
 
     Example:
         >>> metric_named("latency_ms@a100").format(5.032)
         '5.03 ms'
 
     Args:
-        name: key in journals, results and JSON, with the unit in it.
-        title: what people call it.
-        unit: how it is read and written.
-        better: the direction that is better.
+        name: Key in journals, results and JSON, with the unit in it.
+        title: Name for people.
+        unit: Reads and writes its values.
+        better: Direction that is better.
         source: ``table`` (known for every architecture beforehand), ``evaluation`` (of a network
             with weights) or ``score`` (of an untrained one).
-        option: its name on the command line; None where it can be neither limited nor minimised.
-        floor, ceiling: between which all its values lie, if any.
-        cost: value of one component by its spec and its input's side, where the metric is their
-            sum and needs nothing else to be known: that alone makes its table.
+        option: Name on the command line; None where it can be neither limited nor minimised.
+        floor: Lower bound of all its values, if any.
+        ceiling: Upper bound of all its values, if any.
+        cost: Value of one component by its spec and its input's side in pixels, where the metric
+            is the sum over components: that alone makes its table.
     """
 
     name: str
@@ -217,7 +220,7 @@ def register(metric: Metric) -> Metric:
 
 
 def metric_named(name: str) -> Metric:
-    """The metric ``name``; one that is not registered is known by the unit at its end.
+    """Returns the metric ``name``; one that is not registered is known by the unit at its end.
 
     ``NAME@DEVICE`` is the same on a further device.
     """
@@ -255,10 +258,15 @@ def options(source: str | None = None) -> tuple[str, ...]:
 def metric_of_option(
     text: str, source: str | None = None, further: Mapping[str, Metric] | None = None
 ) -> Metric:
-    """The metric that ``text`` names on the command line: ``params``, or ``latency@a100``.
+    """Returns the metric of an option.
 
-    ``further`` are metrics of one run, by their options. Raises UnknownNameError naming the
-    nearest.
+    Args:
+        text: What was typed: ``params``, or ``latency@a100``.
+        source: Only metrics of this source count; None for all.
+        further: Metrics of one run, by their options.
+
+    Raises:
+        UnknownNameError: There is none; names the nearest.
     """
     option, at, device = text.partition("@")
     by_option = {m.option: m for m in metrics(source) if m.option is not None}

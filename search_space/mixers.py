@@ -1,4 +1,4 @@
-"""What a token mixer is called and which parameters it has.
+"""Names and parameter rules of token mixers.
 
 Only the names and rules of our mixers live here, so that an architecture can check itself without
 torch; their modules are in ``supernet/network/mixers``, one file each, under the same names. Other
@@ -28,7 +28,7 @@ ParamValue = int | bool
 
 @dataclass(frozen=True)
 class Param:
-    """Rule for one parameter: an integer within bounds (odd if asked), or a flag."""
+    """Rule for one parameter: an integer within bounds, odd where ``odd`` says so, or a flag."""
 
     default: ParamValue
     minimum: int = 1

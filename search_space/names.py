@@ -18,11 +18,10 @@ MAX_LENGTH = 100
 _MAX_BYTES = 200  # a file system's 255, less what temporary folders add
 # Would end the comment that a name stands in, or cannot be written as UTF-8.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_DIGEST = re.compile("[0-9a-f]{12}")
 
 
 def problem_of(name: str) -> str | None:
-    """What keeps ``name`` from being the name of one file or folder, or None."""
+    """Says what keeps ``name`` from being the name of one file or folder, or returns None."""
     if "/" in name or name in ("", ".", ".."):
         return "is no name of a folder"
     if name.startswith("."):
@@ -46,7 +45,7 @@ def check_run_name(name: str) -> None:
 
 
 def check_name(name: str, where: object) -> str:
-    """``name``, read from the file ``where``, as one that may become part of a path.
+    """Returns ``name``, which was read from ``where``, if it may become part of a path.
 
     Raises:
         CorruptFileError: It is no plain name of a file or folder.
@@ -60,22 +59,8 @@ def check_name(name: str, where: object) -> str:
     return name
 
 
-def check_digest(text: object, where: object) -> str:
-    """``text``, read from the file ``where``, as an architecture's digest.
-
-    Raises:
-        CorruptFileError: It is not 12 lower-case hexadecimal digits.
-    """
-    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
-        raise CorruptFileError(
-            f"{where}: {text!r:.60} is no digest of an architecture, which has 12 hexadecimal "
-            "digits. Restore the file from where it was made."
-        )
-    return text
-
-
 def has_control(text: str) -> bool:
-    """Whether ``text`` cannot stand in one line of a file."""
+    """Says whether ``text`` cannot stand in one line of a file."""
     return _CONTROL.search(text) is not None
 
 

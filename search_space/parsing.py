@@ -1,9 +1,11 @@
-"""YAML and JSON as people write them, read strictly: a key that is there twice is refused."""
+"""Strict reading of YAML and JSON as people write them: a key that is there twice is refused."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -15,30 +17,31 @@ class UnreadableTextError(ValueError):
 
 
 def parse_json(text: str) -> Any:
-    """Data of JSON text; raises UnreadableTextError."""
-    try:
+    """Returns the data of JSON text; raises UnreadableTextError."""
+    with _explained("JSON"):
         return json.loads(text, object_pairs_hook=_without_repetition)
-    except json.JSONDecodeError as error:
-        raise UnreadableTextError(f"is not valid JSON: {error}.") from None
-    except RecursionError:
-        raise UnreadableTextError(_TOO_DEEP) from None
-    except UnreadableTextError:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise UnreadableTextError(f"holds what cannot be read: {error}.") from None
 
 
 def parse_yaml(text: str) -> Any:
-    """Data of YAML text; raises UnreadableTextError."""
-    try:
+    """Returns the data of YAML text; raises UnreadableTextError."""
+    with _explained("YAML"):
         data = yaml.load(text, Loader=_Loader)
         _check_size(data)
         return data
-    except yaml.YAMLError as error:
+
+
+@contextmanager
+def _explained(language: str) -> Iterator[None]:
+    """Turns whatever a parser raises into an UnreadableTextError."""
+    try:
+        yield
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
-        raise UnreadableTextError(f"is not valid YAML: {message}.") from None
+        raise UnreadableTextError(f"is not valid {language}: {message}.") from None
     except RecursionError:
-        raise UnreadableTextError(_TOO_DEEP) from None
+        raise UnreadableTextError(
+            "is nested too deeply to be read; a file for nas has a few levels, take the others out."
+        ) from None
     except UnreadableTextError:
         raise
     # an integer of thousands of digits, a date in month 13, a tag that does not suit its value
@@ -47,7 +50,6 @@ def parse_yaml(text: str) -> Any:
 
 
 _MOST_VALUES = 1_000_000
-_TOO_DEEP = "is nested too deeply to be read; a file for nas has a few levels, take the others out."
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""What turns an image into a network's input: one value for judging, for exports and their text.
+"""Preprocessing of images to a network's input: one value for judging, for exports and their text.
 
 The fields are those of timm's ``pretrained_cfg``, so that the transform that timm makes of an
 export is the one that accuracy was judged with.

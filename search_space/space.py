@@ -20,14 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_space.architecture import (
-    NUM_STAGES,
-    Architecture,
-    Block,
-    Macro,
-    Stage,
-    feature_sizes,
-)
+from search_space.architecture import NUM_STAGES, Architecture, Block, Macro, Stage, feature_sizes
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError
 
 Genes = npt.NDArray[np.int64]
@@ -71,7 +64,7 @@ class StageSpace:
 
     @cached_property
     def neighbours(self) -> tuple[Genes, ...]:
-        """For each block choice, the choices that differ from it in one parameter only."""
+        """The choices that differ from each block choice in one parameter only."""
 
         def traits(block: Block) -> set[tuple[str, object]]:
             return {("mixer", block.mixer.name), ("mlp", block.mlp_ratio), *block.mixer.params}
@@ -171,7 +164,7 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int:
-        """Number of architectures."""
+        """The number of architectures."""
         per_stage = (
             len(s.widths) * sum(len(s.blocks) ** depth for depth in s.depths) for s in self.stages
         )
@@ -179,12 +172,12 @@ class SearchSpace:
 
     @cached_property
     def smallest(self) -> Architecture:
-        """First choice of everything: choices are listed from light to heavy."""
+        """The architecture of all first choices; choices are listed from light to heavy."""
         return self._extreme(0)
 
     @cached_property
     def largest(self) -> Architecture:
-        """Last choice of everything."""
+        """The architecture of all last choices."""
         return self._extreme(-1)
 
     def _extreme(self, index: int) -> Architecture:
@@ -271,25 +264,29 @@ class SearchSpace:
     # Operators --------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, n: int) -> Genes:
-        """Draws ``n`` random rows, every gene uniform over its choices, shape (n, genes)."""
+        """Draws ``n`` random rows, shape (n, genes), every gene uniform over its choices."""
         genes = rng.integers(0, self.cardinalities, size=(n, self.num_genes))
         return np.where(self.active(genes), genes, INACTIVE)
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
-        """Returns changed copies of rows, shape (n, genes).
+        """Returns changed copies of rows.
 
-        Each active gene changes with probability ``rate``, at least one per row. A width, depth
-        or resolution moves to another value; a block moves to a choice that differs in one
-        parameter or, just as often, to any choice. Blocks that a deeper stage adds copy a block
-        of the stage or are drawn afresh, half and half.
+        A width, depth or resolution moves to another value; a block moves to a choice that
+        differs in one parameter or, just as often, to any choice. Blocks that a deeper stage adds
+        copy a block of the stage or are drawn afresh, half and half.
+
+        Args:
+            genes: Valid rows (n, genes).
+            rng: Source of randomness.
+            rate: Probability that an active gene changes; at least one per row does.
+
+        Returns:
+            Valid rows (n, genes).
         """
-        n = len(genes)
         drawn = rng.integers(0, self.cardinalities, size=genes.shape)
         active = self.active(genes)
         # shift by 1 … c−1 so that a gene that changes takes another value
-        step = 1 + (rng.random(genes.shape) * np.maximum(self.cardinalities - 1, 0)).astype(
-            np.int64
-        )
+        step = 1 + (rng.random(genes.shape) * (self.cardinalities - 1)).astype(np.int64)
         proposed = np.where(
             self.cardinalities > 1, (np.maximum(genes, 0) + step) % self.cardinalities, genes
         )
@@ -319,14 +316,13 @@ class SearchSpace:
             copied = np.take_along_axis(blocks, source, axis=1)
             fresh = np.where(rng.random(blocks.shape) < 0.5, copied, drawn[:, columns])
             result[:, columns] = np.where(blocks == INACTIVE, fresh, blocks)
-        assert result.shape == (n, self.num_genes)
         return np.where(self.active(result), result, INACTIVE)
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
-        """Returns children of pairs of rows, shape (n, genes).
+        """Returns children of the pairs of rows in ``first`` and ``second``, shape (n, genes).
 
         Half of the children take whole stages from either parent, half take single genes. A
-        position that is active in the child only takes its block from the parent that has it.
+        position that only one parent has takes its block from that parent.
         """
         n = len(first)
         by_stage = np.empty(first.shape, dtype=bool)

@@ -49,22 +49,22 @@ def _parse(text: str, units: dict[str, float], what: str, example: str, fix: str
 
 
 def parse_latency(text: str) -> float:
-    """Latency in milliseconds from text such as ``5ms``, ``800us`` or ``0.1s``."""
+    """Reads a latency in milliseconds from text such as ``5ms``, ``800us`` or ``0.1s``."""
     return _parse(text, _MILLISECONDS, "latency", "5ms", "ms for milliseconds")
 
 
 def parse_count(text: str) -> float:
-    """A count (parameters, MACs, activations) from text such as ``30M``, ``4.5G`` or ``1200``."""
+    """Reads a count, as of parameters or MACs, from text such as ``30M``, ``4.5G`` or ``1200``."""
     return _parse(text, _COUNT, "count", "30M, 4.5G or 1200")
 
 
 def parse_memory(text: str) -> float:
-    """Bytes from text such as ``200MB``, ``64kB`` or ``1.5GiB``."""
+    """Reads bytes from text such as ``200MB``, ``64kB`` or ``1.5GiB``."""
     return _parse(text, _BYTES, "memory size", "200MB", "MB for megabytes")
 
 
 def parse_throughput(text: str) -> float:
-    """Images per second from text such as ``2000/s``."""
+    """Reads images per second from text such as ``2000/s``."""
     number, slash, unit = text.strip().partition("/")
     if slash and unit.strip() == "s":
         return _parse(number, _COUNT, "throughput", "2000/s")
@@ -74,7 +74,7 @@ def parse_throughput(text: str) -> float:
 
 
 def parse_number(text: str) -> float:
-    """A number without a unit."""
+    """Reads a number without a unit."""
     try:
         value = float(text[:100])
     except ValueError:
@@ -85,7 +85,7 @@ def parse_number(text: str) -> float:
 
 
 def format_memory(number: float) -> str:
-    """Bytes as people read them: ``14.5 MB``, ``812 kB``."""
+    """Writes bytes as people read them: ``14.5 MB``, ``812 kB``."""
     for scale, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= 0.9995 * scale:
             return f"{_three_digits(number / scale)} {suffix}"
@@ -93,7 +93,7 @@ def format_memory(number: float) -> str:
 
 
 def format_latency(milliseconds: float) -> str:
-    """Milliseconds as people read them, in three digits: ``812 µs``, ``5.03 ms``, ``1.20 s``."""
+    """Writes milliseconds as people read them: ``812 µs``, ``5.03 ms``, ``1.20 s``."""
     rounded = float(f"{milliseconds:.3g}")  # 0.9999 ms is 1.00 ms, not 1000 µs
     if rounded < 1:
         return f"{_three_digits(rounded * 1e3)} µs"
@@ -108,7 +108,7 @@ def _three_digits(number: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """A count as people read it: ``28.29 M``, ``4.51 G``."""
+    """Writes a count as people read it: ``28.29 M``, ``4.51 G``."""
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= 0.999995 * scale:  # 999 999 is 1.00 M, not 1000.00 k
             return f"{count / scale:.2f} {suffix}"
@@ -116,7 +116,7 @@ def format_count(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people read them: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Writes seconds as people read them: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"

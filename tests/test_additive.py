@@ -20,7 +20,6 @@ from search_space import (
     load_space,
     space_names,
 )
-from search_space.errors import InvalidArchitectureError
 
 
 def fake_cost(spec: ModuleSpec, in_size: int) -> float:
@@ -64,7 +63,6 @@ def test_prediction_is_the_sum_over_components(name: str) -> None:
     genes = space.sample(np.random.default_rng(0), 40)
     expected = [0.25 + 1.5 * direct_sum(a, 10) for a in space.decode(genes)]
     np.testing.assert_allclose(table.predict(genes), expected, rtol=1e-12)
-    assert table.predict_architecture(space.decode(genes)[3]) == pytest.approx(expected[3])
 
 
 def test_entries_are_exactly_what_architectures_ask_for(small_space: SearchSpace) -> None:
@@ -118,9 +116,3 @@ def test_population_larger_than_a_chunk(small_space: SearchSpace) -> None:
     picks = [0, 8191, 8192, 19_999]
     np.testing.assert_array_equal(table.predict(genes)[picks], table.predict(genes[picks]))
     assert table.predict(genes[:0]).shape == (0,)
-
-
-def test_architecture_outside_the_space_is_refused(small_space: SearchSpace) -> None:
-    table = AdditiveTable.build(small_space, 7, fake_cost)
-    with pytest.raises(InvalidArchitectureError, match="not in space 'small'"):
-        table.predict_architecture(load_space("digits").smallest)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from search_space.boundary import read_bytes, read_data, read_model
+from search_space.boundary import parse_model, read_bytes, read_data, read_model
 from search_space.errors import CorruptFileError, UsageError
-from search_space.names import Digest, PlainName, check_digest, check_name, check_run_name
+from search_space.names import Digest, PlainName, check_name, check_run_name
 from search_space.parsing import UnreadableTextError, parse_yaml
 
 
@@ -57,9 +57,9 @@ def test_a_model_says_the_file_the_entry_the_value_and_the_fix(tmp_path: Path) -
 
 @pytest.mark.parametrize("digest", ["x/../../victim", "0123456789AB", "0123456789a", "", None, 7])
 def test_a_digest_is_twelve_hexadecimal_digits(digest: object) -> None:
-    assert check_digest("0123456789ab", "f") == "0123456789ab"
-    with pytest.raises(CorruptFileError, match=r"journal: .* is no digest of an architecture"):
-        check_digest(digest, "journal")
+    assert parse_model("0123456789ab", Digest, "f") == "0123456789ab"
+    with pytest.raises(CorruptFileError, match=r"^journal: "):
+        parse_model(digest, Digest, "journal")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "..", ".hidden", "a\nb", "x" * 101])

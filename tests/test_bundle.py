@@ -113,7 +113,7 @@ def test_round_trip(bundle: Path, results: Path, space: SearchSpace) -> None:
     sums = {check.digest: check.sum_ms for check in correction.checks}
     plain = replace(table, corrections={space.digest: replace(correction, scale=1, offset_ms=0)})
     for architecture in check_architectures(space):
-        predicted = plain.compile(space, CLASSES).predict_architecture(architecture)
+        predicted = plain.compile(space, CLASSES).predict(space.encode([architecture]))[0]
         assert predicted == pytest.approx(sums[architecture.digest])
     table.save(bundle.parent / "table.parquet")
     assert LatencyTable.load(bundle.parent / "table.parquet") == table

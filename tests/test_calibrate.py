@@ -232,7 +232,7 @@ def test_a_network_is_the_sum_of_its_components() -> None:
     )
     found = predict_network(scaled, network, 10)
     assert found == pytest.approx(1 + 2 * total)
-    assert found == pytest.approx(scaled.compile(space, 10).predict_architecture(network))
+    assert found == pytest.approx(scaled.compile(space, 10).predict(space.encode([network]))[0])
 
 
 def test_estimates_fill_what_a_table_of_estimates_lacks_and_measured_tables_say_so() -> None:
@@ -294,15 +294,15 @@ def test_calibration_of_an_estimate(space: SearchSpace) -> None:
         conditions=replace(conditions, device=datasheet("h200").identity, protocol="measured"),
     )
     measured.save(table_path(measured.conditions))
-    predict = table.compile(space, 10).predict_architecture
     architectures = list(every_architecture(space))[::60]
-    write_networks({architecture: predict(architecture) for architecture in architectures})
+    rows = space.encode(architectures)
+    predicted = table.compile(space, 10).predict(rows)
+    write_networks(dict(zip(architectures, predicted.tolist(), strict=True)))
     ran = nas(*calibration("a100"), "--json")
     assert json.loads(ran.out)["scale"] == pytest.approx(1.0)
     assert json.loads(ran.out)["error_before"] < 1e-6
     calibrated = latency_table(find_device("a100"), space, 10).compile(space, 10)
-    for architecture in architectures:
-        assert calibrated.predict_architecture(architecture) == pytest.approx(predict(architecture))
+    np.testing.assert_allclose(calibrated.predict(rows), predicted)
     shown = nas("devices", "show", "a100").out
     assert shown.startswith("a100: NVIDIA A100")
     assert f"calibrated on {len(architectures)} whole networks" in shown
@@ -322,8 +322,9 @@ def test_calibration_from_a_handful_of_networks(space: SearchSpace) -> None:
     found = json.loads(ran.out)
     assert found["error_after"] < 1e-6 < 0.3 < found["error_before"]
     calibrated = LatencyTable.load(path).compile(space, 10)
-    for architecture, wanted in networks.items():
-        assert calibrated.predict_architecture(architecture) == pytest.approx(wanted)
+    np.testing.assert_allclose(
+        calibrated.predict(space.encode(list(networks))), list(networks.values())
+    )
     # calibrating again starts from the table, not from the last calibration
     assert json.loads(nas(*command, "--json").out)["error_before"] == found["error_before"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,6 +106,26 @@ def test_a_folder_that_nothing_opens_is_refused(tmp_path):
         CheckpointFolder(tmp_path / "file", "run").claim("token")
 
 
+@pytest.mark.parametrize("name", ["run*", "run[12]", "run?"])
+def test_a_pattern_is_no_name_where_it_stands_for_other_folders(tmp_path, name):
+    with pytest.raises(RunError, match=rf"storage memory://.*has '\{name[3]}' in its path"):
+        CheckpointFolder(f"memory://{tmp_path}", name)
+    folder = CheckpointFolder(tmp_path, name)  # a name like others on this machine
+    folder.save(checkpoint(1))
+    assert len(folder.names()) == 1
+
+
+def test_another_format_is_refused(tmp_path):
+    written(tmp_path, [1])
+    file = min(tmp_path.iterdir()) / METADATA
+    content = json.loads(file.read_text())["content"] | {"format": 2}
+    text = json.dumps(content, sort_keys=True)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": sha256, "content": content}))
+    with pytest.raises(CorruptFileError, match="format=2"):
+        CheckpointFolder(tmp_path).read(file.parent.name)
+
+
 def test_what_this_tool_did_not_write_is_never_deleted(tmp_path):
     photo = tmp_path / "images" / "cats" / "1.jpg"
     photo.parent.mkdir(parents=True)
@@ -173,6 +195,9 @@ def test_a_pickle_in_disguise_is_not_loaded(tmp_path):
 def test_files_that_are_no_tensors(tmp_path):
     with pytest.raises(CorruptFileError, match="does not exist"):
         read_tensors(tmp_path / "absent.safetensors")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(CorruptFileError, match=r"empty\.pth is not a readable tensor file"):
+        read_tensors(tmp_path / "empty.pth")
     (tmp_path / "x.safetensors").write_bytes(b"hello there, this is text")
     with pytest.raises(CorruptFileError, match="not a whole safetensors"):
         read_tensors(tmp_path / "x.safetensors")

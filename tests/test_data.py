@@ -33,8 +33,6 @@ from supernet.data.augmentation import AugmentConfig, build_transform, default_a
 from supernet.data.batches import eval_batches, resize_images, train_loader
 from supernet.data.dataset import open_data, survey
 
-CIFAR = Path(os.environ.get("NAS_TEST_CIFAR10", "/nonexistent"))
-
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -115,7 +113,7 @@ def test_pixels_are_those_of_scikit_learn():
     data = open_data("digits", 8)
     grey = load_digits().images / 16.0
     images, labels = next(iter(eval_batches(data.validation, 32)))
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    mean, std = map(torch.tensor, (data.preprocessing.mean, data.preprocessing.std))
     restored = images * std.view(1, 3, 1, 1) + mean.view(1, 3, 1, 1)
     wanted = torch.tensor(grey[data.validation.indices[:32]]).float()
     assert torch.allclose(restored[:, 0], wanted, atol=1 / 255)
@@ -166,19 +164,9 @@ def test_large_images_are_read_when_needed(tmp_path):
 
 @pytest.mark.parametrize("struct_column", [True, False])
 def test_parquet(tmp_path, struct_column):
-    names = {"classes": "no,yes"}
-    make_parquet(
-        tmp_path / "train.parquet",
-        np.arange(30) % 2,
-        struct_column=struct_column,
-        metadata=names,
-    )
-    make_parquet(
-        tmp_path / "test.parquet",
-        np.arange(10) % 2,
-        struct_column=struct_column,
-        metadata=names,
-    )
+    options = {"struct_column": struct_column, "metadata": {"classes": "no,yes"}}
+    for split, count in (("train", 30), ("test", 10)):
+        make_parquet(tmp_path / f"{split}.parquet", np.arange(count) % 2, **options)
     data = open_data(str(tmp_path), 12)
     assert data.class_names == ("no", "yes")
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 10)
@@ -217,13 +205,6 @@ def test_timm_names_open_torchvision_sets(tmp_path):
     data = open_data("torch/mnist", 16, root=str(tmp_path))
     assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 4)
     assert data.class_names[0].startswith("0")
-
-
-@pytest.mark.skipif(not CIFAR.is_dir(), reason="set NAS_TEST_CIFAR10 to a folder of Parquet files")
-def test_cifar10():
-    data = open_data(str(CIFAR), 32)
-    assert (len(data.train), len(data.validation), len(data.test)) == (40000, 10000, 10000)
-    assert data.class_names[0] == "airplane"
 
 
 # Messages -------------------------------------------------------------------------------------
@@ -485,6 +466,23 @@ def test_loader_processes_that_die_are_an_error(tmp_path, monkeypatch):
         list(train_loader(data, 4, 0, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("a bug", RuntimeError), ("No space left on device", RunError)]
+)
+def test_only_a_lack_of_memory_in_a_loader_process_is_a_users_error(
+    tmp_path, monkeypatch, text, kind
+):
+    data = open_data(str(make_folder(tmp_path, {"cat": 8, "dog": 8})), 96)
+
+    def picture(*_, **__):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(type(data.train), "picture", picture)
+    with pytest.raises((RuntimeError, RunError), match=text) as caught:
+        list(train_loader(data, 4, 0, 0, 1))
+    assert caught.type is kind
+
+
 def test_small_set_gives_one_batch_and_limit_keeps_every_class(tmp_path, digits):
     data = open_data(str(make_folder(tmp_path, {"cat": 5, "dog": 5})), 12)
     assert [len(batch.targets) for batch in train_loader(data, 64, 0, 0)] == [len(data.train)]
@@ -514,8 +512,7 @@ def test_mix_seed_is_64_bit_and_tells_neighbours_apart(values, position):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"crop": "zoom"}, {"hflip": 1.5}, {"mixup": -1.0}, {"scale": (0.9, 0.5)}],
+    "values", [{"crop": "zoom"}, {"hflip": 1.5}, {"mixup": -1.0}, {"scale": (0.9, 0.5)}]
 )
 def test_wrong_augmentation(values):
     with pytest.raises(DataError, match=f"{next(iter(values))} is"):

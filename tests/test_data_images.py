@@ -192,5 +192,5 @@ def test_a_channel_that_never_changes_is_not_scaled(tmp_path):
     for shade, file in enumerate(tmp_path.rglob("*.png")):
         Image.new("RGB", (8, 8), (20 * shade, 7, 7)).save(file)
     data = open_data(source, SIDE)
-    assert data.std[1:] == (1.0, 1.0)
-    assert 0 < data.std[0] < 1
+    assert data.preprocessing.std[1:] == (1.0, 1.0)
+    assert 0 < data.preprocessing.std[0] < 1

@@ -15,7 +15,9 @@ from results.export.card import ModelCard
 from results.export.write import export_network
 from search_space import Architecture, load_space
 from supernet import build
-from supernet.data import AugmentConfig, ImageData, eval_batches, open_data, train_loader
+from supernet.data.augmentation import AugmentConfig
+from supernet.data.batches import eval_batches, train_loader
+from supernet.data.dataset import ImageData, open_data
 
 
 def wide_images(root: Path) -> str:
@@ -63,7 +65,7 @@ def test_training_sees_whole_images_where_they_are_judged_whole(tmp_path):
     for fit, seen in (("crop", False), ("squeeze", True), ("pad", True)):
         data = open_data(source, 96, fit=fit)
         images = next(train_loader(data, 4, 0, 0, augment=augment)).images
-        white = (1 - torch.tensor(data.mean)) / torch.tensor(data.std)
+        white = (1 - torch.tensor(data.preprocessing.mean)) / torch.tensor(data.preprocessing.std)
         ends = images[:, :, 45:51, [0, 1, -2, -1]].mean((2, 3))
         assert bool(((ends - white).abs() < 0.2).all()) == seen
 

@@ -16,9 +16,7 @@ from predictors.counts import count_architecture, counts
 from predictors.proxies import Network, proxy
 from predictors.proxies.combined import RANK_QUALITY, REFERENCE, combined_score
 from predictors.proxies.deepmad import (
-    Convolution,
-    deepmad_score,
-    effectiveness,
+    StageEnd,
     effectiveness_of_ends,
     score_of_ends,
     stage_ends,
@@ -37,43 +35,29 @@ BANDS = ("all", "3–6 G", "6–12 G")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "proxy_fidelity.json"
 
 
-def resnet50() -> list[Convolution]:
+def resnet50() -> list[StageEnd]:
     """The plain structure of ResNet-50 at 224 px: stem and bottlenecks, no projections."""
-    layers = [Convolution(3, 64, 0, 112, kernel=7)]
-    width = 64
-    for stage, (inner, depth, size) in enumerate(
-        [(64, 3, 56), (128, 4, 28), (256, 6, 14), (512, 3, 7)], 1
-    ):
+    widths, c_in = [3 * 7**2], 64
+    ends = [StageEnd(64, 112**2, 0.5 * math.log(widths[0]), 1)]
+    for inner, depth, size in [(64, 3, 56), (128, 4, 28), (256, 6, 14), (512, 3, 7)]:
         for _ in range(depth):
-            layers += [
-                Convolution(width, inner, stage, size),
-                Convolution(inner, inner, stage, size, kernel=3),
-                Convolution(inner, 4 * inner, stage, size),
-            ]
-            width = 4 * inner
-    return layers
+            widths += [c_in, inner * 3**2, inner]
+            c_in = 4 * inner
+        ends.append(StageEnd(c_in, size**2, 0.5 * sum(map(math.log, widths)), len(widths)))
+    return ends
 
 
 def test_resnet_50_has_the_published_score_and_effectiveness() -> None:
-    assert deepmad_score(resnet50()) == pytest.approx(16977.0826, abs=1e-4)
-    assert effectiveness(resnet50()) == pytest.approx(0.0891, abs=5e-5)
+    assert score_of_ends(resnet50()) == pytest.approx(16977.0826, abs=1e-4)
+    assert effectiveness_of_ends(resnet50()) == pytest.approx(0.0891, abs=5e-5)
 
 
 def test_depthwise_layers_count_by_their_kernel_alone() -> None:
-    depthwise = Convolution(64, 64, 0, 8, kernel=7, groups=64)
-    assert depthwise.width == 49
+    depthwise = nn.Conv2d(64, 64, 7, padding=3, groups=64, device="meta")
+    ends = stage_ends(trace(depthwise, (1, 64, 8, 8)))
     # one stage, the last one: weight 8
-    expected = 8 * math.log(64 * 64) * 0.5 * math.log(49)
-    assert deepmad_score([depthwise]) == pytest.approx(expected)
-    assert effectiveness([depthwise]) == pytest.approx(1 / 49)
-
-
-def test_a_chain_must_have_layers_and_never_go_back() -> None:
-    with pytest.raises(ValueError, match="at least one layer"):
-        deepmad_score([])
-    back = [Convolution(3, 8, 1, 8), Convolution(8, 8, 0, 8)]
-    with pytest.raises(ValueError, match="layer 2 goes back to stage 0"):
-        deepmad_score(back)
+    assert score_of_ends(ends) == pytest.approx(8 * math.log(64 * 64) * 0.5 * math.log(49))
+    assert effectiveness_of_ends(ends) == pytest.approx(1 / 49)
 
 
 @pytest.mark.parametrize("name", ["swin_t", "focalnet_t_lrf", "convnext_t", "hornet_t"])

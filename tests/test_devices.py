@@ -431,6 +431,11 @@ def test_two_devices_compared(space: SearchSpace) -> None:
     page = Path("scatter.html").read_text()
     assert page.count("<circle") == compared["count"] == 2000
     assert "http" not in page.replace("http://www.w3.org", "")
+    Path("notes.html").write_text("mine")
+    refused = nas("devices", "compare", "phone", "mirror", "--output", "notes.html")
+    assert refused.code == 2
+    assert "notes.html exists; choose another --output" in refused.err
+    assert Path("notes.html").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 from unittest import mock
 
@@ -23,15 +25,19 @@ from worker_pair import small_space
 from nas.resolving import resolve
 from search_space import load_space
 from search_space.errors import DataError, RunError, UnknownNameError, UsageError
+from supernet.cluster import connection
 from supernet.cluster.connection import connected, room, share
 from supernet.cluster.worker_images import open_on_worker
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import (
     MARKER,
+    WEIGHTS,
+    Checkpoint,
     CheckpointFolder,
     load_latest,
 )
 from supernet.training.config import TrainConfig, TrainingDivergedError
+from supernet.training.loggers import MetricFiles
 from supernet.training.train import train_supernet
 
 open_images = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
@@ -85,6 +91,109 @@ def test_a_training_goes_on_with_every_number_of_workers_that_cuts_the_batch():
                 least = fewest_workers(batch, parts, count)
                 assert all(divides(batch, parts, fewer) for fewer in range(least, count))
                 assert least == 1 or not divides(batch, parts, least - 1)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_nodes_that_an_autoscaler_was_asked_for_are_not_kept(monkeypatch, added):
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
+    )
+    monkeypatch.setattr(connection, "GROW_SECONDS", 0.05)
+    cores = 4.0 if added else 1.0
+    monkeypatch.setattr(connection, "nodes", lambda: [{"CPU": cores if asked else 1.0}])
+    monkeypatch.setattr(connection.time, "sleep", lambda _: sleep(0.06))
+    with nullcontext() if added else pytest.raises(RunError, match="do not fit"):
+        assert connection.share_of("auto", 3) == {"CPU": 1.0}
+    assert asked == [[{"CPU": 1.0}] * 3, []]
+
+
+def test_a_cluster_that_cannot_be_used_is_told_without_a_reason_too(monkeypatch):
+    monkeypatch.setattr("ray.init", mock.Mock(side_effect=RuntimeError()))
+    with pytest.raises(RunError, match="cannot be used: RuntimeError"):
+        connection.connect()
+
+
+# Checkpoints and figures --------------------------------------------------------------------------
+
+
+def damage(folder: CheckpointFolder, name: str) -> None:
+    folder.filesystem.pipe_file(f"{folder.path}/{name}/{WEIGHTS}", b"damaged")
+
+
+def test_damaged_checkpoints_do_not_crowd_out_good_ones(tmp_path):
+    from supernet.cluster.distributed import _start
+
+    storage = CheckpointFolder(f"memory://{tmp_path}", "run")
+    at = {
+        step: Checkpoint(step=step, weights={}, optimizer={}, metadata={})
+        for step in (50, 60, 90, 100)
+    }
+    names = {step: storage.write(at[step]) for step in (50, 90, 100)}
+    damage(storage, names[90])
+    damage(storage, names[100])
+    with pytest.warns(UserWarning, match="damaged"):
+        start = _start(storage, at[60])
+    storage.close()
+    assert start is not None
+    assert storage.names() == [start[0], names[50]]
+
+
+def test_figures_are_whole_although_the_command_was_killed_before_it_heard_them(tmp_path):
+    settings = config(epochs=1)
+    alone(settings, tmp_path)
+    figures = json.loads((tmp_path / "metrics.jsonl").read_text())
+    (tmp_path / "metrics.jsonl").write_text("")
+    train(tmp_path, settings)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == figures
+
+
+def test_an_answer_that_came_too_late_is_given_again(tmp_path, monkeypatch):
+    import ray
+
+    from supernet.cluster import distributed
+
+    board = distributed._Board()
+    epoch = {"epoch": 0, "step": 3, "seconds": 1.0}
+    board.tell(3, 3, epoch)
+    board.note("a note")
+    answers = iter([ray.exceptions.GetTimeoutError, None, None])
+
+    def get(answer: Any, timeout: float) -> Any:
+        if error := next(answers):
+            raise error
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    notes: list[str] = []
+    files = MetricFiles(tmp_path)
+    listener = distributed._Listener(files, {}, None, notes.append)
+    remote = mock.Mock()
+    remote.take.remote = board.take
+    for _ in range(3):
+        listener.hear(remote)
+    assert notes == ["a note"]
+    assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(epoch) + "\n"
+
+
+def test_an_earlier_epoch_is_not_given_for_the_last(tmp_path, monkeypatch):
+    from supernet.cluster import distributed
+
+    settings = config(epochs=2)
+
+    def run(job: Any, *_: Any) -> None:
+        alone(settings, tmp_path)
+        damage(job.storage, job.storage.names()[0])
+
+    monkeypatch.setattr(distributed, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(distributed, "share_of", lambda *_: {"CPU": 1.0})
+    monkeypatch.setattr(distributed, "_board", lambda: None)
+    monkeypatch.setattr(distributed, "_run", run)
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(RunError, match=r"last checkpoint in .* is damaged or gone; .*--resume"),
+    ):
+        train(tmp_path, settings)
 
 
 # Options --------------------------------------------------------------------------------------

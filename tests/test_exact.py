@@ -18,11 +18,13 @@ from predictors.tables.additive import AdditiveTable
 from results.pareto import non_dominated
 from search import Constraint, InProcessExecutor, Objective, Problem, check_feasible, search
 from search.exact import Front, meeting, optimise, solve, sweep
+from search.exact.programme import Programme
+from search.exact.system import Answer, System, Values
 from search.samplers.base import enumerate_rows
 from search.samplers.random_search import RandomSearch
 from search.shape import ShapeRule
 from search_space import Architecture, Genes, SearchSpace, load_space
-from search_space.errors import InfeasibleError, UsageError
+from search_space.errors import InfeasibleError, RunError, UsageError
 from search_space.space_definition import space_from_dict
 
 Metrics = dict[str, np.ndarray]
@@ -217,6 +219,41 @@ def test_points_are_evenly_spaced_and_proven(
     assert front.cost[-1] == pytest.approx(values["latency_ms"].min())
     assert front.quality[0] == pytest.approx(values["accuracy"].max())
     assert all(a > b for a, b in itertools.pairwise(front.cost))
+
+
+def timed_out(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Lets the solver's time limit pass in each solve but the first ones."""
+    solve, calls = System.maximise, itertools.count()
+
+    def maximise(self: System, objective: Values, **options: float) -> Answer:
+        if next(calls) < after:
+            return solve(self, objective, **options)
+        return Answer(None, np.inf, 0, False)
+
+    monkeypatch.setattr(System, "maximise", maximise)
+
+
+def test_a_front_that_the_time_limit_cuts_is_not_called_complete(
+    space: SearchSpace, tables: dict[str, AdditiveTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = tables["accuracy"], tables["latency_ms"]
+    timed_out(monkeypatch, 1)  # the best is known, the cheapest is not
+    with pytest.raises(RunError, match="gave no architecture within 5 s"):
+        sweep(space, *sums, seconds=5)
+    monkeypatch.undo()
+    timed_out(monkeypatch, 4)  # both, and two points
+    front = sweep(space, *sums)
+    assert len(front) == 2
+    assert not front.complete
+
+
+def test_a_tightened_solve_without_time_is_not_called_beyond_precision(
+    space: SearchSpace, tables: dict[str, AdditiveTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Programme, "meets", lambda self, genes: False)
+    timed_out(monkeypatch, 1)
+    with pytest.raises(RunError, match="gave no architecture within 5 s"):
+        optimise(space, tables["accuracy"], seconds=5)
 
 
 @pytest.mark.parametrize(("quantile", "rho_share"), [(0.02, 0.5), (0.3, 0.05), (0.9, 1.0)])

@@ -12,14 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from results.pareto import (
-    fronts,
-    hypervolume,
-    kendall_tau,
-    non_dominated,
-    pareto_order,
-    pareto_ranks,
-)
+from results.pareto import hypervolume, kendall_tau, non_dominated, pareto_ranks
 
 VALUES = st.one_of(st.integers(0, 4).map(float), st.just(math.nan))
 POINTS = st.integers(2, 3).flatmap(
@@ -47,7 +40,7 @@ def brute_ranks(points: np.ndarray, signs: np.ndarray) -> list[int]:
 
 @settings(deadline=None)  # the first example pays for imports
 @given(POINTS, FLAGS)
-def test_ranks_and_fronts_equal_brute_force(points: np.ndarray, flags: list[bool]) -> None:
+def test_ranks_and_the_front_equal_brute_force(points: np.ndarray, flags: list[bool]) -> None:
     maximise = flags[: points.shape[1]]
     signs = np.where(maximise, -1.0, 1.0)
     expected = brute_ranks(points, signs)
@@ -55,17 +48,6 @@ def test_ranks_and_fronts_equal_brute_force(points: np.ndarray, flags: list[bool
     assert pareto_ranks(points, maximise).tolist() == expected
     mask = [rank == 0 and not unknown for rank, unknown in zip(expected, nan, strict=True)]
     assert non_dominated(points, maximise).tolist() == mask
-    members = fronts(points, maximise)
-    assert [set(m) for m in members] == [
-        {i for i, rank in enumerate(expected) if rank == r and not nan[i]}
-        for r in range(len(members))
-    ]
-    assert sum(map(len, members)) == (~nan).sum()
-    order = pareto_order(points, maximise)
-    assert sorted(order) == list(range(len(points)))
-    keys = [(expected[i], points[i, 0] * signs[0]) for i in order if not nan[i]]
-    assert keys == sorted(keys)
-    assert not nan[order[: (~nan).sum()]].any()
 
 
 @settings(deadline=None)  # the first example pays for imports
@@ -88,8 +70,6 @@ def test_equal_points_all_stay() -> None:
 def test_no_points_and_wrong_shapes() -> None:
     assert non_dominated([]).tolist() == []
     assert pareto_ranks(np.zeros((0, 2))).tolist() == []
-    assert fronts([]) == []
-    assert pareto_order([]).tolist() == []
     assert hypervolume([], [1.0, 1.0]) == 0.0
     with pytest.raises(ValueError, match="objectives"):
         non_dominated([1.0, 2.0])

@@ -330,7 +330,7 @@ def test_an_estimated_table_says_what_it_is(name: str, tmp_path: Path) -> None:
     assert any("estimated, not measured" in warning for warning in correction.warnings)
     compiled = table.compile(space, 10)
     network = space.largest
-    assert compiled.predict_architecture(network) == pytest.approx(
+    assert compiled.predict(space.encode([network]))[0] == pytest.approx(
         predict_network(table, network, 10)
     )
     table.save(tmp_path / "table.parquet")

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_job import SPACE, Job, known_table
 
-from nas.workflows.measuring import Measured
-from nas.workflows.speed_change import check_networks, speed_change, speed_note
+from nas.workflows.measuring import Measured, check_networks, speed_change, speed_note
 from predictors.measuring.profile import check_architectures
 from predictors.measuring.remeasure import Measurement
 from results.files import read_json

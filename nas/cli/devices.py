@@ -75,23 +75,23 @@ def _profile(
     if name is not None:
         check_name(name, conditions.device)
     path = table_path(conditions)
-    with console(options) as screen:
-        with screen.phase(f"measuring {chosen.name}") as progress:
-            table = measure(
-                chosen,
-                num_classes,
-                conditions,
-                progress=lambda done, total, left: progress(done, total, "rounds", left),
-                fresh=fresh,
-            )
-        correction = table.correction(chosen)
-        for warning in correction.warnings:
-            screen.warn(warning)
-        if name is not None and table.name != name:
-            if table.name:
-                screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
-            table = replace(table, name=name)
-            table.save(path)
+    screen = console(options)
+    with screen.phase(f"measuring {chosen.name}") as progress:
+        table = measure(
+            chosen,
+            num_classes,
+            conditions,
+            progress=lambda done, total, left: progress(done, total, "rounds", left),
+            fresh=fresh,
+        )
+    correction = table.correction(chosen)
+    for warning in correction.warnings:
+        screen.warn(warning)
+    if name is not None and table.name != name:
+        if table.name:
+            screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
+        table = replace(table, name=name)
+        table.save(path)
     if as_json:
         print_json(
             {
@@ -133,10 +133,7 @@ def bundle(
     from search_space import load_space
 
     chosen = load_space(space or "digits")
-    with (
-        console({"quiet": quiet}) as screen,
-        screen.phase(f"writing the bundle of {chosen.name}") as progress,
-    ):
+    with console({"quiet": quiet}).phase(f"writing the bundle of {chosen.name}") as progress:
         write_bundle(
             folder,
             chosen,
@@ -209,8 +206,8 @@ def devices(context: click.Context, as_json: bool) -> None:
         click.echo(f"warning: {problem}", err=True)
     if as_json:
         print_json(known)
-        return
-    print_devices(known)
+    else:
+        print_devices(known)
 
 
 @devices.command(name="show")
@@ -225,8 +222,8 @@ def show_device(name: str, as_json: bool, **options: Any) -> None:
     described = describe_device(name, conditions_given(options))
     if as_json:
         print_json(described)
-        return
-    print_device(described)
+    else:
+        print_device(described)
 
 
 @devices.command()
@@ -252,13 +249,17 @@ def compare(
     """How differently two devices rank the same architectures: why one searches per device."""
     from nas.workflows.comparing import compare_devices, write_scatter
     from predictors.devices import find_device
+    from results.files import check_parents
     from search_space import load_space
 
+    if output is not None:
+        check_parents(output, "choose another --output.")
+        if output.exists():
+            raise UsageError(f"{output} exists; choose another --output, or delete it.")
     chosen = load_space(space or "digits")
     conditions = conditions_given(options)
-    targets = [find_device(name, **conditions) for name in (first, second)]
-    with console(options) as screen:
-        compared = compare_devices(targets[0], targets[1], chosen, num_classes, interpolate, screen)
+    one, other = (find_device(name, **conditions) for name in (first, second))
+    compared = compare_devices(one, other, chosen, num_classes, interpolate, console(options))
     if output is not None:
         write_scatter(output, compared)
     if as_json:

@@ -59,11 +59,14 @@ def finetune(run: Path, **options: Any) -> None:
         return
     from nas.workflows.finetuning import run_finetuning, summary
 
-    command = this_command()
-    with console(options) as screen:
-        data, trials = run_finetuning(
-            config, source, path, resume=options["resume"], command=command, console=screen
-        )
+    data, trials = run_finetuning(
+        config,
+        source,
+        path,
+        resume=options["resume"],
+        command=this_command(),
+        console=console(options),
+    )
     if options["as_json"]:
         print_json(summary(data, trials, path))
     else:
@@ -77,8 +80,8 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
     evaluations = source.evaluations()
     networks = {digest: dict(evaluations[digest].metrics) for digest in config.networks}
     searched = {
-        name: {"low": found.low, "recipe": found.recipe, "high": found.high, "log": found.log}
-        for name, found in ranges(config.recipe).items()
+        name: {"low": span.low, "recipe": span.recipe, "high": span.high, "log": span.log}
+        for name, span in ranges(config.recipe).items()
     }
     if as_json:
         print_json(
@@ -98,9 +101,9 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
             f"{format_metric(LATENCY, metrics[LATENCY])}"
         )
     click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
-    for name, found in searched.items():
+    for name, span in searched.items():
         click.echo(
-            f"  {name:15} {found['low']:.4g} to {found['high']:.4g}, first {found['recipe']:.4g}"
+            f"  {name:15} {span['low']:.4g} to {span['high']:.4g}, first {span['recipe']:.4g}"
         )
 
 

@@ -73,10 +73,13 @@ def search(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    with console(options) as screen:
-        data = run_search(
-            config, path, resume=options["resume"], command=endings.this_command(), console=screen
-        )
+    data = run_search(
+        config,
+        path,
+        resume=options["resume"],
+        command=endings.this_command(),
+        console=console(options),
+    )
     if options["as_json"]:
         print_json(summary(data, path))
     else:
@@ -97,10 +100,13 @@ def train(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    with console(options) as screen:
-        data = run_training(
-            config, path, resume=options["resume"], command=endings.this_command(), console=screen
-        )
+    data = run_training(
+        config,
+        path,
+        resume=options["resume"],
+        command=endings.this_command(),
+        console=console(options),
+    )
     if config.architecture is not None:
         if options["as_json"]:
             print_json(summary(data, path))
@@ -163,8 +169,8 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
     described = describe(load_architecture(name), num_classes, device, conditions)
     if as_json:
         print_json(described)
-        return
-    print_network(described)
+    else:
+        print_network(described)
 
 
 @cli.command()
@@ -185,8 +191,7 @@ def export(
 
     from nas.workflows.exporting import export_from_run
 
-    with console(options) as screen:
-        exported = export_from_run(run, digest, output, screen, opset)
+    exported = export_from_run(run, digest, output, console(options), opset)
     if options["as_json"]:
         print_json([asdict(item) for item in exported])
         return
@@ -227,7 +232,7 @@ def _resolve(
 
         check_resumable(path)
         if file is None and (path / "config.yaml").exists():
-            # what is asked anew is compared with the run's own, not the defaults of today
+            # these options are compared with the run's own, not the defaults of today
             return resolve(flags, str(path / "config.yaml"), with_budget=with_budget), path
     return config or resolve(flags, file, with_budget=with_budget, say=say), path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,9 @@ from nas.config_parts import LatencyConfig
 from nas.flags import Declared, declared
 from search_space.errors import UsageError
 
+if TYPE_CHECKING:
+    from nas.cli.console import Console
+
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """A click option that the environment variable ``NAS_<NAME>`` can set too."""
@@ -24,6 +27,8 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several decorators as one, in the order in which they are written."""
+
     def apply(function: Any) -> Any:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -132,35 +137,35 @@ run_options = options(
 
 
 def print_json(value: Any) -> None:
+    """Print ``value`` as strict JSON on standard output."""
     from results.files import as_plain
 
     text = json.dumps(as_plain(value), ensure_ascii=False, allow_nan=False)
     click.echo(text.encode(errors="backslashreplace").decode())  # names need not be UTF-8
 
 
-def console(options: dict[str, Any]) -> Any:
-    from contextlib import nullcontext
-
+def console(options: dict[str, Any]) -> Console:
+    """The console that ``--quiet`` asks for."""
     from nas.cli.console import Console
 
-    return nullcontext(Console(quiet=options["quiet"]))
+    return Console(quiet=options["quiet"])
 
 
 def conditions_given(options: dict[str, Any]) -> dict[str, Any]:
-    """Values of those of ``latency_options`` that were used."""
+    """Values of those ``latency_options`` that were used."""
     return latency_options.take(dict(options))
 
 
 def options_after(context: click.Context) -> None:
-    """Refuse options of a group that were written before its subcommand, where they do nothing."""
-    given = [
+    """Refuses options of a group that stand before its subcommand, where they do nothing."""
+    early = [
         parameter.opts[0]
         for parameter in context.command.params
         if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     ]
-    if given:
+    if early:
         raise UsageError(
-            f"{given[0]} stands before {context.invoked_subcommand!r} and would do nothing there; "
+            f"{early[0]} stands before {context.invoked_subcommand!r} and would do nothing there; "
             "write options after it."
         )
 

@@ -101,23 +101,23 @@ def print_network(described: Mapping[str, Any]) -> None:
         )
 
 
-def print_devices(found: Mapping[str, Any]) -> None:
+def print_devices(known: Mapping[str, Any]) -> None:
     """What ``nas.workflows.known_devices.overview`` gives."""
     click.echo("this machine")
-    for name, identity in found["devices"].items():
+    for name, identity in known["devices"].items():
         click.echo(f"  {name:14} {identity}")
     click.echo("\ntables")
-    for item in found["tables"]:
+    for item in known["tables"]:
         errors = ", ".join(f"{s} ±{e:.1%}" for s, e in item["expected_error"].items())
         origins = ", ".join(f"{n} {origin}" for origin, n in item["origins"].items())
         click.echo(f"  {item['name'] or '(unnamed)':14} {item['conditions']}")
         calibrated = "; calibrated" if item["calibrated"] else ""
         click.echo(f"  {'':14} {origins or 'no entries'}; {errors or 'no correction'}{calibrated}")
         click.echo(f"  {'':14} {item['path']}")
-    if not found["tables"]:
+    if not known["tables"]:
         click.echo("  none yet; measure one with: nas profile --space NAME")
     click.echo("\nestimated from datasheets")
-    for name, model in found["estimated"].items():
+    for name, model in known["estimated"].items():
         click.echo(f"  {name:14} {model}")
 
 

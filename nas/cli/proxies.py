@@ -67,17 +67,9 @@ def list_(as_json: bool) -> None:
     help="With fresh weights and inputs; closed forms need none.",
 )
 @option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Images per repeat.",
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images per repeat."
 )
-@option(
-    "--image-size",
-    type=image_sizes(),
-    help="Side of the images (default: each one's own).",
-)
+@option("--image-size", type=image_sizes(), help="Side of the images (default: each one's own).")
 @click.option("--device", default="cpu", show_default=True, help="Where networks run.")
 @json_option
 @quiet_option
@@ -104,10 +96,7 @@ def score(
     loaded = [_network(name, image_size) for name in networks]
     settings = ScoreSettings(seed, repeats, batch_size, device)
     rows: list[tuple[Network, dict[str, Score]]] = []
-    with (
-        console({"quiet": quiet}) as screen,
-        screen.phase("scoring") as progress,
-    ):
+    with console({"quiet": quiet}).phase("scoring") as progress:
         for network in loaded:
             scores: dict[str, Score] = {}
             for item in chosen:
@@ -167,13 +156,8 @@ def _unknown(name: str, all_names: list[str], designs: list[str]) -> str:
 
 
 def _described(item: Proxy) -> dict[str, Any]:
-    return {
-        "name": item.name,
-        "closed_form": item.closed_form,
-        "larger_is_better": item.larger_is_better,
-        "summary": item.summary,
-        "applies": item.applies,
-    }
+    names = ("name", "closed_form", "larger_is_better", "summary", "applies")
+    return {name: getattr(item, name) for name in names}
 
 
 def _scored(network: Network, scores: dict[str, Score]) -> dict[str, Any]:

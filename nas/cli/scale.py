@@ -30,6 +30,7 @@ from search_space.units import parse_latency
 
 if TYPE_CHECKING:
     from nas.workflows.scaling import ScaledFamily
+    from predictors.proxies import ScoreSettings
 
 score_options = options(
     option("--random-seed", type=SEED, default=0, show_default=True),
@@ -128,7 +129,6 @@ def scale(**values: Any) -> None:
     seed = load_architecture(values["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
-    from predictors.proxies import ScoreSettings
 
     name = Path(values["seed_name"]).stem
     if name == "config":  # an export's, as all of them are called
@@ -148,17 +148,9 @@ def scale(**values: Any) -> None:
         measure=not values["no_measure"],
         epochs=values["epochs"],
         proxy=values["score"],
-        score=ScoreSettings(
-            seed=values["random_seed"],
-            repeats=values["repeats"],
-            batch_size=values["score_images"],
-            device=_score_device(values),
-            image_size=values["score_size"],
-        ),
+        score=_score_settings(values),
     )
-    command = this_command()
-    with console(values) as screen:
-        result = scale_family(request, command, screen)
+    result = scale_family(request, this_command(), console(values))
     if values["as_json"]:
         print_json(result.to_dict())
     else:
@@ -198,29 +190,20 @@ def seed(**values: Any) -> None:
     The same command again goes on where it was interrupted.
     """
     from nas.workflows.scaling import find_seed
-    from predictors.proxies import ScoreSettings
     from search.seeds import SeedSpace
     from search_space import mixer_names
 
     everything = values["mixers"] == "all"
     mixers = mixer_names() if everything else _listed("--mixers", values["mixers"])
     space = SeedSpace(values["image_size"], tuple(mixers))
-    settings = ScoreSettings(
-        seed=values["random_seed"],
-        repeats=values["repeats"],
-        batch_size=values["score_images"],
-        device=_score_device(values),
-        image_size=values["score_size"],
+    result = find_seed(
+        space,
+        method=values["method"],
+        steps=values["steps"],
+        settings=_score_settings(values),
+        output=values["out"],
+        console=console(values),
     )
-    with console(values) as screen:
-        result = find_seed(
-            space,
-            method=values["method"],
-            steps=values["steps"],
-            settings=settings,
-            output=values["out"],
-            console=screen,
-        )
     best = result.best
     if values["as_json"]:
         print_json(
@@ -274,9 +257,17 @@ def _check_used(method: str) -> None:
             )
 
 
-def _score_device(values: dict[str, Any]) -> str:
+def _score_settings(values: dict[str, Any]) -> ScoreSettings:
+    from predictors.proxies import ScoreSettings
+
     check_compute_device("--score-device", values["score_device"])
-    return str(values["score_device"])
+    return ScoreSettings(
+        seed=values["random_seed"],
+        repeats=values["repeats"],
+        batch_size=values["score_images"],
+        device=values["score_device"],
+        image_size=values["score_size"],
+    )
 
 
 def _folder_name(seed_name: str, values: dict[str, Any]) -> str:

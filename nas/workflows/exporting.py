@@ -24,11 +24,7 @@ from supernet.training.checkpoints import load_latest
 
 
 def export_from_run(
-    run: Path,
-    digest: str | None,
-    output: Path | None,
-    console: Console,
-    opset: int | None = None,
+    run: Path, digest: str | None, output: Path | None, console: Console, opset: int | None = None
 ) -> list[Export]:
     """Export an evaluated architecture with inherited weights, or the chosen network.
 
@@ -60,8 +56,18 @@ def export_from_run(
             f"{run} evaluated no architectures; what it exported itself is in {run / EXPORT}."
         )
     evaluation = _find(run, digest)
+    architecture = Architecture.from_dict(evaluation.architecture)
+    # beside the export of the chosen network, never in its place: that one is fine-tuned, and its
+    # card has what was measured of it
+    name = architecture.digest
     if isinstance(config, TrainingFreeConfig):
-        return _export_untrained(run, config, evaluation, output, console)
+        name += "-untrained"
+    elif digest is not None:
+        name += "-inherited"
+    directory = run / EXPORT / name if output is None else output.resolve()
+    if isinstance(config, TrainingFreeConfig):
+        with console.phase(f"exporting {architecture.digest}"):
+            return export_untrained(evaluation, directory, config)
     assert isinstance(config, TrainedConfig)
     space = config.search_space()
     data = open_data(config.data, space.resolutions[-1], **config.image_options())
@@ -72,7 +78,6 @@ def export_from_run(
     if checkpoint is None:
         raise RunError(no_supernet(source))
     supernet.load_state_dict(checkpoint.trained_weights())
-    architecture = Architecture.from_dict(evaluation.architecture)
     network = supernet.extract(architecture)
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
     if digest is None:
@@ -86,9 +91,6 @@ def export_from_run(
             )
         network.load_state_dict(tuned.trained_weights())
         notes = []
-    # beside the export of the chosen network, never in its place: that one is fine-tuned
-    name = architecture.digest if digest is None else f"{architecture.digest}-inherited"
-    directory = run / EXPORT / name if output is None else output.resolve()
     with console.phase(f"exporting {architecture.digest}"):
         return export_network(
             network,
@@ -104,22 +106,6 @@ def export_from_run(
             opset=config.opset,
             reference=None if digest is None else lambda x: supernet(x, architecture),
         )
-
-
-def _export_untrained(
-    run: Path,
-    config: TrainingFreeConfig,
-    evaluation: Evaluation,
-    output: Path | None,
-    console: Console,
-) -> list[Export]:
-    """Export a network of a search without images, with random weights."""
-    architecture = Architecture.from_dict(evaluation.architecture)
-    # beside the export of the chosen network, whose card has what was measured of it
-    name = f"{architecture.digest}-untrained"
-    directory = run / EXPORT / name if output is None else output.resolve()
-    with console.phase(f"exporting {architecture.digest}"):
-        return export_untrained(evaluation, directory, config)
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What decides a fine-tuning, and by which flags it is given."""
+"""Configuration of a fine-tuning: all that decides its result, and by which flags it is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from nas import flags
 from nas.config import TrainedConfig
-from nas.config_parts import Configuration, LocalPath
+from nas.config_parts import Address, Configuration, Storage
 from nas.flags import Flag
 from search_space.names import Digest
 from supernet.training.config import TrainConfig
@@ -20,8 +20,13 @@ TRIALS = 16
 class FinetuneConfig(Configuration):
     """Everything that decides a fine-tuning.
 
-    run: folder of the search, whose own configuration is ``search``. networks: digests.
-    trials: trainings in all; epochs: of each that is not stopped early. seed: of what is tried.
+    Args:
+        run: Folder of the search, whose own configuration is ``search``.
+        networks: Digests.
+        trials: Trainings in all.
+        epochs: Of each training that is not stopped early.
+        seed: Of what is tried.
+
     The rest says what trains: ``workers`` trials at a time, as in ``TrainedConfig``.
     """
 
@@ -44,22 +49,8 @@ class FinetuneConfig(Configuration):
         float | None,
         Flag("--gpus-per-worker", "GPUs of each trial (default: 1 where the cluster has any)."),
     ] = Field(default=None, ge=0, allow_inf_nan=False)
-    address: Annotated[
-        str | None,
-        Flag(
-            "--address",
-            "Ray cluster to train on (default: start one on this machine).",
-            "auto|HOST",
-        ),
-    ] = None
-    storage: Annotated[
-        LocalPath | None,
-        Flag(
-            "--storage",
-            "Where all workers find checkpoints (default: the run's folder).",
-            "URL|FOLDER",
-        ),
-    ] = None
+    address: Address = None
+    storage: Storage = None
     search: TrainedConfig
 
     @property

@@ -290,7 +290,8 @@ def run_finetuning(
     console = console or Console()
     resumed = ("nas", "finetune", source.path, "--name", path.name, "--resume")
     comments = header("fine-tuning", (), resumed)
-    manifest = _manifest(config, source, command)
+    manifest = new_manifest(config.seed, command, _PACKAGES)
+    manifest |= {"data": source.fingerprint, "test_data": source.test_fingerprint}
     with open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments) as (
         directory,
         new,
@@ -306,11 +307,6 @@ def run_finetuning(
                     run.folders.root.close()
                 shutil.rmtree(path)
             raise
-
-
-def _manifest(config: FinetuneConfig, source: FinishedSearch, command: str) -> dict[str, Any]:
-    manifest = new_manifest(config.seed, command, _PACKAGES)
-    return {**manifest, "data": source.fingerprint, "test_data": source.test_fingerprint}
 
 
 def _before(source: FinishedSearch) -> Baseline:

@@ -117,9 +117,7 @@ def _latency(member: FrontMember) -> float:
 
 
 def resolve_finetuning(
-    search: FinishedSearch,
-    options: Mapping[str, Any],
-    stored: Mapping[str, Any] | None = None,
+    search: FinishedSearch, options: Mapping[str, Any], stored: Mapping[str, Any] | None = None
 ) -> FinetuneConfig:
     """Configuration from ``options`` over what is ``stored`` over the search's own settings.
 

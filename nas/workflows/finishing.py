@@ -146,10 +146,7 @@ def export_chosen(
 
 
 def export_untrained(
-    evaluation: Evaluation,
-    folder: Path,
-    config: TrainingFreeConfig,
-    latency: str | None = None,
+    evaluation: Evaluation, folder: Path, config: TrainingFreeConfig, latency: str | None = None
 ) -> list[Export]:
     """Export a scored architecture with the random weights of the run's seed, in every format.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from nas.workflows.finishing import card_figures, qualities
@@ -33,9 +31,7 @@ class NetworkTraining(ImageRun):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             network = build(
-                architecture,
-                self.num_classes,
-                drop_path_rate=self.config.train.drop_path_rate,
+                architecture, self.num_classes, drop_path_rate=self.config.train.drop_path_rate
             )
         with self.phase("training the network") as progress:
             finetune(
@@ -80,11 +76,11 @@ class NetworkTraining(ImageRun):
                 reason="it was the one to train",
             ),
             training=curves(self.path, NETWORK),
+            phases=phases(manifest),
             config=self.config.to_dict(),
             versions=manifest["versions"],
             seed=self.config.seed,
             command=manifest["command"],
         )
-        data = replace(data, phases=phases(self.directory.manifest))
         self.directory.write_json(RESULT, data.to_dict())
         return self.finish(data)

@@ -20,9 +20,16 @@ import torch
 
 from nas.cli.console import Console, PhaseProgress
 from nas.config import RunConfig
-from nas.workflows.measuring import Measured, measure_twice, read_measured, to_json
+from nas.workflows.measuring import (
+    Measured,
+    check_networks,
+    measure_twice,
+    read_measured,
+    speed_change,
+    speed_note,
+    to_json,
+)
 from nas.workflows.reporting import rebuild_report
-from nas.workflows.speed_change import check_networks, speed_change, speed_note
 from predictors.counts import counts
 from predictors.devices import Target, find_device, latency_table, stored_target
 from predictors.measuring.this_machine import local_device_names
@@ -38,13 +45,7 @@ from results.journal import Evaluation
 from results.report.data import ReportData
 from results.report.page import write_report
 from results.store import EXPORT, RunDirectory
-from search import (
-    Constraint,
-    Objective,
-    Problem,
-    check_feasible,
-    feasible_range,
-)
+from search import Constraint, Objective, Problem, check_feasible, feasible_range
 from search.problem import Table
 from search_space import Architecture, SearchSpace
 from search_space.boundary import read_bytes

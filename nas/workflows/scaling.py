@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import yaml
@@ -312,12 +311,7 @@ class ScoreFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._journal is not None:
             self._journal.close()
 
@@ -350,12 +344,7 @@ def find_seed(
     ):
         scorer = TwoScorer(settings=settings, known=stored.known, record=stored.record)
         result = search_seed(
-            space,
-            scorer,
-            method=method,
-            steps=steps,
-            seed=settings.seed,
-            progress=progress,
+            space, scorer, method=method, steps=steps, seed=settings.seed, progress=progress
         )
     scores = result.best.scores
     header = (

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +17,13 @@ from nas.workflows.finishing import best_finetuned, export_chosen, judged
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
-from nas.workflows.search_events import SearchEvents
 from nas.workflows.with_images import ImageRun, training_text
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, JOURNAL, SNAPSHOT, RunDirectory
-from search import (
-    Executor,
-    InProcessExecutor,
-    Objective,
-    Problem,
-    Progress,
-    search,
-    window_for,
-)
+from search import Executor, InProcessExecutor, Objective, Problem, Progress, search, window_for
 from search.evaluator import SupernetEvaluator, SupernetFactory
 from search.samplers import Sampler, make_sampler
 from search_space import Architecture, known, known_names
@@ -43,7 +35,7 @@ from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 
 EVENTS = "tensorboard"
 FINETUNE = "finetune"
-MIN_IMAGES = 16
+MIN_IMAGES = 16  # of a first look that tells anything
 
 
 class TrainedSearch(ImageRun):
@@ -104,11 +96,7 @@ class TrainedSearch(ImageRun):
         )
 
     def searched(
-        self,
-        problem: Problem,
-        sampler: Sampler,
-        first: Sequence[Architecture],
-        supernet: Supernet,
+        self, problem: Problem, sampler: Sampler, first: Sequence[Architecture], supernet: Supernet
     ) -> dict[str, Evaluation]:
         """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
         config = self.config
@@ -274,3 +262,29 @@ class TrainedSearch(ImageRun):
         folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):
             return export_chosen(network, chosen, folder, self.data, self.config, table)
+
+
+class SearchEvents:
+    """TensorBoard scalars of a search: hypervolume, best quality and failures by evaluations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def add(self, state: Progress) -> None:
+        """Note the state after an evaluation; those that a continued run repeats are replaced."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=state.evaluations)
+        step = state.evaluations
+        self._writer.add_scalar("search/hypervolume", state.hypervolume, step)
+        self._writer.add_scalar("search/failed", state.failed, step)
+        if state.best is not None:
+            for name, value in state.best.metrics.items():
+                self._writer.add_scalar(f"search/best_{name.replace('@', '_')}", value, step)
+
+    def close(self) -> None:
+        """Write everything."""
+        if self._writer is not None:
+            self._writer.close()

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from predictors.estimates.datasheets import Datasheet, datasheet
 from predictors.estimates.operators import operators
@@ -40,13 +41,15 @@ class Anchor:
     """One published figure.
 
     Args:
-        device: name of a datasheet.
-        network: name of a known design, or ``swin_l``.
-        number_format: what products are computed in: ``fp32``, ``tf32`` or ``fp16``.
-        runtime: the runtime of ours that it stands for, or ``fused`` for hand-fused kernels.
-        implementation: as the source calls it.
-        latency_ms: of one batch.
-        source, note: where it is from, and what is not certain about it.
+        device: Name of a datasheet.
+        network: Name of a known design, or ``swin_l``.
+        batch_size: Images of one batch.
+        number_format: What products are computed in: ``fp32``, ``tf32`` or ``fp16``.
+        runtime: The runtime of ours that it stands for, or ``fused`` for hand-fused kernels.
+        implementation: What the source calls it.
+        latency_ms: Milliseconds of one batch.
+        source: Where it is from.
+        note: What is not certain about it.
     """
 
     device: str
@@ -61,7 +64,7 @@ class Anchor:
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """Figures that may be compared: one source, implementation and number format."""
+        """Source, implementation and number format: figures that may be compared share them."""
         return self.source, self.implementation, self.number_format
 
     @property
@@ -70,7 +73,7 @@ class Anchor:
 
     @property
     def kernels(self) -> tuple[str, bool]:
-        """Whose kernels run, and whether in half precision; one library's runtimes share them."""
+        """Library whose kernels run, and whether in half precision."""
         library = "PyTorch" if self.hosted else "FasterTransformer"
         return library, self.number_format == "fp16"
 
@@ -79,7 +82,7 @@ class Anchor:
         return anchor_network(self.network).stages[0].blocks[0].mixer.name
 
     def demand(self, sheet: Datasheet | None = None) -> Demand:
-        """What the network asks of the anchor's device, or of another."""
+        """Returns what the network asks of the anchor's device, or of another."""
         return _demand(
             self.network, self.batch_size, self.number_format, sheet or datasheet(self.device)
         )
@@ -87,7 +90,7 @@ class Anchor:
 
 @cache
 def anchor_network(name: str) -> Architecture:
-    """Known design ``name``, or Swin-L: Swin-B with 1.5 times its widths (Liu et al., 2021)."""
+    """Returns a known design, or Swin-L: Swin-B with 1.5 times its widths (Liu et al., 2021)."""
     if name != "swin_l":
         return known(name)
     base = known("swin_b")
@@ -97,22 +100,9 @@ def anchor_network(name: str) -> Architecture:
 
 @cache
 def anchors() -> tuple[Anchor, ...]:
-    """All anchors of the package."""
+    """Reads all anchors of the package."""
     text = (resources.files("predictors.estimates") / "anchors.csv").read_text("utf-8")
-    return tuple(
-        Anchor(
-            row["device"],
-            row["network"],
-            int(row["batch_size"]),
-            row["precision"],
-            row["runtime"],
-            row["implementation"],
-            float(row["latency_ms"]),
-            row["source"],
-            row["note"],
-        )
-        for row in csv.DictReader(text.splitlines())
-    )
+    return TypeAdapter(tuple[Anchor, ...]).validate_python(list(csv.DictReader(text.splitlines())))
 
 
 @lru_cache(maxsize=4096)
@@ -131,9 +121,9 @@ class Basis:
     """What the constants of a runtime and number format are fitted on.
 
     Args:
-        figures: one source's, or all that show how busy a device is where there is none.
-        exact: whether they belong to the runtime and number format.
-        hosted: see ``Constants``.
+        figures: Those of one source, or all that show how busy a device is where there is none.
+        exact: Whether they belong to the runtime and number format.
+        hosted: Whether the overhead is the host's, see ``Constants``.
     """
 
     figures: tuple[Anchor, ...]
@@ -142,15 +132,15 @@ class Basis:
 
 
 def tensor_format(number_format: str) -> str:
-    """The format whose figures count: tensor cores do bf16 as fast as fp16."""
+    """Returns the format whose figures count: tensor cores do bf16 as fast as fp16."""
     return "fp16" if number_format == "bf16" else number_format
 
 
 @cache
 def basis(runtime: str, number_format: str) -> Basis:
-    """The largest group of figures of this runtime and format, or the pool of all groups.
+    """Selects the largest group of figures of this runtime and format, or all groups.
 
-    The pool leaves out traced networks in small batches, whose latency is their host's.
+    All groups means without traced networks in small batches, whose latency is their host's.
     """
     fitting = [
         a
@@ -172,21 +162,17 @@ def _pool() -> tuple[Anchor, ...]:
 
 @cache
 def constants(runtime: str, number_format: str) -> Constants:
-    """Constants for estimates of ``runtime`` with products in ``number_format``."""
+    """Returns the constants of ``runtime`` with products in ``number_format``."""
     fitted = basis(runtime, number_format)
     return fit_anchors(fitted.figures, fitted.hosted)
 
 
-def fit_anchors(figures: Sequence[Anchor], hosted: bool) -> Constants:
-    """Constants fitted on ``figures``.
+@lru_cache(maxsize=1024)
+def fit_anchors(figures: tuple[Anchor, ...], hosted: bool) -> Constants:
+    """Fits constants on ``figures``.
 
     Every library of kernels counts the same in it, and so does every group within a library.
     """
-    return _fit_cached(tuple(figures), hosted)
-
-
-@lru_cache(maxsize=1024)
-def _fit_cached(figures: tuple[Anchor, ...], hosted: bool) -> Constants:
     sizes = Counter(a.group for a in figures)
     groups = Counter(kernels for kernels, _ in {(a.kernels, a.group) for a in figures})
     share = len(figures) / len(groups)
@@ -209,28 +195,28 @@ class Held:
 def leave_out(
     figures: Iterable[Anchor], hosted: bool, by: Callable[[Anchor], Hashable]
 ) -> list[Held]:
-    """Every figure predicted by a fit on those of other ``by``; none where there is no other."""
+    """Predicts every figure by a fit on those of other ``by``; none where there is no other."""
     figures = list(figures)
     result = []
     for a in figures:
-        rest = [other for other in figures if by(other) != by(a)]
-        if rest:
+        if rest := tuple(other for other in figures if by(other) != by(a)):
             predicted = a.demand().latency_ms(fit_anchors(rest, hosted))
             result.append(Held(a, predicted / a.latency_ms - 1))
     return result
 
 
 def one_figure(figures: Iterable[Anchor], hosted: bool) -> list[Held]:
-    """Leave-one-out within one group."""
+    """Predicts each figure from the others of its group."""
     return leave_out(figures, hosted, lambda a: a)
 
 
 def one_device(figures: Iterable[Anchor], hosted: bool) -> list[Held]:
+    """Predicts the figures of each device from those of the others."""
     return leave_out(figures, hosted, lambda a: a.device)
 
 
 def one_family(runtime: str) -> list[Held]:
-    """Every mixer kind predicted from the others, within the runtime where it has two kinds."""
+    """Predicts every mixer kind from the others, within the runtime where it has two kinds."""
     exact = [a for a in anchors() if a.runtime == runtime]
     if len({a.mixer for a in exact}) >= 2:
         return leave_out(exact, exact[0].hosted, lambda a: a.mixer)
@@ -238,12 +224,12 @@ def one_family(runtime: str) -> list[Held]:
 
 
 def one_implementation() -> list[Held]:
-    """Every library of kernels, in half or in full precision, predicted from the others."""
+    """Predicts every library of kernels, in half or in full precision, from the others."""
     return leave_out(_pool(), False, lambda a: a.kernels)
 
 
 def mean_error(held: Iterable[Held], by: Callable[[Anchor], Hashable] = lambda a: 0) -> float:
-    """Mean of |error| over each value of ``by``, then over these."""
+    """Averages |error| over each value of ``by``, then over these."""
     parts: dict[Hashable, list[float]] = {}
     for h in held:
         parts.setdefault(by(h.anchor), []).append(abs(h.error))
@@ -262,9 +248,15 @@ class ExpectedError:
 def expected_error(
     sheet: Datasheet, runtime: str, number_format: str, mixer: str | None = None
 ) -> ExpectedError:
-    """Expected error on ``sheet``, of networks of one mixer kind where one is named.
+    """Finds the error to expect of estimates for a device.
 
-    A kind without figures in the basis has at least the error of leaving whole kinds out.
+    A mixer kind without figures in the basis has at least the error of leaving whole kinds out.
+
+    Args:
+        sheet: The device.
+        runtime: The runtime that is estimated.
+        number_format: What products are computed in.
+        mixer: Kind of the networks; None means all kinds.
     """
     fitted = basis(runtime, number_format)
     result = _device_error(sheet, runtime, number_format, fitted)

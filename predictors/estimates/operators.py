@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,11 +39,11 @@ class Operator:
     """One launch of a kernel.
 
     Args:
-        name: of the operator, such as ``linear``.
+        name: Name of the operator, such as ``linear``.
         kind: ``matrix`` products run on tensor cores, ``vector`` ones (depthwise convolutions)
             do not, ``memory`` operators only move data.
-        flops: floating-point operations, 2 per multiply-add.
-        bytes: read and written.
+        flops: Floating-point operations, 2 per multiply-add.
+        bytes: Bytes that are read and written.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Operator:
 def operators(
     spec: ModuleSpec, in_size: int, batch_size: int = 1, precision: str = "fp32"
 ) -> tuple[Operator, ...]:
-    """What a component launches for ``batch_size`` square inputs of side ``in_size``, in order.
+    """Lists what a component launches for ``batch_size`` square inputs of side ``in_size``.
 
     Operators of a block's mixer come first, those around it afterwards: both are found once
     for all blocks that share them, which makes a space's thousands of blocks a matter of
@@ -66,58 +66,35 @@ def operators(
         shape = input_shape(spec, in_size, batch_size)
         return _trace(lambda: build_module(spec), shape, precision)
     options = spec.as_dict()
-    mixer = options["mixer"], options["dim"], options["params"]
-    inside = _inside_mlp(options["mixer"])
-    around = tuple((key, value) for key, value in spec.options if key not in ("mixer", "params"))
+    mixer, dim, params = options.pop("mixer"), options["dim"], options.pop("params")
+
+    def around() -> nn.Module:
+        block = build_module(spec)
+        block.mixer = _Nothing()
+        return block
+
     size = in_size, batch_size, precision
-    return _of_mixer(*mixer, *size) + _around_mixer(around, inside, spec, *size)
+    inside = (mixer, dim, params, *size)
+    # by the other options only: which mixer a block has does not matter to what is around it
+    outside = (*options.items(), mixer_class(mixer).inside_mlp, *size)
+    shape = (batch_size, in_size, in_size, dim)
+    inner = _shared(inside, lambda: build_mixer(mixer, dim, **dict(params)), shape, precision)
+    return inner + _shared(outside, around, shape, precision)
 
 
-@cache
-def _inside_mlp(mixer: str) -> bool:
-    return mixer_class(mixer).inside_mlp
+_traces: dict[tuple[object, ...], tuple[Operator, ...]] = {}
 
 
-@lru_cache(maxsize=65536)
-def _of_mixer(
-    mixer: str,
-    dim: int,
-    params: tuple[tuple[str, Any], ...],
-    size: int,
-    batch_size: int,
-    precision: str,
+def _shared(
+    key: tuple[object, ...], build: Callable[[], nn.Module], shape: Sequence[int], precision: str
 ) -> tuple[Operator, ...]:
-    shape = (batch_size, size, size, dim)
-    return _trace(lambda: build_mixer(mixer, dim, **dict(params)), shape, precision)
-
-
-# by the options only: which mixer a block has does not matter to what is around it
-_around: dict[tuple[object, ...], tuple[Operator, ...]] = {}
-
-
-def _around_mixer(
-    options: tuple[tuple[str, Any], ...],
-    inside_mlp: bool,
-    spec: ModuleSpec,
-    size: int,
-    batch_size: int,
-    precision: str,
-) -> tuple[Operator, ...]:
-    """Norms, MLP and residual sums of a block; ``spec`` is any block with these options."""
-    key = (options, inside_mlp, size, batch_size, precision)
-    if key not in _around:
-
-        def block() -> nn.Module:
-            module = build_module(spec)
-            module.mixer = _Nothing()
-            return module
-
-        _around[key] = _trace(block, input_shape(spec, size, batch_size), precision)
-    return _around[key]
+    if key not in _traces:
+        _traces[key] = _trace(build, shape, precision)
+    return _traces[key]
 
 
 class _Nothing(nn.Module):
-    """Stands in for a mixer: a map of the same shape at no cost."""
+    """Replaces a mixer: a map of the same shape at no cost."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view_as(x)
@@ -141,7 +118,7 @@ class _Recorder(TorchDispatchMode):
     """Lists what is launched while it is active.
 
     Args:
-        inputs: tensors that differ from run to run; what is made from nothing else than other
+        inputs: Tensors that differ from run to run; what is made from nothing else than other
             tensors is a constant.
     """
 
@@ -189,15 +166,13 @@ class _Recorder(TorchDispatchMode):
         read: list[Tensor],
         written: list[Tensor],
     ) -> None:
-        moved = _bytes(read) + _bytes(written)
+        moved, flops = _bytes(read) + _bytes(written), 0
         if packet in _WHOLE:
             flops = _WHOLE[packet](args, result)
             if packet is _aten.linear and not args[0].is_contiguous():
                 self.launched.append(Operator("clone", "memory", 0, 2 * _bytes(args[:1])))
         elif packet in flop_registry:
             flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
-        else:
-            flops = 0
         kind = "matrix" if flops else "memory"
         if flops and packet in _CONVOLUTIONS and args[1].shape[1] == 1:
             kind = "vector"

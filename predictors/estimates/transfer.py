@@ -38,12 +38,16 @@ _LEAST_FITTED = 8
 
 
 def entry_kind(spec: ModuleSpec) -> str:
-    """The mixer of a block; else the kind of the component."""
+    """Returns the mixer of a block, the kind of another component."""
     return str(spec.as_dict()["mixer"]) if spec.kind == "block" else spec.kind
 
 
 def target_sheet(conditions: Conditions) -> Datasheet:
-    """The datasheet of the device of ``conditions``; raises UnknownNameError without one."""
+    """Returns the datasheet of the device of ``conditions``.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
     sheet = datasheet_of(conditions.device)
     if sheet is None:
         raise UnknownNameError("datasheet", conditions.device.model, datasheet_names())
@@ -57,14 +61,23 @@ def transfer(
     space: SearchSpace,
     num_classes: int = 1000,
 ) -> LatencyTable:
-    """Table of ``space`` for the device of ``target``, from one measured on ``source``.
+    """Estimates a table for one device from a table that was measured on another.
 
     An entry that was not measured is the roofline's times what measured entries of its kind
     take in terms of theirs. The correction of the space is carried along; where there is none,
     the typical one of the table.
 
-    Raises UsageError where runtime, precision or batch differ, MissingLatencyError where a kind
-    of component was not measured at all, UnknownNameError without a datasheet of the target.
+    Args:
+        measured: The table to start from.
+        source: The device that it was measured on.
+        target: Conditions of the new table, with the same runtime, precision and batch size.
+        space: The space whose entries are estimated.
+        num_classes: Classes of the head.
+
+    Raises:
+        UsageError: Runtime, precision or batch size differ.
+        MissingLatencyError: A kind of component was not measured at all.
+        UnknownNameError: The target has no datasheet.
     """
     for name in target.differences(measured.conditions):
         raise UsageError(
@@ -135,7 +148,7 @@ class _Rooflines:
         return self.demand(entry).latency_ms(self.constants)
 
     def bias(self, kind: str) -> float:
-        """What components of a kind take in terms of the roofline; of others if not measured."""
+        """Latency of a kind of component over its roofline; of all kinds if it was not measured."""
         return self._bias.get(kind, self._usual_bias)
 
     def latency_ms(self, entry: Entry) -> float:
@@ -166,15 +179,15 @@ class _Scaled:
         return self.roofline_ms(entry) / self.there.roofline_ms(entry)
 
     def scalar(self) -> float:
-        """Median of published over transferred figures at the nearest batch size; 1 without."""
+        """Median of published over transferred figures at the nearest batch size; 1 without any."""
         ratios = [
             (a.batch_size, a.latency_ms / self._network_ms(a))
-            for a in _own_figures(self.sheet, self.target.runtime, self.target.precision)
+            for a in _figures_of(self.sheet, self.target.runtime, self.target.precision)
         ]
         return _at_nearest_batch(ratios, self.target.batch_size)
 
     def _network_ms(self, anchor: Anchor) -> float:
-        """An anchor's network as this device would run it in the anchor's batch, corrected."""
+        """Corrected latency of an anchor's network on this device in the anchor's batch."""
         total = before = 0.0
         conditions = replace(self.target, batch_size=anchor.batch_size)
         for part in components(anchor_network(anchor.network)):
@@ -198,8 +211,8 @@ def _at_nearest_batch(ratios: Iterable[tuple[int, float]], batch_size: int) -> f
 # Expected error -----------------------------------------------------------------------------------
 
 
-def _own_figures(sheet: Datasheet, runtime: str, precision: str) -> list[Anchor]:
-    """Published figures of a device under a runtime, in the number format that it uses."""
+def _figures_of(sheet: Datasheet, runtime: str, precision: str) -> list[Anchor]:
+    """Lists published figures of a device under a runtime, in the number format that it uses."""
     fitted = basis(runtime, sheet.number_format(precision, runtime))
     if not fitted.exact:
         return []
@@ -208,7 +221,7 @@ def _own_figures(sheet: Datasheet, runtime: str, precision: str) -> list[Anchor]
 
 @cache
 def transfer_error(source: Datasheet, target: Datasheet, runtime: str, precision: str) -> float:
-    """Mean relative error of transferring published figures between devices; 0 within one.
+    """Finds the mean relative error of transferring published figures; 0 within one device.
 
     Every figure of a device is predicted from the same network's on another device of the same
     source, with constants fitted on that other device and, where the target has figures of its
@@ -226,7 +239,7 @@ def transfer_error(source: Datasheet, target: Datasheet, runtime: str, precision
         figures = [a for a in alike if a.runtime == runtime]
     if not _pairs(figures):
         figures = [a for a in alike if not a.hosted]
-    scaled = bool(_own_figures(target, runtime, precision))
+    scaled = bool(_figures_of(target, runtime, precision))
     errors = [transferred(here, there, scaled) for here, there in _pairs(figures)]
     return float(np.mean([np.mean(np.abs(each)) for each in errors]))
 
@@ -248,13 +261,12 @@ def _pairs(figures: Iterable[Anchor]) -> list[tuple[list[Anchor], list[Anchor]]]
 def transferred(
     source: Sequence[Anchor], target: Sequence[Anchor], scaled: bool = False
 ) -> list[float]:
-    """Relative errors of the figures of ``target`` that ``source`` has too, see above."""
-    constants = fit_anchors(source, source[0].hosted)
-    known = {(a.network, a.batch_size): a for a in source}
+    """Lists relative errors of the figures of ``target`` that ``source`` has too, see above."""
+    constants = fit_anchors(tuple(source), source[0].hosted)
+    alike = {(a.network, a.batch_size): a for a in source}
     pairs = []
     for b in target:
-        a = known.get((b.network, b.batch_size))
-        if a is not None:
+        if a := alike.get((b.network, b.batch_size)):
             ratio = b.demand().latency_ms(constants) / a.demand().latency_ms(constants)
             pairs.append((b, a.latency_ms * ratio))
     errors = []

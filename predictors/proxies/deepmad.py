@@ -28,37 +28,14 @@ LAST_WEIGHT = 8.0
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """One layer of a plain chain.
-
-    Args:
-        in_channels, out_channels: of the layer.
-        stage: which stage it belongs to, counted from 0, never falling along the chain.
-        size: side of its output's feature map.
-        kernel: side of its kernel.
-        groups: of its channels.
-    """
-
-    in_channels: int
-    out_channels: int
-    stage: int
-    size: int
-    kernel: int = 1
-    groups: int = 1
-
-    @property
-    def width(self) -> float:
-        return self.in_channels * self.kernel**2 / self.groups
-
-
-@dataclass(frozen=True)
 class StageEnd:
     """What the formulas need of a stage; sums are over all layers from the image to its end.
 
     Args:
-        channels, positions: of the feature map there.
+        channels: Channels of the feature map there.
+        positions: Positions of that map, the product of its sides.
         entropy: Σ ½·log w.
-        layers: number of layers.
+        layers: Number of layers.
     """
 
     channels: int
@@ -67,18 +44,8 @@ class StageEnd:
     layers: int
 
 
-def deepmad_score(layers: Sequence[Convolution]) -> float:
-    """Σ α_i H_i of a plain chain of convolutions, without any penalty on depths."""
-    return score_of_ends(_ends_of_chain(layers))
-
-
-def effectiveness(layers: Sequence[Convolution]) -> float:
-    """ρ of a plain chain of convolutions: the largest over its stages."""
-    return effectiveness_of_ends(_ends_of_chain(layers))
-
-
 def score_of_ends(ends: Sequence[StageEnd]) -> float:
-    """Σ α_i H_i from what is known of the stages' ends."""
+    """Computes Σ α_i H_i from the stages' ends."""
     weights = [1.0] * (len(ends) - 1) + [LAST_WEIGHT]
     return sum(
         weight * math.log(end.channels * end.positions) * end.entropy
@@ -87,12 +54,12 @@ def score_of_ends(ends: Sequence[StageEnd]) -> float:
 
 
 def effectiveness_of_ends(ends: Sequence[StageEnd]) -> float:
-    """Largest ρ_i; (Π w)^(1/L) is the exponential of the mean log width."""
+    """Computes the largest ρ_i; (Π w)^(1/L) is the exponential of the mean log width."""
     return max(_effectiveness(end) for end in ends if end.layers)
 
 
 def final_effectiveness(ends: Sequence[StageEnd]) -> float:
-    """ρ of the whole network, at the end of its last stage."""
+    """Computes ρ of the whole network, at the end of its last stage."""
     return _effectiveness(ends[-1])
 
 
@@ -101,9 +68,10 @@ def _effectiveness(end: StageEnd) -> float:
 
 
 def stage_ends(structure: Structure) -> list[StageEnd]:
-    """Ends of the stages of any network: the longest path at each scale, the finest first.
+    """Finds the ends of the stages of any network: the longest path at each scale, finest first.
 
-    Raises UndefinedProxyError for a network without linear layers and convolutions.
+    Raises:
+        UndefinedProxyError: The network has no linear layer or convolution.
     """
     ends: list[StageEnd] = []
     finest = 0  # positions of the stage under way
@@ -117,19 +85,6 @@ def stage_ends(structure: Structure) -> list[StageEnd]:
     if not ends:
         raise UndefinedProxyError("the network has no linear layer or convolution on feature maps")
     return ends
-
-
-def _ends_of_chain(layers: Sequence[Convolution]) -> list[StageEnd]:
-    ends: dict[int, StageEnd] = {}
-    entropy = 0.0
-    for number, layer in enumerate(layers, 1):
-        if ends and layer.stage < max(ends):
-            raise ValueError(f"layer {number} goes back to stage {layer.stage}: stages never fall")
-        entropy += 0.5 * math.log(layer.width)
-        ends[layer.stage] = StageEnd(layer.out_channels, layer.size**2, entropy, number)
-    if not ends:
-        raise ValueError("a chain needs at least one layer")
-    return list(ends.values())
 
 
 @register_proxy

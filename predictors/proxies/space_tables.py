@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from predictors.counts import count_architecture
 from predictors.counts import counts as count_tables
@@ -41,44 +42,36 @@ _SIDE = 8  # any map that is larger than one position gives the same paths
 
 
 def component_path(spec: ModuleSpec) -> Path:
-    """Longest path through one component; empty for the head, whose classifier never counts."""
+    """Finds the longest path through one component; the head, a classifier, has none."""
     options = spec.as_dict()
     if spec.kind == "head":
         return Path()
     if spec.kind == "stem":
         side = 2 * int(options["kernel"])
-        return _path(spec, (1, 3, side, side))
+        return _path(build_module, (1, 3, side, side), spec)
+    dim = options["dim"]
+    shape = (1, _SIDE, _SIDE, dim)
     if spec.kind == "downsample":
-        return _path(spec, (1, _SIDE, _SIDE, options["dim"]))
+        return _path(build_module, shape, spec)
     params = tuple((k, v) for k, v in options["params"] if k != "shifted")
-    mixer = _mixer_path(options["mixer"], options["dim"], params)
-    rest = _mlp_path(options["dim"], options["hidden"])
+    mixer = _path(_mixer, shape, options["mixer"], dim, params)
+    rest = _path(Mlp, shape, dim, options["hidden"])
     return Path(mixer.entropy + rest.entropy, mixer.layers + rest.layers)
 
 
 @lru_cache(maxsize=8192)
-def _mixer_path(name: str, dim: int, params: tuple[tuple[str, Any], ...]) -> Path:
+def _path(make: Callable[..., nn.Module], shape: tuple[int, ...], *options: Any) -> Path:
     with torch.device("meta"):
-        module = build_mixer(name, dim, **dict(params)).eval()
-    return trace(module, (1, _SIDE, _SIDE, dim)).path
-
-
-@lru_cache(maxsize=8192)
-def _mlp_path(dim: int, hidden: int) -> Path:
-    with torch.device("meta"):
-        module = Mlp(dim, hidden)
-    return trace(module, (1, _SIDE, _SIDE, dim)).path
-
-
-@lru_cache(maxsize=8192)
-def _path(spec: ModuleSpec, shape: tuple[int, ...]) -> Path:
-    with torch.device("meta"):
-        module = build_module(spec).eval()
+        module = make(*options).eval()
     return trace(module, shape).path
 
 
+def _mixer(name: str, dim: int, params: tuple[tuple[str, Any], ...]) -> nn.Module:
+    return build_mixer(name, dim, **dict(params))
+
+
 def architecture_ends(architecture: Architecture) -> list[StageEnd]:
-    """What the closed forms need of an architecture's stages, without building the network."""
+    """Finds the ends of an architecture's stages without building the network."""
     sizes = feature_sizes(architecture.macro, architecture.resolution)
     ends: list[StageEnd] = []
     entropy, layers = 0.0, 0
@@ -93,10 +86,13 @@ def architecture_ends(architecture: Architecture) -> list[StageEnd]:
 
 @dataclass(frozen=True, eq=False)
 class PathTables:
-    """Half log widths (``entropy``) and number (``layers``) of the longest path's layers.
+    """The longest path through the architectures of a space, as tables.
 
-    Sums over stages are those of the components; ``log_maps``, shape (R, W) per stage, is
-    ``log(c · r²)`` at the stage's end.
+    Args:
+        space: The space whose rows they predict.
+        entropy: Σ ½·log w of the path's layers.
+        layers: Their number.
+        log_maps: ``log(c · r²)`` at each stage's end, shape (R, W) per stage.
     """
 
     space: SearchSpace
@@ -111,7 +107,7 @@ class PathTables:
 
     @classmethod
     def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
-        """Tables of ``space``; the number of classes changes nothing."""
+        """Builds the tables of ``space``; the number of classes changes nothing."""
 
         def table(value: Callable[[Path], float]) -> AdditiveTable:
             return AdditiveTable.build(
@@ -126,7 +122,7 @@ class PathTables:
         return cls(space, table(lambda path: path.entropy), table(lambda path: path.layers), maps)
 
     def score(self, genes: Genes) -> Values:
-        """DeepMAD's score of rows, shape (n, genes) to (n,)."""
+        """Computes DeepMAD's score of rows, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         total = np.zeros(len(genes))
         for i, (column, weight) in enumerate(zip(self.space.width_columns, _WEIGHTS, strict=True)):
@@ -134,14 +130,14 @@ class PathTables:
         return total
 
     def effectiveness(self, genes: Genes) -> Values:
-        """ρ of rows, the largest over their stages, shape (n, genes) to (n,)."""
+        """Computes ρ of rows, the largest over their stages, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         layers = self.layers.stage_sums(genes).cumsum(axis=1)
         result: Values = (layers * np.exp(-2 * entropy / layers)).max(axis=1)
         return result
 
     def final_effectiveness(self, genes: Genes) -> Values:
-        """ρ of rows at the end of the last stage, shape (n, genes) to (n,)."""
+        """Computes ρ of rows at the end of the last stage, shape (n, genes) to (n,)."""
         entropy, layers = self.entropy.predict(genes), self.layers.predict(genes)
         result: Values = layers * np.exp(-2 * entropy / layers)
         return result
@@ -150,8 +146,6 @@ class PathTables:
 CLOSED_FORMS = ("combined", "deepmad", "effectiveness")
 SUMS = ("entropy", "params", "macs")
 """Scores that add up over components: Σ ½·log w of the longest path, parameters, MACs."""
-
-
 _COUNTS = {"params": PARAMS, "macs": MACS}
 
 
@@ -166,11 +160,11 @@ class SpaceScores:
     def build(
         cls, space: SearchSpace, counts: Mapping[str, AdditiveTable] | None = None
     ) -> SpaceScores:
-        """Tables of ``space``; ``counts`` has those of parameters and activations where known."""
+        """Builds the tables of ``space``; ``counts`` are its tables of counts where known."""
         return cls(PathTables.build(space), count_tables(space) if counts is None else counts)
 
     def additive(self, name: str) -> AdditiveTable | PathTables | None:
-        """What exact search maximises for the score ``name``; None where it does not add up."""
+        """Returns what exact search maximises for a score; None where it does not add up."""
         if name == "deepmad":
             return self.paths
         if name == "entropy":
@@ -178,7 +172,18 @@ class SpaceScores:
         return self.counts[_COUNTS[name]] if name in _COUNTS else None
 
     def predict(self, name: str, genes: Genes) -> Values:
-        """Scores of rows, shape (n, genes) to (n,); raises UnknownNameError."""
+        """Computes scores of a population.
+
+        Args:
+            name: One of ``CLOSED_FORMS`` and ``SUMS``.
+            genes: Valid rows, shape (n, genes).
+
+        Returns:
+            Scores, shape (n,).
+
+        Raises:
+            UnknownNameError: There is no such score.
+        """
         match name:
             case "deepmad":
                 return self.paths.score(genes)
@@ -196,7 +201,11 @@ class SpaceScores:
 
 
 def score_architecture(name: str, architecture: Architecture, num_classes: int = 1000) -> float:
-    """The same for one architecture of any space; raises UnknownNameError."""
+    """Computes the score ``name`` of one architecture of any space.
+
+    Raises:
+        UnknownNameError: There is no such score.
+    """
     ends = architecture_ends(architecture)
     match name:
         case "deepmad":

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from search_space import Architecture, Genes, ModuleSpec, SearchSpace
+from search_space import Genes, ModuleSpec, SearchSpace
 from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
 
@@ -103,10 +103,6 @@ class AdditiveTable:
             rows = genes[start : start + _CHUNK]
             result[start : start + _CHUNK] = self._sums(rows)
         return self.offset + self.scale * result
-
-    def predict_architecture(self, architecture: Architecture) -> float:
-        """Value of one architecture; raises InvalidArchitectureError outside the space."""
-        return float(self.predict(self.space.encode([architecture]))[0])
 
     @cached_property
     def _flat_blocks(self) -> tuple[Values, ...]:

@@ -28,10 +28,7 @@ class ModelCard:
 
 
 def model_card(
-    network: Backbone,
-    exported: Sequence[Export],
-    preprocessing: Preprocessing,
-    card: ModelCard,
+    network: Backbone, exported: Sequence[Export], preprocessing: Preprocessing, card: ModelCard
 ) -> str:
     side = preprocessing.resolution
     lines = [

@@ -13,11 +13,6 @@ from dataclasses import dataclass
 from search_space.metrics import metric_named
 
 
-def axis_title(name: str) -> str:
-    """How a metric is called on an axis, with its unit where labels lack it."""
-    return metric_named(name).axis_title
-
-
 def capitalised(text: str) -> str:
     """With a capital first letter, the others as they are."""
     return text[:1].upper() + text[1:]
@@ -88,17 +83,12 @@ class Scale:
         return [round(i * step, 12) for i in range(first, last + 1)]
 
     def ticks(self, name: str, count: int = 6) -> list[Tick]:
-        """Ticks labelled for metric ``name``."""
-        values = self.tick_values(count)
+        """Ticks labelled for metric ``name``; the axis title carries the unit of latencies."""
+        values, unit = self.tick_values(count), metric_named(name).unit
         return [
-            Tick(self(value), tick_label(name, value), minor=i % 2 == 1)
+            Tick(self(value), _fixed(unit.tick(value)), minor=i % 2 == 1)
             for i, value in enumerate(values)
         ]
-
-
-def tick_label(name: str, value: float) -> str:
-    """Short label of an axis value; the axis title carries the unit of latencies."""
-    return _fixed(metric_named(name).unit.tick(value))
 
 
 def fit_scale(

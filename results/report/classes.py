@@ -84,9 +84,7 @@ def _figures(quality: Mapping[str, SplitQuality]) -> dict[str, Any]:
 
 
 def _class_table(
-    names: Sequence[str],
-    recalls: Sequence[float | None],
-    confusion: Sequence[Sequence[int]] | None,
+    names: Sequence[str], recalls: Sequence[float | None], confusion: Sequence[Sequence[int]] | None
 ) -> dict[str, Any]:
     """A row a class, the least recognised first."""
     rows = []

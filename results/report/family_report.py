@@ -14,18 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from results.files import atomic_write
-from results.report.charts import (
-    Scale,
-    axis_title,
-    capitalised,
-    fit_scale,
-    format_metric,
-    path,
-    place_labels,
-)
+from results.report.charts import Scale, capitalised, fit_scale, format_metric, path, place_labels
 from results.report.page import render_page
 from results.report.words import moment, summarise
-from search_space.metrics import LATENCY, MACS, title_of
+from search_space.metrics import LATENCY, MACS, metric_named, title_of
 
 PATH_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of a 760×452 picture
 CURVE_BOX = (56.0, 16.0, 428.0, 214.0)  # of a 520×262 picture
@@ -231,7 +223,7 @@ def path_chart(data: FamilyReport) -> dict[str, Any]:
 
 
 def _axis_title(axis: str, scale: Scale) -> str:
-    title = axis if axis == STEP else axis_title(axis)
+    title = axis if axis == STEP else metric_named(axis).axis_title
     return f"{title}{', logarithmic' if scale.log else ''}"
 
 

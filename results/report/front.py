@@ -8,7 +8,6 @@ from typing import Any
 from results.pareto import non_dominated
 from results.report.charts import (
     Scale,
-    axis_title,
     capitalised,
     fit_scale,
     format_metric,
@@ -18,7 +17,7 @@ from results.report.charts import (
 )
 from results.report.data import Baseline, FrontMember, Metrics, ReportData
 from results.report.words import Quality, cheap_metrics, metric_rows, quality_of, summarise, value
-from search_space.metrics import ACCURACY, LATENCY, title_of
+from search_space.metrics import ACCURACY, LATENCY, metric_named, title_of
 
 MAX_DOTS = 4000
 HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
@@ -219,7 +218,7 @@ def _front_view(
     target = data.targets.get(axis)
     return {
         "metric": axis,
-        "title": axis_title(axis),
+        "title": metric_named(axis).axis_title,
         "button": capitalised(title_of(axis)),
         "log": scale.log,
         "ticks": scale.ticks(axis, 7),

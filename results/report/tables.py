@@ -54,9 +54,7 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
                     _cell("latency, predicted", LATENCY, predicted),
                     _cell("latency, measured", LATENCY, measured, _spread(m.measured)),
                     Cell(
-                        "error",
-                        error,
-                        "–" if error is None else f"{signed(100 * error, 1)}\u00a0%",
+                        "error", error, "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"
                     ),
                     _cell(quality.noun, quality.metric, value(m.predicted, quality.metric)),
                     *_further(m.predicted, quality.metric),

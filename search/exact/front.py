@@ -98,7 +98,7 @@ def sweep(
     Raises:
         InfeasibleError: No architecture meets the constraints, which is proven.
         UsageError: A quantity is the largest of its parts.
-        RunError: The time limit passed before a first point.
+        RunError: The time limit passed before a first point or an end of the front was known.
 
     Example:
         >>> front = sweep(space, accuracy, latency, points=20)
@@ -118,7 +118,8 @@ def sweep(
     if best is None:
         raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
     cheapest, _ = programme.maximise(-price, gap=gap, seconds=seconds)
-    assert cheapest is not None, "there is a best one, so there is a cheapest"
+    if cheapest is None:  # there is one, since there is a best one
+        raise undecided(constraints, seconds)
     lowest = less * float(cost.predict(cheapest[None])[0])
     highest = less * float(cost.predict(best[None])[0])
     range_ = max(highest - lowest, 0.0)
@@ -128,7 +129,7 @@ def sweep(
     cut = programme.system.row((np.arange(programme.system.size), price), low=-np.inf, high=np.inf)
     grid = None if points is None else np.linspace(lowest, highest, max(points, 1))[:-1]
     members: list[Solution] = []
-    limit = highest
+    limit, decided = highest, True
     while True:
         # what meets the limit exactly may miss it by the rounding of its sum
         rounded = limit + APART / 10 * range_
@@ -138,6 +139,7 @@ def sweep(
         if row is None:
             if not members:  # the time limit passed
                 raise undecided(constraints, seconds)
+            decided = answer.infeasible
             break
         # whatever is within the cut loses at most this of its quality
         lost = share * (rounded - less * cost.offset)
@@ -153,7 +155,7 @@ def sweep(
         if limit < lowest or not range_:
             break
     costs = cost.predict(np.stack([point.genes for point in members]))
-    proven = all(point.proof.status == "optimal" for point in members)
+    proven = decided and all(point.proof.status == "optimal" for point in members)
     return Front(
         tuple(members), costs, points is None and not gap and proven, time.monotonic() - begin
     )

@@ -236,10 +236,10 @@ def loosened(
 
 
 def undecided(constraints: Sequence[Constraint], seconds: float) -> RunError:
-    limits = "; ".join(map(str, constraints))
+    limits = "; ".join(map(str, constraints)) or "no limits"
     return RunError(
-        f"{limits}: whether an architecture meets all of them was not known after {seconds:.0f} s; "
-        "widen the bands, or leave one of them out."
+        f"{limits}: the integer programme gave no architecture within {seconds:g} s; "
+        "widen the bands, leave one of them out, or take a smaller space."
     )
 
 

@@ -259,14 +259,13 @@ class Programme:
             answer = self.system.maximise(objective, gap=gap, seconds=seconds, tighter=tighter)
             first = first or answer
             if answer.values is None:
+                if answer is first or not answer.optimal:  # nothing there, or no time left
+                    return None, answer
                 break
             genes = self.genes(answer.values)
             if not strict or self.meets(genes):
                 bound = max(first.bound, float(objective @ answer.values[: len(objective)]))
                 return genes, Answer(answer.values, bound, first.nodes, first.optimal)
-        assert first is not None
-        if first.values is None:
-            return None, first
         limits = "; ".join(map(str, self.constraints))
         raise RunError(
             f"{limits}: limits this narrow are beyond the solver's precision of 1e-9; widen them."

@@ -308,11 +308,6 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
     return _METHODS
 
 
-def method_names() -> list[str]:
-    """The names of all methods, sorted."""
-    return sorted(_methods())
-
-
 def scaling_method(name: str) -> type[ScalingMethod]:
     """The method ``name``.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from search_space.errors import RunError
+from search_space.errors import RunError, first_line
 
 DEFAULT_PORT = 6379
 REACH_SECONDS = 5.0
@@ -136,7 +136,7 @@ def connect(address: str | None = None) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise RunError(
             f"the Ray cluster at {address or 'this machine'!r} cannot be used: {reason}. Start the "
             "command on one of its nodes (`ray start --address=HEAD:6379` makes this machine one), "
@@ -227,11 +227,15 @@ def share_of(address: str | None, count: int, gpus: float | None = None) -> dict
     from ray.autoscaler.sdk import request_resources
 
     deadline = time.monotonic() + (0.0 if address is None else GROW_SECONDS)
-    while True:
-        try:
-            return share(nodes(), count, gpus)
-        except RunError:
-            if time.monotonic() >= deadline:
-                raise
-        request_resources(bundles=[{"CPU": 1.0} | ({"GPU": gpus} if gpus else {})] * count)
-        time.sleep(1.0)
+    try:
+        while True:
+            try:
+                return share(nodes(), count, gpus)
+            except RunError:
+                if time.monotonic() >= deadline:
+                    raise
+            request_resources(bundles=[{"CPU": 1.0} | ({"GPU": gpus} if gpus else {})] * count)
+            time.sleep(1.0)
+    finally:
+        if address is not None:  # a request stands until it is withdrawn, and keeps nodes up
+            request_resources(bundles=[])

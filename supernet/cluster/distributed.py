@@ -125,14 +125,22 @@ def train_distributed(
         finally:
             storage.close()
         last = storage.newest()
-        if last is not None and not in_run:
-            local.save(last[1])
         known = None if last is None else last[1]
-    assert known is not None  # a training that ends has saved its last epoch
+        if known is None or not _is_finished(known, config):
+            raise RunError(
+                f"all {config.epochs} epochs were trained, but the last checkpoint in {storage} "
+                "is damaged or gone; give the same command with --resume to train again what is "
+                "missing"
+            )
+        if not in_run:
+            local.save(known)
+    assert known is not None
     here = {"train": config.to_dict(), "data": data.fingerprint, "space": supernet.space.digest}
     check_identity({key: known.metadata["identity"].get(key) for key in here}, here, local)
     supernet.load_state_dict(known.trained_weights())
     supernet.to(device)
+    # An earlier command may have been killed before it heard of the last epochs.
+    MetricFiles(directory).rewrite(_epochs(known).values())
     return [EpochMetrics(**line) for line in known.metadata["state"]["history"]]
 
 
@@ -158,7 +166,7 @@ def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
 
 def _start(storage: CheckpointFolder, known: Checkpoint | None) -> tuple[str, Checkpoint] | None:
     """The checkpoint that workers begin with: the storage's newest, or ``known`` if it is newer."""
-    stored = storage.newest()
+    stored = storage.newest(set_aside=True)
     if known is None or (stored is not None and stored[1].step >= known.step):
         return stored
     return storage.write(known), known
@@ -180,11 +188,13 @@ class _Board:
     def note(self, text: str) -> None:
         self._notes.append(text)
 
-    def take(self) -> tuple[Any, list[dict[str, Any]], list[str]]:
-        """Everything since the last call."""
-        taken = self._latest, self._epochs, self._notes
-        self._latest, self._epochs, self._notes = None, [], []
-        return taken
+    def take(self, epochs: int, notes: int) -> tuple[Any, list[dict[str, Any]], list[str]]:
+        """The latest step if it is new, and what came after so many epochs and notes.
+
+        What was said is kept: an answer may come too late to be heard.
+        """
+        latest, self._latest = self._latest, None
+        return latest, self._epochs[epochs:], self._notes[notes:]
 
 
 def _board() -> Any:
@@ -216,12 +226,14 @@ class _Listener:
     progress: ProgressCallback | None
     notice: Callable[[str], None] | None
     heard: float = 0.0
+    counts: tuple[int, int] = (0, 0)  # of epochs and notes that were heard
 
     def hear(self, board: Any) -> None:
         try:
-            latest, ended, notes = ray.get(board.take.remote(), timeout=10.0)
+            latest, ended, notes = ray.get(board.take.remote(*self.counts), timeout=10.0)
         except ray.exceptions.RayError:
             return  # progress is not worth the training
+        self.counts = self.counts[0] + len(ended), self.counts[1] + len(notes)
         for epoch in ended:
             self.epochs[epoch["epoch"]] = epoch
             self.files.log(epoch)

@@ -66,22 +66,22 @@ class AugmentConfig:
                     f"{name} is {getattr(self, name)}; a probability is between 0 and 1"
                 )
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} is {getattr(self, name)}; it must not be negative")
-            if not math.isfinite(getattr(self, name)):
-                raise DataError(f"{name} is {getattr(self, name)}; it must be a finite number")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DataError(
+                    f"{name} is {getattr(self, name)}; it must be a finite number, not negative"
+                )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError(f"scale is {self.scale}; it must be two rising shares in (0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the configuration and its digest."""
+        """Returns plain values, for the configuration and its digest."""
         values = asdict(self)
         values["scale"], values["ratio"] = list(self.scale), list(self.ratio)
         return values
 
 
 def default_augment(kind: str, resolution: int) -> AugmentConfig:
-    """Augmentation by kind of data and image side in pixels."""
+    """Returns the augmentation that suits a kind of data and an image side in pixels."""
     if kind == "digits":
         return AugmentConfig(crop="resize", scale=(0.8, 1.0), ratio=(0.9, 1.11), hflip=0.0)
     if resolution <= 64:
@@ -94,7 +94,7 @@ def default_augment(kind: str, resolution: int) -> AugmentConfig:
 def build_transform(
     config: AugmentConfig, resolution: int, mean: tuple[float, ...]
 ) -> Callable[[Any], torch.Tensor]:
-    """The random transform of one image, by ``timm.data.create_transform``.
+    """Builds the random transform of one image, by ``timm.data.create_transform``.
 
     Args:
         config: What to do.
@@ -110,7 +110,6 @@ def build_transform(
     from timm.data import create_transform
     from torchvision import transforms
 
-    jitter: dict[str, Any] = {"color_jitter": config.color_jitter or None}
     try:
         first, second, last = create_transform(
             resolution,
@@ -123,7 +122,7 @@ def build_transform(
             interpolation="bilinear" if resolution <= 64 else "random",
             mean=mean,
             separate=True,
-            **jitter,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
         )
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
@@ -141,7 +140,7 @@ def build_transform(
 
 
 def _keep_one_bit(policy: Any) -> None:
-    """Let a policy's posterising keep at least one bit.
+    """Lets a policy's posterising keep at least one bit.
 
     timm asks for 0 bits at magnitude 10, which Pillow 13 refuses and which left a black image.
     """
@@ -157,34 +156,8 @@ def _posterise(image: Any, bits: int, **_: Any) -> Any:
     return ImageOps.posterize(image, max(1, bits))
 
 
-def build_erasing(config: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Random erasing (timm) of one normalised image in place, or ``None``."""
-    if not config.erase:
-        return None
-    from timm.data.random_erasing import RandomErasing
-
-    erasing: Callable[[torch.Tensor], torch.Tensor] = RandomErasing(
-        config.erase, mode="pixel", device="cpu"
-    )
-    return erasing
-
-
-def build_mixup(config: AugmentConfig, num_classes: int, label_smoothing: float) -> Any | None:
-    """timm's Mixup/CutMix of a whole batch, or ``None``. It smooths labels itself."""
-    if not (config.mixup or config.cutmix):
-        return None
-    from timm.data import Mixup
-
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=label_smoothing,
-        num_classes=num_classes,
-    )
-
-
 def mix_seed(*values: int) -> int:
-    """A 64-bit seed from integers (splitmix64 finaliser; Steele et al., 2014)."""
+    """Mixes integers to a 64-bit seed (splitmix64 finaliser; Steele et al., 2014)."""
     state = 0
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -195,7 +168,7 @@ def mix_seed(*values: int) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the three generators that timm's and torchvision's CPU transforms draw from."""
+    """Seeds the three generators that timm's and torchvision's CPU transforms draw from."""
     import torch
 
     random.seed(seed)
@@ -205,7 +178,7 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Leave the global CPU generators as they were found."""
+    """Leaves the global CPU generators as they were."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,8 +19,6 @@ from search_space.errors import DataError, RunError
 from supernet.data import splits
 from supernet.data.augmentation import (
     AugmentConfig,
-    build_erasing,
-    build_mixup,
     build_transform,
     mix_seed,
     preserved_generators,
@@ -30,10 +30,11 @@ from supernet.data.splits import ImageSplit, normalise
 _SHARED = "/dev/shm"
 _PREFETCHED = 2  # batches that a loader process has ready
 _PATIENCE = 600.0  # seconds for one batch of loader processes
+_MEMORY_SIGNS = ("shared memory", "No space left", "unable to write", "unable to mmap")
 
 
 def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Images (n, 3, h, w) as (n, 3, resolution, resolution): bilinear, antialiased.
+    """Resizes images (n, 3, h, w) to (n, 3, resolution, resolution), bilinear and antialiased.
 
     It gives subnets their resolution while weights are shared; a network that is judged or
     trained by itself sees images that are decoded at its resolution (``ImageData.at``).
@@ -45,7 +46,7 @@ def resize_images(images: torch.Tensor, resolution: int) -> torch.Tensor:
 
 
 class Batch(NamedTuple):
-    """Training images, and how they came about.
+    """A batch of training images, and how they came about.
 
     Attributes:
         images: (n, 3, side, side) float32, augmented and normalised.
@@ -62,14 +63,14 @@ class Batch(NamedTuple):
     variant: int
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, without waiting for it."""
+        """Returns the batch on a device, without waiting for it."""
         return self._replace(
             images=self.images.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
         )
 
     def part(self, k: int, n: int) -> Batch:
-        """The k-th of n groups, equal but for a remainder: views."""
+        """Returns the k-th of n groups, equal but for a remainder, as views."""
         bounds = slice(k * len(self.images) // n, (k + 1) * len(self.images) // n)
         return Batch(self.images[bounds], self.targets[bounds], self.indices[bounds], self.variant)
 
@@ -81,7 +82,8 @@ class _Augmented(Dataset[Any]):
         self.split, self.seed, self.variant = split, seed, variant
         self.whole = config.crop == "resize"  # other crops begin at the network's resolution
         self.transform = build_transform(config, split.resolution, split.preprocessing.mean)
-        self.erase = build_erasing(config)
+        erasing = RandomErasing(config.erase, mode="pixel", device="cpu")
+        self.erase = erasing if config.erase else None
 
     def __getitems__(self, indices: list[int]) -> Batch:
         with preserved_generators():
@@ -98,13 +100,13 @@ class _Augmented(Dataset[Any]):
         return Batch(images, labels, torch.tensor(indices), self.variant)
 
     def batches(self, positions: list[list[int]], workers: int) -> Iterator[Batch]:
-        """The batches of these positions, in this order."""
+        """Yields the batches of these positions, in this order."""
         pinned = torch.cuda.is_available()
         return _load(self, positions, workers, self.split.resolution, pinned=pinned)
 
 
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
-    """Optimiser steps per epoch; an incomplete last batch is left out."""
+    """Returns the optimiser steps per epoch; an incomplete last batch is left out."""
     return max(1, len(data.train) // batch_size)
 
 
@@ -122,7 +124,7 @@ def train_loader(
     variants: int | None = None,
     balanced: bool = False,
 ) -> Iterator[Batch]:
-    """The augmented batches of one epoch, from step ``start`` on, in shuffled order.
+    """Yields the augmented batches of one epoch, from step ``start`` on, in shuffled order.
 
     What step k yields depends on (seed, epoch, k) only.
 
@@ -133,7 +135,7 @@ def train_loader(
         seed: Of the order and the augmentation.
         workers: Data-loading processes; with 0 this one loads.
         augment: None for the default of the data.
-        label_smoothing: Used where images are mixed; else the loss does it.
+        label_smoothing: Used where images are mixed; elsewhere the loss smooths labels.
         start: The first step.
         shard: (rank, size); yields this rank's images of each batch. All ranks' images together
             are the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th
@@ -149,7 +151,14 @@ def train_loader(
     config = data.augmentation(augment)
     rng = np.random.default_rng([seed, epoch])
     order = balanced_order(data.train.labels, rng) if balanced else rng.permutation(len(data.train))
-    mixup = build_mixup(config, data.num_classes, label_smoothing)
+    mixup: Any = None
+    if config.mixup or config.cutmix:
+        mixup = Mixup(
+            config.mixup,
+            config.cutmix,
+            label_smoothing=label_smoothing,
+            num_classes=data.num_classes,
+        )
     rank, size = shard
     multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
     steps = steps_per_epoch(data, batch_size)
@@ -177,8 +186,8 @@ def train_loader(
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws as many positions as there are labels, equally many of each class, shuffled.
 
-    Equally but for a remainder. Within an epoch no image comes again before all of its class were
-    there; those of frequent classes that are left out are others in each epoch.
+    Classes differ by a remainder. Within an epoch no image comes again before all of its class
+    were there; those of frequent classes that are left out are others in each epoch.
     """
     classes = np.unique(labels)
     count = -(-len(labels) // len(classes))
@@ -199,7 +208,7 @@ def augmented_batches(
     *,
     augment: AugmentConfig | None = None,
 ) -> Iterator[Batch]:
-    """Every training image once, in order, unmixed, as ``train_loader`` shows it in a variant."""
+    """Yields all training images in order, unmixed, as ``train_loader`` shows them in a variant."""
     config = data.augmentation(augment)
     positions = list(range(len(data.train)))
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
@@ -237,7 +246,7 @@ class EvalBatches:
 def eval_batches(
     split: ImageSplit, batch_size: int = 256, *, limit: int | None = None, workers: int = 0
 ) -> EvalBatches:
-    """Batches without augmentation, which raise as ``train_loader`` does.
+    """Makes batches without augmentation, which raise as ``train_loader`` does.
 
     Args:
         split: Shown in its order.
@@ -257,9 +266,9 @@ def eval_batches(
 def doubling_batches(
     split: ImageSplit, doublings: int, batch_size: int = 256, *, workers: int = 0
 ) -> list[EvalBatches]:
-    """``doublings + 1`` disjoint parts of a split, each after the first as large as all before it.
+    """Makes batches, as ``eval_batches`` does, of ``doublings + 1`` disjoint parts of a split.
 
-    Every part is spread evenly over the split. Batches as in ``eval_batches``.
+    Each part but the first is as large as all before it, and is spread evenly over the split.
     """
     first = range(0, len(split), 2**doublings)
     offsets = [2**k for k in reversed(range(doublings))]
@@ -289,14 +298,9 @@ class _Fetched(Dataset[Any]):
 
 
 def _load(
-    dataset: Any,
-    batches: list[list[int]],
-    workers: int,
-    resolution: int,
-    *,
-    pinned: bool = False,
+    dataset: Any, batches: list[list[int]], workers: int, resolution: int, *, pinned: bool = False
 ) -> Iterator[Any]:
-    """``dataset.__getitems__`` of each of these lists of positions, in this order.
+    """Yields ``dataset.__getitems__`` of each of these lists of positions, in this order.
 
     Args:
         dataset: Gives tuples of tensors.
@@ -326,7 +330,10 @@ def _load(
         try:
             batch = next(iterator, None)
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
+            text = str(error)  # of what a process raised itself, it begins with "Caught"
+            if "DataLoader" not in text or (
+                text.startswith("Caught ") and not any(sign in text for sign in _MEMORY_SIGNS)
+            ):
                 raise
             raise RunError(
                 f"data-loading processes failed ({error}); often {_SHARED} or memory is full: give "
@@ -343,13 +350,13 @@ def _load(
 
 
 def _each(batch: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """A tuple with its members of one kind changed."""
+    """Returns a tuple with its members of one kind changed."""
     changed = [change(item) if isinstance(item, kind) else item for item in batch]
     return batch._make(changed) if hasattr(batch, "_make") else tuple(changed)
 
 
 def _fits_shared(workers: int, batch_bytes: int) -> bool:
-    """Whether what loader processes hold ready fits shared memory, where they would wait for ever.
+    """Says whether what loader processes hold ready fits shared memory; else they would hang.
 
     A container of Docker's has 64 MB of it.
     """
@@ -365,7 +372,7 @@ def _fits_shared(workers: int, batch_bytes: int) -> bool:
 
 @cache
 def _warn_of_pipes() -> None:
-    """Warn once per process."""
+    """Warns once per process."""
     warnings.warn(
         f"{_SHARED} has less free space than loader processes may need, so images pass through "
         "pipes, which is slower; give a container more (--shm-size), or use fewer --loader-workers",

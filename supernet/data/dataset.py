@@ -1,4 +1,4 @@
-"""Opened data sets: their splits, what is done to each image, and what a user should know of it.
+"""Opened data sets: their splits, their preprocessing, and what a user should know of them.
 
 The validation split is cut from the training data by a seeded hash of each sample's key,
 never from the test split; a test split that the source lacks is cut by the same hash with a
@@ -29,7 +29,7 @@ _SPLITS = (TRAIN, VALIDATION, TEST)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """An opened data set.
+    """An opened data set: three splits, and what is common to them.
 
     Attributes:
         source: What was opened, as it was named.
@@ -66,38 +66,28 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def resolution(self) -> int:
-        """Side of the images in pixels."""
+        """The side of the images in pixels."""
         return self.preprocessing.resolution
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Per channel, of pixel values in 0..1."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Per channel, of pixel values in 0..1."""
-        return self.preprocessing.std
-
     def at(self, resolution: int) -> ImageData:
-        """The same images at another side, with the same mean and deviation."""
+        """Returns the same images at another side, with the same mean and deviation."""
         if resolution == self.resolution:
             return self
         parts = {name: getattr(self, name).at(resolution) for name in _SPLITS}
         return replace(self, preprocessing=parts["test"].preprocessing, **parts)
 
     def augmentation(self, config: AugmentConfig | None = None) -> AugmentConfig:
-        """``config``, or the default for these images, without mirroring where it is off."""
+        """Returns ``config``, or these images' default, without mirroring where that is off."""
         config = config or default_augment(self.kind, self.resolution)
         return config if self.mirror else replace(config, hflip=0.0)
 
     def description(self) -> tuple[str, ...]:
-        """Lines for the user: how many images, of which sizes, and what is done to them."""
+        """Returns lines for the user: number and sizes of images, and what is done to them."""
         count = len(self.train) + len(self.validation) + len(self.test)
         scaling = f": {self.preprocessing.resizing()}"
         if self.sizes.squares and self.preprocessing.crop_pct == 1:
@@ -123,15 +113,18 @@ class ImageData:
 
 
 def survey(source: str, **options: Any) -> tuple[int, int, ImageSizes]:
-    """What is known of a data set without decoding it, for the choice of a search space.
+    """Surveys a data set without decoding it, for the choice of a search space.
 
     Args:
         source: As for ``open_data``.
         options: ``image_column``, ``label_column``, ``root`` and ``download`` of ``open_data``.
 
     Returns:
-        How many images for training there are (test and validation are still to be cut from
-        them where the source has none), how many classes, and the images' sizes.
+        The number of training images (from which test and validation are still to be cut where
+        the source has none), the number of classes, and the sizes of the images.
+
+    Raises:
+        DataError: As for ``open_data``.
     """
     opened = open_source(source, **options)
     return len(opened.train.labels), len(opened.class_names), ImageSizes.of(opened.train)
@@ -151,7 +144,7 @@ def open_data(
     fit: str = "crop",
     mirror: bool = True,
 ) -> ImageData:
-    """Open images and cut their splits.
+    """Opens images and cuts their splits.
 
     Args:
         source: ``digits``; an image folder (a subfolder per class or a file of labels, optionally
@@ -182,11 +175,7 @@ def open_data(
     if fit not in FITS:
         raise DataError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
     opened = open_source(
-        source,
-        image_column=image_column,
-        label_column=label_column,
-        root=root,
-        download=download,
+        source, image_column=image_column, label_column=label_column, root=root, download=download
     )
     indices = {TRAIN: np.arange(len(opened.train.labels))}
     raws = {TRAIN: opened.train}
@@ -274,7 +263,7 @@ def _check_varied(split: ImageSplit, source: str) -> None:
 def _cut(
     raw: RawImages, indices: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, cut): of every class the ``fraction`` with the lowest hash of (seed, key) is cut.
+    """Cuts the ``fraction`` of every class with the lowest hash of (seed, key): (kept, cut).
 
     By class, so that small classes are in both parts; a class of one image is kept whole.
     """

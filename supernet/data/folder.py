@@ -1,4 +1,4 @@
-"""Image files in folders: which are splits, which classes, and which a file of labels names.
+"""Folders of image files: their splits, their classes, and files of labels beside the images.
 
 The labels of a split are the names of its subfolders, or stand in a file beside the images:
 ``labels`` or ``metadata`` as .csv, .jsonl or .parquet with the columns ``file_name`` and
@@ -55,7 +55,7 @@ class FileImages:
 
 
 def open_folder(path: Path, label_column: str) -> Source:
-    """Open the images below ``path``.
+    """Opens the images below ``path``.
 
     Args:
         path: Holds a subfolder per class or a file of labels, or ``train/``, ``val/`` and
@@ -75,13 +75,15 @@ def open_folder(path: Path, label_column: str) -> Source:
             leave_out(f"{folder}", split, "it has neither class folders nor a file of labels")
             continue
         files[split], labels[split] = listed or _by_subfolder(folder, split)
+        if folder == path:
+            _check_held_out(path, files[split])
     classes, codes = join_labels(labels, (), path)
     images = {split: FileImages(folders[split], files[split], codes[split]) for split in codes}
     return Source(kind="folder", class_names=classes, **images)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders in ``folder`` by name, but for hidden ones and those of systems."""
+    """Returns the folders in ``folder`` by name, without hidden ones and those of systems."""
     return sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and not _is_ignored(entry.name)
     )
@@ -94,7 +96,7 @@ def _is_ignored(name: str) -> bool:
 def files_below(
     folder: Path, suffixes: Collection[str], ignored: list[Path] | None = None
 ) -> Iterator[Path]:
-    """Regular files with such endings below a folder, sorted; links to files count as files.
+    """Yields regular files with such endings below a folder, sorted; links to files count, too.
 
     Args:
         folder: Where to begin; hidden folders and those of systems are not entered.
@@ -116,7 +118,7 @@ def files_below(
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files below a folder; what else looks like some is said to be ignored."""
+    """Lists image files below a folder; warns of what else looks like some and is ignored."""
     ignored: list[Path] = []
     images = list(files_below(folder, SUFFIXES, ignored))
     if ignored:
@@ -130,7 +132,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
-    """Images and their classes where these are subfolders."""
+    """Returns images and their classes where these are subfolders."""
     classes = subfolders(folder)
     if split == TRAIN and not classes:
         raise DataError(
@@ -154,7 +156,7 @@ def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
 
 
 def _has_no_classes(folder: Path, classes: Collection[str]) -> bool:
-    """Whether images lie in ``folder`` itself, or in one subfolder that is no class."""
+    """Says whether images lie in ``folder`` itself, or in one subfolder that is no class."""
     names = [entry.name for entry in subfolders(folder)]
     return len(names) <= 1 and not set(names) & set(classes) and _has_images(folder)
 
@@ -167,7 +169,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None:
-    """Images and labels by a file of labels in ``folder``; None where there is none."""
+    """Returns images and labels by a file of labels in ``folder``; None where there is none."""
     without: DataError | None = None
     for file in (*(folder / name for name in LABEL_FILES), *sorted(folder.glob(_ANNOTATIONS))):
         if not file.is_file():
@@ -205,7 +207,7 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
 def _part(
     listed: tuple[list[Path], Labels] | None, folder: Path
 ) -> tuple[list[Path], Labels] | None:
-    """What of a file of labels for all splits lies in the folder of one; None for nothing."""
+    """Returns what of a file of labels for all splits lies in the folder of one, or None."""
     if listed is None:
         return None
     paths, labels = listed
@@ -233,7 +235,7 @@ def _table(file: Path) -> pa.Table:
 
 
 def _image_file(folder: Path, name: str | None, listed_in: Path) -> Path:
-    """The file of a row; a name comes from a file and must not lead out of the folder."""
+    """Returns the file of a row, whose name must not lead out of the folder."""
     parts = PurePosixPath(name or "").parts
     path = folder.joinpath(*parts)
     if not parts or parts[0] == "/" or ".." in parts or not os.path.isfile(path):
@@ -253,17 +255,17 @@ def _image_file(folder: Path, name: str | None, listed_in: Path) -> Path:
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folder of each split; ``path`` is that of training where it has none.
+    """Returns the folder of each split; ``path`` is that of training where it has none.
 
     Raises:
-        DataError: Folders could be splits as well as classes, or two are the same split.
+        DataError: There is no folder of training images among splits, or two are the same split.
     """
     folders = subfolders(path)
     said = {folder: splits_named(folder.name) for folder in folders}
     trains = [folder for folder in folders if said[folder] == {TRAIN}]
     if any(len(splits) != 1 for splits in said.values()) or not any(map(subfolders, trains)):
-        # ``test_tube`` may be a class, where not all folders are named like ``train_images``.
-        said = {f: {SPLITS[f.name.lower()]} if f.name.lower() in SPLITS else set() for f in folders}
+        # ``test_tube`` may be a class, where not all folders are named like ``my_train_2``.
+        said = {folder: splits_named(folder.name, alone=True) for folder in folders}
     splits: dict[str, list[Path]] = {}
     for folder in folders:
         for split in said[folder]:
@@ -273,13 +275,6 @@ def split_folders(path: Path) -> dict[str, Path]:
         names = ", ".join(folder.name for folder in folders)
         raise DataError(f"{path} holds {names} but no train/ folder to train on")
     if TRAIN not in splits or _are_classes(splits[TRAIN], others):
-        for folder in (folder for members in splits.values() for folder in members):
-            if _shares_names(folder, folders):
-                raise DataError(
-                    f"{folder} has subfolders of the same names as the folders beside it, so it "
-                    "could be a split or a class; if it is a split, move the folders beside it "
-                    f"into {path / 'train'}; if it is a class, rename its subfolders"
-                )
         return {TRAIN: path}
     for split, (first, *rest) in splits.items():
         if rest:
@@ -303,8 +298,20 @@ def split_folders(path: Path) -> dict[str, Path]:
     return {split: members[0] for split, members in splits.items()}
 
 
+def _check_held_out(path: Path, images: Sequence[Path]) -> None:
+    """Raises DataError where images to train on lie in a folder that is named as another split."""
+    for folder in subfolders(path):
+        for split in splits_named(folder.name, alone=True) - {TRAIN}:
+            if any(image.is_relative_to(folder) for image in images):
+                raise DataError(
+                    f"{folder} is named as the {split} split, but would be trained on as a class, "
+                    f"since {path} has no folder of training images; if it is a split, move the "
+                    f"folders beside it into {path / TRAIN}; if it is a class, rename it"
+                )
+
+
 def _are_classes(trains: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Whether ``train/`` is a class, of images of trains: it holds images as its neighbours do."""
+    """Says whether ``train/`` is a class, of trains: it holds images as its neighbours do."""
     flat = all(not subfolders(folder) and _has_images(folder) for folder in trains)
     return flat and any(map(_has_images, others))
 

@@ -1,4 +1,4 @@
-"""Encoded images, which may hold anything: one way to read them, with the same rules for all.
+"""Reading of encoded images, which may hold anything, by the same rules for all sources.
 
 Every source opens images here: from a stated list of formats, of a bounded number of pixels,
 turned as their EXIF orientation says, with 16 bits scaled to 8 and transparency laid on white.
@@ -50,21 +50,21 @@ class RawImages(Protocol):
     keys: Sequence[str]
 
     def image(self, index: int) -> Image.Image:
-        """The RGB image; raises DataError that names what cannot be decoded."""
+        """Decodes an image to RGB; raises DataError that names what cannot be decoded."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height as stored, from the header; raises DataError as ``image`` does."""
+        """Reads width and height as stored, from the header; raises as ``image`` does."""
         ...
 
     def content(self) -> bytes:
-        """Bytes that change when the images do, for the fingerprint."""
+        """Returns bytes that change when the images do, for the fingerprint."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One data set: its own splits (``None`` where it has none) and its class names."""
+    """A data set as it is stored: its splits (``None`` for those it lacks) and class names."""
 
     kind: str
     train: RawImages
@@ -74,7 +74,11 @@ class Source:
 
 
 def decode(stream: Any, name: str) -> Image.Image:
-    """The 8-bit RGB image in ``stream``, a path or an open file.
+    """Decodes an image to 8-bit RGB.
+
+    Args:
+        stream: A path or an open file.
+        name: The image, for errors.
 
     Raises:
         DataError: It cannot be decoded, is too large, or has pixels without a range.
@@ -83,7 +87,7 @@ def decode(stream: Any, name: str) -> Image.Image:
 
 
 def read_size(stream: Any, name: str) -> tuple[int, int]:
-    """Width and height from the header; raises DataError as ``decode`` does."""
+    """Reads width and height in pixels from the header; raises as ``decode`` does."""
     return _read(stream, name, lambda image: image.size)
 
 
@@ -107,7 +111,7 @@ def _read(stream: str | os.PathLike[str] | IO[bytes], name: str, use: Callable[.
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn whatever reading foreign data raises into a DataError that begins with ``what``."""
+    """Turns whatever reading foreign data raises into a DataError that begins with ``what``."""
     try:
         yield
     except DataError:
@@ -129,7 +133,7 @@ def check_mode(image: Image.Image, name: str) -> None:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The image upright, in 8-bit RGB, laid on white where it is transparent.
+    """Returns the image upright, in 8-bit RGB, laid on white where it is transparent.
 
     16-bit greyscale is scaled, where PIL's own conversion would cut values above 255 off. White
     keeps black drawings on a transparent ground visible, which are more common than white ones.
@@ -158,7 +162,7 @@ def _scaled(values: np.ndarray, name: str) -> Image.Image:
 
 
 def verify(images: RawImages) -> None:
-    """Read up to ``VERIFY_AT_MOST`` headers; DataError names the first that is unreadable."""
+    """Reads up to ``VERIFY_AT_MOST`` headers; raises DataError for the first unreadable one."""
     count = len(images.labels)
     indices = range(0, count, max(1, -(-count // VERIFY_AT_MOST)))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -167,10 +171,10 @@ def verify(images: RawImages) -> None:
 
 
 def key_bytes(key: str) -> bytes:
-    """A key to be hashed; names of files need not be UTF-8, those of old archives are not."""
+    """Returns a key as bytes to be hashed; names of files from old archives are no UTF-8."""
     return key.encode(errors="surrogateescape")
 
 
 def printable(name: str) -> str:
-    """A name with what is not UTF-8 in it as an escape, which every file and terminal takes."""
+    """Returns a name that every file and terminal takes: what is not UTF-8 is escaped."""
     return name.encode(errors="backslashreplace").decode()

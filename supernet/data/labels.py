@@ -21,11 +21,20 @@ SPLITS = {
 }
 """Words that name a split, as the Hugging Face hub reads them."""
 
+_NEUTRAL = {"", "data", "dataset", "image", "images", "img", "imgs", "set", "split"}
 
-def splits_named(name: str) -> set[str]:
-    """The splits that a name says anywhere between separators, digits and changes of case."""
+
+def splits_named(name: str, *, alone: bool = False) -> set[str]:
+    """Returns the splits that a name says between separators, digits and changes of case.
+
+    Args:
+        name: Of a file or folder.
+        alone: Whether a name counts only if it says one split and nothing else (``test_images``).
+    """
     words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
-    return {SPLITS[word] for word in words if word in SPLITS}
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    others = set(words) - set(SPLITS) - _NEUTRAL
+    return set() if alone and (others or len(splits) > 1) else splits
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Labels:
 
     @classmethod
     def of_column(cls, column: pa.ChunkedArray, where: str) -> Labels:
-        """The labels in a column of integers, booleans or text, or of a dictionary of these.
+        """Makes labels of a column of integers, booleans or text, or of a dictionary of these.
 
         Args:
             column: The labels; all empty where a split has none, which is -1 then.
@@ -63,12 +72,12 @@ class Labels:
 
     @property
     def is_missing(self) -> bool:
-        """Whether every label is the -1 by which published data sets hide them."""
+        """Says whether every label is the -1 by which published data sets hide them."""
         return list(self.values) == [-1]
 
 
 def label_type(kind: pa.DataType, where: str) -> pa.DataType:
-    """int64 or text, as which labels of type ``kind`` are read; raises DataError."""
+    """Returns the type, int64 or text, as which labels are read; raises DataError for others."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_integer(inner) or pa.types.is_null(inner):
         return pa.int64()
@@ -83,7 +92,7 @@ def label_type(kind: pa.DataType, where: str) -> pa.DataType:
 def join_labels(
     splits: Mapping[str, Labels], names: Sequence[str], where: object
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The classes, and the class of every image by split.
+    """Makes classes of the labels of all splits.
 
     A split for validation or test whose labels are all -1 is left out, with a warning.
 
@@ -132,31 +141,26 @@ def join_labels(
         split: np.array([index[value] for value in labels.values], np.int64)[labels.codes]
         for split, labels in used.items()
     }
-    check_classes(classes, codes, where)
-    return classes, codes
-
-
-def check_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray], where: object) -> None:
-    """Raises DataError for less than two classes in training, or a class that is not in it."""
-    present = np.unique(labels[TRAIN])
+    present = np.unique(codes[TRAIN])
     if len(present) < 2:
         only = classes[int(present[0])] if len(present) else "none"
         raise DataError(
             f"{where} has one class only ({only!r}); classification needs at least two: "
             "one subfolder or label per class"
         )
-    for split, values in labels.items():
-        extra = np.setdiff1d(values, present)
+    for split, indices in codes.items():
+        extra = np.setdiff1d(indices, present)
         if len(extra):
             shown = ", ".join(repr(classes[int(label)]) for label in extra[:5])
             raise DataError(
                 f"class {shown} is in the {split} split of {where} but has no training image; "
                 "add training images of it or remove it"
             )
+    return classes, codes
 
 
 def leave_out(what: str, split: str, reason: str) -> None:
-    """Warn that a split without labels is not used, and what is used instead."""
+    """Warns that a split without labels is not used, and what is used instead."""
     warnings.warn(
         f"{what} is unlabelled ({reason}) and is left out; {split} images are cut from the "
         "training images instead, unless labels are added",

@@ -11,7 +11,7 @@ _CACHED = ("inactive_file", "active_file", "total_inactive_file", "total_active_
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that are free on the machine and within the limits of all control groups above.
+    """Returns the bytes that are free on the machine and within all control groups' limits.
 
     Control groups of version 1 and 2 are read below ``root``; what files are cached counts as free.
     """
@@ -32,7 +32,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """Folders of this process's groups, from its own to the uppermost, with two files of each.
+    """Yields folders of this process's groups up to the uppermost, with two file names of each.
 
     In a container the uppermost folder is often the container's group, whatever the path says.
     """

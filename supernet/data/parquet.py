@@ -15,7 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,27 +116,22 @@ class ParquetImages:
         return np.array([path.stat().st_size for path in self._paths], dtype="<i8").tobytes()
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files below a folder."""
-    return list(files_below(folder, {".parquet"}))
-
-
 def holds_parquet_images(folder: Path, image_column: str) -> bool:
-    """Whether a folder is a Parquet data set: one of its files has the column of images.
+    """Says whether a folder is a Parquet data set: one of its files has the column of images.
 
-    Image folders may have Parquet files, too, of captions or features. A folder with such files
-    and nothing else counts, so that their columns are named.
+    Image folders may have Parquet files, too, of captions or features, or damaged ones. A folder
+    with such files and nothing else counts, so that what is wrong with them is said.
     """
-    files = parquet_files(folder)
+    files = list(files_below(folder, {".parquet"}))
     for file in files:
-        with _reading(file):
+        with suppress(DataError), _reading(file):
             if image_column in open_file(file).schema_arrow.names:
                 return True
     return bool(files) and next(files_below(folder, SUFFIXES), None) is None
 
 
 def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
-    """Open one Parquet file or a folder of them.
+    """Opens one Parquet file or a folder of them.
 
     Files are of the split that their name or a folder's says anywhere between separators, as in
     ``x-test.parquet``, ``test-00000.parquet`` or ``split=test/0.parquet``. Where none is for
@@ -146,7 +141,7 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
         DataError: A file is damaged, lacks a column, or says two splits.
     """
     single = path.is_file()
-    files = [path] if single else parquet_files(path)
+    files = [path] if single else list(files_below(path, {".parquet"}))
     splits = {TRAIN: files} if single else _by_split(files, path)
     root = path.parent if single else path
     names = _class_names(
@@ -195,7 +190,7 @@ def _by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def open_file(file: Path) -> pq.ParquetFile:
-    """Open a file, memory-mapped; raises DataError."""
+    """Opens a file, memory-mapped; raises DataError."""
     # Such files have no shared position, so forked workers do not disturb each other. The name is
     # given as bytes because Arrow takes only UTF-8 as text.
     with _reading(file):
@@ -207,7 +202,7 @@ def _reading(file: Path) -> AbstractContextManager[None]:
 
 
 def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:
-    """The labels of all rows of these files."""
+    """Reads the labels of all rows of these files."""
     chunks: list[pa.Array] = []
     kinds: dict[pa.DataType, Path] = {}
     for file in files:
@@ -231,7 +226,7 @@ def _label_column(files: Sequence[Path], column: str) -> pa.ChunkedArray:
 
 
 def _class_names(files: Sequence[Path], image_column: str, label_column: str) -> tuple[str, ...]:
-    """Check the columns of every file; returns the class names, or () where none has any.
+    """Checks the columns of every file; returns the class names, or () where none has any.
 
     Raises:
         DataError: Names the file, or both files where two name other classes.
@@ -259,7 +254,7 @@ def _first_difference(left: tuple[str, ...], right: tuple[str, ...]) -> str:
 
 
 def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str, ...]:
-    """Check the columns' presence and types; returns class names, or () where there are none."""
+    """Checks the columns of a file; returns its class names, or () where there are none."""
     schema = open_file(file).schema_arrow
     for column in (image_column, label_column):
         if schema.names.count(column) != 1:
@@ -282,7 +277,7 @@ def _check_schema(file: Path, image_column: str, label_column: str) -> tuple[str
 
 
 def _names_in(file: Path, metadata: dict[bytes, bytes], column: str) -> tuple[str, ...]:
-    """From the key ``classes`` (JSON list or comma-separated), or Hugging Face's features."""
+    """Reads class names from the key ``classes`` (JSON or comma-separated), or Hugging Face's."""
     raw = metadata.get(b"classes")
     if raw is None:
         try:

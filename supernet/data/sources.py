@@ -1,4 +1,4 @@
-"""Where images come from: every source becomes ``RawImages`` with labels and stable keys.
+"""Sources of images: each becomes ``RawImages`` with labels and stable keys.
 
 A source knows its samples and, if it has them, its own splits; it neither resizes nor
 augments nor cuts splits (``supernet.data.dataset`` does).
@@ -68,7 +68,14 @@ def open_source(
     root: str | None = None,
     download: bool = False,
 ) -> Source:
-    """Open ``digits``, a path, or a ``timm`` data set name; raises DataError."""
+    """Opens ``digits``, a path, or a ``timm`` data set name.
+
+    Args:
+        source: As for ``open_data``, and so are the others.
+
+    Raises:
+        DataError: There is nothing, it cannot be read, or its labels do not make classes.
+    """
     if source == "digits":
         return _digits()
     path = Path(source).expanduser()
@@ -104,7 +111,7 @@ def _digits() -> Source:
 
 
 def _timm_labels(dataset: Any) -> Labels:
-    """Labels from wherever the data set keeps them, without decoding images."""
+    """Reads labels from wherever the data set keeps them, if possible without decoding images."""
     reader: Any = getattr(dataset, "reader", None)
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
@@ -167,7 +174,7 @@ def _timm_dataset(source: str, prefix: str, root: str | None, download: bool) ->
 
 
 def _missing(source: str, path: Path) -> str:
-    """Name the nearest things that exist."""
+    """Says that there is no such data, and names the nearest things that exist."""
     ancestor = path
     while not ancestor.exists() and ancestor != ancestor.parent:
         ancestor = ancestor.parent

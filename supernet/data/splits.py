@@ -1,4 +1,4 @@
-"""One split of a data set: what is done to each image, and which sizes the stored ones have."""
+"""Splits of data sets: decoded and preprocessed images, and the sizes of the stored ones."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class ImageSplit(Dataset[tuple[torch.Tensor, int]]):
 
     @property
     def resolution(self) -> int:
-        """Side of the images in pixels."""
+        """The side of the images in pixels."""
         return self.preprocessing.resolution
 
     def at(self, resolution: int) -> ImageSplit:
-        """The same images at another side in pixels, scaled from what is stored."""
+        """Returns the same images at another side in pixels, scaled from what is stored."""
         preprocessing = replace(self.preprocessing, resolution=resolution)
         return ImageSplit(self.raw, self.indices, preprocessing, training=self.training)
 
@@ -57,7 +57,7 @@ class ImageSplit(Dataset[tuple[torch.Tensor, int]]):
         return batch[0], int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A normalised batch (n, 3, side, side) and its labels (n,) int64."""
+        """Returns a normalised batch (n, 3, side, side) and its labels (n,) int64."""
         pixels = np.stack([self.pixels(index) for index in indices])
         images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), self.preprocessing)
         return images, torch.from_numpy(self.labels[indices])
@@ -79,11 +79,11 @@ class ImageSplit(Dataset[tuple[torch.Tensor, int]]):
         return out
 
     def pixels(self, index: int) -> np.ndarray:
-        """Image ``index`` at the split's resolution, uint8 (side, side, 3)."""
+        """Returns an image at the split's resolution, uint8 (side, side, 3)."""
         return self.decoded[index] if self.in_memory else self._fitted(index)
 
     def picture(self, index: int, *, whole: bool) -> Image.Image:
-        """The image to augment: at the split's resolution, or ``whole``, as it is stored.
+        """Returns an image to augment: at the split's resolution, or ``whole``, as it is stored.
 
         Small images come at the resolution always. Unless the ends of images are cut off, a stored
         one is made a square first.
@@ -145,7 +145,7 @@ class ImageSizes:
 
     @classmethod
     def of(cls, images: RawImages) -> ImageSizes:
-        """The sizes of up to 256 images; raises DataError for an unreadable one."""
+        """Reads the sizes of up to 256 images; raises DataError for an unreadable one."""
         count = len(images.labels)
         # Neighbours share a row group of Parquet files, which are read as a whole.
         starts = np.linspace(0, max(0, count - _NEIGHBOURS), _PLACES).astype(int)
@@ -172,7 +172,7 @@ class ImageSizes:
 
 
 def statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of (n, h, w, 3) uint8, in units of 0..1.
+    """Returns mean and standard deviation per channel of (n, h, w, 3) uint8, in units of 0..1.
 
     A channel that is the same everywhere has deviation 1, so that normalising leaves it alone.
     """
@@ -188,7 +188,7 @@ def statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 (n, 3, h, w) → float32, less the mean and divided by the deviation per channel."""
+    """Turns uint8 (n, 3, h, w) to float32, less the mean, divided by the deviation."""
     mean, std = preprocessing.mean, preprocessing.std
     scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)

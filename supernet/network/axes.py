@@ -96,9 +96,7 @@ def extent(axis: Axis, sizes: Sizes) -> int:
     match axis:
         case int():
             return axis
-        case str():
-            return sizes[axis]
-        case Centre(name):
+        case (str() as name) | Centre(name):
             return sizes[name]
         case Product(factors):
             return math.prod(extent(factor, sizes) for factor in factors)
@@ -116,9 +114,7 @@ def names(axis: Axis) -> set[str]:
     match axis:
         case int():
             return set()
-        case str():
-            return {axis}
-        case Centre(name):
+        case (str() as name) | Centre(name):
             return {name}
         case Product(items) | Concat(items):
             return set().union(*(names(item) for item in items))

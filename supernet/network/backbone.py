@@ -17,10 +17,9 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from search_space.architecture import Architecture
-from search_space.components import ModuleSpec, components
+from search_space.components import components
+from search_space.preprocessing import Preprocessing
 from supernet.network.modules import Block, Head, build_module, drop_path_rates
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Stage(nn.Module):
@@ -100,7 +99,8 @@ class Backbone(nn.Module):
                 {"num_chs": stage.width, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.stages = nn.Sequential(*stages)
-        self.head = _build_head(specs["head"], global_pool, drop_rate)
+        head = specs["head"].as_dict()
+        self.head = Head(**head, global_pool=global_pool, drop_rate=drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Computes the last feature map ``(batch, height, width, dim)`` of images."""
@@ -188,23 +188,13 @@ class Backbone(nn.Module):
         return take
 
 
-def _build_head(spec: ModuleSpec, global_pool: str, drop_rate: float) -> Head:
-    head = build_module(spec, global_pool=global_pool, drop_rate=drop_rate)
-    assert isinstance(head, Head)
-    return head
-
-
 default_cfgs = generate_default_cfgs(
     {
         "nas_backbone": {
             "url": "",
             "num_classes": 1000,
-            "input_size": (3, 224, 224),
             "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            **Preprocessing(resolution=224).timm(),
             "first_conv": "stem.conv",
             "classifier": "head.fc",
         }

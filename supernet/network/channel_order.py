@@ -22,13 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from search_space.architecture import Block, Mixer
-from search_space.components import (
-    ModuleSpec,
-    block_spec,
-    downsample_spec,
-    head_spec,
-    stem_spec,
-)
+from search_space.components import ModuleSpec, block_spec, downsample_spec, head_spec, stem_spec
 from search_space.space import SearchSpace
 from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute
 from supernet.network.supernet import Supernet, shared_name, template

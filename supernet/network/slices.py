@@ -38,10 +38,8 @@ class _Run:
 def _runs(axis: Axis, large: Sizes, small: Sizes) -> list[_Run]:
     """One run, unless the axis is a concatenation, whose parts each add one."""
     match axis:
-        case int():
-            return [_Run((axis,), (1,), 0, (1,), 0)]
-        case str():
-            return [_Run((small[axis],), (1,), 0, (1,), 0)]
+        case int() | str():
+            return [_Run((extent(axis, small),), (1,), 0, (1,), 0)]
         case Centre(name):
             return [_Run((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
         case Product(factors):

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from search_space.boundary import read_bytes
-from search_space.errors import CorruptFileError
+from search_space.errors import CorruptFileError, first_line
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 2**35
@@ -68,7 +68,7 @@ def _from_torch(path: Path, data: bytes) -> dict[str, Tensor]:
         state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises many types for broken files
         raise CorruptFileError(
-            f"{path} is not a readable tensor file ({str(error).splitlines()[0]:.300}); "
+            f"{path} is not a readable tensor file ({first_line(error):.300}); "
             "a .safetensors file or a plain state dict is needed."
         ) from None
     for key in ("model", "state_dict"):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from fsspec.core import url_to_fs
@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from safetensors.torch import save as save_safetensors
 
 from search_space.boundary import MAX_BYTES, parse_model, read_bytes
-from search_space.errors import CorruptFileError, RunError
+from search_space.errors import CorruptFileError, RunError, first_line
 from search_space.parsing import UnreadableTextError, parse_json
 from supernet.network.tensor_files import MAX_BYTES as MAX_TENSOR_BYTES
 from supernet.network.tensor_files import parse_safetensors
@@ -41,6 +41,7 @@ KEEP = 2
 
 _STEP = re.compile(r"step-(\d{9})-(\d{4})")
 _DAMAGED = "damaged-"
+_PATTERN = "*?["
 # What Ray Train leaves in a folder, where workers train; it holds for one version of Ray.
 _RAY_FILES = (".validate_storage_marker", "checkpoint_manager_snapshot.json")
 
@@ -77,7 +78,7 @@ class CheckpointStore(Protocol):
 
 
 class _Content(BaseModel):
-    format: int
+    format: Literal[1]
     step: int
     sha256: dict[str, str]
     metadata: dict[str, Any]
@@ -102,7 +103,7 @@ class CheckpointFolder:
         name: Of the folder below ``place``; empty for ``place`` itself.
 
     Raises:
-        RunError: Nothing that is installed opens the URL.
+        RunError: Nothing that is installed opens the URL, or its path is a pattern.
     """
 
     def __init__(self, place: str | Path, name: str = "") -> None:
@@ -110,12 +111,18 @@ class CheckpointFolder:
             self.filesystem, base = url_to_fs(str(place))
         except (ImportError, ValueError, OSError) as error:
             raise RunError(
-                f"storage {str(place)!r} cannot be opened ({_first_line(error)}); give a folder, "
+                f"storage {str(place)!r} cannot be opened ({first_line(error)}); give a folder, "
                 "or a URL whose file system is installed (s3fs for s3://, gcsfs for gs://)"
             ) from None
         self.path = f"{base.rstrip('/')}/{name}".rstrip("/")
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         self._shown = f"{str(place).rstrip('/')}/{name}".rstrip("/")
+        special = sorted(set(_PATTERN) & set(self.path))
+        if special and not self.is_local:  # fsspec would delete and move all that the pattern fits
+            raise RunError(
+                f"storage {self} has {special[0]!r} in its path, which stands for other names on "
+                f"file systems of URLs; give a folder and a --name without {' '.join(_PATTERN)}"
+            )
 
     def __str__(self) -> str:
         return self._shown
@@ -208,7 +215,8 @@ class CheckpointFolder:
                 )
                 if set_aside:
                     target = f"{self.path}/{_DAMAGED}{name}"
-                    self.filesystem.mv(f"{self.path}/{name}", target, recursive=True)
+                    with suppress(OSError):  # the one before it is still good
+                        self.filesystem.mv(f"{self.path}/{name}", target, recursive=True)
         return None
 
     def read(self, name: str) -> Checkpoint:
@@ -275,7 +283,7 @@ class CheckpointFolder:
             self.filesystem.mv(f"{self.path}/{name}/.{METADATA}", f"{self.path}/{name}/{METADATA}")
         except OSError as error:
             raise RunError(
-                f"{self}/{name} cannot be written ({_first_line(error)}); free some space, then "
+                f"{self}/{name} cannot be written ({first_line(error)}); free some space, then "
                 "give the same command with --resume"
             ) from error
         return name
@@ -311,7 +319,7 @@ class CheckpointFolder:
                 return read_bytes(Path(path), limit)
             return bytes(self.filesystem.cat_file(path))
         except OSError as error:
-            raise CorruptFileError(f"{self}/{name} cannot be read ({_first_line(error)})") from None
+            raise CorruptFileError(f"{self}/{name} cannot be read ({first_line(error)})") from None
 
     def _write(self, name: str, data: bytes) -> None:
         with self.filesystem.open(f"{self.path}/{name}", "wb") as file:
@@ -322,7 +330,7 @@ class CheckpointFolder:
 
     def _unusable(self, error: OSError) -> RunError:
         return RunError(
-            f"storage {self} cannot be used ({_first_line(error)}); give a folder or URL that can "
+            f"storage {self} cannot be used ({first_line(error)}); give a folder or URL that can "
             "be written"
         )
 
@@ -370,7 +378,3 @@ def _text(content: Any) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -302,8 +302,8 @@ def open_teacher(
         config.teacher,
         data.num_classes,
         config.teacher_weights,
-        data_mean=data.mean,
-        data_std=data.std,
+        data_mean=data.preprocessing.mean,
+        data_std=data.preprocessing.std,
         device=device,
         amp=config.amp,
     )
