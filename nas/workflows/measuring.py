@@ -39,6 +39,7 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Mean latency of both, and the range of their repetitions, in milliseconds."""
         return {
             LATENCY: (self.first.latency_ms + self.second.latency_ms) / 2,
             "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
