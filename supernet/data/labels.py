@@ -21,11 +21,20 @@ SPLITS = {
 }
 """Words that name a split, as the Hugging Face hub reads them."""
 
+_NEUTRAL = {"", "data", "dataset", "image", "images", "img", "imgs", "set", "split"}
 
-def splits_named(name: str) -> set[str]:
-    """Returns the splits that a name says between separators, digits and changes of case."""
+
+def splits_named(name: str, *, alone: bool = False) -> set[str]:
+    """Returns the splits that a name says between separators, digits and changes of case.
+
+    Args:
+        name: Of a file or folder.
+        alone: Whether a name counts only if it says one split and nothing else (``test_images``).
+    """
     words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
-    return {SPLITS[word] for word in words if word in SPLITS}
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    others = set(words) - set(SPLITS) - _NEUTRAL
+    return set() if alone and (others or len(splits) > 1) else splits
 
 
 @dataclass(frozen=True)
