@@ -1,4 +1,4 @@
-"""How the report speaks: of the metric a run is judged by, of figures, of architectures.
+"""Words of the report: for the metric a run is judged by, for figures, for architectures.
 
 A run with data is judged by ``accuracy``; one without by a closed-form ``score`` of networks that
 nobody trained, which must never be taken for an accuracy.
@@ -31,7 +31,7 @@ SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How the report speaks of the metric that a run is judged by.
+    """Words for the metric that a run is judged by.
 
     Args:
         metric: its name in all metrics.
@@ -109,6 +109,14 @@ def value(metrics: Metrics, name: str) -> float | None:
     """A metric, or None where it is missing or not finite."""
     known = metrics.get(name)
     return known if known is not None and math.isfinite(known) else None
+
+
+def spread(measured: Metrics) -> str:
+    """Range of a network's measured latencies; empty where it is not known."""
+    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
+    if low is None or high is None:
+        return ""
+    return f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}"
 
 
 def cheap_metrics(everything: Iterable[Metrics]) -> list[str]:

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +45,21 @@ class ParquetImages:
         self.labels = labels
         self.image_column = column
         self._paths = list(paths)
-        self._groups: list[tuple[int, int]] = []  # (file, row group) and the first row of each
-        self._starts: list[int] = []
         self._reopen()
-        start = 0
-        rows = []
-        for number, file in enumerate(self._files):
-            before = start
-            for group in range(file.num_row_groups):
-                self._groups.append((number, group))
-                self._starts.append(start)
-                start += file.metadata.row_group(group).num_rows
-            rows.append(start - before)
-        if start != len(labels):
-            raise DataError(f"{paths[0]}, …: {len(labels)} labels for {start} rows; replace them")
+        rows = [
+            [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            for file in self._files
+        ]
+        self._groups = [(file, group) for file, of in enumerate(rows) for group in range(len(of))]
+        self._starts = list(accumulate(chain(*rows), initial=0))  # of each group, and the end
+        if self._starts[-1] != len(labels):
+            raise DataError(
+                f"{paths[0]}, …: {len(labels)} labels for {self._starts[-1]} rows; replace them"
+            )
         self.keys: Sequence[str] = [
             f"{path.relative_to(root).as_posix()}:{row}"
-            for path, count in zip(paths, rows, strict=True)
-            for row in range(count)
+            for path, of in zip(paths, rows, strict=True)
+            for row in range(sum(of))
         ]
 
     def _reopen(self) -> None:

@@ -1,7 +1,7 @@
-"""Loggers: where the figures of a training go for people, beside ``metrics.jsonl``.
+"""Loggers, which show the figures of a training to people, and ``metrics.jsonl``.
 
-A logger is a file here with a class of three methods; ``LOGGERS`` names them. Its
-package is imported when it is made, and not before.
+A logger is a file here with a class of two methods beside its constructor; ``LOGGERS`` names it.
+Its package is imported when it is made, and not before.
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ class MetricLogger(Protocol):
         ...
 
 
-def make_logger(name: str, directory: Path) -> MetricLogger:
-    """A logger by its name, for the training in ``directory``.
-
-    Raises:
-        UnknownNameError: There is no such logger.
-        UsageError: Its package is not installed.
-    """
+def _logger(name: str, directory: Path) -> MetricLogger:
     if name not in LOGGERS:
         raise UnknownNameError("logger", name, LOGGERS)
     try:
@@ -56,14 +50,18 @@ def make_logger(name: str, directory: Path) -> MetricLogger:
 
 
 class MetricFiles:
-    """Figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
+    """Writes figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
 
     An epoch is a flat mapping (``EpochMetrics.to_dict``).
+
+    Raises:
+        UnknownNameError: There is no such logger.
+        UsageError: A logger's package is not installed.
     """
 
     def __init__(self, directory: Path, loggers: Sequence[str] = ()) -> None:
         self.directory = directory
-        self._loggers = [make_logger(name, directory) for name in loggers]
+        self._loggers = [_logger(name, directory) for name in loggers]
 
     def rewrite(self, epochs: Iterable[Mapping[str, Any]]) -> None:
         """Writes all lines anew: none is doubled or lost by a resumption."""
@@ -75,7 +73,7 @@ class MetricFiles:
         os.replace(temporary, path)
 
     def log(self, epoch: Mapping[str, Any]) -> None:
-        """Shows one epoch in all loggers."""
+        """Shows an epoch in all loggers."""
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "step")}
         for logger in self._loggers:
             logger.log(epoch["step"], figures)
