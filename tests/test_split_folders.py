@@ -57,6 +57,22 @@ def test_a_test_split_beside_classes_is_refused(tmp_path):
         open_data(source, 12)
 
 
+@pytest.mark.parametrize("name", ["test", "val", "test_images", "val2017", "testSet"])
+@pytest.mark.parametrize("below", ["", "/unknown"])
+def test_a_split_without_classes_is_no_class(tmp_path, name, below):
+    source = fill(tmp_path, "cat", "dog", f"{name}{below}")
+    with pytest.raises(DataError, match=rf"{name} is the .* split by its name.*rename it"):
+        open_data(source, 12)
+    rows: list[dict[str, object]] = [
+        {"file_name": f"{label}/{i}.png", "label": label}
+        for label in ("cat", "dog")
+        for i in range(3)
+    ]
+    write_labels(tmp_path / "labels.csv", rows)  # which says what is trained on
+    with pytest.warns(UserWarning, match="no row in labels.csv and are left out"):
+        assert sum(counts(open_data(source, 12))) == 6
+
+
 def test_images_without_classes_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"train: it needs one subfolder per class"):
         open_data(fill(tmp_path, "train", "test"), 12)

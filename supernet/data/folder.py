@@ -22,7 +22,15 @@ from PIL import Image
 from search_space.boundary import read_bytes
 from search_space.errors import DataError
 from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
-from supernet.data.labels import SPLITS, TRAIN, Labels, join_labels, leave_out, splits_named
+from supernet.data.labels import (
+    SPLITS,
+    TRAIN,
+    Labels,
+    is_name_of_split,
+    join_labels,
+    leave_out,
+    splits_named,
+)
 
 FILE_NAME = "file_name"
 LABEL_FILES = tuple(
@@ -74,6 +82,8 @@ def open_folder(path: Path, label_column: str) -> Source:
         if listed is None and split != TRAIN and _has_no_classes(folder, names):
             leave_out(f"{folder}", split, "it has neither class folders nor a file of labels")
             continue
+        if listed is None and folder == path:
+            _check_no_split(path)
         files[split], labels[split] = listed or _by_subfolder(folder, split)
     classes, codes = join_labels(labels, (), path)
     images = {split: FileImages(folders[split], files[split], codes[split]) for split in codes}
@@ -151,6 +161,18 @@ def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
     used = sorted(set(codes))
     labels = Labels(np.searchsorted(used, codes), [classes[number].name for number in used])
     return paths, labels
+
+
+def _check_no_split(path: Path) -> None:
+    """Raises DataError where a folder of images beside those of classes could be another split."""
+    for folder in subfolders(path):
+        splits = splits_named(folder.name) - {TRAIN}
+        if splits and is_name_of_split(folder.name) and _has_images(folder):
+            raise DataError(
+                f"{folder} is the {min(splits)} split by its name, but there is no train folder "
+                "beside it, so its images would be trained on as a class; if it is a split, move "
+                f"the other folders into {path / TRAIN}; if it is a class, rename it"
+            )
 
 
 def _has_no_classes(folder: Path, classes: Collection[str]) -> bool:

@@ -20,12 +20,39 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
 """Words that name a split, as the Hugging Face hub reads them."""
+_IMAGES = frozenset(
+    [
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "photo",
+        "photos",
+        "picture",
+        "pictures",
+        "data",
+        "dataset",
+        "set",
+        "split",
+        "folder",
+        "files",
+    ]
+)  # what a folder of a split may say besides
 
 
 def splits_named(name: str) -> set[str]:
     """Returns the splits that a name says between separators, digits and changes of case."""
-    words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
-    return {SPLITS[word] for word in words if word in SPLITS}
+    return {SPLITS[word] for word in _words(name) if word in SPLITS}
+
+
+def is_name_of_split(name: str) -> bool:
+    """Whether a name says nothing but a split, as ``test_images`` and ``val2017`` do."""
+    return bool(splits_named(name)) and _words(name) <= SPLITS.keys() | _IMAGES
+
+
+def _words(name: str) -> set[str]:
+    spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name)
+    return set(re.findall("[a-z]+", spaced.lower()))
 
 
 @dataclass(frozen=True)
