@@ -140,7 +140,11 @@ class RunConfig(Configuration):
 
     @cached_property
     def own_costs(self) -> dict[str, Metric]:
-        """Metrics of ``costs`` by their options; raises UsageError and CorruptFileError."""
+        """Metrics of ``costs`` by their options.
+
+        Raises:
+            UsageError, CorruptFileError: A table cannot be read, or its name is taken.
+        """
         if not self.costs:
             return {}
         from predictors.tables.cost_table import load_cost
@@ -158,7 +162,7 @@ class RunConfig(Configuration):
         return limits
 
     def _metric(self, option: str) -> Metric:
-        """The metric with a table that ``option`` names; raises UnknownNameError."""
+        """The metric with a table that ``option`` names."""
         return metric_of_option(option, TABLE, self.own_costs)
 
     def _name(self, metric: Metric) -> str:
@@ -194,7 +198,12 @@ class TrainingFreeConfig(RunConfig):
         return {"search.max_effectiveness": "without --score deepmad; give that, or leave it out"}
 
     def check_sampler(self) -> None:
-        """Raises UnknownNameError and UsageError where the sampler cannot do what is asked."""
+        """Refuses a sampler that cannot do this search.
+
+        Raises:
+            UnknownNameError: It needs evaluated networks.
+            UsageError: ``exact`` has no proof for the score or for what is minimised.
+        """
         search, minimised = self.search, self.minimised()
         if search.sampler not in ("evolution", EXACT):
             raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))

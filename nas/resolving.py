@@ -1,4 +1,4 @@
-"""Where a configuration comes from: flags over environment over file over defaults; or a run."""
+"""Configurations from flags over environment over file over defaults, or from a run."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def resolve(
         data.setdefault("space", "digits")
     if data.get("space") is None:
         # here heavy packages load, after what is quick to refuse has been refused
-        asked = resolve({**options, "space": "tiny"}, file, with_budget=with_budget)
+        provisional = resolve({**options, "space": "tiny"}, file, with_budget=with_budget)
         from nas.workflows.default_space import default_space
 
-        data["space"], reason = default_space(asked)
+        data["space"], reason = default_space(provisional)
         if say is not None:
             say(f"space {data['space']}: {reason} --space names another.")
     if isinstance(data.get("space"), str):
@@ -95,7 +95,8 @@ def resolve(
         if not isinstance(config.space, str):
             config.search_space()
     except ValidationError as error:
-        raise UsageError(_explain(error, kind, file)) from None
+        prefix = f"{file}: " if file else ""
+        raise UsageError(prefix + "\n".join(dict.fromkeys(_lines(error, kind)))) from None
     except NasError as error:  # a rule of a training, a quantity
         raise UsageError(str(error.located(file) if file else error)) from None
     for path, reason in config.useless().items():
@@ -153,7 +154,7 @@ def _check_kind(
     file: str | None,
     with_budget: bool,
 ) -> None:
-    """Raises UsageError for what only the other kind of run has."""
+    """Refuses what only the other kind of run has."""
     images = kind is TrainedConfig
     if not images and not with_budget:
         raise UsageError("'data' is missing; give --data, or set it in a --config file.")
@@ -203,12 +204,8 @@ def _flag(model: type[BaseModel], path: str) -> str | None:
     return next((item.flag.name for item in declared(model) if item.path == path), None)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], file: str | None) -> str:
-    """A line for each entry that is refused: the key, its value and the rule."""
-    return (f"{file}: " if file else "") + "\n".join(dict.fromkeys(_lines(error, model)))
-
-
 def _lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """A line for each entry that is refused: the key, its value and the rule."""
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

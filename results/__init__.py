@@ -1,1 +1,1 @@
-"""What was found: the run's store, Pareto fronts, the report and the export."""
+"""Results: the run's store, Pareto fronts, the report and the export."""

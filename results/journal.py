@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -128,10 +129,7 @@ def _scan(path: Path) -> tuple[list[Evaluation], int, str | None]:
     evaluations: list[Evaluation] = []
     seen: dict[str, int] = {}
     good = 0
-    lines = [line + b"\n" for line in content.split(b"\n")]
-    lines[-1] = lines[-1][:-1]  # what follows the last newline; nothing in a sound file
-    if not lines[-1]:
-        lines.pop()
+    lines = io.BytesIO(content).readlines()  # bytes.splitlines would split at CR alone, too
     for number, line in enumerate(lines, 1):
         sound = line[:-2] + b"\n" if line.endswith(b"\r\n") else line
         try:
@@ -196,7 +194,7 @@ class Journal:
     def __init__(self, path: Path, lock: FileLock | None = None) -> None:
         self.path = path
         self.warnings: list[str] = []
-        # With a run directory's lock given, the journal is already protected and not the owner.
+        # The lock of a run directory protects the journal already, and stays that directory's.
         self._lock = lock or FileLock(path.with_name(f"{path.name}.lock"), str(path))
         self._owns_lock = lock is None
         self._handle = -1
@@ -270,18 +268,13 @@ class Journal:
         import pyarrow.parquet as pq
 
         rows = list(self)
-        columns: dict[str, Any] = {
-            "digest": pa.array([row.digest for row in rows], pa.string()),
-            "index": pa.array([row.index for row in rows], pa.int64()),
-            "status": pa.array([row.status for row in rows], pa.string()),
-            "error": pa.array([row.error for row in rows], pa.string()),
-            "seconds": pa.array([row.seconds for row in rows], pa.float64()),
-            "architecture": pa.array(
-                [json.dumps(row.architecture, separators=(",", ":")) for row in rows], pa.string()
-            ),
-        }
+        text, number = pa.string(), pa.float64()
+        kinds = zip(_COLUMNS[:-1], (text, pa.int64(), text, text, number), strict=True)
+        columns = {name: pa.array([getattr(r, name) for r in rows], kind) for name, kind in kinds}
+        architectures = [json.dumps(row.architecture, separators=(",", ":")) for row in rows]
+        columns["architecture"] = pa.array(architectures, text)
         for name in sorted({name for row in rows for name in row.metrics}):
-            columns[name] = pa.array([row.metrics.get(name) for row in rows], pa.float64())
+            columns[name] = pa.array([row.metrics.get(name) for row in rows], number)
         table = pa.table(columns).replace_schema_metadata(
             {"nas_snapshot_version": str(SNAPSHOT_VERSION)}
         )

@@ -1,4 +1,4 @@
-"""The manifest of a run: what made it, how far it is, and the time that its phases took."""
+"""The manifest of a run: what made it, how far it is, and how long its phases took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: single writer of a run directory (configuration, manifest, journal, results).
+"""The store: the single writer of a run directory (configuration, manifest, journal, results).
 
 The directory appears all at once (built beside its final name, then renamed), is resumed only
 with the configuration that it was made with, and is written by one process at a time.
@@ -68,7 +68,6 @@ class RunDirectory:
         Raises:
             RunError: Something is there, or the folder cannot be made.
         """
-        path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(_taken(path))
         if has_control(str(path)):  # its name is in comments of the configuration
@@ -116,7 +115,6 @@ class RunDirectory:
             RunError: The run is missing, differs, or is being written.
             CorruptFileError: Its configuration cannot be read.
         """
-        path = Path(path)
         if not is_run(path):
             raise RunError(_missing(path))
         lock = FileLock(path / _LOCK, f"run {path.name!r}")
@@ -191,7 +189,7 @@ class RunDirectory:
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` holds a run that can be resumed."""
-    return (Path(path) / CONFIG).is_file()
+    return (path / CONFIG).is_file()
 
 
 def check_resumable(path: Path) -> None:

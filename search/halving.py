@@ -18,7 +18,7 @@ from search.executors import Outcome
 from search.history import Candidate
 from search.problem import Problem
 from search.samplers.ranking import best_first
-from search_space.metrics import IMAGES, metric_named
+from search_space.metrics import BALANCED_ACCURACY, IMAGES, metric_named
 
 
 @dataclass(eq=False)
@@ -63,7 +63,9 @@ def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
     Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
     the same images to all of them: parts differ in how hard their images are, for all alike. No
     figure leaves what the images that were not seen could make of it: a mean of values between a
-    metric's floor and ceiling, over all images, of which those that were seen are known.
+    metric's floor and ceiling, over all images, of which those that were seen are known. In the
+    balanced accuracy images count by their classes' frequencies, so those that were not seen may
+    add more than their share, and only the whole is at most 1.
     """
     outcome, parts = trial.outcome(), len(trial.outcomes)
     if not finished:
@@ -73,7 +75,9 @@ def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
     for name in metrics.keys() - {IMAGES}:
         metric, known = metric_named(name), metrics[name]
         low = -np.inf if metric.floor is None else seen * known + (1 - seen) * metric.floor
-        high = np.inf if metric.ceiling is None else seen * known + (1 - seen) * metric.ceiling
+        high = np.inf if metric.ceiling is None else metric.ceiling
+        if name != BALANCED_ACCURACY:
+            high = seen * known + (1 - seen) * high
         moved = known + np.mean([_move(other, name, parts) for other in finished])
         metrics[name] = float(np.clip(moved, low, high))
     return Outcome(outcome.ticket, metrics, outcome.seconds)

@@ -116,18 +116,17 @@ def mixer_files() -> list[Path]:
 
 def _import(point: EntryPoint) -> None:
     package = point.dist.name if point.dist is not None else point.module
-    problem = ""
     try:
         point.load()
-        if point.name not in _SPECS:
-            problem = f"{point.value} registers no mixer of this name"
+        if point.name in _SPECS:
+            return
+        problem = f"{point.value} registers no mixer of this name"
     except Exception as error:  # whatever the import of a foreign module raises
         problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise UsageError(
-            f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
-            f"the package again, or remove it: pip uninstall {package}"
-        )
+    raise UsageError(
+        f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
+        f"the package again, or remove it: pip uninstall {package}"
+    )
 
 
 register_mixer_spec(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from hypothesis import strategies as st
 
 from search_space import Architecture, Block, Macro, Mixer, Stage
@@ -69,3 +72,18 @@ def architectures() -> st.SearchStrategy[Architecture]:
         st.lists(blocks, min_size=1, max_size=3).map(tuple),
     )
     return st.builds(Architecture, macros(), st.integers(32, 256), st.tuples(*[stages] * 4))
+
+
+def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of an entry of a plain form; ``...`` deletes it."""
+
+    def apply(data: dict[str, Any]) -> None:
+        *parents, last = path
+        for key in parents:
+            data = data[key]
+        if to is ...:
+            del data[last]
+        else:
+            data[last] = to
+
+    return apply

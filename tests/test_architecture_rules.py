@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from architecture_strategies import small
+from architecture_strategies import change, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,65 +122,49 @@ def test_a_name_like_no_other_gets_no_guess() -> None:
     assert "Did you mean" not in str(info.value)
 
 
-def set_at(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    def change(form: dict[str, Any]) -> None:
-        *parents, last = path
-        for key in parents:
-            form = form[key]
-        form[last] = to
-
-    return change
-
-
-def without(key: str, *path: Any) -> Callable[[dict[str, Any]], None]:
-    def change(form: dict[str, Any]) -> None:
-        for step in path:
-            form = form[step]
-        del form[key]
-
-    return change
-
-
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("apply", "words"),
     [
-        (set_at("resolutoin", to=1), ["architecture", "'resolutoin'", "mean 'resolution'"]),
-        (set_at("macro", "norms", to=1), ["macro", "'norms'", "mean 'norm"]),
-        (set_at("stages", 1, "widht", to=1), ["stages[1]", "'widht'", "mean 'width'"]),
-        (set_at("stages", 1, "blocks", 0, "kernl", to=3), ["stages[1].blocks[0]", "'kernel'"]),
+        (change("resolutoin", to=1), ["architecture", "'resolutoin'", "mean 'resolution'"]),
+        (change("macro", "norms", to=1), ["macro", "'norms'", "mean 'norm"]),
+        (change("stages", 1, "widht", to=1), ["stages[1]", "'widht'", "mean 'width'"]),
+        (change("stages", 1, "blocks", 0, "kernl", to=3), ["stages[1].blocks[0]", "'kernel'"]),
         (
-            set_at("stages", 1, "blocks", 0, "mlp_ration", to=3),
+            change("stages", 1, "blocks", 0, "mlp_ration", to=3),
             ["stages[1].blocks[0]", "'mlp_ration'", "mean 'mlp_ratio'"],
         ),
-        (set_at("stages", 1, "blocks", 0, "name", to=3), ["stages[1].blocks[0]", "'name'"]),
-        (set_at("stages", 1, "blocks", 0, 7, to=3), ["stages[1].blocks[0]", "'7'"]),
+        (change("stages", 1, "blocks", 0, "name", to=3), ["stages[1].blocks[0]", "'name'"]),
+        (change("stages", 1, "blocks", 0, 7, to=3), ["stages[1].blocks[0]", "'7'"]),
         (
-            set_at("stages", 0, "blocks", 0, "mixer", to="poling"),
+            change("stages", 0, "blocks", 0, "mixer", to="poling"),
             ["stages[0].blocks[0]: unknown mixer 'poling'", "mean 'pooling'"],
         ),
-        (set_at("stages", 0, "blocks", 0, "mixer", to=None), ["unknown mixer 'None'"]),
+        (change("stages", 0, "blocks", 0, "mixer", to=None), ["unknown mixer 'None'"]),
         (
-            set_at("stages", 2, "blocks", 0, "kernel", to=6),
+            change("stages", 2, "blocks", 0, "kernel", to=6),
             ["stages[2].blocks[0]: gnconv: kernel=6 must be odd"],
         ),
-        (set_at("stages", 3, "width", to=65), ["stages[3]: width=65", "multiple of 8"]),
-        (set_at("stages", 3, "blocks", to=[]), ["stages[3]:", "at least one block"]),
-        (set_at("stages", 3, "blocks", to="x"), ["stages[3]", "list 'blocks'"]),
-        (set_at("stages", 3, "blocks", to=[5]), ["stages[3].blocks[0]", "mapping, got 5"]),
-        (set_at("stages", 2, to=None), ["stages[2]", "mapping, got None"]),
-        (set_at("stages", to={}), ["'stages' must be a list"]),
-        (set_at("macro", to=3), ["macro", "mapping, got 3"]),
-        (without("resolution"), ["'resolution' is missing"]),
-        (without("stages"), ["'stages' is missing"]),
-        (without("width", "stages", 0), ["stages[0]", "'width'"]),
-        (without("mixer", "stages", 0, "blocks", 0), ["stages[0].blocks[0]", "'mixer' is missing"]),
+        (change("stages", 3, "width", to=65), ["stages[3]: width=65", "multiple of 8"]),
+        (change("stages", 3, "blocks", to=[]), ["stages[3]:", "at least one block"]),
+        (change("stages", 3, "blocks", to="x"), ["stages[3]", "list 'blocks'"]),
+        (change("stages", 3, "blocks", to=[5]), ["stages[3].blocks[0]", "mapping, got 5"]),
+        (change("stages", 2, to=None), ["stages[2]", "mapping, got None"]),
+        (change("stages", to={}), ["'stages' must be a list"]),
+        (change("macro", to=3), ["macro", "mapping, got 3"]),
+        (change("resolution", to=...), ["'resolution' is missing"]),
+        (change("stages", to=...), ["'stages' is missing"]),
+        (change("stages", 0, "width", to=...), ["stages[0]", "'width'"]),
+        (
+            change("stages", 0, "blocks", 0, "mixer", to=...),
+            ["stages[0].blocks[0]", "'mixer' is missing"],
+        ),
     ],
 )
 def test_wrong_plain_form_says_where(
-    change: Callable[[dict[str, Any]], None], words: list[str]
+    apply: Callable[[dict[str, Any]], None], words: list[str]
 ) -> None:
     form = copy.deepcopy(small().to_dict())
-    change(form)
+    apply(form)
     with pytest.raises((InvalidArchitectureError, UnknownNameError)) as info:
         Architecture.from_dict(form)
     for word in words:
@@ -219,7 +203,7 @@ places = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 def test_any_json_gives_an_architecture_or_our_error(place: tuple[Any, ...], value: Any) -> None:
     form = copy.deepcopy(small().to_dict())
-    set_at(*place, to=value)(form)
+    change(*place, to=value)(form)
     try:
         architecture = Architecture.from_dict(form)
     except NasError:

@@ -168,6 +168,24 @@ def test_what_is_expected_of_a_stopped_candidate_is_possible():
     assert expected(stopped, alike).metrics["accuracy"] == pytest.approx(0.92)
 
 
+def test_the_balanced_accuracy_of_a_part_may_exceed_1_but_not_that_of_all():
+    """Of four images three are of one class, so one of the other counts 2 and these 2/3 each."""
+
+    def trial(index, *parts):
+        candidate = Candidate(index, b"", load_space("digits").smallest, {})
+        metrics = [{"balanced_accuracy": value, "validation_images": 2} for value in parts]
+        return Trial(candidate, [Outcome(index, m, 1.0) for m in metrics])
+
+    def value(stopped, finished):
+        return expected(trial(0, stopped), [trial(1, *finished)]).metrics["balanced_accuracy"]
+
+    common, both = 2 / 3, 4 / 3  # all right in a part of the common class, and of both classes
+    recalls = 2 / 3, 1.0  # one image of the common class was wrong
+    assert value(common / 2, (common / 2, both)) == pytest.approx(np.mean(recalls))
+    assert value(both, (common / 2, both)) == pytest.approx(1.0)
+    assert value(both, (both, common)) == pytest.approx(1.0)
+
+
 def test_a_batch_that_fails_as_a_whole_is_written_down():
     def broken(architecture, part):
         raise OSError("disk gone")

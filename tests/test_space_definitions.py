@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from architecture_strategies import change
 
 from predictors.counts import count_architecture, count_entry
 from search_space import (
@@ -139,19 +140,6 @@ def test_definition_is_the_product_of_its_lists() -> None:
     assert space.resolutions == (16,)
     assert space.stages == (StageSpace((16, 32), (2,), expected),) * 4
     assert space.size == (2 * 6**2) ** 4
-
-
-def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    def apply(data: dict[str, Any]) -> None:
-        *parents, last = path
-        for key in parents:
-            data = data[key]
-        if to is ...:
-            del data[last]
-        else:
-            data[last] = to
-
-    return apply
 
 
 @pytest.mark.parametrize(

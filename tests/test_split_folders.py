@@ -51,25 +51,46 @@ def test_other_images_beside_training_images_are_left_out_with_a_warning(tmp_pat
     assert len(data.train) + len(data.validation) + len(data.test) == 12
 
 
-def test_a_test_split_beside_classes_is_refused(tmp_path):
-    source = fill(tmp_path, "cat", "dog", "test/cat", "test/dog")
-    with pytest.raises(DataError, match=r"test has subfolders .*move the folders .*train"):
+@pytest.mark.parametrize(
+    "folders",
+    [
+        *(["test"], ["val"], ["test_images"], ["Test2"], ["test/images"], ["train", "test"]),
+        *(["test/cat", "test/dog"], ["test_images/cat"], ["test/a", "test/b"]),
+    ],
+)
+def test_a_split_beside_classes_is_refused(tmp_path, folders):
+    source = fill(tmp_path, "cat", "dog", *folders)
+    with pytest.raises(DataError, match=r"trained on as a class.* move the folders .*/train; if"):
         open_data(source, 12)
 
 
-@pytest.mark.parametrize("name", ["test", "val", "test_images", "val2017", "testSet"])
-@pytest.mark.parametrize("below", ["", "/unknown"])
-def test_a_split_without_classes_is_no_class(tmp_path, name, below):
-    source = fill(tmp_path, "cat", "dog", f"{name}{below}")
-    with pytest.raises(DataError, match=rf"{name} is the .* split by its name.*rename it"):
-        open_data(source, 12)
-    rows: list[dict[str, object]] = [
-        {"file_name": f"{label}/{i}.png", "label": label}
-        for label in ("cat", "dog")
-        for i in range(3)
+def test_listed_images_of_a_test_split_are_not_trained_on(tmp_path):
+    source = fill(tmp_path, "images", "test")
+    rows = [
+        {"file_name": f"{f}/{i}.png", "label": i % 2} for f in ("images", "test") for i in (1, 2)
     ]
-    write_labels(tmp_path / "labels.csv", rows)  # which says what is trained on
-    with pytest.warns(UserWarning, match="no row in labels.csv and are left out"):
+    write_labels(tmp_path / "labels.csv", rows)
+    with pytest.raises(DataError, match="test is named as the test split"):
+        open_data(source, 12)
+
+
+def test_flat_folders_of_splits_are_no_classes(tmp_path):
+    with pytest.raises(DataError, match="train_images: it needs one subfolder per class"):
+        open_data(fill(tmp_path, "train_images", "test_images"), 12)
+
+
+def test_what_lies_beside_folders_of_splits_does_not_make_them_classes(tmp_path):
+    pairs = [f"{split}_images/{label}" for split in ("train", "test") for label in ("cat", "dog")]
+    source = fill(tmp_path, *pairs)
+    (tmp_path / "notes").mkdir()
+    assert open_data(source, 12).class_names == ("cat", "dog")
+
+
+def test_unlabelled_test_images_beside_listed_ones_are_left_out(tmp_path):
+    source = fill(tmp_path, "images", "test")
+    rows = [{"file_name": f"images/{i}.png", "label": i % 2} for i in range(6)]
+    write_labels(tmp_path / "labels.csv", rows)
+    with pytest.warns(UserWarning, match="6 images in .* have no row"):
         assert sum(counts(open_data(source, 12))) == 6
 
 
@@ -157,6 +178,12 @@ def test_a_file_of_labels_for_all_splits(tmp_path):
     data = open_data(source, 12)
     assert counts(data) == (4, 2, 6)
     assert data.test.labels.tolist() == [0, 1] * 3
+
+
+def test_a_damaged_parquet_file_beside_images_changes_nothing(tmp_path):
+    source = fill(tmp_path, "cat", "dog")
+    (tmp_path / "features.parquet").write_bytes(b"PAR1 cut short")
+    assert sum(counts(open_data(source, 12))) == 12
 
 
 def test_captions_beside_classes_change_nothing(tmp_path):

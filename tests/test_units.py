@@ -49,32 +49,17 @@ def test_parse(parse: Callable[[str], float], text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "fix"),
-    [
-        (parse_latency, "5", "write 5ms for milliseconds"),
-        (parse_latency, " 0.8 ", "write 0.8ms for milliseconds"),
-    ],
-)
-def test_bare_number_is_refused_with_the_fix(
-    parse: Callable[[str], float], text: str, fix: str
-) -> None:
-    with pytest.raises(InvalidQuantityError) as info:
-        parse(text)
-    assert repr(text) in str(info.value)
-    assert "has no unit" in str(info.value)
-    assert fix in str(info.value)
-
-
-@pytest.mark.parametrize(
     ("parse", "text", "words"),
     [
+        (parse_latency, "5", ["has no unit", "write 5ms for milliseconds"]),
+        (parse_latency, " 0.8 ", ["has no unit", "write 0.8ms for milliseconds"]),
         (parse_latency, "5m", ["unknown unit 'm'", "ns, us, µs, μs, ms, s", "5ms"]),
         (parse_latency, "5MS", ["unknown unit 'MS'"]),
         (parse_count, "30m", ["unknown unit 'm'", "k, K, M, G, B, T", "30M"]),
         (parse_count, "4.5 GMACs", ["unknown unit 'GMACs'"]),
     ],
 )
-def test_unknown_unit_names_the_known(
+def test_a_missing_or_unknown_unit_is_refused_with_the_fix(
     parse: Callable[[str], float], text: str, words: list[str]
 ) -> None:
     with pytest.raises(InvalidQuantityError) as info:
@@ -99,58 +84,40 @@ def test_must_be_positive_and_finite(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("form", "value", "text"),
     [
-        (0.812, "812 µs"),
-        (0.00137, "1.37 µs"),
-        (0.99949, "999 µs"),
-        (0.9999, "1.00 ms"),
-        (5.03, "5.03 ms"),
-        (20, "20.0 ms"),
-        (999.4, "999 ms"),
-        (999.9, "1.00 s"),
-        (1200, "1.20 s"),
-        (5e6, "5000 s"),
-        (0, "0 µs"),
+        (format_latency, 0.812, "812 µs"),
+        (format_latency, 0.00137, "1.37 µs"),
+        (format_latency, 0.99949, "999 µs"),
+        (format_latency, 0.9999, "1.00 ms"),
+        (format_latency, 5.03, "5.03 ms"),
+        (format_latency, 20, "20.0 ms"),
+        (format_latency, 999.4, "999 ms"),
+        (format_latency, 999.9, "1.00 s"),
+        (format_latency, 1200, "1.20 s"),
+        (format_latency, 5e6, "5000 s"),
+        (format_latency, 0, "0 µs"),
+        (format_count, 28_288_354, "28.29 M"),
+        (format_count, 4.509e9, "4.51 G"),
+        (format_count, 1200, "1.20 k"),
+        (format_count, 999, "999"),
+        (format_count, 0, "0"),
+        (format_count, 999_999, "1.00 M"),
+        (format_count, 999_999_999, "1.00 G"),
+        (format_count, -1500, "-1.50 k"),
+        (format_duration, 0.04, "0.0 s"),
+        (format_duration, 2.26, "2.3 s"),
+        (format_duration, 9.97, "10 s"),
+        (format_duration, 48, "48 s"),
+        (format_duration, 59.7, "1 min 00 s"),
+        (format_duration, 200, "3 min 20 s"),
+        (format_duration, 3599.8, "1 h 00 min"),
+        (format_duration, 7500, "2 h 05 min"),
+        (format_duration, 90_000, "25 h 00 min"),
     ],
 )
-def test_format_latency(value: float, text: str) -> None:
-    assert format_latency(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (28_288_354, "28.29 M"),
-        (4.509e9, "4.51 G"),
-        (1200, "1.20 k"),
-        (999, "999"),
-        (0, "0"),
-        (999_999, "1.00 M"),
-        (999_999_999, "1.00 G"),
-        (-1500, "-1.50 k"),
-    ],
-)
-def test_format_count(value: float, text: str) -> None:
-    assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.04, "0.0 s"),
-        (2.26, "2.3 s"),
-        (9.97, "10 s"),
-        (48, "48 s"),
-        (59.7, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3599.8, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (90_000, "25 h 00 min"),
-    ],
-)
-def test_format_duration(value: float, text: str) -> None:
-    assert format_duration(value) == text
+def test_format(form: Callable[[float], str], value: float, text: str) -> None:
+    assert form(value) == text
 
 
 @given(st.floats(1e-4, 1e7))
@@ -169,12 +136,6 @@ def test_count_as_shown_reads_back(count: int) -> None:
     shown = format_count(count)
     assert len(re.findall(r"\d", shown.partition(".")[0])) <= (3 if count < 10**12 - 10**7 else 4)
     assert parse_count(shown) == pytest.approx(count, rel=0.0051)
-
-
-@given(st.floats(1e-6, 1e6), st.sampled_from(["ns", "us", "ms", "s"]))
-def test_latency_scales_with_its_unit(number: float, unit: str) -> None:
-    scale = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-    assert parse_latency(f"{number!r}{unit}") == pytest.approx(number * scale, rel=1e-12)
 
 
 @given(st.sampled_from(PARSERS), st.text(max_size=12))

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: phases, progress with remaining time, warnings.
+"""Display of a running command: phases, progress with remaining time, warnings.
 
 All of it goes to standard error. On a terminal a phase is a live bar; elsewhere (logs, CI) it is
 a line now and then.
@@ -93,7 +93,13 @@ class PhaseProgress:
 
 
 class Console:
-    """Writes to standard error; ``quiet`` leaves only warnings."""
+    """Writes to standard error; ``quiet`` leaves only warnings.
+
+    Example:
+        >>> with Console().phase("counting") as progress:
+        ...     for i in range(1000):
+        ...         progress(i, 1000)
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet

@@ -10,6 +10,7 @@ import click
 from nas.cli.options import (
     BATCH_SIZE,
     NUM_CLASSES,
+    PATH,
     conditions_given,
     console,
     json_option,
@@ -115,7 +116,7 @@ def _profile(
 
 
 @profile.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @space_option
 @classes_option
 @option("--batch-size", type=BATCH_SIZE, default=1, show_default=True)
@@ -150,8 +151,8 @@ def bundle(
 
 
 @profile.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--bundle", "folder", type=click.Path(path_type=Path), help="Its bundle's folder.")
+@click.argument("file", type=PATH)
+@click.option("--bundle", "folder", type=PATH, help="Its bundle's folder.")
 @click.option("--name", required=True, help="What the device is called from now on.")
 @json_option
 def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
@@ -233,7 +234,7 @@ def show_device(name: str, as_json: bool, **options: Any) -> None:
 @classes_option
 @latency_options
 @interpolate_option
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the scatter as HTML.")
+@click.option("--output", type=PATH, help="Also write the scatter as HTML.")
 @json_option
 @quiet_option
 def compare(
@@ -284,7 +285,7 @@ def compare(
 @click.option(
     "--measured",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="CSV with the columns network and latency_ms (or latency_us, latency_s).",
 )
 @classes_option

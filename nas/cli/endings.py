@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one message for everything that a user can fix."""
+"""Ends of commands: an exit code, and one message for everything that a user can fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -46,26 +46,27 @@ def run(command: click.Command) -> None:
         terminated = isinstance(error.__cause__ or error, TerminatedError)
         sys.exit(TERMINATED if terminated else INTERRUPTED)
     except InfeasibleError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(INFEASIBLE)
+        _fail(str(error), INFEASIBLE)
+    except (InvalidQuantityError, UnknownNameError, UsageError) as error:
+        _fail(str(error), USAGE)
     except NasError as error:
-        click.echo(f"error: {error}", err=True)
-        usage = isinstance(error, (InvalidQuantityError, UnknownNameError, UsageError))
-        sys.exit(USAGE if usage else FAILED)
+        _fail(str(error))
     except SystemExit:  # click's, for a pipe that nobody reads any more
         if _reader_gone():
             sys.exit(PIPE_CLOSED)
-        click.echo(f"error: a pipe to another process broke. {_again('Fix this')}", err=True)
-        sys.exit(FAILED)
+        _fail(f"a pipe to another process broke. {_again('Fix this')}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         fix = "Take smaller batches (--batch-size, --train-batch-size) or a smaller --space"
-        click.echo(f"error: not enough memory: {_first_line(error)}. {_again(fix)}", err=True)
-        sys.exit(FAILED)
+        _fail(f"not enough memory: {_first_line(error)}. {_again(fix)}")
     except OSError as error:  # a full disk, a folder that may not be written
-        click.echo(f"error: {_explain(error)}", err=True)
-        sys.exit(FAILED)
+        _fail(_explain(error))
+
+
+def _fail(message: str, code: int = FAILED) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -82,9 +83,12 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """Raises UsageError for empty text, which would mean the current folder as a path.
+    """Refuses empty text, which would mean the current folder as a path.
 
-    It is what a variable of the shell that is not set leaves.
+    A variable of the shell that is not set leaves it.
+
+    Raises:
+        UsageError: Names the option.
     """
     for i, argument in enumerate(arguments):
         if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:

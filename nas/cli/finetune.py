@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli.endings import this_command
-from nas.cli.options import FlagSet, console, json_option, option, print_json, quiet_option
+from nas.cli.options import PATH, FlagSet, console, json_option, option, print_json, quiet_option
 from nas.workflows.finetune_config import FinetuneConfig
 from search_space.names import check_run_name
 
@@ -23,7 +23,7 @@ FLAGS = FlagSet(FinetuneConfig, without=("search",))  # the search has its own
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @option(
     "--networks",
     metavar="chosen|front|DIGEST,…",

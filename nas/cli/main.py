@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
 from nas.cli.options import (
     NUM_CLASSES,
+    PATH,
     FlagSet,
     conditions_given,
     console,
@@ -34,6 +35,9 @@ from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from results.export import OPSETS
 from search_space.metrics import device_of
 from search_space.names import check_run_name
+
+if TYPE_CHECKING:
+    from results.report.data import ReportData
 
 SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
@@ -65,9 +69,7 @@ def search(**options: Any) -> None:
     Without --data nothing is trained: networks are found by a score of their structure, in
     seconds, and exported untrained.
     """
-    from nas.cli.printing import print_result
     from nas.workflows.pipeline import run_search
-    from nas.workflows.reporting import summary
 
     config, path = _resolve(SEARCH.take(options), options)
     if options["dry_run"]:
@@ -80,10 +82,7 @@ def search(**options: Any) -> None:
         command=endings.this_command(),
         console=console(options),
     )
-    if options["as_json"]:
-        print_json(summary(data, path))
-    else:
-        print_result(data, path)
+    _print(data, path, options["as_json"])
 
 
 @cli.command()
@@ -91,9 +90,7 @@ def search(**options: Any) -> None:
 @run_options
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
-    from nas.cli.printing import print_result
     from nas.workflows.pipeline import run_training
-    from nas.workflows.reporting import summary
 
     config, path = _resolve(TRAIN.take(options), options, with_budget=False)
     assert isinstance(config, TrainedConfig)
@@ -108,18 +105,22 @@ def train(**options: Any) -> None:
         console=console(options),
     )
     if config.architecture is not None:
-        if options["as_json"]:
-            print_json(summary(data, path))
-        else:
-            print_result(data, path)
-        return
-    last = data.training[-1]
-    if options["as_json"]:
+        _print(data, path, options["as_json"])
+    elif options["as_json"]:
         print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
     else:
-        click.echo(
-            f"trained for {last.epoch + 1} epochs; use it with: nas search --supernet {path}"
-        )
+        epochs = data.training[-1].epoch + 1
+        click.echo(f"trained for {epochs} epochs; use it with: nas search --supernet {path}")
+
+
+def _print(data: ReportData, path: Path, as_json: bool) -> None:
+    from nas.cli.printing import print_result
+    from nas.workflows.reporting import summary
+
+    if as_json:
+        print_json(summary(data, path))
+    else:
+        print_result(data, path)
 
 
 @cli.command()
@@ -174,9 +175,9 @@ def show(name: str, num_classes: int, device: str | None, as_json: bool, **optio
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.argument("digest", required=False)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder (default: in the run).")
+@click.option("--output", type=PATH, help="Folder (default: in the run).")
 @option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
 @json_option
 @quiet_option
@@ -200,7 +201,7 @@ def export(
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 def report(run: Path) -> None:
     """Write the report of a finished run again."""
     from nas.workflows.reporting import rebuild_report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -37,6 +38,13 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+def count_option(*names: str, default: int, least: int = 1, **settings: Any) -> Any:
+    """An option that takes a whole number of at least ``least``."""
+    kind = click.IntRange(least)
+    return option(*names, type=kind, default=default, show_default=True, **settings)
+
+
+PATH = click.Path(path_type=Path)
 SEED = click.IntRange(0, flags.SEED)
 BATCH_SIZE = click.IntRange(1, flags.BATCH_SIZE)
 NUM_CLASSES = click.IntRange(1, flags.NUM_CLASSES)
@@ -45,13 +53,11 @@ NUM_CLASSES = click.IntRange(1, flags.NUM_CLASSES)
 class FlagSet:
     """The flags that configurations declare, as options of a command; decorates its function.
 
-    Usage:
-
-        FLAGS = FlagSet(FinetuneConfig)
-
-        @click.command()
-        @FLAGS
-        def finetune(**options): resolve(FLAGS.take(options))
+    Example:
+        >>> FLAGS = FlagSet(FinetuneConfig)
+        >>> @click.command()
+        ... @FLAGS
+        ... def finetune(**options): resolve(FLAGS.take(options))
 
     Args:
         models: Their flags; one that several have is the same option.
@@ -171,7 +177,11 @@ def options_after(context: click.Context) -> None:
 
 
 def check_compute_device(flag: str, device: str) -> None:
-    """Raises UsageError for a device that torch cannot compute on here."""
+    """Refuses a device that torch cannot compute on here.
+
+    Raises:
+        UsageError: With torch's reason.
+    """
     import torch
 
     try:

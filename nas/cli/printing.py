@@ -170,7 +170,7 @@ def print_device(described: Mapping[str, Any]) -> None:
 
 
 def _print_expected_errors(described: Mapping[str, Any]) -> None:
-    """Runtimes down, mixers across; what the asked runtime's figure stands on below."""
+    """Runtimes down, mixers across; below, what the figure of the device's runtime stands on."""
     rows = described["expected_error"]
     mixers = list(dict.fromkeys(row["mixer"] for row in rows))
     click.echo(f"\nexpected error, {described['conditions']['precision']}")

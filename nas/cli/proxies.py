@@ -11,6 +11,7 @@ from nas.cli.options import (
     SEED,
     check_compute_device,
     console,
+    count_option,
     image_sizes,
     json_option,
     option,
@@ -59,16 +60,8 @@ def list_(as_json: bool) -> None:
     help="Proxy to score with; repeat it for several (default: all closed forms).",
 )
 @option("--seed", type=SEED, default=0, show_default=True, help="Of the first repeat.")
-@option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="With fresh weights and inputs; closed forms need none.",
-)
-@option(
-    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images per repeat."
-)
+@count_option("--repeats", default=5, help="With fresh weights and inputs; closed forms need none.")
+@count_option("--batch-size", default=16, help="Images per repeat.")
 @option("--image-size", type=image_sizes(), help="Side of the images (default: each one's own).")
 @click.option("--device", default="cpu", show_default=True, help="Where networks run.")
 @json_option

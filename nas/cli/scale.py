@@ -13,10 +13,12 @@ from click.core import ParameterSource
 from nas.cli.endings import this_command
 from nas.cli.options import (
     NUM_CLASSES,
+    PATH,
     SEED,
     check_compute_device,
     conditions_given,
     console,
+    count_option,
     image_sizes,
     json_option,
     latency_options,
@@ -34,20 +36,8 @@ if TYPE_CHECKING:
 
 score_options = options(
     option("--random-seed", type=SEED, default=0, show_default=True),
-    option(
-        "--repeats",
-        type=click.IntRange(1),
-        default=5,
-        show_default=True,
-        help="Fresh weights that each score is the mean of.",
-    ),
-    option(
-        "--score-images",
-        type=click.IntRange(2),
-        default=16,
-        show_default=True,
-        help="Images of each repeat.",
-    ),
+    count_option("--repeats", default=5, help="Fresh weights that each score is the mean of."),
+    count_option("--score-images", default=16, least=2, help="Images of each repeat."),
     option("--score-size", type=image_sizes(32), help="Side of these images (the network's own)."),
     option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
 )
@@ -81,13 +71,8 @@ score_options = options(
 @option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
 @click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
 @click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
-@option(
-    "--planned-epochs",
-    "epochs",
-    type=click.IntRange(1),
-    default=300,
-    show_default=True,
-    help="Planned epochs of training (resnet-rs).",
+@count_option(
+    "--planned-epochs", "epochs", default=300, help="Planned epochs of training (resnet-rs)."
 )
 @click.option(
     "--score",
@@ -97,7 +82,7 @@ score_options = options(
     help="What contract keeps as much of as it can.",
 )
 @score_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder (default: in runs).")
+@click.option("--out", type=PATH, help="Folder (default: in runs).")
 @json_option
 @quiet_option
 def scale(**values: Any) -> None:
@@ -165,7 +150,7 @@ def scale(**values: Any) -> None:
     metavar="NAME",
     help="reinforce (as published) or evolution.",
 )
-@option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Proposals.")
+@count_option("--steps", default=500, help="Proposals.")
 @click.option(
     "--mixers",
     default="window_attention",
@@ -176,11 +161,7 @@ def scale(**values: Any) -> None:
 @option("--image-size", type=image_sizes(), default=224, show_default=True)
 @score_options
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("seed.yaml"),
-    show_default=True,
-    help="File of the seed found.",
+    "--out", type=PATH, default=Path("seed.yaml"), show_default=True, help="File of the seed found."
 )
 @json_option
 @quiet_option
@@ -245,7 +226,7 @@ _CONCERNS = {
 
 
 def _check_used(method: str) -> None:
-    """Raises UsageError for an option on the command line that ``method`` would ignore."""
+    """Refuses an option on the command line that ``method`` would ignore."""
     context = click.get_current_context()
     for parameter in context.command.params:
         methods = _CONCERNS.get(parameter.name or "")

@@ -38,7 +38,11 @@ class ImageFacts:
 
 
 def look_at(config: TrainedConfig) -> ImageFacts:
-    """Facts of a run's images, from some that lie evenly among them; raises DataError."""
+    """Facts of a run's images, from some that lie evenly among them.
+
+    Raises:
+        DataError: The images cannot be read.
+    """
     images = open_source(config.data, **config.source_options()).train
     count = len(images.labels)
     picked = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int))
@@ -83,7 +87,12 @@ def choose_space(
 
 
 def default_space(config: RunConfig) -> tuple[str, str]:
-    """The space of a run that names none, and the reason; raises DataError, UnknownNameError."""
+    """The space of a run that names none, and the reason as a sentence.
+
+    Raises:
+        DataError: The images cannot be read.
+        UnknownNameError: The device is not known.
+    """
     facts = look_at(config) if isinstance(config, TrainedConfig) else None
     return choose_space(facts, lambda space: shortfall(config, space))
 

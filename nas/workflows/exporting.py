@@ -7,11 +7,10 @@ from pathlib import Path
 from nas.cli.console import Console
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
-from nas.workflows.finishing import card_figures, export_untrained
+from nas.workflows.finishing import card_figures, export_untrained, trained_card
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import FINETUNE
 from nas.workflows.with_images import CHECKPOINTS, no_supernet
-from results.export.card import ModelCard
 from results.export.write import check_replaceable, export_network
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
@@ -96,12 +95,8 @@ def export_from_run(
             network,
             directory,
             preprocessing=data.at(architecture.resolution).preprocessing,
-            card=ModelCard(
-                title=f"{config.data_name} network {architecture.digest}",
-                metrics=card_figures(evaluation.metrics),
-                class_names=data.class_names,
-                trained_on=f"{config.data_name}, {len(data.train)} images",
-                notes=notes,
+            card=trained_card(
+                architecture.digest, card_figures(evaluation.metrics), data, config, notes
             ),
             opset=config.opset,
             reference=None if digest is None else lambda x: supernet(x, architecture),

@@ -1,4 +1,4 @@
-"""The phases of a fine-tuning: networks of a finished search, trained as trials, the best exported.
+"""Phases of a fine-tuning: networks of a finished search, trained as trials, the best exported.
 
 What is validated decides; the test split is opened once, for the network that was chosen.
 """
@@ -18,7 +18,8 @@ from nas.workflows.finetune_config import FinetuneConfig
 from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.finishing import judged
 from nas.workflows.measuring import read_measured
-from nas.workflows.reporting import phases
+from nas.workflows.reporting import facts
+from nas.workflows.reporting import summary as search_summary
 from nas.workflows.run import MEASURED
 from nas.workflows.starting import header, new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
@@ -182,13 +183,11 @@ class Finetuning(TrainedSearch):
     def _report(
         self, chosen: Chosen, trials: Sequence[Trial], best: Trial, table: LatencyTable
     ) -> ReportData:
-        settings, source, manifest = self.settings, self.source, self.directory.manifest
+        source = self.source
         architecture = Architecture.from_dict(chosen.architecture)
         latency = table.compile(self.space, self.num_classes)
         genes = self.space.encode([architecture])[0]
         return ReportData(
-            run=self.path.name,
-            created=manifest["created"],
             targets=source.result.targets,
             summary={
                 "data": self.config.data,
@@ -203,13 +202,9 @@ class Finetuning(TrainedSearch):
                 for epoch in best.epochs
             ),
             trials=tuple(_row(trial, best) for trial in trials),
-            phases=phases(manifest),
-            config=settings.to_dict(),
-            versions=manifest["versions"],
             device=table.conditions.to_dict()["device"],
-            seed=settings.seed,
-            command=manifest["command"],
             notes=(*self._notes(trials), *self.notes),
+            **facts(self.directory, self.settings),
         )
 
     def _notes(self, trials: Sequence[Trial]) -> list[str]:
@@ -337,9 +332,7 @@ def _row(trial: Trial, best: Trial) -> TrialRow:
 
 
 def summary(data: ReportData, trials: Sequence[Trial], path: Path) -> dict[str, Any]:
-    """What ``nas finetune --json`` prints; ``best`` as of ``nas search --json``, and more."""
-    from nas.workflows.reporting import summary as search_summary
-
+    """Plain data that ``nas finetune --json`` prints; ``best`` as of ``nas search``, and more."""
     plain = search_summary(data, path)
     best = best_trial(trials)
     assert best is not None  # a fine-tuning without one ends with an error

@@ -38,7 +38,12 @@ class FinishedSearch:
 
     @classmethod
     def open(cls, run: Path) -> FinishedSearch:
-        """Raises RunError where ``run`` is none; CorruptFileError."""
+        """The finished search in the folder ``run``.
+
+        Raises:
+            RunError: There is none.
+            CorruptFileError: One of its files is damaged.
+        """
         config, path = stored_config(run), run.resolve()
         if not isinstance(config, TrainedConfig):
             raise RunError(
@@ -69,15 +74,13 @@ class FinishedSearch:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Networks that were evaluated, by digest."""
-        evaluations = read_journal(self.path / JOURNAL)
-        return {
-            evaluation.digest: evaluation for evaluation in evaluations if evaluation.status == "ok"
-        }
+        return {e.digest: e for e in read_journal(self.path / JOURNAL) if e.status == "ok"}
 
     def networks(self, names: str) -> tuple[str, ...]:
         """Digests for ``chosen``, ``front``, or a list of digests that may be shortened.
 
-        Raises UsageError naming the nearest digest and where to find them.
+        Raises:
+            UsageError: Names the nearest digest and where to find them.
         """
         if names == CHOSEN:
             return (self.chosen.digest,)
@@ -151,7 +154,11 @@ def resolve_finetuning(
 
 
 def stored_finetuning(path: Path) -> dict[str, Any] | None:
-    """What ``path`` was begun with, nothing where it was not; raises CorruptFileError."""
+    """Configuration that ``path`` was begun with; None where it was not.
+
+    Raises:
+        CorruptFileError: It is another run's, or damaged.
+    """
     if not is_run(path):
         return None
     stored = read_mapping(path / CONFIG)

@@ -36,11 +36,19 @@ def best_finetuned(
     device: str,
     progress: Callable[[int, int, Mapping[str, Any]], None],
 ) -> tuple[Backbone, Evaluation]:
-    """Every finalist trained on by itself; the one with the smallest validation loss.
+    """Train every finalist on by itself, and take the one with the smallest validation loss.
 
     Inherited weights are close together at the top, and the search has looked at many of
     them, so the last decision is made on trained networks. Ties go to the earlier finalist.
-    ``folder`` keeps a checkpoint for each, from which a killed run continues.
+
+    Args:
+        supernet: Where they inherit from.
+        finalists: At least one.
+        data: Images of the run.
+        config: Says how to fine-tune.
+        folder: Keeps a checkpoint for each, from which a killed run continues.
+        device: Trains.
+        progress: Is told steps done, steps in all, and figures.
     """
     tuned: list[tuple[float, Backbone, Evaluation]] = []
     for i, evaluation in enumerate(finalists):
@@ -114,6 +122,23 @@ def card_figures(metrics: Mapping[str, float | None], latency: str | None = None
     return texts
 
 
+def trained_card(
+    digest: str,
+    metrics: Mapping[str, str],
+    data: ImageData,
+    config: TrainedConfig,
+    notes: Sequence[str] = (),
+) -> ModelCard:
+    """The card of a network that was trained on a run's images."""
+    return ModelCard(
+        title=f"{config.data_name} network {digest}",
+        metrics=metrics,
+        class_names=data.class_names,
+        trained_on=f"{config.data_name}, {len(data.train)} images",
+        notes=notes,
+    )
+
+
 def export_chosen(
     network: Backbone,
     chosen: Chosen,
@@ -122,25 +147,22 @@ def export_chosen(
     config: TrainedConfig,
     table: LatencyTable,
 ) -> Chosen:
-    """Export the chosen network; raises ExportError where a format does not reproduce it."""
+    """Export the chosen network.
+
+    Raises:
+        ExportError: A format does not reproduce it.
+    """
     latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
     if chosen.measured:
         latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
     accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
+    figures = card_figures(chosen.predicted, f"{latency}; {table.conditions}")
     exports = export_network(
         network,
         folder,
         preprocessing=data.at(network.architecture.resolution).preprocessing,
         opset=config.opset,
-        card=ModelCard(
-            title=f"{config.data_name} network {chosen.digest}",
-            metrics={
-                "test accuracy": accuracy,
-                **card_figures(chosen.predicted, f"{latency}; {table.conditions}"),
-            },
-            class_names=data.class_names,
-            trained_on=f"{config.data_name}, {len(data.train)} images",
-        ),
+        card=trained_card(chosen.digest, {"test accuracy": accuracy, **figures}, data, config),
     )
     return replace(chosen, exports=tuple(exports))
 

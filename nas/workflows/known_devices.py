@@ -1,4 +1,4 @@
-"""What is known about devices, as plain data, and the calibration of one."""
+"""Devices as plain data: their tables, provenance and errors; and the calibration of one."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ def _table(table: LatencyTable) -> dict[str, Any]:
 
 
 def describe_device(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance, conditions and errors of one device; ``given`` are options of ``find_device``.
+    """Provenance, conditions and errors of one device; ``options`` are those of ``find_device``.
 
-    Raises UnknownNameError and UsageError as ``find_device`` does.
+    Raises:
+        UnknownNameError, UsageError: As ``find_device`` does.
     """
     target = find_device(name, **options)
     table = LatencyTable.load(target.path) if target.path.exists() else None
@@ -90,7 +91,7 @@ def describe_device(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]]:
-    """What to expect of this device under each runtime and mixer, in the asked precision."""
+    """Expected error of the device under each runtime and mixer, in its precision."""
     sheet = datasheet(name)
     rows = []
     for runtime in ESTIMATED_RUNTIMES:
@@ -106,8 +107,11 @@ def calibrate_device(
 ) -> tuple[Calibration, Path]:
     """Calibration of a device by the networks in ``csv``, and the table that holds it.
 
-    An earlier calibration is replaced, not added to. Raises what ``read_measurements`` and
-    ``find_device`` raise, and MissingLatencyError where this machine has not been profiled.
+    An earlier calibration is replaced, not added to.
+
+    Raises:
+        MissingLatencyError: This machine has not been profiled.
+        NasError: What ``read_measurements`` and ``find_device`` raise.
     """
     target = find_device(name, **options)
     measurements = read_measurements(csv)

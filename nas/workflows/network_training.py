@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from nas.workflows.finishing import card_figures, qualities
-from nas.workflows.reporting import curves, phases
+from nas.workflows.finishing import card_figures, qualities, trained_card
+from nas.workflows.reporting import curves, facts
 from nas.workflows.with_images import ImageRun, training_text
 from predictors.counts import count_architecture
-from results.export.card import ModelCard
 from results.export.write import export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
@@ -53,17 +52,14 @@ class NetworkTraining(ImageRun):
                 self.path / EXPORT / architecture.digest,
                 preprocessing=self.data.preprocessing,
                 opset=self.config.opset,
-                card=ModelCard(
-                    title=f"{self.config.data_name} network {architecture.digest}",
-                    metrics={"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
-                    class_names=self.data.class_names,
-                    trained_on=f"{self.config.data_name}, {len(self.data.train)} images",
+                card=trained_card(
+                    architecture.digest,
+                    {"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
+                    self.data,
+                    self.config,
                 ),
             )
-        manifest = self.directory.manifest
         data = ReportData(
-            run=self.path.name,
-            created=manifest["created"],
             summary={"data": self.config.data},
             chosen=Chosen(
                 digest=architecture.digest,
@@ -76,11 +72,7 @@ class NetworkTraining(ImageRun):
                 reason="it was the one to train",
             ),
             training=curves(self.path, NETWORK),
-            phases=phases(manifest),
-            config=self.config.to_dict(),
-            versions=manifest["versions"],
-            seed=self.config.seed,
-            command=manifest["command"],
+            **facts(self.directory, self.config),
         )
         self.directory.write_json(RESULT, data.to_dict())
         return self.finish(data)

@@ -1,11 +1,11 @@
-"""What a run findings, as the data of its report and of ``--json``."""
+"""Findings of a run as the data of its report and of ``--json``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
@@ -36,12 +36,16 @@ from search_space.errors import CorruptFileError, RunError
 from search_space.metrics import ACCURACY, LATENCY
 from search_space.parsing import UnreadableTextError, parse_json
 
+if TYPE_CHECKING:
+    from nas.workflows.finetune_config import FinetuneConfig
+    from nas.workflows.run import Run
+
 METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the phases of a run found; evaluations and measurements by digest."""
+    """Results of a run's phases; evaluations and measurements by digest."""
 
     evaluations: tuple[Evaluation, ...]
     front: Mapping[str, Evaluation]
@@ -51,27 +55,20 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def assemble(
-    directory: RunDirectory,
-    config: RunConfig,
-    space: SearchSpace,
-    table: LatencyTable,
-    num_classes: int,
-    limits: Mapping[str, float],
-    findings: Findings,
-    **quality: Any,
-) -> ReportData:
+def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: Any) -> ReportData:
     """The data of a run's report, also written to its ``result.json``.
 
-    ``quality``: fields of ReportData that say what networks are judged by, if not by accuracy.
+    Args:
+        run: The run.
+        table: Latencies of the device that was searched for.
+        findings: Results of the run's phases.
+        quality: Fields of ReportData that say what networks are judged by, if not by accuracy.
     """
     evaluated = [e for e in findings.evaluations if e.status == "ok"]
     architecture = Architecture.from_dict(findings.chosen.architecture)
-    latency = table.compile(space, num_classes)
-    manifest = directory.manifest
+    space, config, limits = run.space, run.config, run.limits
+    latency = table.compile(space, run.num_classes)
     data = ReportData(
-        run=directory.path.name,
-        created=manifest["created"],
         targets=limits,
         minima=config.lower_limits(),
         summary={
@@ -108,18 +105,26 @@ def assemble(
         ),
         latency=latency_check(findings.front, findings.measured, table, space),
         ranking=rank_rows([e.metrics for e in evaluated], against=quality.get("quality", ACCURACY)),
-        training=curves(directory.path),
-        phases=phases(manifest),
-        config=config.to_dict(),
-        versions=manifest["versions"],
+        training=curves(run.path),
         device=table.conditions.to_dict()["device"],
-        seed=config.seed,
-        command=manifest["command"],
         notes=findings.notes,
+        **facts(run.directory, config),
         **quality,
     )
-    directory.write_json(RESULT, data.to_dict())
+    run.directory.write_json(RESULT, data.to_dict())
     return data
+
+
+def facts(directory: RunDirectory, config: RunConfig | FinetuneConfig) -> dict[str, Any]:
+    """Fields of ReportData that say how the run came about: configuration, versions, phases …"""
+    manifest = directory.manifest
+    return {
+        "run": directory.path.name,
+        "phases": phases(manifest),
+        "config": config.to_dict(),
+        "seed": config.seed,
+        **{name: manifest[name] for name in ("created", "versions", "command")},
+    }
 
 
 def _measured(findings: Findings, digest: str) -> Mapping[str, float]:
@@ -185,7 +190,12 @@ def curves(run: Path, folder: str = SUPERNET) -> tuple[Epoch, ...]:
 
 
 def rebuild_report(path: Path) -> ReportData:
-    """Write the report of a finished run anew from its ``result.json``; raises RunError."""
+    """Write the report of a finished run anew from its ``result.json``.
+
+    Raises:
+        RunError: ``path`` is no run, or not finished.
+        CorruptFileError: Its result is damaged.
+    """
     if not is_run(path):
         raise RunError(f"{path} is no run; give the directory of one, such as runs/NAME.")
     if not (path / RESULT).exists():
@@ -199,35 +209,16 @@ def rebuild_report(path: Path) -> ReportData:
 
 
 def summary(data: ReportData, path: Path) -> dict[str, Any]:
-    """What ``nas search --json`` ends with; the keys are the metric names used everywhere."""
-    chosen = data.chosen
+    """Plain data that ``nas search --json`` prints; keys are the metric names used everywhere."""
     best = None
-    if chosen is not None:
-        best = {
-            "digest": chosen.digest,
-            "architecture": chosen.architecture,
-            "predicted": dict(chosen.predicted),
-            "measured": dict(chosen.measured),
-            "test_accuracy": chosen.test_accuracy,
-            "test_accuracy_before": chosen.test_accuracy_before,
-            "quality": chosen.quality,
-            "class_names": list(chosen.class_names),
-            "exports": [asdict(item) for item in chosen.exports],
-        }
-    front = [
-        {
-            "digest": member.digest,
-            "architecture": member.architecture,
-            "predicted": dict(member.predicted),
-            "measured": dict(member.measured),
-        }
-        for member in data.front
-    ]
+    if data.chosen is not None:
+        best = asdict(data.chosen)
+        del best["component_latency_ms"], best["reason"]
     return {
         "run": str(path),
         "status": data.status,
         "best": best,
-        "front": front,
+        "front": [asdict(member) for member in data.front],
         "beaten_by": [baseline.name for baseline in beaten_by(data)],
     }
 

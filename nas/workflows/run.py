@@ -1,4 +1,4 @@
-"""What every run has: its device, limits, latency table and problem, and how it measures.
+"""Runs of every kind: their device, limits, latency table and problem, and how they measure.
 
 Each phase of a run leaves its result in the run directory and finds it there when the run is
 continued.
@@ -59,10 +59,10 @@ MEASURED = "measured.json"
 
 
 class Run(ABC, Generic[Config]):
-    """One run: what all kinds of searches share."""
+    """A run in its directory; a kind of run adds its phases."""
 
     quality: Objective
-    """What tells networks apart."""
+    """Tells networks apart."""
     evaluated: tuple[str, ...]
     """Metrics that have no table."""
 
@@ -86,7 +86,7 @@ class Run(ABC, Generic[Config]):
 
     @abstractmethod
     def all_phases(self) -> ReportData:
-        """Everything that is not there yet, and the report's data."""
+        """Make everything that is not there yet; returns the report's data."""
 
     def complete(self) -> ReportData | None:
         """A complete run's report; None where something is left to make, or is damaged."""
@@ -143,7 +143,7 @@ class Run(ABC, Generic[Config]):
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """Upper limits by metric name, as asked; the margin is not taken off."""
+        """Upper limits by metric name, without the margin."""
         return self.config.limits(self.target.conditions.batch_size)
 
     def margin(self, target: Target, table: LatencyTable) -> float:
@@ -200,7 +200,11 @@ class Run(ABC, Generic[Config]):
         return costs
 
     def problem(self, table: LatencyTable) -> Problem:
-        """The search problem; raises InfeasibleError before anything is trained."""
+        """The search problem; what cannot be met is refused before anything is trained.
+
+        Raises:
+            InfeasibleError: No architecture of the space meets the limits.
+        """
         latencies = {LATENCY: table}
         latencies |= {metric: self.latency_table(t) for metric, t in self.others.items()}
         tables: dict[str, Table] = {
@@ -279,13 +283,11 @@ class Run(ABC, Generic[Config]):
         if not share or limit.maximum is None:
             return limit
         lowered = limit.lowered(share)
-        note = (
+        self.note(
             f"Latencies of {target.name} are {provenance(table)}, with an expected error of "
             f"{table.expected_error(self.space):.0%}. The search kept {share:.0%} below the "
             f"budget of {_range(limit)}, at {_range(lowered)}."
         )
-        self.console.say(f"  {note}")
-        self.notes.append(note)
         return lowered
 
     def measured(
@@ -359,6 +361,11 @@ class Run(ABC, Generic[Config]):
         self.notes.append(message)
         self.missed = True
         return [fastest]
+
+    def note(self, text: str) -> None:
+        """Say a sentence now, and in the report among what a reader must know."""
+        self.console.say(f"  {text}")
+        self.notes.append(text)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[PhaseProgress]:

@@ -41,22 +41,22 @@ TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.h
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleRequest:
-    """What ``nas scale`` was asked for.
+    """Options of ``nas scale``.
 
     Args:
-        seed_name: what the user calls the seed.
-        seed: the architecture.
-        by, budgets, limits: see ``ScalingTask``.
-        method: name of the method.
-        folder: where the family goes.
-        device: also wanted for the report; None for no other than those of ``by`` and ``limits``.
-        conditions: options of ``find_device`` for all devices.
-        num_classes: of the head.
-        interpolate: fill the gaps of measured tables.
-        measure: measure the members on devices that are at hand.
-        epochs: planned epochs of training.
-        proxy: what a contraction keeps as much of as it can.
-        score: how networks are scored, where a method does that.
+        seed_name: What the user calls the seed.
+        seed: The architecture.
+        by, budgets, limits: See ``ScalingTask``.
+        method: Name of the method.
+        folder: Where the family goes.
+        device: Also wanted for the report; None for no other than those of ``by`` and ``limits``.
+        conditions: Options of ``find_device`` for all devices.
+        num_classes: Of the head.
+        interpolate: Fill the gaps of measured tables.
+        measure: Measure the members on devices that are at hand.
+        epochs: Planned epochs of training.
+        proxy: What a contraction keeps as much of as it can.
+        score: How networks are scored, where a method does that.
     """
 
     seed_name: str
@@ -138,8 +138,9 @@ class ScaledFamily:
 def scale_family(request: ScaleRequest, command: str, console: Console) -> ScaledFamily:
     """Make the family and write its folder.
 
-    Raises RunError where the folder holds something else, and what methods, devices and tables
-    raise.
+    Raises:
+        RunError: The folder holds something else.
+        NasError: What methods, devices and tables raise.
     """
     method = scaling_method(request.method)
     guiding = [d for m in (request.by, *request.limits) if (d := device_of(m)) is not None]
@@ -277,15 +278,15 @@ def _plain(value: Any) -> Any:
 
 
 class ScoreFile:
-    """Scores of networks in a file beside ``base``, each on the disk as soon as it is found.
+    """Scores of networks in a file beside ``base``, each on the disk as soon as it is known.
 
     The file's name carries the settings, so that scores of others are never taken for these; it
     is made with the first score.
 
     Args:
-        base: folder and beginning of the name.
-        settings: all that decides the scores.
-        console: is told what is known already.
+        base: Folder and beginning of the name.
+        settings: All that decides the scores.
+        console: Is told what is known already.
     """
 
     def __init__(self, base: Path, settings: Mapping[str, Any], console: Console) -> None:
@@ -330,7 +331,9 @@ def find_seed(
 ) -> SeedResult:
     """Search a seed and write it to ``output``; scores are kept beside it as they are found.
 
-    Raises UsageError where ``output`` exists, UnknownNameError for an unknown method.
+    Raises:
+        UsageError: ``output`` exists.
+        UnknownNameError: There is no such method.
     """
     if output.exists():
         raise UsageError(f"{output} exists; choose another --out, or delete it.")

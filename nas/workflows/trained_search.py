@@ -71,18 +71,14 @@ class TrainedSearch(ImageRun):
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
         data = assemble(
-            self.directory,
-            self.config,
-            self.space,
+            self,
             table,
-            self.num_classes,
-            self.limits,
             Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
         )
         return self.finish(data)
 
     def sampler(self, problem: Problem) -> Sampler:
-        """Makes what proposes architectures."""
+        """The sampler that proposes architectures."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -149,11 +145,10 @@ class TrainedSearch(ImageRun):
             return
         note = idle_budget(self.evaluations, front.values(), self.quality, limit, str(self.path))
         if note is not None:
-            self.console.say(f"  {note}")
-            self.notes.append(note)
+            self.note(note)
 
     def _check_halvings(self) -> None:
-        """Raises UsageError where the first look would see too few images to tell anything."""
+        """Refuses halvings that leave too few images for the first look."""
         images, halvings = len(self.data.validation), self.config.search.halvings
         if halvings and images >> halvings < MIN_IMAGES:
             most = max(0, (images // MIN_IMAGES).bit_length() - 1)
@@ -202,16 +197,11 @@ class TrainedSearch(ImageRun):
                     f"--warm-start {run} holds no evaluations; give the folder of a run that "
                     "searched."
                 )
-            known_there = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
-            quality = self.quality
-            known_there = [e for e in known_there if quality.metric in e.metrics]
-            values = np.array(
-                [
-                    (quality.sign * e.metrics[quality.metric], e.metrics[LATENCY])
-                    for e in known_there
-                ]
-            ).reshape(-1, 2)
-            front = [known_there[i] for i in np.flatnonzero(non_dominated(values))]
+            metric, sign = self.quality.metric, self.quality.sign
+            evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+            evaluations = [e for e in evaluations if metric in e.metrics]
+            values = [(sign * e.metrics[metric], e.metrics[LATENCY]) for e in evaluations]
+            front = [evaluations[i] for i in np.flatnonzero(non_dominated(values))]
             members = [Architecture.from_dict(e.architecture) for e in front]
             inside = {a.digest: a for a in members if self.space.contains(a)}
             self.console.say(f"  {len(inside)} of {len(front)} front members of {run} come first")

@@ -85,12 +85,8 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             f"{shlex.quote(str(self.path / EXPORT / chosen.digest / 'config.json'))} --data FOLDER"
         )
         data = assemble(
-            self.directory,
-            self.config,
-            self.space,
+            self,
             table,
-            self.num_classes,
-            self.limits,
             Findings(self.shown, front, baselines, measured, chosen, tuple(self.notes)),
             quality=SCORE,
             quality_note=_NOTES[self.config.search.score],
@@ -104,13 +100,11 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         rule = ShapeRule(self.space)
         if rule.predict(rule.argmin()[None])[0] == 0:
             return {SHAPE: rule}
-        note = (
+        self.note(
             "No architecture of this space has the shape of the networks that the score was "
             "checked on (stages that never get narrower, the third the deepest), so its shape was "
             "left free."
         )
-        self.console.say(f"  {note}")
-        self.notes.append(note)
         return {}
 
     def searched(self, problem: Problem) -> dict[str, Evaluation]:
@@ -157,7 +151,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         self.shown = (*members, *self._evaluations(sample, problem, score))
         with self.directory.journal() as journal:
             for evaluation in self.shown:
-                if journal.get(evaluation.digest) is None:
+                if evaluation.digest not in journal:
                     journal.append(evaluation)
             journal.snapshot(self.path / SNAPSHOT)
         return {e.digest: e for e in members}
@@ -202,14 +196,12 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         )
         stopped = sum(point.proof.status == "stopped" for point in front.points)
         late = f" The solver was stopped at {stopped} of them, whose gaps say what is open."
-        note = (
+        self.note(
             f"The front is proven by an integer programme over all {self.space.size:.2g} "
             f"architectures: within the limits, nothing at the {metric_named(cost).title} of a "
             f"member or below has a score more than {front.gap:.2%} better "
             f"({len(front)} members, {front.seconds:.0f} s).{late if stopped else ''}"
         )
-        self.console.say(f"  {note}")
-        self.notes.append(note)
         return front.genes
 
     def optimum(
@@ -224,13 +216,11 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             effectiveness=(scores.paths, self.config.search.max_effectiveness),
             shape_rule=SHAPE in self.rules,
         )
-        note = (
+        self.note(
             f"The score of {optimum.value:,.0f} is proven to be within {optimum.proof.gap:.2%} of "
             f"the largest that any of {self.space.size:.2g} architectures within the limits has "
             f"(one integer programme over the whole space, {optimum.proof.seconds:.0f} s)."
         )
-        self.console.say(f"  {note}")
-        self.notes.append(note)
         return optimum.genes[None]
 
     def _evaluations(

@@ -1,4 +1,4 @@
-"""What every run with images begins with: the images, and a supernet trained on them."""
+"""Runs with images: how they open the images and train a supernet on them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class ImageRun(Run[TrainedConfig]):
             self.console.say(f"  {line}")
 
     def trained_supernet(self) -> Supernet:
+        """The supernet with its weights, trained now unless another run's is used."""
         torch.manual_seed(self.config.seed)
         supernet = Supernet(self.space, self.data.num_classes).to(self.compute)
         if self.config.supernet is not None:
@@ -150,7 +151,11 @@ class ImageRun(Run[TrainedConfig]):
         self.notes.append(f"The supernet's weights come from {run}.")
 
     def check_trainings(self) -> None:
-        """Raises RunError where a training cannot begin, of which the last does after hours."""
+        """Refuses trainings that cannot begin, of which the last would after hours.
+
+        Raises:
+            RunError: Storage, batch size or optimiser do not fit.
+        """
         config, images = self.config, len(self.data.train)
         if config.supernet is None and config.workers > 1 and config.storage is not None:
             CheckpointFolder(config.storage, self.path.name).check()
@@ -174,6 +179,7 @@ class SupernetTraining(ImageRun):
 
 
 def training_text(info: Mapping[str, Any]) -> str:
+    """Epoch and loss of a training, for its line of progress."""
     parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
     parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
     return ", ".join(parts)

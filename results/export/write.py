@@ -104,7 +104,11 @@ def export_network(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raises UsageError where ``directory`` has what an export would delete and did not write."""
+    """Refuses a ``directory`` with what an export would delete and did not write.
+
+    Raises:
+        UsageError: It is a file, or holds something else than an export.
+    """
     if not directory.exists() or (directory / VERIFIED).is_file():
         return
     if not directory.is_dir() or any(directory.iterdir()):
@@ -115,9 +119,10 @@ def check_replaceable(directory: Path) -> None:
 
 
 def read_export(directory: Path) -> tuple[Export, ...]:
-    """What a complete export holds.
+    """Formats of a complete export; every file is checked.
 
-    Raises CorruptFileError where it is not there, cut short or altered: every file is checked.
+    Raises:
+        CorruptFileError: It is not there, cut short or altered.
     """
     try:
         stored = read_model(directory / VERIFIED, Verified, fix=AGAIN)

@@ -1,4 +1,4 @@
-"""The chosen network: its figures, whether it meets what was asked, and its blocks."""
+"""The chosen network: its figures, whether it meets its limits, and its blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from results.report.charts import capitalised, format_metric, signed
 from results.report.data import Baseline, Metrics, ReportData
-from results.report.words import mixer_style, quality_of, summarise, value
+from results.report.words import mixer_style, quality_of, spread, summarise, value
 from search_space.architecture import Architecture, feature_sizes
 from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
 from search_space.metrics import format_metric as plainly
@@ -75,7 +75,7 @@ def beaten_note(data: ReportData) -> str | None:
 
 
 def headline(data: ReportData) -> dict[str, Any] | None:
-    """The chosen network in figures, and whether it meets what was asked."""
+    """The chosen network in figures, and whether it meets its limits."""
     chosen, quality = data.chosen, quality_of(data)
     if chosen is None:
         return None
@@ -145,10 +145,7 @@ def headline(data: ReportData) -> dict[str, Any] | None:
 
 
 def _latency_note(measured: Metrics, predicted: Metrics) -> str:
-    parts = []
-    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
-    if low is not None and high is not None:
-        parts.append(f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}")
+    parts = [text] if (text := spread(measured)) else []
     if value(measured, LATENCY) is None:
         parts.append("not re-measured on the device")
     elif value(predicted, LATENCY) is not None:

@@ -104,10 +104,9 @@ def training_charts(data: ReportData) -> list[dict[str, Any]]:
         every = list(itertools.chain(*series.values()))
         epochs = [e for e, _ in every]
         x = Scale(min(epochs), max(max(epochs), min(epochs) + 1), left, right)
-        limits: dict[str, float] = (
-            {"floor": 0.0} if what == "loss" else {"floor": 0.0, "ceiling": 1.0}
-        )
-        y = fit_scale([v for _, v in every], bottom, top, allow_log=False, **limits)
+        ceiling = None if what == "loss" else 1.0
+        values = [v for _, v in every]
+        y = fit_scale(values, bottom, top, floor=0.0, ceiling=ceiling, allow_log=False)
         ends = {size: y(values[-1][1]) for size, values in series.items()}
         labels = dict(ends)
         if len(ends) == 2 and abs(ends["largest"] - ends["smallest"]) < 18:
@@ -137,24 +136,19 @@ def training_charts(data: ReportData) -> list[dict[str, Any]]:
 
 
 def phase_bars(data: ReportData) -> dict[str, Any] | None:
-    """Wall time a phase, repeats of a phase (after a resume) added up."""
-    seconds: dict[str, float] = {}
-    notes: dict[str, str] = {}
-    for phase in data.phases:
-        seconds[phase.name] = seconds.get(phase.name, 0.0) + phase.seconds
-        notes[phase.name] = phase.note or notes.get(phase.name, "")
-    total = sum(seconds.values())
-    if not seconds:
+    """Wall time of each phase, and its share of all."""
+    if not data.phases:
         return None
+    total = sum(phase.seconds for phase in data.phases)
     return {
         "total": format_duration(total),
         "rows": [
             {
-                "name": name,
-                "note": notes[name],
-                "time": format_duration(s),
-                "percent": round(100 * s / total, 1) if total > 0 else 0.0,
+                "name": phase.name,
+                "note": phase.note,
+                "time": format_duration(phase.seconds),
+                "percent": round(100 * phase.seconds / total, 1) if total > 0 else 0.0,
             }
-            for name, s in seconds.items()
+            for phase in data.phases
         ],
     }

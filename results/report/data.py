@@ -1,4 +1,4 @@
-"""What a report shows, as plain frozen data: it comes from a finished run or from result.json.
+"""Data of a report, plain and frozen: from a finished run or from its result.json.
 
 Everything may be missing; the report leaves out or says so. Units are in the names, accuracies
 are 0..1, metrics carry the names used everywhere (``num_params``, ``macs``, ``latency_ms``, …).
@@ -292,12 +292,17 @@ class ReportData:
     def from_dict(cls, data: object) -> Self:
         """Inverse of ``to_dict``; keys that are not known are ignored.
 
-        Raises CorruptFileError naming each field that is missing or of the wrong type.
+        Raises:
+            CorruptFileError: Names each field that is missing or of the wrong type.
         """
         return parse_model(data, cls, "the data of a report")
 
 
 def read_result(path: Path) -> ReportData:
-    """The result of a run from its file; raises CorruptFileError that names it."""
+    """The result of a run from its file.
+
+    Raises:
+        CorruptFileError: Names the file.
+    """
     data: ReportData = read_json(path, ReportData)
     return data

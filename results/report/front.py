@@ -113,15 +113,15 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
         if p["kind"] != "evaluated" and p["x"][axes[0]] is not None
     ]
     details = [p["detail"] for p in points]
-    for b in named:
-        details.append(
-            {
-                "title": b.name,
-                "role": "baseline" + (f", {b.note}" if b.note else ""),
-                "rows": metric_rows(b.metrics, b.measured),
-                "stages": summarise(b.architecture),
-            }
-        )
+    details += [
+        {
+            "title": b.name,
+            "role": "baseline" + (f", {b.note}" if b.note else ""),
+            "rows": metric_rows(b.metrics, b.measured),
+            "stages": summarise(b.architecture),
+        }
+        for b in named
+    ]
     counts = {
         "evaluated": total,
         "shown": len(points),

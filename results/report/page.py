@@ -21,10 +21,10 @@ REPORT = "report.html"
 def write_report(run_dir: Path, data: ReportData) -> Path:
     """Write ``report.html`` into the run directory, atomically, and return its path.
 
-    Raises InvalidArchitectureError or UnknownNameError where ``data`` holds an architecture that
-    is none.
+    Raises:
+        InvalidArchitectureError, UnknownNameError: ``data`` holds an architecture that is none.
     """
-    target = Path(run_dir) / REPORT
+    target = run_dir / REPORT
     atomic_write(target, render_report(data))
     return target
 

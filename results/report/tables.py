@@ -9,7 +9,7 @@ from typing import Any
 from results.pareto import kendall_tau
 from results.report.charts import Scale, format_metric, signed
 from results.report.data import Metrics, RankRow, ReportData
-from results.report.words import SAME_FOR_ALL, cheap_metrics, quality_of, value
+from results.report.words import SAME_FOR_ALL, cheap_metrics, quality_of, spread, value
 from search_space.metrics import ACCURACY, LATENCY, LOSS, title_of
 from search_space.metrics import metrics as registered
 
@@ -52,7 +52,7 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
                 "order": measured if measured is not None else predicted or 0.0,
                 "cells": [
                     _cell("latency, predicted", LATENCY, predicted),
-                    _cell("latency, measured", LATENCY, measured, _spread(m.measured)),
+                    _cell("latency, measured", LATENCY, measured, spread(m.measured)),
                     Cell(
                         "error", error, "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"
                     ),
@@ -77,13 +77,6 @@ def _further(metrics: Metrics, quality: str) -> list[Cell]:
     names += [name for name in metrics if name not in names]
     skipped = {quality, LATENCY, *SAME_FOR_ALL}
     return [_cell(title_of(n), n, value(metrics, n)) for n in names if n not in skipped]
-
-
-def _spread(measured: Metrics) -> str:
-    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
-    if low is None or high is None:
-        return ""
-    return f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}"
 
 
 def baseline_table(data: ReportData) -> dict[str, Any] | None:

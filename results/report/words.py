@@ -111,6 +111,14 @@ def value(metrics: Metrics, name: str) -> float | None:
     return known if known is not None and math.isfinite(known) else None
 
 
+def spread(measured: Metrics) -> str:
+    """Range of a network's measured latencies; empty where it is not known."""
+    low, high = value(measured, "latency_low_ms"), value(measured, "latency_high_ms")
+    if low is None or high is None:
+        return ""
+    return f"{format_metric(LATENCY, low)} to {format_metric(LATENCY, high)}"
+
+
 def cheap_metrics(everything: Iterable[Metrics]) -> list[str]:
     """Names of what was known beforehand of any of the networks, registered metrics first."""
     known = {name for metrics in everything for name in metrics if value(metrics, name) is not None}

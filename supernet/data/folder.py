@@ -22,15 +22,7 @@ from PIL import Image
 from search_space.boundary import read_bytes
 from search_space.errors import DataError
 from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
-from supernet.data.labels import (
-    SPLITS,
-    TRAIN,
-    Labels,
-    is_name_of_split,
-    join_labels,
-    leave_out,
-    splits_named,
-)
+from supernet.data.labels import SPLITS, TRAIN, Labels, join_labels, leave_out, splits_named
 
 FILE_NAME = "file_name"
 LABEL_FILES = tuple(
@@ -82,9 +74,9 @@ def open_folder(path: Path, label_column: str) -> Source:
         if listed is None and split != TRAIN and _has_no_classes(folder, names):
             leave_out(f"{folder}", split, "it has neither class folders nor a file of labels")
             continue
-        if listed is None and folder == path:
-            _check_no_split(path)
         files[split], labels[split] = listed or _by_subfolder(folder, split)
+        if folder == path:
+            _check_held_out(path, files[split])
     classes, codes = join_labels(labels, (), path)
     images = {split: FileImages(folders[split], files[split], codes[split]) for split in codes}
     return Source(kind="folder", class_names=classes, **images)
@@ -161,18 +153,6 @@ def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
     used = sorted(set(codes))
     labels = Labels(np.searchsorted(used, codes), [classes[number].name for number in used])
     return paths, labels
-
-
-def _check_no_split(path: Path) -> None:
-    """Raises DataError where a folder of images beside those of classes could be another split."""
-    for folder in subfolders(path):
-        splits = splits_named(folder.name) - {TRAIN}
-        if splits and is_name_of_split(folder.name) and _has_images(folder):
-            raise DataError(
-                f"{folder} is the {min(splits)} split by its name, but there is no train folder "
-                "beside it, so its images would be trained on as a class; if it is a split, move "
-                f"the other folders into {path / TRAIN}; if it is a class, rename it"
-            )
 
 
 def _has_no_classes(folder: Path, classes: Collection[str]) -> bool:
@@ -278,14 +258,14 @@ def split_folders(path: Path) -> dict[str, Path]:
     """Returns the folder of each split; ``path`` is that of training where it has none.
 
     Raises:
-        DataError: Folders could be splits as well as classes, or two are the same split.
+        DataError: There is no folder of training images among splits, or two are the same split.
     """
     folders = subfolders(path)
     said = {folder: splits_named(folder.name) for folder in folders}
     trains = [folder for folder in folders if said[folder] == {TRAIN}]
     if any(len(splits) != 1 for splits in said.values()) or not any(map(subfolders, trains)):
-        # ``test_tube`` may be a class, where not all folders are named like ``train_images``.
-        said = {f: {SPLITS[f.name.lower()]} if f.name.lower() in SPLITS else set() for f in folders}
+        # ``test_tube`` may be a class, where not all folders are named like ``my_train_2``.
+        said = {folder: splits_named(folder.name, alone=True) for folder in folders}
     splits: dict[str, list[Path]] = {}
     for folder in folders:
         for split in said[folder]:
@@ -295,13 +275,6 @@ def split_folders(path: Path) -> dict[str, Path]:
         names = ", ".join(folder.name for folder in folders)
         raise DataError(f"{path} holds {names} but no train/ folder to train on")
     if TRAIN not in splits or _are_classes(splits[TRAIN], others):
-        for folder in (folder for members in splits.values() for folder in members):
-            if _shares_names(folder, folders):
-                raise DataError(
-                    f"{folder} has subfolders of the same names as the folders beside it, so it "
-                    "could be a split or a class; if it is a split, move the folders beside it "
-                    f"into {path / 'train'}; if it is a class, rename its subfolders"
-                )
         return {TRAIN: path}
     for split, (first, *rest) in splits.items():
         if rest:
@@ -323,6 +296,18 @@ def split_folders(path: Path) -> dict[str, Path]:
                 stacklevel=2,
             )
     return {split: members[0] for split, members in splits.items()}
+
+
+def _check_held_out(path: Path, images: Sequence[Path]) -> None:
+    """Raises DataError where images to train on lie in a folder that is named as another split."""
+    for folder in subfolders(path):
+        for split in splits_named(folder.name, alone=True) - {TRAIN}:
+            if any(image.is_relative_to(folder) for image in images):
+                raise DataError(
+                    f"{folder} is named as the {split} split, but would be trained on as a class, "
+                    f"since {path} has no folder of training images; if it is a split, move the "
+                    f"folders beside it into {path / TRAIN}; if it is a class, rename it"
+                )
 
 
 def _are_classes(trains: Sequence[Path], others: Sequence[Path]) -> bool:

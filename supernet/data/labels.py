@@ -20,39 +20,21 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
 """Words that name a split, as the Hugging Face hub reads them."""
-_IMAGES = frozenset(
-    [
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "data",
-        "dataset",
-        "set",
-        "split",
-        "folder",
-        "files",
-    ]
-)  # what a folder of a split may say besides
+
+_NEUTRAL = {"", "data", "dataset", "image", "images", "img", "imgs", "set", "split"}
 
 
-def splits_named(name: str) -> set[str]:
-    """Returns the splits that a name says between separators, digits and changes of case."""
-    return {SPLITS[word] for word in _words(name) if word in SPLITS}
+def splits_named(name: str, *, alone: bool = False) -> set[str]:
+    """Returns the splits that a name says between separators, digits and changes of case.
 
-
-def is_name_of_split(name: str) -> bool:
-    """Whether a name says nothing but a split, as ``test_images`` and ``val2017`` do."""
-    return bool(splits_named(name)) and _words(name) <= SPLITS.keys() | _IMAGES
-
-
-def _words(name: str) -> set[str]:
-    spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name)
-    return set(re.findall("[a-z]+", spaced.lower()))
+    Args:
+        name: Of a file or folder.
+        alone: Whether a name counts only if it says one split and nothing else (``test_images``).
+    """
+    words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    others = set(words) - set(SPLITS) - _NEUTRAL
+    return set() if alone and (others or len(splits) > 1) else splits
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from itertools import pairwise
+from contextlib import AbstractContextManager, suppress
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +45,21 @@ class ParquetImages:
         self.labels = labels
         self.image_column = column
         self._paths = list(paths)
-        self._groups: list[tuple[int, int]] = []  # (file, row group) and the first row of each
-        self._starts: list[int] = []
         self._reopen()
-        start = 0
-        rows = []
-        for number, file in enumerate(self._files):
-            before = start
-            for group in range(file.num_row_groups):
-                self._groups.append((number, group))
-                self._starts.append(start)
-                start += file.metadata.row_group(group).num_rows
-            rows.append(start - before)
-        if start != len(labels):
-            raise DataError(f"{paths[0]}, …: {len(labels)} labels for {start} rows; replace them")
+        rows = [
+            [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            for file in self._files
+        ]
+        self._groups = [(file, group) for file, of in enumerate(rows) for group in range(len(of))]
+        self._starts = list(accumulate(chain(*rows), initial=0))  # of each group, and the end
+        if self._starts[-1] != len(labels):
+            raise DataError(
+                f"{paths[0]}, …: {len(labels)} labels for {self._starts[-1]} rows; replace them"
+            )
         self.keys: Sequence[str] = [
             f"{path.relative_to(root).as_posix()}:{row}"
-            for path, count in zip(paths, rows, strict=True)
-            for row in range(count)
+            for path, of in zip(paths, rows, strict=True)
+            for row in range(sum(of))
         ]
 
     def _reopen(self) -> None:
@@ -119,12 +116,12 @@ class ParquetImages:
 def holds_parquet_images(folder: Path, image_column: str) -> bool:
     """Says whether a folder is a Parquet data set: one of its files has the column of images.
 
-    Image folders may have Parquet files, too, of captions or features. A folder with such files
-    and nothing else counts, so that their columns are named.
+    Image folders may have Parquet files, too, of captions or features, or damaged ones. A folder
+    with such files and nothing else counts, so that what is wrong with them is said.
     """
     files = list(files_below(folder, {".parquet"}))
     for file in files:
-        with _reading(file):
+        with suppress(DataError), _reading(file):
             if image_column in open_file(file).schema_arrow.names:
                 return True
     return bool(files) and next(files_below(folder, SUFFIXES), None) is None

@@ -85,8 +85,8 @@ class ImageSplit(Dataset[tuple[torch.Tensor, int]]):
     def picture(self, index: int, *, whole: bool) -> Image.Image:
         """Returns an image to augment: at the split's resolution, or ``whole``, as it is stored.
 
-        Small images come at the resolution always. Unless the ends of images are cut off, a stored
-        one is made a square first.
+        A split in memory gives its own resolution in either case. Unless the ends of images are cut
+        off, a stored one is made a square first.
         """
         if self.in_memory or not whole:
             return Image.fromarray(self.pixels(index))

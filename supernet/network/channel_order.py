@@ -1,4 +1,4 @@
-"""Sort the supernet's channels by importance, so that narrow subnets keep the best.
+"""Sorting of the supernet's channels by importance, so that narrow subnets keep the best.
 
 A narrow subnet has the first channels of each axis. Before widths shrink (Cai et al., "Once-for-
 all", 2020) channels are re-ordered by the L1 norm of the weights that write or read them: along
@@ -100,13 +100,12 @@ def sort_channels(
 ) -> None:
     """Sorts all channel groups of a ``Supernet`` by falling importance, in place.
 
+    Largest subnets of every mixer keep their function to rounding, smaller ones change theirs.
+
     Args:
         supernet: The supernet.
         states: Of an optimiser or a moving average, by parameter and name; tensors of the
-            parameter's shape are permuted alike. Factored moments have other shapes and are left as
-            they are.
-
-    Largest subnets of every mixer keep their function to rounding, smaller ones change theirs.
+            parameter's shape are permuted alike. Factored moments have other shapes and stay.
     """
     assert isinstance(supernet, Supernet)
     layout = ChannelLayout(supernet)

@@ -1,4 +1,4 @@
-"""Small parameters cut out of large ones, and their gradients put back.
+"""Slices: small parameters cut out of large ones, and their gradients put back.
 
     view as named axes → narrow each axis → flatten to the static shape
 
@@ -22,55 +22,48 @@ from supernet.network.axes import Axes, Axis, Centre, Concat, Product, Sizes, ex
 
 @dataclass(frozen=True)
 class _Run:
-    """Entries that a dimension of a small parameter and of the large one share.
+    """Entries that a dimension of a large parameter and of a small one share.
 
-    A block of ``sizes`` whose axes take ``*_steps`` entries of the dimension each, from
-    ``*_start`` on.
+    A block of ``sizes``. In the large and in the small parameter its axes take ``steps`` entries
+    of the dimension each, from ``starts`` on.
     """
 
-    sizes: tuple[int, ...] = ()
-    large_steps: tuple[int, ...] = ()
-    large_start: int = 0
-    small_steps: tuple[int, ...] = ()
-    small_start: int = 0
+    sizes: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    def around(self, inner: _Run, counts: tuple[int, int]) -> _Run:
+        """The run of a product of which this is the outer factor; the inner has ``counts``."""
+        steps = zip(self.steps, inner.steps, counts, strict=True)
+        starts = zip(self.starts, inner.starts, counts, strict=True)
+        return _Run(
+            self.sizes + inner.sizes,
+            tuple((*(step * count for step in outer), *within) for outer, within, count in steps),
+            tuple(outer * count + within for outer, within, count in starts),
+        )
 
 
 def _runs(axis: Axis, large: Sizes, small: Sizes) -> list[_Run]:
     """One run, unless the axis is a concatenation, whose parts each add one."""
     match axis:
         case int() | str():
-            return [_Run((extent(axis, small),), (1,), 0, (1,), 0)]
+            return [_Run((extent(axis, small),), ((1,), (1,)), (0, 0))]
         case Centre(name):
-            return [_Run((small[name],), (1,), (large[name] - small[name]) // 2, (1,), 0)]
+            return [_Run((small[name],), ((1,), (1,)), ((large[name] - small[name]) // 2, 0))]
         case Product(factors):
-            result = [_Run()]
+            result = [_Run((), ((), ()), (0, 0))]
             for factor in factors:
-                n_large, n_small = extent(factor, large), extent(factor, small)
-                result = [
-                    _Run(
-                        outer.sizes + inner.sizes,
-                        tuple(s * n_large for s in outer.large_steps) + inner.large_steps,
-                        outer.large_start * n_large + inner.large_start,
-                        tuple(s * n_small for s in outer.small_steps) + inner.small_steps,
-                        outer.small_start * n_small + inner.small_start,
-                    )
-                    for outer in result
-                    for inner in _runs(factor, large, small)
-                ]
+                counts = extent(factor, large), extent(factor, small)
+                inner = _runs(factor, large, small)
+                result = [outer.around(run, counts) for outer in result for run in inner]
             return result
         case Concat(parts):
-            result, at_large, at_small = [], 0, 0
+            result, ends = [], (0, 0)
             for part in parts:
-                result += [
-                    replace(
-                        run,
-                        large_start=run.large_start + at_large,
-                        small_start=run.small_start + at_small,
-                    )
-                    for run in _runs(part, large, small)
-                ]
-                at_large += extent(part, large)
-                at_small += extent(part, small)
+                for run in _runs(part, large, small):
+                    starts = run.starts[0] + ends[0], run.starts[1] + ends[1]
+                    result.append(replace(run, starts=starts))
+                ends = ends[0] + extent(part, large), ends[1] + extent(part, small)
             return result
 
 
@@ -115,10 +108,10 @@ class Slice:
     """How a small parameter of shape ``shape`` lies in a large one.
 
     Attributes:
-        blocks: size and place in the large and in the small parameter of each block of entries.
-        shape: of the small parameter.
-        whole: whether one block has the small parameter's very shape.
-        run: whether it is one contiguous run of a contiguous large parameter.
+        blocks: Sizes of each block of entries, and its places in the large and small parameter.
+        shape: Of the small parameter.
+        whole: Whether one block has the small parameter's very shape.
+        run: Whether it is one contiguous run of a contiguous large parameter.
     """
 
     blocks: tuple[tuple[tuple[int, ...], _Place, _Place], ...]
@@ -133,15 +126,13 @@ class Slice:
         for runs in itertools.product(*(_runs(axis, large, small) for axis in axes)):
             sizes = tuple(itertools.chain.from_iterable(run.sizes for run in runs))
             if math.prod(sizes) > 0:
-                there = _Place(
-                    shape(axes, large),
-                    tuple(run.large_steps for run in runs),
-                    tuple(run.large_start for run in runs),
-                )
-                here = _Place(
-                    shape(axes, small),
-                    tuple(run.small_steps for run in runs),
-                    tuple(run.small_start for run in runs),
+                there, here = (
+                    _Place(
+                        shape(axes, extents),
+                        tuple(run.steps[k] for run in runs),
+                        tuple(run.starts[k] for run in runs),
+                    )
+                    for k, extents in enumerate((large, small))
                 )
                 blocks.append((sizes, there, here))
         single = len(blocks) == 1

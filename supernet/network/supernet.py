@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,7 +56,7 @@ def template(spec: ModuleSpec) -> StaticModule:
 
 
 class _Template:
-    """A static module that is called with weights given for one call.
+    """A static module that is called with other weights at each call.
 
     This is ``torch.func.functional_call`` without its checks for tied weights and names, which
     cost 8 µs per parameter, 1.5 % of a training step; the names are checked once, here.
@@ -133,10 +133,6 @@ class _User:
     name: str
     sizes: dict[str, int]
 
-    @classmethod
-    def of(cls, spec: ModuleSpec, name: str, axes: Axes, sizes: Mapping[str, int]) -> _User:
-        return cls(spec, name, {key: sizes[key] for axis in axes for key in names(axis)})
-
     def among(self, others: Sequence[_User]) -> list[_User]:
         """Those of ``others`` and this one of which no other uses as much."""
 
@@ -157,16 +153,15 @@ class Supernet(nn.Module):
             logits = supernet(images, space.smallest)
             network = supernet.extract(space.smallest)
 
-    Args:
-        space: The search space.
-        num_classes: Outputs of the classifier.
-
     Shared weights have the values that the static modules start from; draw with a seeded global
     generator. A weight is that of the largest module that uses it. Where no module uses all of it
     (more heads in one, larger heads in another), each writes its part, the largest last, so that
     its values stand where several use an entry; modules of one size follow the order of the space.
-
     Passes of several threads do not disturb each other.
+
+    Args:
+        space: The search space.
+        num_classes: Outputs of the classifier.
 
     Attributes:
         axes: Axes of each shared weight by name.
@@ -182,10 +177,11 @@ class Supernet(nn.Module):
         places: dict[str, dict[str, list[_User]]] = {}
         for path, spec in _all_modules(space, num_classes):
             module, users = template(spec), places.setdefault(path, {})
+            sizes = module.sizes()
             for name, axes in module.axes().items():
                 shared = shared_name(path, name, spec)
                 self.axes.setdefault(shared, axes)
-                user = _User.of(spec, name, axes, module.sizes())
+                user = _User(spec, name, {key: sizes[key] for axis in axes for key in names(axis)})
                 users[shared] = user.among(users.get(shared, []))
         for users in places.values():
             modules: dict[ModuleSpec, StaticModule] = {}

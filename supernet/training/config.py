@@ -1,4 +1,4 @@
-"""How a training is configured, what it reports, and how it fails."""
+"""Configuration of a training: its options and their checks, its metrics, and its error."""
 
 from __future__ import annotations
 
@@ -38,40 +38,43 @@ class TrainConfig:
     subnets inherit what they reach alone (``rank_fidelity.py``); its epochs take about as long as
     32 of ``sandwich``.
 
-    lr: peak learning rate. warmup_epochs may be a fraction; it is cut to the schedule.
-    clip_norm: largest gradient norm of a step (mean over its subnets); 0 for no clipping.
-    drop_path_rate: of the largest subnet, or the only one of a step.
-    amp: ``auto`` (bfloat16 on CUDA) or ``off``.
-    accumulate: parts that a batch is cut into, one after the other, to save memory.
-    ema_decay: of the moving average of weights that is validated and kept; 0 for none.
-    max_bad_steps: roll-backs before giving up. snapshot_steps: steps between the states that
-        a roll-back returns to; checkpoints are taken at these.
-    evaluations: epochs after which validation images are seen, evenly spread, the last among them;
-        after every epoch would cost a fifth of a short supernet training.
-    augment: ``None`` for the default of the kind of data.
-    class_weights: ``balanced`` weights the loss to the labels by the inverse of how frequent a
-        class is among the training images, mean 1 over them; ``none`` counts images alike.
-    sampling: ``balanced`` shows as many images of every class in an epoch, some of rare classes
-        again and again; ``shuffled`` shows each image once. One of the two is for classes that
-        are not equally frequent.
+    The options from ``strategy`` to ``tokens`` are of a supernet only;
+    ``supernet.training.strategies`` explains strategies and shrinking.
 
-    Of a supernet only (``supernet.training.strategies`` explains strategies and shrinking):
+    Attributes:
+        lr: Peak learning rate.
+        warmup_epochs: May be a fraction; it is cut to half of the schedule.
+        clip_norm: Largest gradient norm of a step (mean over its subnets); 0 for no clipping.
+        drop_path_rate: Of the largest subnet, or the only one of a step.
+        max_bad_steps: Roll-backs before giving up.
+        snapshot_steps: Steps between the states that a roll-back returns to; checkpoints are taken
+            at these.
+        evaluations: Epochs after which validation images are seen, evenly spread, the last among
+            them; after every epoch would cost a fifth of a short supernet training.
+        accumulate: Parts that a batch is cut into, one after the other, to save memory.
+        ema_decay: Of the moving average of weights that is validated and kept; 0 for none.
+        augment: None for the default of the kind of data.
+        class_weights: ``balanced`` weights the loss to the labels by the inverse of how frequent a
+            class is among the training images, mean 1 over them; ``none`` counts images alike.
+        sampling: ``balanced`` shows as many images of every class in an epoch, some of rare
+            classes again and again; ``shuffled`` shows each image once.
+        num_random: Random subnets per step beside those that the strategy always trains.
+        groups: Groups of a batch, one for each subnet (``multi_architecture``).
+        banks: Ranges of ``bank_metric`` (``macs``, or ``latency_ms`` on the target device) that
+            subnets of a step are drawn from (``complexity``, ``performance``).
+        shrink_start: Share of a delayed training that only the largest has.
+        shrink_epsilon: Factor of the learning rate that the others then begin with.
+        distillation: Share of the other subnets' predictions in what a subnet learns that learns
+            from them, at the beginning and at the end of the training, linear between; the rest
+            are labels. A constant 1 is what BigNAS publishes: it holds a short training back,
+            since there is nothing to learn from an untrained network (``rank_fidelity.py``).
+        tokens: (share of the training, factor) pairs: images are this much coarser until then.
+        teacher: A timm model's name, with ``teacher_weights`` from a file, or an export's folder.
+        teacher_variants: Draws of the augmentation whose logits are stored, so that later epochs
+            need no teacher; 0 to ask it in every step.
 
-    strategy: one of ``STRATEGIES``; shrinking: one of ``SHRINKINGS``.
-    num_random: random subnets per step beside those that the strategy always trains.
-    groups: of a batch, one for each subnet (``multi_architecture``).
-    banks: ranges of ``bank_metric`` (``macs``, or ``latency_ms`` on the target device) that
-        subnets of a step are drawn from (``complexity``, ``performance``).
-    shrink_start, shrink_epsilon: share of a delayed training that only the largest has, and the
-        factor of the learning rate that the others begin with.
-    distillation: share of the other subnets' predictions in what a subnet learns that learns
-        from them, at the beginning and at the end of the training, linear between; the rest are
-        labels. A constant 1 is what BigNAS publishes: it holds a short training back,
-        since there is nothing to learn from an untrained network (``rank_fidelity.py``).
-    tokens: (share of the training, factor) pairs: images are this much coarser until then.
-    teacher: a timm model's name or the folder of an export, with ``teacher_weights`` from a
-        file. teacher_variants: draws of the augmentation whose logits are stored, so that later
-        epochs need no teacher; 0 to ask it in every step.
+    Raises:
+        RunError: An option is out of its range, or two do not go together.
     """
 
     epochs: int = 64
@@ -158,7 +161,7 @@ class TrainConfig:
                 raise RunError(f"{name} is {getattr(self, name)!r} without a teacher; set teacher")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, JSON-able."""
+        """Returns plain values, JSON-able."""
         values = asdict(self)
         values["augment"] = None if self.augment is None else self.augment.to_dict()
         values["tokens"] = [list(pair) for pair in self.tokens]
@@ -167,7 +170,7 @@ class TrainConfig:
 
 
 def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None:
-    """Raises RunError where workers cannot cut a batch into equal parts."""
+    """Checks that workers can cut a batch into equal parts; raises RunError otherwise."""
     parts = config.accumulate
     multiple = parts * (2 * workers if workers > 1 else 1)
     if config.batch_size % multiple:
@@ -185,7 +188,7 @@ def check_batch_size(config: TrainConfig, num_images: int, workers: int) -> None
 
 
 def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
-    """Raises RunError where a batch has fewer images than ``multi_architecture`` makes groups."""
+    """Checks that a batch has images for all groups; raises RunError otherwise."""
     parts = workers * config.accumulate
     images = min(config.batch_size, num_images) // parts
     if config.strategy == "multi_architecture" and images < config.groups:
@@ -199,10 +202,13 @@ def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """One line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.
+    """Holds one line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.
 
-    step: optimiser steps done at the end of the epoch. seconds: training and validation.
-    images_per_s: of training alone. lr: at the epoch's last step.
+    Attributes:
+        step: Optimiser steps done at the end of the epoch.
+        seconds: Of training and validation.
+        images_per_s: Of training alone.
+        lr: At the epoch's last step.
     """
 
     epoch: int
@@ -216,7 +222,10 @@ class EpochMetrics:
     val_loss: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat: ``loss_largest``, ``val_accuracy_smallest``; ``loss`` for a static network."""
+        """Returns a flat form, with keys such as ``loss_largest`` and ``val_accuracy_smallest``.
+
+        For a static network they are ``loss`` and ``val_accuracy``.
+        """
         flat = asdict(self)
         for name in ("losses", "val_accuracy", "val_loss"):
             key = "loss" if name == "losses" else name

@@ -1,4 +1,4 @@
-"""Evaluation: what a network is worth on a split, for balanced and unbalanced classes.
+"""Evaluation of a network on a split, for balanced and unbalanced classes.
 
 Everything but the loss and the AUC follows from the confusion matrix, so that is what is counted.
 """
@@ -33,11 +33,11 @@ class Quality:
         >>> quality.balanced_accuracy, quality.recalls, quality.to_dict()
 
     Attributes:
-        confusion: images by true class (row) and predicted class (column), int64, of shape
+        confusion: Images by true class (row) and predicted class (column), int64, of shape
             (classes, classes).
-        loss: mean cross entropy to the labels, in nats; over few images it tells networks apart
+        loss: Mean cross entropy to the labels, in nats; over few images it tells networks apart
             that accuracy, a count of images, leaves tied.
-        auc: area under the ROC curve of the second class of two; None for more classes, and where
+        auc: Area under the ROC curve of the second class of two; None for more classes, and where
             one of the two has no image.
     """
 
@@ -47,28 +47,28 @@ class Quality:
 
     @property
     def images(self) -> int:
-        """Number of images."""
+        """The number of images."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose class is predicted (top-1), 0..1; 0 without images."""
+        """The share of the images whose class is predicted (top-1), 0..1; 0 without images."""
         return int(self.confusion.trace()) / max(1, self.images)
 
     @property
     def recalls(self) -> npt.NDArray[np.float64]:
-        """Share of each class's images that are predicted as it; NaN for a class without images."""
+        """The share of each class's images that are predicted as it; NaN without images."""
         return _shares(self.confusion.diagonal(), self.confusion.sum(1))
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that have images: accuracy as if all were equally frequent."""
+        """The mean recall of classes with images: accuracy as if all were equally frequent."""
         present = self.recalls[self.confusion.sum(1) > 0]
         return float(present.mean()) if len(present) else 0.0
 
     @property
     def macro_f1(self) -> float:
-        """Mean over classes of F1 = 2·hits / (images + predictions).
+        """The mean over classes of F1 = 2·hits / (images + predictions).
 
         Classes with neither images nor predictions are left out, as scikit-learn does.
         """
@@ -98,7 +98,7 @@ class Quality:
 
 
 def _shares(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """part / whole, NaN where the whole is 0."""
+    """Divides part by whole; NaN where the whole is 0."""
     return np.where(whole > 0, part / np.maximum(1, whole), np.nan)
 
 
@@ -116,9 +116,11 @@ def evaluate(
     and leaves the modules in the modes they were in.
 
     Args:
+        model: A module or a function that gives logits (n, classes).
         batches: (images (n, 3, side, side) float32 normalised, labels (n,) int64) pairs.
-        device: where images go; by default where the model's parameters are, else the CPU.
-        amp: as the network was trained with (``TrainConfig.amp``).
+        architecture: The subnet to judge, of a supernet.
+        device: Where images go; by default where the model's parameters are, else the CPU.
+        amp: As the network was trained with (``TrainConfig.amp``).
     """
     if device is None:
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -151,7 +153,7 @@ def evaluate(
 
 
 def _area(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
-    """The chance that an image of class 1 scores above one of class 0, ties counting a half.
+    """Gives the chance that an image of class 1 scores above one of class 0; ties count a half.
 
     It is the Mann-Whitney statistic, from mean ranks: (Σ ranks of class 1 − n₁(n₁ + 1)/2) / n₀n₁.
     """
@@ -167,7 +169,7 @@ def _area(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each submodule is in the mode it was in."""
+    """Switches to evaluation mode; afterwards each submodule is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -178,14 +180,14 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """bfloat16 on CUDA unless ``amp`` is ``off``; nothing elsewhere."""
+    """Computes in bfloat16 on CUDA unless ``amp`` is ``off``; changes nothing elsewhere."""
     if device.type == "cuda" and amp != "off":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
 
 
 def at_trained_resolution(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """Images at the resolution of the model's architecture, where it has one."""
+    """Resizes images to the resolution of the model's architecture, where it has one."""
     architecture = getattr(model, "architecture", None)
     if isinstance(architecture, Architecture):
         return resize_images(images, architecture.resolution)

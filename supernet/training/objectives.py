@@ -10,8 +10,9 @@ students of a step learn the distribution that the step's first subnet predicts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,15 @@ OptimizerState = Callable[[], Mapping[str, Mapping[str, torch.Tensor]]]
 
 
 class Loss(NamedTuple):
-    """A subnet's loss in a step.
+    """Holds a subnet's loss in a step.
 
-    role: ``""`` for a static network, else which subnet it is. weight: of its gradient in the
-    step's. label_loss: mean cross entropy to the labels, without gradient. lr_factor: of the
-    learning rate of what no subnet before it in the step trains; those of factor 1 come first.
+    Attributes:
+        role: ``""`` for a static network, else which subnet it is.
+        weight: Of its gradient in the step's.
+        loss: What is minimised.
+        label_loss: Mean cross entropy to the labels, without gradient.
+        lr_factor: Of the learning rate of what no subnet before it in the step trains; those of
+            factor 1 come first.
     """
 
     role: str
@@ -52,47 +57,44 @@ class Loss(NamedTuple):
     lr_factor: float = 1.0
 
 
-class Objective(Protocol):
-    """Gives the losses that a training minimises."""
+class Objective(ABC):
+    """Base of what a training minimises: gives the losses of each step."""
 
-    def prepare(self, step: int, states: OptimizerState) -> None:
-        """Called before each step; may re-order weights in place, and ``states`` alike."""
-        ...
+    def prepare(self, step: int, states: OptimizerState) -> None:  # noqa: B027
+        """Prepares a step; may re-order weights in place, and ``states`` alike."""
 
+    @abstractmethod
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
-        """As many in every part of a step's batch, on every worker."""
-        ...
+        """Yields as many losses in every part of a step's batch, on every worker."""
 
-    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
-        """The step's mean label losses, by worker and subnet; the same call on every worker."""
-        ...
+    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:  # noqa: B027
+        """Takes in a step's mean label losses by worker and subnet; alike on every worker."""
 
+    @abstractmethod
     def qualities(self, batches: Batches) -> dict[str, Quality]:
-        """Accuracy and loss over ``batches`` by role."""
-        ...
+        """Judges the networks on ``batches``, by role."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was learnt beside weights, JSON-able."""
-        ...
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the objective that gave ``state`` stood."""
-        ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continues where the objective that gave ``state`` stood."""
 
 
-class SupernetObjective:
-    """The subnets that ``sampler`` draws, each learning its target.
+class SupernetObjective(Objective):
+    """Trains the subnets that ``sampler`` draws, each on its target.
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
-        sampler: the training strategy.
+        sampler: The training strategy.
         class_weights: (classes,) factors of the loss to the labels, on the supernet's device.
-        teacher: for subnets that learn from a fixed one; they learn labels where it is None.
-        distillation: share of other subnets' predictions, at the first and at the last step, in
+        distillation: Share of other subnets' predictions, at the first and at the last step, in
             what a subnet learns whose target they are; the rest are labels.
-        tokens: progressive tokenisation; None for full images throughout.
-        total_steps: of the training, which ``tokens`` and ``distillation`` count in.
-        rank, size: which of how many workers this is.
+        teacher: For subnets that learn from a fixed one; they learn labels where it is None.
+        tokens: Progressive tokenisation; by default full images throughout.
+        total_steps: Steps of the training, which ``tokens`` and ``distillation`` count in.
+        rank: Number of this worker.
     """
 
     def __init__(
@@ -110,14 +112,17 @@ class SupernetObjective:
         tokens: TokenSchedule | None = None,
         total_steps: int = 1,
         rank: int = 0,
-        size: int = 1,
     ) -> None:
         self.supernet, self.sampler, self.amp = supernet, sampler, amp
         self.drop_path_rate = drop_path_rate
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature, self.distillation = temperature, distillation
-        self.teacher, self.tokens, self.total_steps = teacher, tokens, total_steps
-        self.rank, self.size = rank, size
+        self.teacher, self.tokens, self.total_steps = (
+            teacher,
+            tokens or TokenSchedule(),
+            total_steps,
+        )
+        self.rank = rank
 
     def prepare(self, step: int, states: OptimizerState) -> None:
         if self.sampler.sorts_channels(step):
@@ -132,7 +137,7 @@ class SupernetObjective:
             with torch.no_grad():
                 guide = self.teacher(batch)
         done = min(1.0, step / self.total_steps)
-        factor = 1 if self.tokens is None else self.tokens.factor(done)
+        factor = self.tokens.factor(done)
         share = self.distillation[0] + done * (self.distillation[1] - self.distillation[0])
         for subnet in subnets:
             part = batch.part(*subnet.part)
@@ -187,8 +192,8 @@ class SupernetObjective:
         self.sampler.load_state_dict(state)
 
 
-class NetworkObjective:
-    """One static network on labels, or on the logits of ``teacher`` where one is given."""
+class NetworkObjective(Objective):
+    """Trains one static network on labels, or on the logits of ``teacher`` where there is one."""
 
     def __init__(
         self,
@@ -204,9 +209,6 @@ class NetworkObjective:
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.temperature = temperature
 
-    def prepare(self, step: int, states: OptimizerState) -> None:
-        pass
-
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
         with autocast(batch.images.device, self.amp):
             logits = self.network(at_trained_resolution(self.network, batch.images))
@@ -218,17 +220,8 @@ class NetworkObjective:
             loss = distillation_loss(logits, wanted, self.temperature)
         yield Loss("", 1.0, loss, label_loss(logits.detach(), batch.targets))
 
-    def observe(self, step: int, label_losses: Sequence[Sequence[float]]) -> None:
-        pass
-
     def qualities(self, batches: Batches) -> dict[str, Quality]:
         return {"": evaluate(self.network, batches, amp=self.amp)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
@@ -242,10 +235,12 @@ def label_loss(
     label_smoothing: float = 0.0,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross entropy; logits: (n, classes).
+    """Computes the mean cross entropy.
 
     Args:
+        logits: (n, classes).
         targets: (n,) int64 labels, or (n, classes) shares, which mixup has smoothed already.
+        label_smoothing: Share of a label that is spread over all classes.
         weights: (classes,) factors of each class's part; the sum is divided by n all the same, so
             that an image counts alike whatever else is in its batch.
     """
@@ -257,7 +252,7 @@ def label_loss(
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], num_classes: int) -> torch.Tensor:
-    """Weights (classes,) float32 in inverse proportion to how frequent classes are.
+    """Computes weights (classes,) float32 in inverse proportion to how frequent classes are.
 
     Their mean over the images is 1: w = n / (classes · images of the class), as scikit-learn's
     "balanced". Every class must have an image.
@@ -269,10 +264,10 @@ def balanced_weights(labels: npt.NDArray[np.int64], num_classes: int) -> torch.T
 def distillation_loss(
     student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Mean cross entropy of the student to the teacher's distribution; both (n, classes) logits.
+    """Computes the mean cross entropy of the student to the teacher; both (n, classes) logits.
 
-    No gradient reaches the teacher. Times temperature², which keeps the gradient's size
-    (Hinton et al., 2015).
+    No gradient reaches the teacher. The loss is multiplied by temperature², which keeps the
+    gradient's size (Hinton et al., 2015).
     """
     shares = F.softmax(teacher.detach().float() / temperature, dim=-1)
     return F.cross_entropy(student.float() / temperature, shares) * temperature**2
@@ -281,14 +276,17 @@ def distillation_loss(
 def alpha_divergence(
     student: torch.Tensor, shares: torch.Tensor, ratio_limit: float = 5.0
 ) -> torch.Tensor:
-    """Mean of the larger of the student's α-divergences from ``shares``, for α = −1 and α = 1.
+    """Computes the mean of the student's larger α-divergence from ``shares``, for α = −1 and 1.
 
     D_α(p ‖ q) = (Σ p^α q^(1−α) − 1) / (α (α − 1)), which is Σ p log(p/q) for α → 1 and
     ½ (Σ q²/p − 1) for α = −1: one punishes what the student leaves out, the other what it makes up
     (Wang et al., "AlphaNet", ICML 2021). In the gradient, −1/α Σ q (p/q)^α ∇log q, the ratios
     (p/q)^α are cut at ``ratio_limit``.
 
-    student: (n, classes) logits; shares: (n, classes) probabilities p, without gradient.
+    Args:
+        student: (n, classes) logits.
+        shares: (n, classes) probabilities p, without gradient.
+        ratio_limit: The largest ratio in the gradient.
     """
     log_q = F.log_softmax(student.float(), dim=-1)
     q, p = log_q.detach().exp(), shares.detach().float().clamp_min(1e-6)

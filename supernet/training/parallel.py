@@ -20,7 +20,7 @@ PATIENCE = timedelta(days=30)
 
 
 class Group:
-    """The workers of a training; this one alone unless a process group is there."""
+    """Connects the workers of a training; this one alone unless a process group is there."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
@@ -33,10 +33,17 @@ class Group:
         return cls()
 
     def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
-        """Replace gradients by their mean over workers; all workers' figures, shape (size, n).
+        """Replaces gradients by their mean over workers, and returns all workers' figures.
 
-        figures: shape (n,), as many on each worker. A parameter that no worker has a gradient of
-        keeps none, so that the optimiser leaves it alone.
+        A parameter that no worker has a gradient of keeps none, so that the optimiser leaves it
+        alone.
+
+        Args:
+            parameters: The same on each worker.
+            figures: Shape (n,), as many on each worker.
+
+        Returns:
+            The figures by worker, shape (size, n).
         """
         if self.size == 1:
             return figures[None]

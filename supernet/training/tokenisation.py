@@ -27,53 +27,33 @@ if TYPE_CHECKING:  # a configuration, which the command line reads, needs no tor
     import torch
 
 
-def coarsen(images: torch.Tensor, factor: int, phase: int = 0) -> torch.Tensor:
-    """Every ``factor``-th pixel from ``phase`` on, contiguous.
+def coarsen(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """Returns every ``factor``-th pixel, contiguous; the images themselves for factor 1.
 
-    images: (n, channels, height, width), at the network's resolution already: resizing undoes
-    the saving. Returns (n, channels, ⌈(height − phase)/factor⌉, ⌈(width − phase)/factor⌉), the
-    images themselves for factor 1. A phase p is the dilated stem on the image without its first p
-    rows and columns.
+    Args:
+        images: (n, channels, height, width), at the network's resolution already: resizing undoes
+            the saving.
+        factor: Of both sides, which become ⌈height/factor⌉ and ⌈width/factor⌉.
     """
-    if factor == 1 and phase == 0:
-        return images
-    return images[..., phase::factor, phase::factor].contiguous()
+    return images if factor == 1 else images[..., ::factor, ::factor].contiguous()
 
 
-def coarse_side(side: int, factor: int) -> int:
-    """Side in pixels of a coarsened image."""
-    return -(-side // factor)
-
-
-def check_factor(macro: Macro, resolution: int, factor: int) -> None:
-    """Every stage must keep a token. Raises RunError.
-
-    Maps grow with the resolution, so a space's smallest resolution stands for all of it.
-    """
-    if _fits(macro, resolution, factor):
-        return
-    largest = max(f for f in range(1, factor) if _fits(macro, resolution, f))
-    fix = f"coarsen by at most {largest}" if largest > 1 else "leave tokens as they are"
-    sides = feature_sizes(macro, coarse_side(resolution, factor))
-    raise RunError(
-        f"tokens {factor} times coarser leave maps of sides {sides} at {resolution} px; each stage "
-        f"needs at least one token: {fix}, or take a larger resolution."
-    )
-
-
-def _fits(macro: Macro, resolution: int, factor: int) -> bool:
-    return min(feature_sizes(macro, coarse_side(resolution, factor))) >= 1
+def _sides(macro: Macro, resolution: int, factor: int) -> tuple[int, ...]:
+    """Sides of the stages' maps of coarsened images."""
+    return feature_sizes(macro, -(-resolution // factor))
 
 
 @dataclass(frozen=True)
 class TokenSchedule:
     """States how much coarser tokens are as training goes on.
 
-    phases: (share, factor): until this share of training, images are coarsened by this factor;
-        after the last one they are not. Shares rise within (0, 1), factors are integers that fall
-        and stay above 1. Without phases nothing is ever coarsened.
+    Attributes:
+        phases: (share, factor): until this share of training, images are coarsened by this factor;
+            after the last one they are not. Shares rise within (0, 1), factors are integers that
+            fall and stay above 1. Without phases nothing is ever coarsened.
 
-    Raises RunError.
+    Raises:
+        RunError: The phases are no such pairs.
     """
 
     phases: tuple[tuple[float, int], ...] = ()
@@ -107,10 +87,23 @@ class TokenSchedule:
             before, larger = share, factor
 
     def factor(self, progress: float) -> int:
-        """Factor at this share of training, in [0, 1]."""
+        """Returns the factor at this share of training, in [0, 1]."""
         return next((factor for share, factor in self.phases if progress < share), 1)
 
     def check(self, macro: Macro, resolution: int) -> None:
-        """Every factor must leave a token in each stage. Raises RunError."""
+        """Checks that every factor leaves a token in each stage.
+
+        Maps grow with the resolution, so a space's smallest resolution stands for all of it.
+
+        Raises:
+            RunError: A factor is too large.
+        """
         for _, factor in self.phases:
-            check_factor(macro, resolution, factor)
+            sides = _sides(macro, resolution, factor)
+            if min(sides) < 1:
+                most = max(f for f in range(1, factor) if min(_sides(macro, resolution, f)) >= 1)
+                fix = f"coarsen by at most {most}" if most > 1 else "leave tokens as they are"
+                raise RunError(
+                    f"tokens {factor} times coarser leave maps of sides {sides} at {resolution} "
+                    f"px; each stage needs at least one token: {fix}, or take a larger resolution."
+                )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from search_space.space import Genes
-from supernet.data.batches import Batch, steps_per_epoch
+from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
 from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
 from supernet.training.evaluation import evaluate
@@ -53,14 +53,25 @@ def train_supernet(
     """Trains the shared weights in place; continues by itself from a checkpoint in ``directory``.
 
     Called on every worker of a ``torch.distributed`` process group, where there is one, it trains
-    with all of them; only the first one is given a ``directory``.
+    with all of them; only the first one has a ``directory``.
+
+    Example:
+        >>> supernet = Supernet(space, data.num_classes)
+        >>> metrics = train_supernet(supernet, data, TrainConfig(epochs=8), "runs/mine/supernet")
+        >>> metrics[-1].val_accuracy["largest"]
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits, with ``.space``.
+        data: The images.
+        config: How to train.
+        directory: Where checkpoints and metrics go; None to write nothing.
         sampler: By default what ``config.strategy`` and ``config.shrinking`` say.
         cost: Of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.
         logits: Folder that keeps a teacher's stored logits.
         how: See ``How``.
+
+    Returns:
+        The metrics of all epochs.
 
     Raises:
         RunError: The checkpoint there was made with another configuration.
@@ -86,9 +97,8 @@ def train_supernet(
             shrink_epsilon=config.shrink_epsilon,
         )
     teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
-    tokens = TokenSchedule(config.tokens) if config.tokens else None
-    if tokens is not None:
-        tokens.check(space.macro, min(space.resolutions))
+    tokens = TokenSchedule(config.tokens)
+    tokens.check(space.macro, min(space.resolutions))
     objective = SupernetObjective(
         supernet.to(device),
         sampler,
@@ -102,7 +112,6 @@ def train_supernet(
         tokens=tokens,
         total_steps=total_steps,
         rank=group.rank,
-        size=group.size,
     )
     identity = {
         "space": space.digest,
@@ -125,19 +134,14 @@ def finetune(
 ) -> list[EpochMetrics]:
     """Trains a static network in place, on labels or on the logits of a teacher.
 
-    As ``train_supernet``; without ``directory`` nothing is written. A checkpoint is continued
-    only by a network that starts from the same weights. ``teacher(images)`` comes before the one
-    that ``config`` names.
+    As ``train_supernet``; a checkpoint is continued only by a network that starts from the same
+    weights. ``teacher(images)`` comes before the one that ``config`` names.
     """
     device = how.get("device", "cpu")
     opened: OpenedTeacher | None
     if teacher is not None:
         guide = teacher
-
-        def of_batch(batch: Batch) -> torch.Tensor:
-            return guide(batch.images)
-
-        opened = OpenedTeacher(of_batch, True)
+        opened = OpenedTeacher(lambda batch: guide(batch.images), True)
     else:
         opened = open_teacher(config, data, device, logits, workers=how.get("workers", 0))
     objective = NetworkObjective(

@@ -1,4 +1,4 @@
-"""Mixers by name.
+"""The registry of mixers by name.
 
 Ours register here, and their rules in ``search_space.mixers``; one of another package registers
 both at once. Every test, table and count then covers it.
@@ -34,6 +34,9 @@ def register_mixer(mixer: str | MixerSpec) -> Callable[[M], M]:
     Args:
         mixer: The rules of a new mixer, whose parameters the class takes, or the name of one whose
             rules are registered.
+
+    Raises:
+        ValueError: The name is taken.
 
     Example:
         The file of a package with the entry point ``scaled`` in the group ``nas.mixers``::
@@ -80,5 +83,5 @@ def mixer_class(name: str) -> type[Mixer]:
 
 
 def build_mixer(name: str, dim: int, **params: Any) -> Mixer:
-    """Builds mixer ``name`` for ``dim`` channels."""
+    """Builds mixer ``name`` for ``dim`` channels; raises as ``mixer_spec`` does."""
     return mixer_class(name)(dim, **params)

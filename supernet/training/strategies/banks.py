@@ -7,10 +7,9 @@ rows are drawn and costed at once; nothing is re-drawn until it falls into a ran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +27,14 @@ END_ROWS = 256  # rows of either end itself
 
 @dataclass(frozen=True, eq=False)
 class Banks:
-    """Rows of a space in ranges of cost, from light to heavy; see ``fill``.
+    """Holds rows of a space in ranges of cost, from light to heavy; ``fill`` makes it.
 
-    Args:
-        space: what the rows are of.
-        edges: shape (banks + 1,), ascending; a bank has costs from its lower edge up to, not
-            including, its upper one, and the last includes its upper one.
-        rows: for each bank, shape (n, genes), n ≥ 1, distinct and by ascending cost.
-        costs: of the rows, for each bank shape (n,).
+    Attributes:
+        space: The search space that the rows are of.
+        edges: Shape (banks + 1,), ascending. A bank has costs from its lower edge up to, not
+            including, its upper one; the last includes its upper one.
+        rows: For each bank, shape (n, genes), n ≥ 1, distinct and by ascending cost.
+        costs: For each bank, the costs of its rows, shape (n,).
     """
 
     space: SearchSpace
@@ -53,42 +52,33 @@ class Banks:
         *,
         population: int = 65_536,
         per_bank: int = 4096,
-        edges: Sequence[float] | None = None,
     ) -> Banks:
-        """Banks of random rows of ``space``.
+        """Fills banks with random rows of ``space``.
+
+        A range without rows is joined to the next heavier one that has some, so there may be
+        fewer banks than ``num_banks``.
 
         Args:
-            cost: rows of shape (n, genes) → costs of shape (n,).
-            num_banks: ranges of equal ratio between the smallest and the largest cost found.
-            population: rows to draw, from the whole range of sizes.
-            per_bank: rows to keep in each bank, at random.
-            edges: ranges to use instead of ``num_banks`` equal ones; rows outside are dropped.
+            space: The search space to draw from.
+            cost: Rows of shape (n, genes) → costs of shape (n,).
+            num_banks: Ranges of equal ratio between the smallest and the largest cost drawn.
+            seed: Of the draws.
+            population: Rows to draw, from the whole range of sizes.
+            per_bank: Rows to keep in each bank, at random.
 
-        A range without rows is joined to the next heavier one that has some, and those above the
-        last that has some to that one; so there may be fewer banks than asked.
-        Raises UsageError for wrong numbers, a cost that is not positive and finite (of equal
-        ratio), and for edges that no row lies between.
+        Raises:
+            UsageError: A cost is not positive or not finite.
         """
-        for name, value in (("banks", num_banks), ("rows per bank", per_bank)):
-            if value < 1:
-                raise UsageError(f"{value} {name}: at least 1 is needed.")
         rng = np.random.default_rng(seed)
         genes = _population(space, rng, population)
         # distinct by a random hash, much faster than by all genes; one that collides is one less
         hashes = genes @ rng.integers(-(2**62), 2**62, size=space.num_genes)
         genes = genes[np.unique(hashes, return_index=True)[1]]
         values = _costs(cost, genes)
-        bounds = _equal_ratios(values, num_banks) if edges is None else _checked(edges)
+        bounds = _equal_ratios(values, num_banks)
         index = np.searchsorted(bounds, values, side="right") - 1
         index[values == bounds[-1]] = len(bounds) - 2
-        inside = (index >= 0) & (index < len(bounds) - 1)
-        if not inside.any():
-            raise UsageError(
-                f"no subnet of space {space.name!r} costs between {bounds[0]:g} and "
-                f"{bounds[-1]:g}; those found cost {values.min():g} to {values.max():g}: "
-                "give edges in this range."
-            )
-        filled = np.unique(index[inside])
+        filled = np.unique(index)
         rows, costs = [], []
         for bank in filled:
             members = rng.permutation(np.flatnonzero(index == bank))[:per_bank]
@@ -103,7 +93,7 @@ class Banks:
 
     @cached_property
     def digest(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the rows of all banks."""
+        """The first 12 hexadecimal digits of the SHA-256 of the rows of all banks."""
         total = hashlib.sha256()
         for rows in self.rows:
             total.update(f"{rows.shape};".encode() + rows.astype("<i8").tobytes())
@@ -111,10 +101,10 @@ class Banks:
 
 
 def _population(space: SearchSpace, rng: np.random.Generator, n: int) -> Genes:
-    """Random rows over the whole range of sizes, shape (about n, genes).
+    """Draws rows over the whole range of sizes, shape (about n, genes).
 
     Sums over many random blocks crowd around their mean. So rows are crossed with rows of either
-    end, 0 to ``PULLS`` times, which leaves half of their own genes each time.
+    end, 0 to ``PULLS`` times, which leaves half of a row's genes each time.
     """
     ends = [draw_extremes(space, rng, END_ROWS, heaviest=heaviest) for heaviest in (False, True)]
     rows = space.sample(rng, n)
@@ -143,12 +133,6 @@ def _equal_ratios(values: Costs, num_banks: int) -> Costs:
     if low <= 0:
         raise UsageError(
             f"the smallest cost is {low:g}, and ranges of equal ratio need positive costs; "
-            "give edges."
+            "take another cost, such as MACs."
         )
     return np.geomspace(low, high, num_banks + 1 if low < high else 2)
-
-
-def _checked(edges: Sequence[float]) -> Costs:
-    if len(edges) < 2 or any(not a < b for a, b in pairwise(edges)):
-        raise UsageError(f"edges {list(edges)} must be ascending, and at least two.")
-    return np.asarray(edges, dtype=np.float64)

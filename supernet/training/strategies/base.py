@@ -1,4 +1,4 @@
-"""Training strategies decide the subnets of a step, their images, targets and weights.
+"""Base of training strategies, which decide a step's subnets, their images, targets and weights.
 
 A strategy depends on (seed, step, rank) and on what it was told with ``observe``, never on a
 generator that runs along. So a resumed run draws what the undisturbed one would have drawn, and
@@ -17,12 +17,16 @@ from search_space.architecture import Architecture
 
 
 class Target(Enum):
-    """Target that a subnet learns.
+    """Names what a subnet learns.
 
-    LABELS: the labels. FIRST: the soft logits of the step's first subnet (in-place distillation).
-    TEACHER: those of a fixed network. PEERS: the mean prediction of the step's subnets that
-    were trained before it, by the α-divergence. FIRST and PEERS are mixed with labels as
-    ``TrainConfig.distillation`` says.
+    FIRST and PEERS are mixed with labels as ``TrainConfig.distillation`` says.
+
+    Attributes:
+        LABELS: The labels.
+        FIRST: The soft logits of the step's first subnet (in-place distillation).
+        TEACHER: The soft logits of a fixed network.
+        PEERS: The mean prediction of the step's subnets that were trained before it, by the
+            α-divergence.
     """
 
     LABELS = "labels"
@@ -33,14 +37,18 @@ class Target(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class StepSubnet:
-    """One subnet of a step.
+    """Describes one subnet of a step.
 
-    role: name in the metrics (``largest``, ``smallest``, ``random``).
-    regularised: drop-path is on.
-    lr_factor: factor of the learning rate of what only such subnets train in this step. In what
-        it shares with subnets of factor 1, which come before it, its gradient counts by it.
-    part: (k, n): the k-th of n equal groups of the batch's images; all of them for (0, 1).
-    bank: the range of costs that it was drawn from, where the strategy has such.
+    Attributes:
+        role: Name in the metrics (``largest``, ``smallest``, ``random``).
+        architecture: Its architecture.
+        target: What it learns.
+        regularised: Whether drop-path is on.
+        lr_factor: Factor of the learning rate of what only such subnets train in this step. In
+            what it shares with subnets of factor 1, which come before it, its gradient counts by
+            it.
+        part: (k, n): the k-th of n equal groups of the batch's images; all of them for (0, 1).
+        bank: Index of the cost bank that it was drawn from, if any.
     """
 
     role: str
@@ -56,8 +64,11 @@ class StepSubnet:
 class Observation:
     """Records how well a subnet of a step did.
 
-    relative_loss: mean cross entropy to the labels on its images, less that of the step's first
-    subnet on the same images, in nats: which images a step has matters more than the subnet.
+    Attributes:
+        subnet: The subnet.
+        relative_loss: Mean cross entropy to the labels on its images, less that of the step's first
+            subnet on the same images, in nats: which images a step has matters more than the
+            subnet.
     """
 
     subnet: StepSubnet
@@ -65,15 +76,15 @@ class Observation:
 
 
 class SubnetSampler(ABC):
-    """A training strategy."""
+    """Base of training strategies: gives the subnets of each step."""
 
     @abstractmethod
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
-        """The subnets of a step in the order of training; as many on every rank in a step.
+        """Gives the subnets of a step in the order of training; as many on every rank in a step.
 
         Steps may differ in how many they have. What is common to all workers (the largest, the
-        smallest) depends on (seed, step), what is a worker's own on the rank too. Subnets that
-        others learn from come first.
+        smallest) depends on (seed, step), what differs between workers on the rank too. Subnets
+        that others learn from come first.
         """
 
     def observe(self, step: int, observations: Sequence[Observation]) -> None:  # noqa: B027
@@ -85,11 +96,11 @@ class SubnetSampler(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that identify the strategy, for the checkpoint."""
+        """Returns plain values that identify the strategy, for the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was learnt from observations, JSON-able."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Continue where the strategy that gave ``state`` stood."""
+        """Continues where the strategy that gave ``state`` stood."""

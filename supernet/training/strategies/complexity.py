@@ -24,10 +24,10 @@ CHEAPEST_SHARE = 0.05  # of a bank: what counts as its smallest
 
 
 class BankWalk:
-    """A random walk over banks, −1, 0 or +1 a step, as a function of (seed, step).
+    """Walks over banks at random, −1, 0 or +1 a step, as a function of (seed, step).
 
-    Reflected half a step outside of the ends, where it stays for a step; so it is in each bank
-    equally often.
+    It is reflected half a step outside of the ends, where it stays for a step; so it is in each
+    bank equally often.
     """
 
     def __init__(self, num_banks: int, seed: int) -> None:
@@ -46,7 +46,7 @@ class BankWalk:
 
 
 class ComplexitySampler(SubnetSampler):
-    """``num_random`` subnets of one bank, and a smallest one near it.
+    """Trains ``num_random`` subnets of one bank, and a smallest one near it.
 
     With a fixed teacher (``teacher``) those of the bank learn from it, as published. Without one
     the largest comes first, on labels, and they learn from it as in the sandwich rule: it is far
@@ -56,8 +56,10 @@ class ComplexitySampler(SubnetSampler):
     adjacent banks: that of the space with random mixers, then one of the cheapest of the lowest of
     these banks.
 
-    The walk and the smallest are common to all workers, the others each worker's own. Raises
-    UsageError for less than one of them.
+    The walk and the smallest are common to all workers; each worker draws the others by itself.
+
+    Raises:
+        UsageError: ``num_random`` is below 1.
     """
 
     name = "complexity"
@@ -88,12 +90,12 @@ class ComplexitySampler(SubnetSampler):
         )
 
     def _draw(self, bank: int, step: int, rng: np.random.Generator) -> Genes:
-        """Rows of a bank, distinct if it has as many, shape (num_random, genes)."""
+        """Draws rows of a bank, distinct if it has as many, shape (num_random, genes)."""
         rows = self.banks.rows[bank]
         return rows[rng.choice(len(rows), self.num_random, replace=len(rows) < self.num_random)]
 
     def _smallest(self, bank: int, rng: np.random.Generator) -> Genes:
-        """A smallest subnet at or below a bank, shape (1, genes)."""
+        """Draws a smallest subnet at or below a bank, shape (1, genes)."""
         span = -(-len(self.banks) // SMALLEST_LEVELS)
         lowest = bank // span * span
         if lowest == 0:

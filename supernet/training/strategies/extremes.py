@@ -14,7 +14,7 @@ from search_space.space import INACTIVE, Genes, SearchSpace
 def draw_extremes(
     space: SearchSpace, rng: np.random.Generator, n: int, *, heaviest: bool = False
 ) -> Genes:
-    """``n`` rows with all extents smallest (largest), shape (n, genes).
+    """Draws ``n`` rows with all extents smallest (largest), shape (n, genes).
 
     Each position has the lightest (heaviest) choice of a random mixer.
     """

@@ -35,22 +35,33 @@ def make_sampler(
     shrink_start: float = 0.5,
     shrink_epsilon: float = 0.1,
 ) -> SubnetSampler:
-    """The training strategy ``strategy``, within the schedule ``shrinking``.
+    """Makes the training strategy ``strategy``, within the schedule ``shrinking``.
+
+    Example:
+        >>> sampler = make_sampler(space, strategy="sandwich", total_steps=1000)
+        >>> [subnet.role for subnet in sampler(0)]
+        ['largest', 'smallest', 'random', 'random']
 
     Args:
-        strategy: one of ``STRATEGIES``. shrinking: one of ``SHRINKINGS``.
-        total_steps: of the training.
-        num_random: subnets a step beside those always trained (sandwich), of the step's bank
+        space: The search space of the supernet.
+        strategy: One of ``STRATEGIES``.
+        shrinking: One of ``SHRINKINGS``.
+        seed: Of the draws.
+        total_steps: Steps of the training.
+        num_random: Subnets a step beside those always trained (sandwich), of the step's bank
             (complexity, performance).
-        groups: of the batch (multi_architecture).
-        banks, cost: number of cost banks, and rows of shape (n, genes) → costs of shape (n,)
-            (complexity, performance).
-        teacher: subnets learn from a fixed network where they would learn labels (uniform,
+        groups: Groups that the batch is cut into (multi_architecture).
+        banks: Number of cost banks (complexity, performance).
+        cost: Rows of shape (n, genes) → costs of shape (n,) (complexity, performance).
+        teacher: Subnets learn from a fixed network where they would learn labels (uniform,
             multi_architecture; the largest of sandwich) or from the largest in place (complexity,
             performance, which then leave out the largest).
-        shrink_start, shrink_epsilon: of delayed shrinking.
+        shrink_start: Share of the training before delayed shrinking begins.
+        shrink_epsilon: Factor of the learning rate that delayed shrinking begins with.
 
-    Raises UnknownNameError, or UsageError for options that do not fit.
+    Raises:
+        UnknownNameError: There is no such strategy or schedule.
+        UsageError: The options do not fit.
     """
     if shrinking not in SHRINKINGS:
         raise UnknownNameError("shrinking schedule", shrinking, SHRINKINGS)

@@ -10,24 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from search_space.errors import UsageError
 from search_space.space import SearchSpace
 from supernet.training.strategies.base import StepSubnet, SubnetSampler, Target
 
 
 class MultiArchitectureSampler(SubnetSampler):
-    """``groups`` random subnets, the k-th on the k-th part of the batch.
+    """Trains ``groups`` random subnets, the k-th on the k-th part of the batch.
 
-    teacher: they learn from a fixed network instead of the labels.
-
-    Nothing is common to the workers. Raises UsageError for less than one group.
+    With ``teacher`` they learn from a fixed network instead of the labels. Nothing is common to
+    the workers.
     """
 
     def __init__(
         self, space: SearchSpace, groups: int = 2, seed: int = 0, *, teacher: bool = False
     ) -> None:
-        if groups < 1:
-            raise UsageError(f"groups {groups} must be at least 1: the batch is cut into so many.")
         self.space, self.groups, self.seed, self.teacher = space, groups, seed, teacher
 
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:

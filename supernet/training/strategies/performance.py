@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from search_space.errors import RunError, UsageError
+from search_space.errors import RunError
 from search_space.space import Genes, SearchSpace
 from supernet.training.strategies.banks import Banks
 from supernet.training.strategies.base import Observation
@@ -22,7 +22,7 @@ FIRST_SHARE, MORE_SHARE, PARTS = 0.2, 0.15, 6
 
 
 class PerformanceSampler(ComplexitySampler):
-    """``ComplexitySampler`` with a memory of (row, relative loss) for each bank.
+    """Samples as ``ComplexitySampler``, with a memory of (row, relative loss) for each bank.
 
     A bank remembers ``capacity`` rows, the heaviest ``heaviest_capacity``; a row seen again has its
     new loss, and where the memory is full a better row takes the place of the worst. Once it is
@@ -49,22 +49,14 @@ class PerformanceSampler(ComplexitySampler):
         candidates: int = 5,
     ) -> None:
         super().__init__(banks, num_random, seed, teacher=teacher)
-        for name, value in (
-            ("total_steps", total_steps),
-            ("capacity", capacity),
-            ("heaviest_capacity", heaviest_capacity),
-            ("candidates", candidates),
-        ):
-            if value < 1:
-                raise UsageError(f"{name} {value} must be at least 1.")
         self.total_steps, self.candidates = total_steps, candidates
         self.capacities = [capacity] * (len(banks) - 1) + [heaviest_capacity]
         self.memory: list[dict[tuple[int, ...], float]] = [{} for _ in banks.rows]
 
     def exploitation(self, bank: int, step: int) -> float:
-        """Probability of drawing from memory: 0.2, and 0.15 more each sixth of the training.
+        """The probability of drawing from memory: 0.2, and 0.15 more each sixth of the training.
 
-        0 until the bank's memory is half full.
+        It is 0 until the bank's memory is half full.
         """
         if 2 * len(self.memory[bank]) < self.capacities[bank]:
             return 0.0
@@ -126,7 +118,7 @@ class PerformanceSampler(ComplexitySampler):
 
 
 def wideness(space: SearchSpace, rows: Genes) -> npt.NDArray[np.float64]:
-    """Mean over stages of ln(width / depth), shape (n,)."""
+    """The mean over stages of ln(width / depth), shape (n,)."""
     total = np.zeros(len(rows))
     for stage, column in zip(space.stages, space.width_columns, strict=True):
         widths, depths = np.asarray(stage.widths), np.asarray(stage.depths)

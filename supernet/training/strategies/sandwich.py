@@ -12,13 +12,12 @@ from supernet.training.strategies.extremes import draw_extremes
 
 
 class SandwichSampler(SubnetSampler):
-    """The largest on labels; the smallest and ``num_random`` random ones learn from it.
+    """Trains the largest on labels; the smallest and ``num_random`` random ones learn from it.
 
     The smallest of a step draws its mixers: they have no order of size, and one fixed smallest
     network would be trained out of proportion to all that it is compared with. The largest is
-    always the same, so that all learn from one teacher.
-
-    teacher: the largest learns from a fixed network instead of the labels.
+    always the same, so that all learn from one teacher. With ``teacher`` the largest learns from a
+    fixed network instead of the labels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Schedules of when small subnets join, over any other strategy, which can be nested.
+"""Schedules of when small subnets join, over any other strategy; they can be nested.
 
 The small ones share the weights of the large ones; a large network that is trained already is a
 better start for them, and a better teacher.
@@ -18,16 +18,15 @@ from search_space.space import INACTIVE, Genes, SearchSpace
 from supernet.training.strategies.base import Observation, StepSubnet, SubnetSampler, Target
 
 DIMENSIONS = ("kernel", "depth", "mlp_ratio", "width")
-STARTS = (0.1, 0.2, 0.35, 0.5)
+STARTS = (0.1, 0.2, 0.35, 0.5)  # of DIMENSIONS, as shares of the training
+RAMP = 0.5  # share of the steps that are left in which the learning rate grows
 SORTED_BEFORE = ("mlp_ratio", "width")  # dimensions that keep the first channels
 
 
 class ShrinkingSampler(SubnetSampler):
-    """A schedule over the subnets of ``inner``; all else is the inner strategy's."""
+    """Base of schedules over the subnets of ``inner``; all else is the inner strategy's."""
 
     def __init__(self, inner: SubnetSampler, space: SearchSpace, total_steps: int) -> None:
-        if total_steps < 1:
-            raise UsageError(f"total_steps {total_steps} must be at least 1.")
         self.inner, self.space, self.total_steps = inner, space, total_steps
 
     @abstractmethod
@@ -52,9 +51,10 @@ class DelayedShrinking(ShrinkingSampler):
     For the share ``start`` of the training the largest alone, on labels (or learning from a fixed
     teacher, with ``teacher``). Then the inner strategy, the largest of a step first, with the
     learning rate of all but the largest times a factor: ε in the first such step, and from there
-    growing in a straight line to 1 at the share ``ramp`` of the steps that were left.
+    growing in a straight line to 1 at the share ``RAMP`` of the steps that were left.
 
-    Raises UsageError for a start outside of [0, 1), an ε or a ramp outside of (0, 1].
+    Raises:
+        UsageError: ``epsilon`` is outside of (0, 1].
     """
 
     def __init__(
@@ -65,21 +65,17 @@ class DelayedShrinking(ShrinkingSampler):
         total_steps: int,
         start: float = 0.5,
         epsilon: float = 0.1,
-        ramp: float = 0.5,
         teacher: bool = False,
     ) -> None:
         super().__init__(inner, space, total_steps)
-        if not 0 <= start < 1:
-            raise UsageError(f"shrinking starts at {start:g} of the training: give 0 ≤ start < 1.")
-        for name, value in (("epsilon", epsilon), ("ramp", ramp)):
-            if not 0 < value <= 1:
-                raise UsageError(f"{name} {value:g} of shrinking must be above 0, at most 1.")
-        self.start, self.epsilon, self.ramp, self.teacher = start, epsilon, ramp, teacher
+        if not 0 < epsilon <= 1:
+            raise UsageError(f"epsilon {epsilon:g} of shrinking must be above 0, at most 1.")
+        self.start, self.epsilon, self.teacher = start, epsilon, teacher
         self.first_step = round(start * total_steps)
 
     def lr_factor(self, step: int) -> float:
-        """Of all subnets but the largest, at a step from ``first_step`` on."""
-        length = self.ramp * (self.total_steps - self.first_step)
+        """The factor of all subnets but the largest, at a step from ``first_step`` on."""
+        length = RAMP * (self.total_steps - self.first_step)
         done = min(1.0, (step - self.first_step) / length)
         return self.epsilon + (1 - self.epsilon) * done
 
@@ -102,7 +98,7 @@ class DelayedShrinking(ShrinkingSampler):
             "name": "delayed",
             "start": self.start,
             "epsilon": self.epsilon,
-            "ramp": self.ramp,
+            "ramp": RAMP,
             "teacher": self.teacher,
             "total_steps": self.total_steps,
             "inner": self.inner.to_dict(),
@@ -112,7 +108,7 @@ class DelayedShrinking(ShrinkingSampler):
 class ProgressiveShrinking(ShrinkingSampler):
     """Progressive shrinking (Cai et al., "Once-for-all", ICLR 2020): dimension by dimension.
 
-    ``DIMENSIONS`` are released one after the other, at the shares ``starts`` of the training:
+    ``DIMENSIONS`` are released one after the other, at the shares ``STARTS`` of the training:
     first the parameters of mixers (kernel, window, levels, order …) with the resolution, then
     depth, MLP ratio and width. Until then all subnets are clamped to the largest in them: an
     extent to its last choice, a block to the last choice (they are listed from light to heavy)
@@ -123,32 +119,15 @@ class ProgressiveShrinking(ShrinkingSampler):
     Channels are sorted by importance before the first step of the MLP ratio and of the width.
     The smallest of the inner strategy becomes the smallest of what is released. A subnet that was
     clamped is no longer of its bank.
-
-    Raises UsageError for starts that do not ascend within [0, 1].
     """
 
-    def __init__(
-        self,
-        inner: SubnetSampler,
-        space: SearchSpace,
-        *,
-        total_steps: int,
-        starts: Sequence[float] = STARTS,
-    ) -> None:
+    def __init__(self, inner: SubnetSampler, space: SearchSpace, *, total_steps: int) -> None:
         super().__init__(inner, space, total_steps)
-        ordered = [0.0, *starts, 1.0]
-        if len(starts) != len(DIMENSIONS) or ordered != sorted(ordered):
-            raise UsageError(
-                f"starts {list(starts)} of progressive shrinking must be {len(DIMENSIONS)} shares "
-                f"of the training, ascending within 0 and 1: of {', '.join(DIMENSIONS)}."
-            )
-        self.starts = tuple(starts)
-        self.first_steps = dict(
-            zip(DIMENSIONS, (round(share * total_steps) for share in starts), strict=True)
-        )
+        firsts = (round(share * total_steps) for share in STARTS)
+        self.first_steps = dict(zip(DIMENSIONS, firsts, strict=True))
 
     def released(self, step: int) -> frozenset[str]:
-        """Those of ``DIMENSIONS`` in which the subnets of a step may be smaller."""
+        """The ones of ``DIMENSIONS`` in which the subnets of a step may be smaller."""
         return frozenset(name for name, first in self.first_steps.items() if step >= first)
 
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
@@ -170,14 +149,14 @@ class ProgressiveShrinking(ShrinkingSampler):
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": "progressive",
-            "starts": list(self.starts),
+            "starts": list(STARTS),
             "total_steps": self.total_steps,
             "inner": self.inner.to_dict(),
         }
 
 
 def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
-    """Rows that are largest in all of ``DIMENSIONS`` but those released, shape (n, genes)."""
+    """Makes rows largest in all of ``DIMENSIONS`` but those released, shape (n, genes)."""
     result = genes.copy()
     if "kernel" not in released:
         result[:, 0] = len(space.resolutions) - 1
@@ -197,7 +176,7 @@ def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
 
 
 def _heaviest_choices(space: SearchSpace, stage: int, released: frozenset[str]) -> Genes:
-    """For each block choice, the last one that agrees with it in what is released."""
+    """The last block choice that agrees in what is released, for each block choice."""
     traits = [
         (
             block.mixer.name,

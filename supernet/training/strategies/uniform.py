@@ -11,11 +11,10 @@ from supernet.training.strategies.base import StepSubnet, SubnetSampler, Target
 
 
 class UniformSampler(SubnetSampler):
-    """One subnet, each gene uniform over its choices, with drop-path as published.
+    """Trains one subnet, each gene uniform over its choices, with drop-path as published.
 
-    teacher: it learns from a fixed network instead of the labels.
-
-    Nothing is common to the workers: each trains a subnet of its own.
+    With ``teacher`` it learns from a fixed network instead of the labels. Nothing is common to the
+    workers.
     """
 
     def __init__(self, space: SearchSpace, seed: int = 0, *, teacher: bool = False) -> None:
