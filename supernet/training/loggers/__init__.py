@@ -1,7 +1,7 @@
-"""Loggers: where the figures of a training go for people, beside ``metrics.jsonl``.
+"""Loggers, which show the figures of a training to people, and ``metrics.jsonl``.
 
-A logger is a file here with a class of three methods; ``LOGGERS`` names them. Its
-package is imported when it is made, and not before.
+A logger is a file here with a class of two methods beside its constructor; ``LOGGERS`` names it.
+Its package is imported when it is made, and not before.
 """
 
 from __future__ import annotations
@@ -38,13 +38,7 @@ class MetricLogger(Protocol):
         ...
 
 
-def make_logger(name: str, directory: Path) -> MetricLogger:
-    """A logger by its name, for the training in ``directory``.
-
-    Raises:
-        UnknownNameError: There is no such logger.
-        UsageError: Its package is not installed, or cannot log here (no account, no server).
-    """
+def _logger(name: str, directory: Path) -> MetricLogger:
     if name not in LOGGERS:
         raise UnknownNameError("logger", name, LOGGERS)
     try:
@@ -62,13 +56,14 @@ def make_logger(name: str, directory: Path) -> MetricLogger:
 
 
 class MetricFiles:
-    """Figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
+    """Writes figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
 
     An epoch is a flat mapping (``EpochMetrics.to_dict``). A context: loggers are closed at its end.
     One that fails is warned about and left out from then on, since a training is worth more.
 
     Raises:
-        UnknownNameError, UsageError: As of ``make_logger``.
+        UnknownNameError: There is no such logger.
+        UsageError: A logger's package is not installed, or cannot log here.
     """
 
     def __init__(self, directory: Path, loggers: Sequence[str] = ()) -> None:
@@ -76,7 +71,7 @@ class MetricFiles:
         self._loggers: dict[str, MetricLogger] = {}
         try:
             for name in loggers:
-                self._loggers[name] = make_logger(name, directory)
+                self._loggers[name] = _logger(name, directory)
         except BaseException:
             self._each(lambda logger: logger.close(failed=True))
             raise
@@ -91,7 +86,7 @@ class MetricFiles:
         os.replace(temporary, path)
 
     def log(self, epoch: Mapping[str, Any]) -> None:
-        """Shows one epoch in all loggers."""
+        """Shows an epoch in all loggers."""
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "step")}
         self._each(lambda logger: logger.log(epoch["step"], figures))
 
