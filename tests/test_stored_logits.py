@@ -273,6 +273,16 @@ def test_files_that_were_cut_short_or_are_of_other_settings_are_found(tmp_path):
             StoredLogits(opened.folder, opened.identity)(0, torch.arange(8))
 
 
+def test_rows_that_are_not_one_for_each_image_are_refused(tmp_path):
+    opened = stored(tmp_path, LOGITS, 3)
+    path = opened.folder / "variant-00000.parquet"
+    table = pq.read_table(path)
+    twice = pa.array([0, 1, 2, 3, 4, 5, 6, 6], pa.int32())
+    pq.write_table(table.set_column(0, table.schema.field("index"), twice), path)
+    with pytest.raises(CorruptFileError, match="it has not one row for each image"):
+        StoredLogits(opened.folder, opened.identity)(0, torch.arange(8))
+
+
 def test_any_changed_byte_changes_nothing_or_is_found(tmp_path):
     """A file whose damage is not noticed would teach something else."""
     opened = stored(tmp_path, LOGITS, 3)

@@ -262,14 +262,12 @@ class _Listener:
 
 
 def _run(job: Job, workers: Workers, listener: _Listener) -> None:
-    try:
+    with listener.files:
         error = fit_aside(
             _trainer(job, workers).fit, TELL_SECONDS, lambda: listener.hear(job.board)
         )
-    finally:
-        listener.files.close()
-    if error is not None:
-        raise _explained(error, workers)
+        if error is not None:
+            raise _explained(error, workers)
 
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:

@@ -86,6 +86,10 @@ def _train(values: dict[str, Any], job: Job) -> None:
 
 
 def _report(metrics: EpochMetrics) -> None:
+    if not math.isfinite(metrics.val_loss[""]):  # training losses are checked by the loop
+        raise TrainingDivergedError(
+            f"the validation loss after epoch {metrics.epoch + 1} is {metrics.val_loss['']}"
+        )
     epoch = TrialEpoch(
         epoch=metrics.epoch,
         loss=metrics.losses[""],

@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
+from search_space.errors import RunError
 from supernet.data.augmentation import mix_seed
 from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
 from supernet.data.dataset import ImageData
@@ -126,6 +127,14 @@ class TrainingLoop:
         check_batch_size(config, len(data.train), self.group.size)
         self.checkpoint_seconds = checkpoint_seconds
         self.augment = data.augmentation(config.augment)
+        images = min(config.batch_size, len(data.train))
+        if (self.augment.mixup or self.augment.cutmix) and images < 2:
+            raise RunError(
+                f"a batch has {images} image (batch_size {config.batch_size}, {len(data.train)} "
+                f"training images), but mixup is {self.augment.mixup} and cutmix "
+                f"{self.augment.cutmix}, which mix pairs; give a batch_size of 2 or more, or set "
+                "both to 0"
+            )
         self.identity: dict[str, Any] = {
             "train": config.to_dict(),
             "augment": self.augment.to_dict(),
@@ -146,19 +155,16 @@ class TrainingLoop:
 
     def run(self) -> list[EpochMetrics]:
         """Trains to the end, from the checkpoint if there is one; returns all epochs' metrics."""
-        self._resume()
-        for line in self.state.history:
-            self._tell(EpochMetrics(**line))
-        self.snapshot = self._take_snapshot()
-        try:
+        with nullcontext() if self.files is None else self.files:
+            self._resume()
+            for line in self.state.history:
+                self._tell(EpochMetrics(**line))
+            self.snapshot = self._take_snapshot()
             while self.state.step < self.total_steps:
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
                 self.average.copy_to(self.parameters)
-        finally:
-            if self.files is not None:
-                self.files.close()
         return [EpochMetrics(**line) for line in self.state.history]
 
     # Steps --------------------------------------------------------------------------------

@@ -285,6 +285,8 @@ class StoredLogits:
                 table = file.read(columns=list(COLUMNS))
             indices, *lists = (table.column(name).combine_chunks() for name in COLUMNS)
             order = np.argsort(np.asarray(indices))
+            if not np.array_equal(np.asarray(indices)[order], np.arange(len(order))):
+                raise ValueError("it has not one row for each image")
             columns = (np.asarray(x.flatten()).reshape(-1, x.type.list_size) for x in lists)
             return Rows(np.asarray(indices)[order], *(column[order] for column in columns))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
