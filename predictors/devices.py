@@ -154,7 +154,7 @@ def stored_target(name: str, table: LatencyTable) -> Target:
 
 
 def is_local(conditions: Conditions) -> bool:
-    """Whether this machine, with what is installed on it today, measures under ``conditions``."""
+    """Decides whether this machine, as installed today, measures under ``conditions``."""
     names = [name for name in local_device_names() if identify(name) == conditions.device]
     if not names:
         return False

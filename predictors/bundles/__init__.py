@@ -1,1 +1,1 @@
-"""Measuring devices that this package is not installed on."""
+"""Measurements of devices that this package is not installed on."""

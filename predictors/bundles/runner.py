@@ -38,7 +38,7 @@ NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
 class BundleError(Exception):
-    """What the user can fix; shown without a traceback."""
+    """Raised for what the user can fix; shown without a traceback."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def _demand(network: str, batch_size: int, number_format: str, sheet: Datasheet)
 
 @dataclass(frozen=True)
 class Basis:
-    """What the constants of a runtime and number format are fitted on.
+    """Figures that the constants of a runtime and number format are fitted on.
 
     Args:
         figures: Those of one source, or all that show how busy a device is where there is none.

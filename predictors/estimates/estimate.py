@@ -37,7 +37,7 @@ from search_space import SearchSpace
 from search_space.errors import UnknownNameError
 
 ESTIMATED_RUNTIMES = ("eager", "cudagraph", "inductor", "tensorrt")
-"""What GPUs are usually run with; there are no published figures of others."""
+"""The runtimes of GPUs as a rule; there are no published figures of others."""
 
 
 def estimated_conditions(
@@ -134,7 +134,7 @@ def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
 
 @dataclass(frozen=True)
 class AnchorError:
-    """How far estimates are from published figures that the fit did not see.
+    """Error of estimates on published figures that the fit did not see.
 
     Args:
         held_out: What the fit did not see: the ``figure`` itself, all of its ``device``, its

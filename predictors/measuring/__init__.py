@@ -1,1 +1,1 @@
-"""Measuring latencies on this machine."""
+"""Measurements of latencies on this machine."""

@@ -126,7 +126,7 @@ def profile(
 
 
 class _Stated(BaseModel):
-    """What the file of an interrupted session says of itself."""
+    """Metadata of the file of an interrupted session."""
 
     conditions_digest: str
     seconds: NotNegative
@@ -210,7 +210,7 @@ class _Session:
         self.warnings += [*load.warnings(), *clock.warnings()]
 
     def _stable(self, bench: Bench) -> bool:
-        """Whether the checks' halves agree and the entries' sum moved little of late."""
+        """Decides whether the checks' halves agree and the entries' sum moved little of late."""
         entries_part, checks_part = self._split(bench.samples)
         if max(split_half_disagreement(samples) for samples in checks_part) > _CHECKS_AGREE:
             return False

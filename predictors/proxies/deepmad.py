@@ -29,7 +29,7 @@ LAST_WEIGHT = 8.0
 
 @dataclass(frozen=True)
 class StageEnd:
-    """What the formulas need of a stage; sums are over all layers from the image to its end.
+    """End of a stage, for the formulas; sums are over all layers from the image to there.
 
     Args:
         channels: Channels of the feature map there.

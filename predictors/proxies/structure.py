@@ -94,7 +94,7 @@ def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
 
 @dataclass(frozen=True)
 class _State:
-    """What a tensor remembers: its path, the positions of its map, and whether they were pooled."""
+    """Memory of a tensor: its path, the positions of its map, and whether they were pooled."""
 
     path: Path = Path()
     positions: int = 0

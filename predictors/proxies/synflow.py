@@ -74,7 +74,7 @@ def _activations(operands: Sequence[Any]) -> bool:
 
 
 def _degree(x: Tensor) -> float:
-    """How many weights were multiplied on the way to ``x``, on average."""
+    """Counts how many weights were multiplied on the way to ``x``, on average."""
     value, tangent = forward_ad.unpack_dual(x)
     if tangent is None:
         return 0.0

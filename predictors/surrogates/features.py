@@ -170,12 +170,12 @@ def _one_hot(indices: Genes, count: int) -> Values:
 
 
 def _steps(indices: Genes, count: int) -> Values:
-    """Which of the steps between ``count`` ordered choices are passed: near choices are alike."""
+    """Marks the steps between ``count`` ordered choices that are passed: near choices are alike."""
     return np.asarray(indices[:, None] > np.arange(count - 1), dtype=np.float64)
 
 
 def _traits(block: Block) -> list[Hashable]:
-    """What blocks can have in common; the first is shared by all of them."""
+    """Lists what blocks can have in common; the first is shared by all of them."""
     name = block.mixer.name
     params = [(name, key, value) for key, value in block.mixer.params]
     return ["block", name, *params, ("mlp_ratio", block.mlp_ratio)]

@@ -25,7 +25,7 @@ from search_space.components import block_spec, downsample_spec, head_spec, stem
 
 Values = npt.NDArray[np.float64]
 Entry = tuple[ModuleSpec, int]
-"""What a component's cost depends on: its spec and the side of its input."""
+"""A component's spec and the side of its input, which its cost depends on."""
 
 _CHUNK = 8192  # rows whose genes stay in the second-level cache while their columns are read
 

@@ -124,7 +124,7 @@ class LatencyTable:
         return [entry for entry in entries(space, num_classes) if entry not in self.entries]
 
     def complete(self, space: SearchSpace, num_classes: int = 1000) -> bool:
-        """Whether ``compile`` would succeed."""
+        """Decides whether ``compile`` would succeed."""
         return space.digest in self.corrections and not self.missing(space, num_classes)
 
     def correction(self, space: SearchSpace) -> Correction:

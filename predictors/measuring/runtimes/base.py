@@ -102,5 +102,5 @@ class Runtime(ABC):
             )
 
     def installed(self) -> bool:
-        """Whether the library is there; it is not imported."""
+        """Decides whether the library is there, without an import."""
         return importlib.util.find_spec(self.library) is not None
