@@ -57,7 +57,7 @@ def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
-    """What a trial that was stopped would have come to on all images; IMAGES stays what it saw.
+    """The expected outcome of a stopped trial on all images; IMAGES stays as many as it saw.
 
     Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
     the same images to all of them: parts differ in how hard their images are, for all alike. No

@@ -182,7 +182,7 @@ class History:
         self._stop_if_nothing_works()
 
     def results(self, rows: Genes) -> tuple[Values, Values]:
-        """What to tell of rows: results where evaluated, else NaN and the cheap violation."""
+        """The results of rows to tell: NaN and the cheap violation where not evaluated."""
         objectives = np.full((len(rows), len(self.problem.objectives)), np.nan)
         violations = self.problem.cheap_violation(rows)
         for i, row in enumerate(rows):
@@ -238,7 +238,7 @@ class History:
         )
 
     def _fix_reference(self) -> None:
-        """Where the problem has none (an evaluated metric without a bound): the worst so far."""
+        """Take the worst values so far where the problem leaves the reference open."""
         reference = self.problem.reference
         reference = np.where(np.isnan(reference), self._worst, reference)
         if not np.isnan(reference).any():

@@ -36,7 +36,7 @@ RARE_MEMBERS = 8  # evaluated first where the limits leave hardly any
 
 
 class EvaluationLog(Protocol):
-    """What the loop needs of ``results.store.Journal``."""
+    """The part of a journal that the loop needs; ``results.journal.Journal`` is one."""
 
     def get(self, digest: str) -> Evaluation | None: ...
 

@@ -123,7 +123,7 @@ class Constraint:
         return " and ".join(parts)
 
     def advice(self, value: float, above: bool) -> str:
-        """How to change the limit, as the user knows it, so that ``value`` meets it.
+        """Advice to change the limit, as the user knows it, so that ``value`` meets it.
 
         Args:
             value: of an architecture that misses the maximum (``above``) or the minimum.

@@ -230,7 +230,11 @@ def undecided(constraints: Sequence[Constraint], seconds: float) -> RunError:
 
 
 def check_sum(table: AdditiveTable) -> None:
-    """Raises UsageError for a table that is the largest of its parts."""
+    """Check that a table is a sum.
+
+    Raises:
+        UsageError: It is the largest of its parts.
+    """
     if table.combine != "sum":
         raise UsageError(
             "the objective is the largest of its parts, and only sums can be optimised exactly; "

@@ -1,4 +1,4 @@
-"""What adds up along a path, known at the end of every stage: DeepMAD's score and its bound.
+"""Sums along a path, known at the end of every stage: DeepMAD's score and its bound.
 
 A sum up to stage i is multiplied by a factor of that stage's width and resolution. It therefore
 flows along the path: what a node receives and its own part leave it over the step that is taken.

@@ -327,9 +327,9 @@ class OptunaSampler:
         known = self.problem.cheap_metrics(row[None])
         values = self.problem.objective_values(known)[0]
         values = np.where(np.isnan(values), math.inf, values)
-        self.study.tell(trial, self._in_own_direction(values))
+        self.study.tell(trial, self._signed(values))
 
-    def _in_own_direction(self, minimised: Values) -> list[float]:
+    def _signed(self, minimised: Values) -> list[float]:
         pairs = zip(self.problem.objectives, minimised, strict=True)
         return [objective.sign * float(value) for objective, value in pairs]
 
@@ -352,7 +352,7 @@ class OptunaSampler:
         if np.isnan(values).any() or not np.isfinite(violation):
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        self.study.tell(trial, self._in_own_direction(values))
+        self.study.tell(trial, self._signed(values))
 
 
 def _seed_of(seed: int, past: int) -> int:
