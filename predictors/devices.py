@@ -1,8 +1,7 @@
-"""What a device's name stands for: this machine, a named table, or a datasheet.
+"""Devices by name: this machine, a named table of another one, or a datasheet.
 
-Every command that takes ``--device`` asks here. Tables lie in one folder, one file per
-conditions; a table's name is a label inside it, so a file copied from another machine is known
-there by the same name.
+Every command that takes ``--device`` looks names up here; the tables lie in one folder, see
+``tables.folder``.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from predictors.measuring.this_machine import (
 )
 from predictors.tables.conditions import Conditions, DeviceIdentity
 from predictors.tables.folder import (
-    Known,
     cache_folder,
-    known_tables,
     provenance,
+    readable_tables,
     table_path,
     writable,
 )
@@ -46,11 +44,11 @@ class Target:
     """A device under given conditions.
 
     Args:
-        name: what the user calls it.
-        conditions: what its latencies are true under.
+        name: What the user calls it.
+        conditions: What its latencies are true under.
         kind: ``local`` (this machine measures), ``table`` (another machine's measurements) or
             ``datasheet`` (estimated).
-        path: of its table, which need not exist yet.
+        path: File of its table, which need not exist yet.
     """
 
     name: str
@@ -65,13 +63,13 @@ class Target:
 
 
 def provenance_of(target: Target) -> str:
-    """``provenance`` of the table that ``target`` has on disk."""
+    """Says in words how the latencies of ``target`` come about."""
     return provenance(_stored(target) or LatencyTable(target.conditions, {}, {}))
 
 
 def device_names(folder: Path | None = None) -> list[str]:
-    """Every name that ``--device`` takes: this machine's, those of tables, datasheets."""
-    named = {k.table.name for k in known_tables(folder) if k.table is not None and k.table.name}
+    """Lists every name that ``--device`` takes: this machine's, those of tables, datasheets."""
+    named = {table.name for _, table in readable_tables(folder) if table.name}
     return [*local_device_names(), *sorted(named), *datasheet_names()]
 
 
@@ -84,10 +82,19 @@ def find_device(
     threads: int | None = None,
     folder: Path | None = None,
 ) -> Target:
-    """What ``name`` stands for; options that are None take the device's usual value.
+    """Finds the device that ``name`` stands for.
 
-    Raises UnknownNameError for a name that nothing has, UsageError where the tables of that name
-    hold under other conditions than asked, or under several.
+    Args:
+        name: What the user calls it.
+        runtime: What runs the networks; None, here and below, means the device's usual value.
+        precision: Number format of weights and inputs.
+        batch_size: Images per forward pass.
+        threads: Threads of one operator, on CPUs.
+        folder: The folder of tables; None means ``cache_folder()``.
+
+    Raises:
+        UnknownNameError: Nothing has that name.
+        UsageError: The tables of that name hold under other conditions, or under several.
     """
     wanted: dict[str, Any] = {"runtime": runtime, "precision": precision}
     wanted |= {"batch_size": batch_size, "threads": threads}
@@ -99,14 +106,15 @@ def find_device(
         options.pop("threads", None)
         conditions = estimated_conditions(name, **options)
         return Target(name, conditions, "datasheet", table_path(conditions, folder))
-    named = [k for k in known_tables(folder) if k.table is not None and k.table.name == name]
+    named = [known for known in readable_tables(folder) if known[1].name == name]
     if not name or not named:  # tables without a name are of no device that is asked for
         raise UnknownNameError("device", name, device_names(folder))
     return _named_target(name, named, options)
 
 
-def _named_target(name: str, known: list[Known], options: Mapping[str, Any]) -> Target:
-    tables = [(k.path, k.table) for k in known if k.table is not None]
+def _named_target(
+    name: str, tables: list[tuple[Path, LatencyTable]], options: Mapping[str, Any]
+) -> Target:
     fitting = [
         (path, table)
         for path, table in tables
@@ -138,26 +146,20 @@ def _named_target(name: str, known: list[Known], options: Mapping[str, Any]) -> 
 
 
 def stored_target(name: str, table: LatencyTable) -> Target:
-    """What ``name`` stood for when ``table`` was made for it."""
-    kind: Kind = "table"
+    """Returns what ``name`` stood for when ``table`` was made for it."""
+    kind: Kind = "local" if is_local(table.conditions) else "table"
     if table.conditions.estimated:
         kind = "datasheet"
-    elif is_local(table.conditions):
-        kind = "local"
     return Target(name, table.conditions, kind, table_path(table.conditions))
 
 
 def is_local(conditions: Conditions) -> bool:
     """Whether this machine, with what is installed on it today, measures under ``conditions``."""
-    here = conditions.device in {identify(item) for item in local_device_names()}
-    return here and conditions == _as_of_today(conditions)
-
-
-def _as_of_today(conditions: Conditions) -> Conditions | None:
-    """The same conditions with this machine's versions of everything."""
-    names = [n for n in local_device_names() if identify(n) == conditions.device]
+    names = [name for name in local_device_names() if identify(name) == conditions.device]
+    if not names:
+        return False
     try:
-        return local_conditions(
+        return conditions == local_conditions(
             names[0],
             threads=conditions.threads,
             batch_size=conditions.batch_size,
@@ -165,7 +167,7 @@ def _as_of_today(conditions: Conditions) -> Conditions | None:
             runtime=conditions.runtime,
         )
     except NasError:  # the runtime is not installed here
-        return None
+        return False
 
 
 def _short(conditions: Conditions) -> str:
@@ -176,7 +178,11 @@ def _short(conditions: Conditions) -> str:
 
 
 def check_name(name: str, device: DeviceIdentity, folder: Path | None = None) -> None:
-    """Refuse a name that is malformed or stands for something else already; UsageError."""
+    """Checks that a table of ``device`` may be called ``name``.
+
+    Raises:
+        UsageError: The name is malformed, or stands for something else already.
+    """
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (name[:1].isalpha() and plain.isalnum() and plain.isascii()):
         raise UsageError(f"device name {name!r} cannot be used: {_NAME_RULE}.")
@@ -184,12 +190,11 @@ def check_name(name: str, device: DeviceIdentity, folder: Path | None = None) ->
         raise UsageError(
             f"device name {name!r} stands for something else already; choose another --name."
         )
-    for known in known_tables(folder):
-        table = known.table
-        if table is not None and table.name == name and table.conditions.device != device:
+    for path, table in readable_tables(folder):
+        if table.name == name and table.conditions.device != device:
             raise UsageError(
                 f"device name {name!r} is taken by the table of another device "
-                f"({table.conditions.device}; {known.path}). Choose another --name, or delete "
+                f"({table.conditions.device}; {path}). Choose another --name, or delete "
                 "that file."
             )
 
@@ -203,27 +208,31 @@ def latency_table(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Table of ``target`` that can ``compile(space, num_classes)``.
+    """Gets the table of ``target`` that can ``compile(space, num_classes)``.
 
-    What this machine can measure is measured, what a datasheet gives is estimated. With
-    ``interpolate`` missing entries of another machine's table, or of this one's, are interpolated
-    between its measured ones. Raises MissingLatencyError where a table of another machine lacks
-    entries, CorruptFileError where it cannot be read.
+    What this machine can measure is measured, what a datasheet gives is estimated.
+
+    Args:
+        target: The device, from ``find_device``.
+        space: The space whose entries are needed.
+        num_classes: Classes of the head.
+        interpolate: Whether missing entries are interpolated between the table's measured ones.
+        seed: Seed of the order of visits, where it is measured.
+        progress: Called with rounds done, the most there will be, and seconds left.
+
+    Raises:
+        MissingLatencyError: A table of another machine lacks entries.
+        CorruptFileError: The table on disk cannot be read.
     """
     stored, folder = _stored(target), target.path.parent
     if target.kind == "datasheet":
-        if stored is not None and stored.calibration is not None:
-            # a calibration is one of the roofline, not of what a table of another GPU suggests
-            table = estimate(target.conditions, space, num_classes)
-            return replace(table, calibration=stored.calibration)
-        with suppress(MissingLatencyError):  # a table of too few components
-            return estimate(
-                target.conditions,
-                space,
-                num_classes,
-                measured=_comparable(target.conditions, folder),
-            )
-        return estimate(target.conditions, space, num_classes)
+        calibration = None if stored is None else stored.calibration
+        if calibration is None:  # it is one of the roofline, not of another GPU's table
+            measured = _comparable(target.conditions, folder)
+            with suppress(MissingLatencyError):  # a table of too few components
+                return estimate(target.conditions, space, num_classes, measured=measured)
+        estimated = estimate(target.conditions, space, num_classes)
+        return replace(estimated, calibration=calibration)
     if interpolate:
         if stored is None:
             raise UsageError(
@@ -242,28 +251,36 @@ def latency_table(
 
 
 def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
-    """A measured table of another GPU that an estimate can be transferred from, the largest."""
+    """Finds the largest measured table of another GPU that can be transferred."""
     tables = [
-        k.table
-        for k in known_tables(folder)
-        if k.table is not None
-        and k.table.entries
-        and not k.table.conditions.estimated
-        and k.table.conditions.implementation == conditions.implementation
-        and {value.origin for value in k.table.entries.values()} == {"measured"}
-        and datasheet_of(k.table.conditions.device) is not None
-        and not k.table.conditions.differences(conditions)
+        table
+        for _, table in readable_tables(folder)
+        if not table.conditions.estimated
+        and table.conditions.implementation == conditions.implementation
+        and {value.origin for value in table.entries.values()} == {"measured"}
+        and datasheet_of(table.conditions.device) is not None
+        and not table.conditions.differences(conditions)
     ]
     return max(tables, key=lambda table: len(table.entries), default=None)
 
 
 def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple[Path, list[str]]:
-    """Keep a table that was measured elsewhere under ``name``; its file, and what to know.
+    """Keeps a table that was measured elsewhere.
 
     With a table of that name and these conditions it is merged: new figures win, but no
     interpolated one over a measured one; corrections and a calibration that stood on figures
-    that have changed are dropped. Raises UsageError for estimates and for names that cannot be
-    used.
+    that have changed are dropped.
+
+    Args:
+        table: The table.
+        name: What its device is called from now on.
+        folder: The folder of tables; None means ``cache_folder()``.
+
+    Returns:
+        Its file, and notes for the user.
+
+    Raises:
+        UsageError: The table holds estimates, or the name cannot be used.
     """
     check_name(name, table.conditions.device, folder)
     origins = {value.origin for value in table.entries.values()}
@@ -280,8 +297,7 @@ def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple
         for entry, value in stored.entries.items():
             if value.origin == "measured" and entries[entry].origin != "measured":
                 entries[entry] = value
-        corrections = dict(table.corrections)
-        calibration = table.calibration
+        corrections, calibration = table.corrections, table.calibration
         if all(entries[entry] == value for entry, value in stored.entries.items()):
             corrections = {**stored.corrections, **corrections}
             calibration = calibration or stored.calibration

@@ -1,17 +1,9 @@
-"""The search for a seed that scaling can start from, without training (Chen et al., As-ViT, 2022).
+"""Search for a seed of scaling without training (Chen et al., As-ViT, 2022).
 
-Topologies have one block in each stage and a width of 32 that doubles from stage to stage. What
-is chosen: the kernels of stem and downsampling, and for each stage the mixer with its parameters
-and the MLP ratio. Good ones have a small κ (condition number of the neural tangent kernel) and a
-large L^E (expected length distortion), see ``search.scaling.two_criteria``.
-
-The published search is REINFORCE on independent categoricals; regularised evolution on the rank
-sum of all that was seen (Real et al. 2019) is ours. As published, attention is described by the
-number of windows along a side of the feature map: 8, 4 or 2 in the first stage, 4, 2 or 1 in the
-second, 2 or 1 in the third, 1 in the fourth; and by the number of heads of the last stage, 16, 32
-or 64, which halves towards the first, so that all heads have 16, 8 or 4 channels; and transitions
-normalise their patches before a linear layer. One thing differs from the published space: one
-downsampling kernel serves all stages, as ``Macro`` has it.
+A seed has one block in each stage and a width of 32 that doubles from stage to stage. Good seeds
+have a small κ (condition number of the neural tangent kernel) and a large L^E (expected length
+distortion), see ``search.scaling.two_criteria``. The published search is REINFORCE on independent
+categoricals; regularised evolution (Real et al. 2019) is an alternative of this project.
 """
 
 from __future__ import annotations
@@ -20,12 +12,13 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from search.scaling.two_criteria import TwoScores, best, rank_sums
 from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
@@ -54,10 +47,24 @@ STEPS = 500
 
 @dataclass(frozen=True)
 class SeedSpace:
-    """Topologies for square images of side ``image_size``, of the given mixers.
+    """The space of seeds: kernels of stem and downsampling, mixer and MLP ratio of each stage.
 
-    Raises UnknownNameError for a mixer that there is none of, UsageError for a side that is too
-    small for four stages.
+    Attention is described as published: by the number of windows along a side of the feature map
+    (``WINDOWS_PER_SIDE``) and by the number of heads of the last stage (``HEADS``), which halves
+    towards the first, so that all heads have 16, 8 or 4 channels. Transitions normalise their
+    patches before a linear layer. Unlike in the published space one downsampling kernel serves all
+    stages, as ``Macro`` has it.
+
+        space = SeedSpace(224, ("window_attention", "pooling"))
+        architecture = space.architecture(space.sample(rng))
+
+    Args:
+        image_size: side of the square images, in pixels.
+        mixers: names of the mixers to choose from.
+
+    Raises:
+        UnknownNameError: There is no such mixer.
+        UsageError: There is no mixer or one twice, or the images are too small for four stages.
     """
 
     image_size: int = 224
@@ -80,19 +87,19 @@ class SeedSpace:
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
-        """Number of choices of each gene."""
+        """The number of choices of each gene."""
         per_stage = ((len(blocks), len(MLP_RATIOS)) for blocks in self._mixers)
         heads = len(HEADS) if ATTENTION in self.mixers else 1
         return (len(STEM_KERNELS), len(DOWNSAMPLE_KERNELS), heads, *itertools.chain(*per_stage))
 
     @property
     def size(self) -> int:
-        """Number of topologies."""
+        """The number of topologies."""
         return math.prod(self.choices)
 
     @cached_property
     def _mixers(self) -> tuple[tuple[Mixer, ...], ...]:
-        """Per stage the mixers to choose from, attention with any number of heads."""
+        """The mixers to choose from by stage, attention with any number of heads."""
         sides = feature_sizes(_macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0]), self.image_size)
         return tuple(
             tuple(itertools.chain(*(_mixers_of(name, i, sides[i]) for name in self.mixers)))
@@ -107,8 +114,7 @@ class SeedSpace:
             if mixer.name == ATTENTION:
                 head_dim = WIDTH * 2 ** (NUM_STAGES - 1) // HEADS[topology[2]]
                 mixer = Mixer.of(ATTENTION, window=mixer["window"], head_dim=head_dim)
-            block = Block(mixer, ratio)
-            stages.append(Stage(WIDTH * 2**i, (block,)))
+            stages.append(Stage(WIDTH * 2**i, (Block(mixer, ratio),)))
         macro = _macro(STEM_KERNELS[topology[0]], DOWNSAMPLE_KERNELS[topology[1]])
         return Architecture(macro, self.image_size, tuple(stages))
 
@@ -135,10 +141,7 @@ def _macro(stem_kernel: int, downsample_kernel: int) -> Macro:
 
 
 def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
-    """What a mixer may be in a stage whose feature map has this side; an unknown one has defaults.
-
-    Convolutions keep to what fits the map.
-    """
+    """The variants of a mixer in a stage whose feature map has this side; kernels fit the map."""
     kernels = [kernel for kernel in (3, 5, 7) if kernel == 3 or kernel <= side]
     match name:
         case "window_attention":
@@ -157,10 +160,7 @@ def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
 
 
 class SeedSampler(ABC):
-    """Proposes topologies and learns from their scores, one at a time.
-
-    The same seed and the same answers give the same topologies.
-    """
+    """Proposes topologies one at a time and learns from their scores; deterministic for a seed."""
 
     @abstractmethod
     def ask(self) -> Topology:
@@ -176,11 +176,17 @@ class SeedSampler(ABC):
 
 
 class Reinforce(SeedSampler):
-    """REINFORCE on independent categoricals, Adam 0.08, moving-average baseline 0.9.
+    """Samples from independent categoricals that REINFORCE updates with Adam.
 
     The reward is ``−Δκ / range₂₀(κ) + ΔL^E / range₂₀(L^E)``: differences to the sample before over
     the range of the last twenty. A score that is not finite is a whole range worse than the one
     before, and is left out of the ranges.
+
+    Args:
+        space: where to search.
+        seed: seed of everything random.
+        learning_rate: of Adam.
+        decay: of the moving average of rewards, which is the baseline.
     """
 
     WINDOW = 20
@@ -189,66 +195,45 @@ class Reinforce(SeedSampler):
         self, space: SeedSpace, seed: int = 0, learning_rate: float = 0.08, decay: float = 0.9
     ) -> None:
         self._rng = np.random.default_rng(seed)
-        self._rate, self._decay, self._baseline = learning_rate, decay, 0.0
-        self._logits = [np.zeros(count) for count in space.choices]
-        self._adam = [Adam(count, learning_rate) for count in space.choices]
+        self._decay, self._baseline = decay, 0.0
+        self._logits = [
+            torch.zeros(count, dtype=torch.float64, requires_grad=True) for count in space.choices
+        ]
+        self._adam = torch.optim.Adam(self._logits, lr=learning_rate)
         self._kappa: deque[float] = deque(maxlen=self.WINDOW)
         self._length: deque[float] = deque(maxlen=self.WINDOW)
         self._told = 0
 
     def probabilities(self) -> list[Values]:
-        """Of each gene's choices."""
-        return [_softmax(logits) for logits in self._logits]
+        """The probabilities of each gene's choices, shape (choices,) each."""
+        return [torch.softmax(logits.detach(), 0).numpy() for logits in self._logits]
 
     def ask(self) -> Topology:
         return tuple(int(self._rng.choice(len(p), p=p)) for p in self.probabilities())
 
     def tell(self, topology: Topology, scores: TwoScores) -> None:
-        reward = -_change(self._kappa, scores.kappa, 1.0) + _change(
-            self._length, scores.length, -1.0
+        reward = _change(self._length, scores.length, -1.0) - _change(
+            self._kappa, scores.kappa, 1.0
         )
         self._told += 1
         if self._told == 1:  # nothing to compare with
             return
         self._baseline = self._decay * self._baseline + (1 - self._decay) * reward
-        advantage = reward - self._baseline
-        for gene, choice in enumerate(topology):
-            logits = self._logits[gene]
-            gradient = _softmax(logits)  # of −log p: p − 1 at what was chosen, p elsewhere
-            gradient[choice] -= 1.0
-            logits -= self._adam[gene].step(advantage * gradient)
+        pairs = zip(self._logits, topology, strict=True)
+        log_p = torch.stack([torch.log_softmax(logits, 0)[choice] for logits, choice in pairs])
+        self._adam.zero_grad()
+        ((self._baseline - reward) * log_p.sum()).backward()
+        self._adam.step()
 
     def last(self) -> Topology:
         """The most probable topology."""
         return tuple(int(logits.argmax()) for logits in self._logits)
 
 
-class Adam:
-    """Kingma and Ba's optimiser for one vector of ``count`` numbers."""
-
-    def __init__(self, count: int, rate: float) -> None:
-        self._rate, self._steps = rate, 0
-        self._mean, self._square = np.zeros(count), np.zeros(count)
-
-    def step(self, gradient: Values) -> Values:
-        """What to subtract, shape (count,)."""
-        self._steps += 1
-        self._mean = 0.9 * self._mean + 0.1 * gradient
-        self._square = 0.999 * self._square + 0.001 * gradient**2
-        mean = self._mean / (1 - 0.9**self._steps)
-        square = self._square / (1 - 0.999**self._steps)
-        return np.asarray(self._rate * mean / (np.sqrt(square) + 1e-8), dtype=np.float64)
-
-
-def _softmax(logits: Values) -> Values:
-    powers = np.exp(logits - logits.max())
-    return np.asarray(powers / powers.sum(), dtype=np.float64)
-
-
 def _change(recent: deque[float], value: float, worst: float) -> float:
-    """Difference to the latest value over the range of the latest, with ``value`` among them.
+    """The difference of ``value`` to the one before, over the range of the recent values with it.
 
-    ``worst`` where the value is not finite, 0 where there is nothing to compare with.
+    It is ``worst`` where the value is not finite, and 0 where there is nothing to compare with.
     """
     if not math.isfinite(value):
         return worst
@@ -259,10 +244,16 @@ def _change(recent: deque[float], value: float, worst: float) -> float:
 
 
 class Evolution(SeedSampler):
-    """Regularised evolution: the best of a few is mutated, the oldest dies.
+    """Mutates the best of a few and lets the oldest die: regularised evolution.
 
     Fitness is the sum of the ranks of κ and L^E among everything seen, so it needs neither units
     nor weights. What was seen is not proposed again while mutations find something new.
+
+    Args:
+        space: where to search.
+        seed: seed of everything random.
+        population: how many of the latest topologies may be mutated.
+        tournament: how many of them compete.
     """
 
     TRIES = 100
@@ -313,13 +304,13 @@ class ScoredSeed:
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What a search for seeds found.
+    """The result of a search for seeds.
 
     Args:
         method: name of the sampler.
-        best: smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
+        best: the smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
         seen: every distinct topology, in order.
-        steps: topologies proposed, repetitions counted.
+        steps: number of topologies proposed, repetitions counted.
     """
 
     method: str
@@ -335,7 +326,11 @@ SAMPLERS: dict[str, Callable[[SeedSpace, int], SeedSampler]] = {
 
 
 def seed_sampler(name: str, space: SeedSpace, seed: int = 0) -> SeedSampler:
-    """The sampler ``name``; raises UnknownNameError naming the nearest."""
+    """The sampler ``name``.
+
+    Raises:
+        UnknownNameError: There is no such sampler; names the nearest.
+    """
     if name not in SAMPLERS:
         raise UnknownNameError("seed search", name, SAMPLERS)
     return SAMPLERS[name](space, seed)
@@ -350,10 +345,20 @@ def search_seed(
     seed: int = 0,
     progress: Progress = lambda done, total, text: None,
 ) -> SeedResult:
-    """The best topology that ``steps`` proposals of a sampler find; deterministic for a ``seed``.
+    """Searches for the best topology; deterministic for a ``seed``.
 
-    ``evaluate`` is called once for each distinct network. With REINFORCE the most probable
-    topology at the end is scored too. Raises UnknownNameError for an unknown method.
+        result = search_seed(SeedSpace(224), TwoScorer(), steps=100)
+
+    Args:
+        space: where to search.
+        evaluate: gives κ and L^E; called once for each distinct network.
+        method: one of ``SAMPLERS``. With REINFORCE the most probable topology is scored at the end.
+        steps: number of proposals.
+        seed: seed of everything random.
+        progress: is told the steps done, all steps, and a text.
+
+    Raises:
+        UnknownNameError: There is no such method.
     """
     sampler = seed_sampler(method, space, seed)
     seen: dict[str, ScoredSeed] = {}
@@ -361,8 +366,7 @@ def search_seed(
     def score(topology: Topology) -> TwoScores:
         architecture = space.architecture(topology)
         if architecture.digest not in seen:
-            found = ScoredSeed(topology, architecture, evaluate(architecture))
-            seen[architecture.digest] = found
+            seen[architecture.digest] = ScoredSeed(topology, architecture, evaluate(architecture))
         return seen[architecture.digest].scores
 
     for done in range(steps):
@@ -372,6 +376,6 @@ def search_seed(
     last = sampler.last()
     if last is not None:
         score(last)
-    every: Sequence[ScoredSeed] = tuple(seen.values())
-    found = every[best([item.scores for item in every])]
-    return SeedResult(method, found, tuple(every), steps)
+    every = tuple(seen.values())
+    winner = every[best([item.scores for item in every])]
+    return SeedResult(method, winner, every, steps)

@@ -13,6 +13,7 @@ from sklearn import metrics
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_training import few_images, fresh, small_network
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from search.evaluator import SupernetEvaluator
 from search_space import load_space
@@ -31,6 +32,29 @@ class _Fixed(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of any tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_a_batch_of_many_classes_takes_no_square_of_them():
+    logits = torch.zeros(3, 500)
+    logits[[0, 1, 2], [7, 499, 7]] = 1
+    labels = torch.tensor([7, 2, 7])
+    with _Largest() as largest:
+        quality = evaluate(_Fixed(), [(logits[:2], labels[:2]), (logits[2:], labels[2:])])
+    assert largest.elements <= logits.numel()
+    assert np.argwhere(quality.confusion).tolist() == [[2, 499], [7, 7]]
+    assert (quality.images, quality.confusion[7, 7], quality.confusion.shape) == (3, 2, (500, 500))
 
 
 @pytest.mark.parametrize("classes", [2, 5])

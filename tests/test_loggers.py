@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_training import config, few_images, small_network
 
-from search_space.errors import UnknownNameError, UsageError
-from supernet.training.loggers import MetricFiles
+from search_space.errors import RunError, UnknownNameError, UsageError
+from supernet.training.loggers import LOGGERS, MetricFiles
 from supernet.training.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,8 +56,8 @@ class FakeMLflow(ModuleType):
     def log_metric(self, run: str, name: str, value: float, *, step: int) -> None:
         self.runs[run].append((name, value, step))
 
-    def set_terminated(self, run: str) -> None:
-        self.names.append(f"end of {run}")
+    def set_terminated(self, run: str, status: str) -> None:
+        self.names.append(f"{run} {status}")
 
 
 class FakeWandb(ModuleType):
@@ -69,7 +70,7 @@ class FakeWandb(ModuleType):
         self.options.append(options)
         number = options["id"] or f"id{len(self.runs)}"
         log = self.runs.setdefault(number, [])
-        return SimpleNamespace(id=number, log=log.append, finish=lambda: None)
+        return SimpleNamespace(id=number, log=log.append, finish=lambda exit_code: None)
 
 
 def test_mlflow_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
@@ -78,10 +79,13 @@ def test_mlflow_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
     first = MetricFiles(tmp_path / "mine" / "supernet", ["mlflow"])
     first.log({"epoch": 0, "step": 3, "loss": 2.0})
     again = MetricFiles(tmp_path / "mine" / "supernet", ["mlflow"])  # the training is resumed
-    again.log({"epoch": 1, "step": 6, "loss": 1.0})
-    again.close()
+    with again:
+        again.log({"epoch": 1, "step": 6, "loss": 1.0})
     assert fake.runs == {"run0": [("loss", 2.0, 3), ("loss", 1.0, 6)]}
-    assert fake.names == ["mine/supernet", "end of run0"]
+    assert fake.names == ["mine/supernet", "run0 FINISHED"]
+    with pytest.raises(RunError), first:
+        raise RunError
+    assert fake.names[-1] == "run0 FAILED"
 
 
 def test_wandb_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
@@ -96,10 +100,77 @@ def test_wandb_gets_every_epoch_of_one_run(data, tmp_path, monkeypatch):
     assert [options["id"] for options in fake.options] == [None, number]
 
 
-@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+@pytest.mark.parametrize("name", ["mlflow", "wandb", "tensorboard"])
 def test_a_logger_without_its_package_says_how_to_install_it(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
+    module = "torch.utils.tensorboard" if name == "tensorboard" else name
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=rf"`pip install {name}`"):
         MetricFiles(tmp_path, [name])
     with pytest.raises(UnknownNameError, match=r"unknown logger 'tensorbord'.*'tensorboard'"):
         MetricFiles(tmp_path, ["tensorbord"])
+
+
+class Unreliable:
+    """A logger that fails where it is told to."""
+
+    def __init__(self, directory: Path, fails: str) -> None:
+        self.fails, self.calls = fails, []
+        self.fail("init")
+
+    def fail(self, where: str) -> None:
+        self.calls.append(where)
+        if self.fails == where:
+            raise ConnectionError(f"no server to {where}")
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.fail("log")
+
+    def close(self, *, failed: bool) -> None:
+        self.calls.append("failed" if failed else "ended")
+        self.fail("close")
+
+
+@pytest.fixture
+def loggers(monkeypatch):
+    """Every logger that was made, by how it fails."""
+    made: dict[str, Unreliable] = {}
+
+    def maker(fails: str) -> Any:
+        return lambda directory: made.setdefault(fails, Unreliable(directory, fails))
+
+    for fails in ("never", "init", "log", "close"):
+        monkeypatch.setitem(LOGGERS, fails, maker(fails))
+    return made
+
+
+@pytest.mark.parametrize(("fails", "calls"), [("log", 2), ("close", 5)])
+def test_a_logger_that_fails_ends_no_training(data, tmp_path, loggers, fails, calls):
+    with pytest.warns(UserWarning, match=f"logger '{fails}' failed .*no server to {fails}") as told:
+        metrics = finetune(
+            small_network(), data, config(epochs=2), tmp_path, loggers=[fails, "never"]
+        )
+    assert len(told) == 1
+    assert len(metrics) == 2
+    assert len(loggers[fails].calls) == calls
+    assert loggers["never"].calls == ["init", "log", "log", "ended", "close"]
+
+
+def test_the_error_that_ended_a_training_is_told(data, tmp_path, loggers):
+    def fail(*_: Any) -> None:
+        raise RunError("the end")
+
+    run = {"loggers": ["never", "close"], "progress": fail}
+    with pytest.warns(UserWarning, match="no server"), pytest.raises(RunError, match="the end"):
+        finetune(small_network(), data, config(epochs=1), tmp_path, **run)
+    assert loggers["never"].calls == ["init", "failed", "close"]
+    loggers.clear()
+    finetune(small_network(), data, config(epochs=1), tmp_path)
+    with pytest.raises(RunError, match="another configuration"):
+        finetune(small_network(), data, config(epochs=1, lr=1e-4), tmp_path, loggers=["never"])
+    assert loggers["never"].calls == ["init", "failed", "close"]
+
+
+def test_a_logger_that_cannot_begin_is_refused_and_the_others_closed(tmp_path, loggers):
+    with pytest.raises(UsageError, match=r"logger 'init' cannot log here .no server to init"):
+        MetricFiles(tmp_path, ["never", "init"])
+    assert loggers["never"].calls == ["init", "failed", "close"]

@@ -150,6 +150,18 @@ def test_a_locked_database_is_waited_for_then_ends_with_a_sentence(tmp_path, mon
         sampler.ask(2)
 
 
+def test_a_database_that_is_locked_when_opened_is_waited_for_and_called_so(tmp_path, monkeypatch):
+    for name, seconds in (("ATTEMPT", 0.01), ("RETRY", 0.01), ("PATIENCE", 0.2)):
+        monkeypatch.setattr(optuna_sampler, f"{name}_SECONDS", seconds)
+    holder, said = sqlite3.connect(tmp_path / "study.db", isolation_level=None), []
+    holder.execute("CREATE TABLE other (x)")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RunError, match=r"has been locked by another program .*close what holds"):
+        optuna_sampler.open_storage(f"sqlite:///{tmp_path / 'study.db'}", said.append)
+    assert "is locked by another program" in said[0]
+    holder.close()
+
+
 def test_searches_that_create_one_database_at_once_all_succeed(tmp_path):
     url, barrier, problem = f"sqlite:///{tmp_path / 'one.db'}", Barrier(6), bounded_problem(SPACE)
 

@@ -17,7 +17,6 @@ from tiny_job import USAGE, nas
 from search.scaling.two_criteria import TwoScores
 from search.seeds import (
     SAMPLERS,
-    Adam,
     Evolution,
     Reinforce,
     SeedSpace,
@@ -207,17 +206,6 @@ def test_reinforce_is_the_gradient_that_autograd_gives() -> None:
         optimiser.step()
     for mine, theirs in zip(sampler.probabilities(), logits, strict=True):
         assert mine == pytest.approx(torch.softmax(theirs, 0).detach().numpy())
-
-
-def test_adam_is_that_of_torch() -> None:
-    rng, values = np.random.default_rng(0), torch.zeros(4, dtype=torch.float64)
-    mine, theirs, own = Adam(4, 0.08), torch.optim.Adam([values], lr=0.08), np.zeros(4)
-    for _ in range(20):
-        gradient = rng.normal(size=4)
-        values.grad = torch.from_numpy(gradient.copy())
-        theirs.step()
-        own -= mine.step(gradient)
-    assert own == pytest.approx(values.numpy())
 
 
 def test_evolution_forgets_the_oldest_and_repeats_nothing() -> None:

@@ -15,7 +15,7 @@ from predictors.surrogates.gaussian_process import _Posterior
 from search import Constraint
 from search.exact import optimise
 from search_space import load_space
-from search_space.errors import UnknownNameError, UsageError
+from search_space.errors import UsageError
 
 SPACE = load_space("digits")
 RNG = np.random.default_rng(0)
@@ -24,7 +24,6 @@ MODELS = {
     "additive": lambda: AdditiveAccuracy(SPACE),
     "gaussian_process": lambda: GaussianProcess(SPACE, [cost_table(SPACE, "latency").predict]),
     "extra_trees": lambda: EnsembleSurrogate(SPACE, trees=40),
-    "random_forest": lambda: EnsembleSurrogate(SPACE, kind="random_forest", trees=40),
 }
 
 
@@ -56,11 +55,6 @@ def test_constant_values_have_no_rank_quality(make):
 def test_one_evaluation_is_too_few(make):
     with pytest.raises(UsageError, match="1 evaluations fit no accuracy model"):
         make().fit(ROWS[:1], np.zeros(1))
-
-
-def test_an_unknown_ensemble_is_named():
-    with pytest.raises(UnknownNameError, match="extra_trees, random_forest"):
-        EnsembleSurrogate(SPACE, kind="boosting")  # type: ignore[arg-type]
 
 
 # Additive -----------------------------------------------------------------------------------------

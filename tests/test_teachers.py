@@ -91,35 +91,9 @@ def test_a_timm_teacher_gives_its_own_logits(tmp_path, name):
     assert "state_dict" not in teacher.network.pretrained_cfg
 
 
-def test_another_resolution_and_other_statistics_can_be_given(tmp_path):
-    own = model("test_resnet")
-    teacher = load_teacher(
-        "test_resnet", 10, saved(tmp_path, own), **STATISTICS, resolution=40, mean=MEAN, std=STD
-    )
-    wanted = expected_logits(own, 40, MEAN, STD)
-    torch.testing.assert_close(teacher(data_images()), wanted, atol=1e-4, rtol=1e-4)
-
-
-def test_timm_translates_weights_to_another_resolution(tmp_path):
-    """Its own filter of checkpoints resizes the positions of a transformer of fixed size."""
-    own = model("test_vit3")
-    path = saved(tmp_path, own)
-    teacher = load_teacher("test_vit3", 10, path, **STATISTICS, resolution=96)
-    other = model("test_vit3", img_size=96)
-    weights = dict(own.state_dict())
-    assert weights["pos_embed"].shape[1] == 1 + (160 // 16) ** 2  # a class token comes first
-    weights["pos_embed"] = timm.layers.resample_abs_pos_embed(
-        weights["pos_embed"], new_size=(96 // 16, 96 // 16), num_prefix_tokens=1
-    )
-    other.load_state_dict(weights)
-    config = own.pretrained_cfg
-    wanted = expected_logits(other, 96, config["mean"], config["std"])
-    torch.testing.assert_close(teacher(data_images()), wanted, atol=1e-4, rtol=1e-4)
-
-
 def test_a_teacher_never_changes_and_teaches_with_gradient(tmp_path):
     own = model("test_resnet")  # has batch norm
-    teacher = load_teacher("test_resnet", 10, saved(tmp_path, own), **STATISTICS, resolution=32)
+    teacher = load_teacher("test_resnet", 10, saved(tmp_path, own), **STATISTICS)
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     student = nn.Linear(3 * 24 * 24, 10)
     batch = Batch(data_images(), torch.zeros(3, dtype=torch.int64), torch.arange(3), 0)

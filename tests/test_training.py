@@ -243,6 +243,13 @@ def test_parts_of_a_batch_add_up_to_the_whole(data):
         train_supernet(whole, data, config(accumulate=3), None)
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_single_images_are_not_mixed(data, mixing):
+    settings = config(epochs=1, batch_size=1, augment=AugmentConfig(**{mixing: 0.5}))
+    with pytest.raises(RunError, match=r"a batch has 1 image .*; give a batch_size of 2 or more"):
+        finetune(small_network(), data, settings)
+
+
 def test_moving_average_is_kept_validated_and_resumed(data, tmp_path):
     """By a network of one weight whose way is known: the average of that way."""
     network = small_network()

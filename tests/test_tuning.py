@@ -21,7 +21,7 @@ from supernet.cluster.trials import Trial, TrialEpoch, TrialFolders, best_trial
 from supernet.data.augmentation import AugmentConfig, build_transform
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.config import TrainConfig
+from supernet.training.config import EpochMetrics, TrainConfig
 from supernet.training.hyperparameters import configured, ranges, strengthened
 from supernet.training.train import evaluate, finetune
 
@@ -132,6 +132,22 @@ def test_trials_survive_their_file_and_are_known_by_what_they_train(tmp_path):
     for wrong in ({}, {**known.to_dict(), "status": "odd"}, {**known.to_dict(), "more": 1}):
         with pytest.raises(CorruptFileError):
             Trial.from_dict(wrong)
+
+
+def test_a_validation_loss_that_is_no_number_ends_a_trial(monkeypatch):
+    """It would be null in the run's file, which could not be read again."""
+    from supernet.cluster import tuning_worker
+
+    metrics = EpochMetrics(
+        epoch=2, step=6, seconds=1.0, images_per_s=1.0, lr=0.1, rollbacks=0,
+        losses={"": 1.0}, val_accuracy={"": 0.1}, val_loss={"": float("nan")},
+    )  # fmt: skip
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tuning_worker.ray.tune, "report", told.append)
+    monkeypatch.setattr(tuning_worker, "_train", lambda *_: tuning_worker._report(metrics))
+    job: Any = None
+    tuning_worker.run_trial({}, job)
+    assert [result["diverged"] for result in told] == ["the validation loss after epoch 3 is nan"]
 
 
 def test_the_best_trial_was_trained_to_its_end():

@@ -1,18 +1,14 @@
-"""From finalists to the exported network: fine-tuning, the last decision, export."""
+"""Chosen networks: their judgement on the test split, their cards, and untrained exports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.workflows.measuring import Measured
-from predictors.tables.folder import provenance
-from predictors.tables.latency_table import LatencyTable
 from results.export.card import ModelCard
 from results.export.write import export_network
 from results.journal import Evaluation
@@ -24,56 +20,6 @@ from supernet import Backbone, Supernet, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData
 from supernet.training.evaluation import Quality, evaluate
-from supernet.training.train import finetune
-
-
-def best_finetuned(
-    supernet: Supernet,
-    finalists: Sequence[Evaluation],
-    data: ImageData,
-    config: TrainedConfig,
-    folder: Path,
-    device: str,
-    progress: Callable[[int, int, Mapping[str, Any]], None],
-) -> tuple[Backbone, Evaluation]:
-    """Train every finalist on by itself, and take the one with the smallest validation loss.
-
-    Inherited weights are close together at the top, and the search has looked at many of
-    them, so the last decision is made on trained networks. Ties go to the earlier finalist.
-
-    Args:
-        supernet: Where they inherit from.
-        finalists: At least one.
-        data: Images of the run.
-        config: Says how to fine-tune.
-        folder: Keeps a checkpoint for each, from which a killed run continues.
-        device: Trains.
-        progress: Is told steps done, steps in all, and figures.
-    """
-    tuned: list[tuple[float, Backbone, Evaluation]] = []
-    for i, evaluation in enumerate(finalists):
-
-        def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
-            progress(done + i * total, len(finalists) * total, info)
-
-        architecture = Architecture.from_dict(evaluation.architecture)
-        network = supernet.extract(architecture, drop_path_rate=config.finetune.drop_path_rate)
-        # Judged on the pixels that its export asks for, and trained on them unless a teacher
-        # looks at the same images and needs the larger.
-        at_own = data.at(architecture.resolution)
-        finetune(
-            network,
-            at_own if config.finetune.teacher is None else data,
-            config.finetune,
-            folder / evaluation.digest,
-            progress=show,
-            device=device,
-            workers=config.loader_workers,
-        )
-        loss = evaluate(network, eval_batches(at_own.validation), amp=config.finetune.amp).loss
-        tuned.append((loss, network, evaluation))
-    _, network, evaluation = min(tuned, key=lambda item: item[0])
-    return network, evaluation
 
 
 def judged(
@@ -137,34 +83,6 @@ def trained_card(
         trained_on=f"{config.data_name}, {len(data.train)} images",
         notes=notes,
     )
-
-
-def export_chosen(
-    network: Backbone,
-    chosen: Chosen,
-    folder: Path,
-    data: ImageData,
-    config: TrainedConfig,
-    table: LatencyTable,
-) -> Chosen:
-    """Export the chosen network.
-
-    Raises:
-        ExportError: A format does not reproduce it.
-    """
-    latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
-    if chosen.measured:
-        latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
-    accuracy = f"{chosen.test_accuracy:.2%} (before fine-tuning {chosen.test_accuracy_before:.2%})"
-    figures = card_figures(chosen.predicted, f"{latency}; {table.conditions}")
-    exports = export_network(
-        network,
-        folder,
-        preprocessing=data.at(network.architecture.resolution).preprocessing,
-        opset=config.opset,
-        card=trained_card(chosen.digest, {"test accuracy": accuracy, **figures}, data, config),
-    )
-    return replace(chosen, exports=tuple(exports))
 
 
 def export_untrained(

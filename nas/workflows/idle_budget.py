@@ -1,4 +1,4 @@
-"""Whether a search left a latency budget unused, and which network would use it."""
+"""Searches that left a latency budget unused, and the network that would use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def idle_budget(
     limit_ms: float,
     run: str,
 ) -> str | None:
-    """What to tell a user whose front ends well below the limit, though slower networks were tried.
+    """A note that the front ends well below the limit, though slower networks were tried.
 
     Inherited weights favour small networks where a supernet was trained briefly: larger ones learn
     more of what remains to be learned when they are trained on. None where the front uses the

@@ -111,7 +111,7 @@ def _checks(table: LatencyTable, space: SearchSpace) -> Sequence[CheckNetwork]:
 def speed_note(
     change: float, front: Sequence[Evaluation], measured: Mapping[str, Measured]
 ) -> str | None:
-    """What to tell a user of a change, and how far off the predictions are without it."""
+    """A note on a change of speed and how far off it makes predictions; None for a small one."""
     ratios = np.array(
         [
             evaluation.metrics[LATENCY] / measured[evaluation.digest].metrics[LATENCY]

@@ -1,4 +1,4 @@
-"""Training one given architecture from scratch, and exporting it."""
+"""Training of one architecture from scratch, and its export."""
 
 from __future__ import annotations
 

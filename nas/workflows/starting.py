@@ -1,4 +1,4 @@
-"""How a run of any kind is begun or continued."""
+"""Beginning and continuing a run of any kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from search_space.errors import CorruptFileError
 
 
 def new_manifest(seed: int, command: str, packages: Sequence[str]) -> dict[str, Any]:
-    """What a run directory says of itself when it is begun."""
+    """The manifest of a run that begins: time, command, seed, and versions of ``packages``."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "running",
@@ -51,8 +51,16 @@ def open_run(
 ) -> Iterator[tuple[RunDirectory, bool]]:
     """The run's directory, locked, and whether it is new; warnings go to ``console``.
 
-    ``resume`` continues what is at ``path``, if there is a run. Raises as ``RunDirectory.create``
-    and ``resume`` do.
+    Args:
+        path: Folder of the run.
+        config: All that decides it.
+        manifest: For a new run, or one whose own is damaged.
+        console: Shows warnings.
+        resume: Continue what is at ``path``, if there is a run.
+        comments: Begin a new run's configuration.
+
+    Raises:
+        RunError, CorruptFileError: As ``RunDirectory.create`` and ``resume`` do.
     """
     new = not (resume and is_run(path))
     if new:

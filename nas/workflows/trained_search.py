@@ -1,4 +1,4 @@
-"""The phases of a search with images, in their order."""
+"""Phases of a search with images, in their order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import numpy as np
 
 from nas.cli.console import Console
 from nas.config import TrainedConfig
-from nas.workflows.finishing import best_finetuned, export_chosen, judged
+from nas.workflows.finishing import card_figures, judged, trained_card
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.with_images import ImageRun, training_text
+from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
+from results.export.write import export_network
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report.data import Chosen, ReportData
@@ -28,10 +30,19 @@ from search.evaluator import SupernetEvaluator, SupernetFactory
 from search.samplers import Sampler, make_sampler
 from search_space import Architecture, known, known_names
 from search_space.errors import UsageError
-from search_space.metrics import ACCURACY, EVALUATION, LATENCY, metric_of_option, metrics
+from search_space.metrics import (
+    ACCURACY,
+    EVALUATION,
+    LATENCY,
+    format_metric,
+    metric_of_option,
+    metrics,
+)
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
+from supernet.training.evaluation import evaluate
+from supernet.training.train import finetune
 
 EVENTS = "tensorboard"
 FINETUNE = "finetune"
@@ -224,34 +235,65 @@ class TrainedSearch(ImageRun):
     def finetuned(
         self, supernet: Supernet, finalists: Sequence[Evaluation], measured: Mapping[str, Measured]
     ) -> tuple[Backbone, Chosen]:
-        """The chosen network, trained on, with its test accuracy before and after."""
+        """Train every finalist on by itself; the one with the smallest validation loss is chosen.
+
+        Inherited weights are close together at the top, and the search has looked at many of
+        them, so the last decision is made on trained networks. Ties go to the earlier finalist.
+        """
+        recipe, count = self.config.finetune, len(finalists)
+        tuned: list[tuple[float, Backbone, Evaluation]] = []
         with self.phase("fine-tuning the finalists") as progress:
-            network, evaluation = best_finetuned(
-                supernet,
-                finalists,
-                self.data,
-                self.config,
-                self.path / FINETUNE,
-                self.compute,
-                lambda done, total, info: progress(done, total, training_text(info)),
-            )
-        known = measured.get(evaluation.digest)
-        amp = self.config.finetune.amp
-        chosen = judged(supernet, network, evaluation, known, self.data, amp)
+            for i, evaluation in enumerate(finalists):
+
+                def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
+                    progress(done + i * total, count * total, training_text(info))
+
+                architecture = Architecture.from_dict(evaluation.architecture)
+                network = supernet.extract(architecture, drop_path_rate=recipe.drop_path_rate)
+                # Judged on the pixels that its export asks for, and trained on them unless a
+                # teacher looks at the same images and needs the larger.
+                images = self.data.at(architecture.resolution)
+                finetune(
+                    network,
+                    images if recipe.teacher is None else self.data,
+                    recipe,
+                    self.path / FINETUNE / evaluation.digest,
+                    progress=show,
+                    device=self.compute,
+                    workers=self.config.loader_workers,
+                )
+                loss = evaluate(network, eval_batches(images.validation), amp=recipe.amp).loss
+                tuned.append((loss, network, evaluation))
+        _, network, evaluation = min(tuned, key=lambda item: item[0])
+        known_latency = measured.get(evaluation.digest)
+        chosen = judged(supernet, network, evaluation, known_latency, self.data, recipe.amp)
         self.console.say(
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"
         )
-        count = len(finalists)
         reason = f"the smallest validation loss of {count} front members that were fine-tuned"
         if count == 1:
             reason = "the only front member that was fine-tuned"
         return network, replace(chosen, reason=reason)
 
     def exported(self, network: Backbone, chosen: Chosen, table: LatencyTable) -> Chosen:
-        folder = self.path / EXPORT / chosen.digest
+        """The chosen network in every format; it is an error where one does not reproduce it."""
+        latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
+        if chosen.measured:
+            latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
+        accuracy = f"{chosen.test_accuracy:.2%}"
+        accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
+        figures = card_figures(chosen.predicted, f"{latency}; {table.conditions}")
+        card = {"test accuracy": accuracy, **figures}
         with self.phase("exporting"):
-            return export_chosen(network, chosen, folder, self.data, self.config, table)
+            exports = export_network(
+                network,
+                self.path / EXPORT / chosen.digest,
+                preprocessing=self.data.at(network.architecture.resolution).preprocessing,
+                opset=self.config.opset,
+                card=trained_card(chosen.digest, card, self.data, self.config),
+            )
+        return replace(chosen, exports=tuple(exports))
 
 
 class SearchEvents:

@@ -1,4 +1,4 @@
-"""The phases of a search without images: closed-form scores instead of training.
+"""Phases of a search without images: closed-form scores instead of training.
 
 Every architecture is costed and scored in microseconds, so the search sees tens of thousands; the
 best few may be ordered anew by the proxies that run networks. What is exported is untrained.

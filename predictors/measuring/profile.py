@@ -1,6 +1,6 @@
-"""Profiling: measure what a space needs and a table lacks, and fit its correction.
+"""Profiling: measures what a space needs and a table lacks, and fits its correction.
 
-Entries and whole check networks are timed in the same rounds (see ``measure``), which go on
+Entries and whole check networks are timed in the same rounds (see ``bench``), which go on
 until the check networks' halves agree and the sum of the entries stands still. Samples are
 saved every few seconds, so a killed profile continues where it was.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ Progress = Callable[[int, int, float], None]
 
 
 def check_architectures(space: SearchSpace) -> list[Architecture]:
-    """The whole networks that a space's correction is fitted on: both extremes and random ones.
+    """Chooses the networks that a space's correction is fitted on: both extremes and random ones.
 
     Always the same for a space, so that sessions can be compared.
     """
@@ -77,19 +76,29 @@ def profile(
     limits: Limits | None = None,
     fresh: bool = False,
 ) -> LatencyTable:
-    """Latency table that can ``compile(space, num_classes)``.
+    """Measures a latency table that can ``compile(space, num_classes)``, and saves it.
 
-    What is on disk for these conditions is used, only the rest is measured. ``seed`` sets the
-    order of visits. ``progress(done, total, eta_s)`` is told rounds done, the most there will
-    be, and how many seconds these take at most; 0 rounds are done while the runtime still
-    compiles or loads, and the seconds are what is left of that. After the budget of ``limits`` the
-    measurement ends with what it has, and the correction says so. Where the runtime keeps memory
-    for each entry there are portions that fit, one after the other; rounds, seconds and the
-    budget are those of one. ``fresh`` measures everything that the space asks for anew and
-    forgets the rest; what is on disk stays until that is done.
+    What is on disk for these conditions is used, only the rest is measured. Where the runtime
+    keeps memory for each entry there are portions that fit, one after the other.
 
-    Raises UnknownNameError where ``conditions`` are another machine's, CorruptFileError where
-    the table on disk cannot be used, UsageError where the runtime cannot be used here.
+    Args:
+        space: The space whose entries are needed.
+        num_classes: Classes of the head.
+        conditions: What is measured under, by default this machine's CPU in eager execution.
+        cache_dir: Folder of tables, by default ``cache_folder()``.
+        seed: Seed of the order of visits.
+        progress: Called with rounds done, the most there will be, and how many seconds these take
+            at most; while the runtime compiles or loads 0 rounds are done, and the seconds are
+            what is left of that.
+        limits: Rounds, seconds and budget of a portion. After the budget the measurement ends
+            with what it has, and the correction says so.
+        fresh: Whether everything is measured anew and the rest forgotten; what is on disk stays
+            until that is done.
+
+    Raises:
+        UnknownNameError: ``conditions`` are another machine's.
+        CorruptFileError: The table on disk cannot be used.
+        UsageError: The runtime cannot be used here.
     """
     conditions = local_conditions() if conditions is None else conditions
     table = cached_table(conditions, cache_dir)
@@ -123,14 +132,6 @@ class _Stated(BaseModel):
     seconds: NotNegative
 
 
-@dataclass
-class _Progressive:
-    """State that is saved while measuring: samples per subject and the seconds they took."""
-
-    samples: list[list[float]]
-    seconds: float
-
-
 class _Session:
     """One measurement of a table's missing entries beside the check networks of a space."""
 
@@ -152,7 +153,7 @@ class _Session:
         self.go_on(table)
 
     def go_on(self, table: LatencyTable) -> None:
-        """Turn to what ``table`` lacks, or as much of it as may be loaded at once."""
+        """Turns to what ``table`` lacks, or as much of it as may be loaded at once."""
         missing = table.missing(self.space, self.num_classes)
         self.table, self.missing = table, first_portion(missing, table.conditions)
         self.plan = EntryPlan(self.missing, table.conditions)
@@ -163,12 +164,10 @@ class _Session:
         subjects = self.plan.subjects(pool)
         subjects += [network_subject(a, self.num_classes, conditions, pool) for a in self.checks]
         self.bench = bench = Bench(subjects, conditions, seed)
-        names = self.plan.names()
-        names += [f"network {a.digest}" for a in self.checks]
-        earlier = _load_partial(self.partial, names, conditions)
-        if earlier is not None:
-            bench.samples = earlier.samples
-        before = earlier.seconds if earlier is not None else 0.0
+        names = [*self.plan.names(), *(f"network {a.digest}" for a in self.checks)]
+        before = 0.0
+        if earlier := _load_partial(self.partial, names, conditions):
+            bench.samples, before = earlier
         begin = saved = time.monotonic()
 
         def preparing(done: int, total: int, eta_s: float) -> None:
@@ -180,8 +179,13 @@ class _Session:
 
         def save() -> None:
             whole = [samples[: bench.rounds] for samples in bench.samples]
-            state = _Progressive(whole, before + time.monotonic() - begin)
-            _save_partial(self.partial, names, conditions, state)
+            metadata = {
+                "schema_version": SCHEMA_VERSION,
+                "conditions_digest": conditions.digest,
+                "seconds": before + time.monotonic() - begin,
+            }
+            rows = pa.table({"subject": names, "samples_ms": whole}, schema=_PARTIAL_SCHEMA)
+            write_parquet(self.partial, rows, _PARTIAL_KEY, metadata)
 
         def after_round(done: int, total: int, eta_s: float) -> None:
             nonlocal saved
@@ -224,7 +228,7 @@ class _Session:
         return samples[: len(self.plan)], samples[len(self.plan) :]
 
     def extend(self, table: LatencyTable) -> LatencyTable:
-        """``table`` with this session's entries and, once it has all, a correction if it has none.
+        """Returns ``table`` with this session's entries and, once it has all, a correction.
 
         Entries are brought to the level of the session that the correction was fitted in, or of
         the first portion, by the ratio of what the check networks took then and now.
@@ -264,20 +268,10 @@ class _Session:
         )
 
 
-def _save_partial(
-    path: Path, names: list[str], conditions: Conditions, state: _Progressive
-) -> None:
-    table = pa.table({"subject": names, "samples_ms": state.samples}, schema=_PARTIAL_SCHEMA)
-    metadata = {
-        "schema_version": SCHEMA_VERSION,
-        "conditions_digest": conditions.digest,
-        "seconds": state.seconds,
-    }
-    write_parquet(path, table, _PARTIAL_KEY, metadata)
-
-
-def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Progressive | None:
-    """Samples of an interrupted session with the same subjects, or None."""
+def _load_partial(
+    path: Path, names: list[str], conditions: Conditions
+) -> tuple[list[list[float]], float] | None:
+    """Loads samples and seconds of an interrupted session with the same subjects, if any."""
     if not path.exists():
         return None
     try:
@@ -291,7 +285,7 @@ def _load_partial(path: Path, names: list[str], conditions: Conditions) -> _Prog
         values = np.array(samples, dtype=np.float64)
         if len(counts) != 1 or not (np.isfinite(values).all() and (values > 0).all()):
             raise CorruptFileError(f"{path} does not hold complete samples.")
-        return _Progressive(samples, stated.seconds)
+        return samples, stated.seconds
     except (CorruptFileError, TypeError, ValueError) as error:
         log.warning("An interrupted profile is left out: %s It starts over.", error)
         return None

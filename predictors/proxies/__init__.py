@@ -1,4 +1,4 @@
-"""Training-free proxies: what a network promises before it is trained."""
+"""Training-free proxies: scores of networks that were not trained."""
 
 from predictors.proxies.base import (
     Network,

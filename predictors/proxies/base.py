@@ -25,7 +25,7 @@ from supernet import build
 
 
 class UndefinedProxyError(NasError):
-    """A proxy has no value for this network; the message says why."""
+    """Raised where a proxy has no value for a network; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """How proxies that run the network do it.
+    """Settings of proxies that run the network.
 
     Args:
-        seed: of the weights and inputs of the first repeat; repeat i takes seed + i.
-        repeats: with fresh weights and inputs.
-        batch_size: images per repeat, where a proxy needs several.
-        device: where the network runs.
-        image_size: side of the square images; None means the network's own.
+        seed: Seed of the weights and inputs of the first repeat; repeat i takes seed + i.
+        repeats: Number of repeats with fresh weights and inputs.
+        batch_size: Images per repeat, where a proxy needs several.
+        device: Where the network runs.
+        image_size: Side of the square images; None means the network's own.
     """
 
     seed: int = 0
@@ -60,14 +60,21 @@ class ScoreSettings:
     image_size: int | None = None
 
 
+DEFAULTS = ScoreSettings()
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network that proxies may build as often as they need.
 
     Args:
-        name: what people call it.
-        image_size: side of its square images.
-        make: a new module with freshly drawn weights.
+        name: What people call it.
+        image_size: Side of its square images.
+        make: Makes a new module with freshly drawn weights.
+
+    Example:
+        >>> network = Network.of_architecture(known("swin_t"))
+        >>> proxy("combined").score(network).value
     """
 
     name: str
@@ -78,6 +85,7 @@ class Network:
     def of_architecture(
         cls, architecture: Architecture, num_classes: int = 1000, name: str = ""
     ) -> Network:
+        """Wraps an architecture; ``name`` is its digest by default."""
         return cls(
             name or architecture.digest,
             architecture.resolution,
@@ -85,15 +93,20 @@ class Network:
         )
 
     @classmethod
-    def of_timm(cls, name: str, num_classes: int = 1000, image_size: int | None = None) -> Network:
-        """A model that timm knows, without its weights; raises UnknownNameError.
+    def of_timm(cls, name: str, image_size: int | None = None) -> Network:
+        """Wraps a model of timm with freshly drawn weights.
 
-        ``image_size`` None means the model's own.
+        Args:
+            name: What timm calls it.
+            image_size: Side of the images; None means the model's own.
+
+        Raises:
+            UnknownNameError: timm has no such model.
         """
         base = name.partition(".")[0]
         if not timm.is_model(base):
             raise UnknownNameError("timm model", name, timm.list_models())
-        options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes}
+        options: dict[str, Any] = {"pretrained": False, "num_classes": 1000}
 
         def make() -> nn.Module:
             return timm.create_model(base, **options)
@@ -106,14 +119,14 @@ class Network:
         return cls(name, image_size or own_size, make)
 
     def build(self, seed: int, device: str = "cpu") -> nn.Module:
-        """The module with the weights of ``seed``, in eval mode; global random state stays."""
+        """Builds the module with weights of ``seed``, in eval mode; global random state stays."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.make()
         return module.eval().to(device)
 
     def at(self, image_size: int | None) -> Network:
-        """The same network for images of another side."""
+        """Returns the same network for images of another side."""
         if image_size is None or image_size == self.image_size:
             return self
         return Network(self.name, image_size, self.make)
@@ -130,11 +143,11 @@ class Proxy(ABC):
     """A number that promises something about accuracy without training.
 
     Class attributes:
-        name: on the command line and in reports.
-        summary: what it is, with its source.
-        applies: what it does on layer norms, attention and gates.
-        larger_is_better: the direction in which accuracy is expected to grow.
-        closed_form: whether structure alone decides it.
+        name: Name on the command line and in reports.
+        summary: What it is, with its source.
+        applies: What it does on layer norms, attention and gates.
+        larger_is_better: Whether accuracy is expected to grow with it.
+        closed_form: Whether structure alone decides it.
     """
 
     name: ClassVar[str]
@@ -144,8 +157,8 @@ class Proxy(ABC):
     closed_form: ClassVar[bool] = False
 
     @abstractmethod
-    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
-        """Value of ``network``; never NaN."""
+    def score(self, network: Network, settings: ScoreSettings = DEFAULTS) -> Score:
+        """Computes the value of ``network``; it is never NaN."""
 
 
 class ClosedFormProxy(Proxy):
@@ -155,10 +168,13 @@ class ClosedFormProxy(Proxy):
 
     @abstractmethod
     def value(self, structure: Structure) -> float:
-        """The number; raises UndefinedProxyError."""
+        """Computes the number.
 
-    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
-        settings = settings or ScoreSettings()
+        Raises:
+            UndefinedProxyError: There is none for this structure.
+        """
+
+    def score(self, network: Network, settings: ScoreSettings = DEFAULTS) -> Score:
         return _score(lambda: [self.value(network.at(settings.image_size).structure)])
 
 
@@ -167,13 +183,18 @@ class SampledProxy(Proxy):
 
     @abstractmethod
     def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
-        """Value for one draw of weights and ``images`` ``(batch, 3, side, side)``, N(0, 1).
+        """Computes the value for one draw of weights and images.
 
-        ``generator`` lies on the CPU. Raises UndefinedProxyError.
+        Args:
+            module: The network with its weights, in eval mode.
+            images: Drawn from N(0, 1), shape (batch, 3, side, side).
+            generator: Source of all that is drawn besides, on the CPU.
+
+        Raises:
+            UndefinedProxyError: There is none for this network.
         """
 
-    def score(self, network: Network, settings: ScoreSettings | None = None) -> Score:
-        settings = settings or ScoreSettings()
+    def score(self, network: Network, settings: ScoreSettings = DEFAULTS) -> Score:
         network = network.at(settings.image_size)
         side = network.image_size
 
@@ -192,20 +213,20 @@ class SampledProxy(Proxy):
 def _score(values: Callable[[], Sequence[float]]) -> Score:
     """Mean and spread of values, or why there are none."""
     try:
-        found = values()
+        numbers = values()
     except UndefinedProxyError as error:
         return Score(None, reason=str(error))
-    if not all(map(math.isfinite, found)):
+    if not all(map(math.isfinite, numbers)):
         return Score(None, reason="a repeat gave a number that is not finite")
-    spread = statistics.stdev(found) if len(found) > 1 else None
-    return Score(statistics.fmean(found), spread)
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Score(statistics.fmean(numbers), spread)
 
 
 _PROXIES: dict[str, type[Proxy]] = {}
 
 
 def register_proxy(cls: type[Proxy]) -> type[Proxy]:
-    """Make a proxy known under its name, which must be new."""
+    """Registers a proxy under its name, which must be new."""
     if cls.name in _PROXIES:
         raise ValueError(f"a proxy named {cls.name!r} is registered already")
     _PROXIES[cls.name] = cls
@@ -213,12 +234,16 @@ def register_proxy(cls: type[Proxy]) -> type[Proxy]:
 
 
 def proxy_names() -> list[str]:
-    """Names of all proxies, closed forms first."""
+    """Lists the names of all proxies, closed forms first."""
     return sorted(_PROXIES, key=lambda name: (not _PROXIES[name].closed_form, name))
 
 
 def proxy(name: str) -> Proxy:
-    """The proxy ``name``; raises UnknownNameError naming the nearest."""
+    """Makes the proxy ``name``.
+
+    Raises:
+        UnknownNameError: There is none; the message names the nearest.
+    """
     if name not in _PROXIES:
         raise UnknownNameError("proxy", name, _PROXIES)
     return _PROXIES[name]()

@@ -42,11 +42,11 @@ RANK_QUALITY = (
 
 
 def combined_score(num_params: Values, activations: Values, effectiveness: Values) -> Values:
-    """Weighted mean of the three standardised logarithms.
+    """Computes the weighted mean of the three standardised logarithms.
 
     Args:
-        num_params: parameters.
-        activations: output elements of layers and matrix products, for one image.
+        num_params: Numbers of parameters.
+        activations: Output elements of layers and matrix products, for one image.
         effectiveness: ρ at the end of the last stage, without a unit.
 
     Returns:

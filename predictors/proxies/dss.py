@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from predictors.proxies.base import SampledProxy, UndefinedProxyError, register_proxy
-from predictors.proxies.preparation import (
-    absolute_weights,
-    finite,
-    layer_weights,
-    unit_scales,
-)
+from predictors.proxies.preparation import absolute_weights, finite, layer_weights, unit_scales
 
 ATTENTION, MLP = "attention", "mlp"
 _MARKS = {ATTENTION: ("attn", "attention"), MLP: ("mlp", "ffn", "feedforward")}
@@ -32,7 +27,7 @@ _QUERIES = re.compile(r"(to_)?q(_|uery|kv|k|$)|in_proj")
 
 
 def roles(module: nn.Module) -> dict[str, str]:
-    """``ATTENTION`` or ``MLP`` for each weight matrix that belongs to one, by parameter name.
+    """Finds ``ATTENTION`` or ``MLP`` for each weight matrix that belongs to one, by its name.
 
     What a matrix belongs to is said by the innermost module around it whose class or own name
     has ``attn``, ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it; attention has a child or
@@ -53,14 +48,15 @@ def roles(module: nn.Module) -> dict[str, str]:
 
 
 def _has_queries(module: nn.Module) -> bool:
-    own = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
-    return any(_QUERIES.match(name) for name in own)
+    names = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
+    return any(_QUERIES.match(name) for name in names)
 
 
 def saliency(module: nn.Module, image: Tensor) -> float:
-    """DSS of ``module`` with the weights it has for one image ``(1, channels, height, width)``.
+    """Computes DSS of ``module`` with its weights for one image (1, channels, height, width).
 
-    Raises UndefinedProxyError where the network has neither attention nor MLPs.
+    Raises:
+        UndefinedProxyError: The network has neither attention nor MLPs.
     """
     named = roles(module)
     if not named:

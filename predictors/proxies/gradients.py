@@ -22,11 +22,17 @@ from predictors.proxies.preparation import BatchStatistics, finite, layer_weight
 def loss_gradients(
     module: nn.Module, images: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Gradients of the mean cross entropy in the weights of linear layers and convolutions.
+    """Computes gradients of the mean cross entropy in weights of linear layers and convolutions.
 
-    ``images`` are ``(batch, 3, side, side)``; their labels are drawn from ``generator``. Weights
-    that the loss does not depend on are left out. Raises UndefinedProxyError where the network is
-    no classifier or has no such weight.
+    Weights that the loss does not depend on are left out.
+
+    Args:
+        module: A classifier.
+        images: Its input, shape (batch, 3, side, side).
+        generator: Source of the labels.
+
+    Raises:
+        UndefinedProxyError: The network is no classifier, or has no such weight.
     """
     with BatchStatistics():
         logits = module(images)
@@ -45,13 +51,17 @@ def loss_gradients(
     }
 
 
-_APPLIES = (
-    "norms, attention and gates stay as they are, batch norms with the batch's statistics; layer "
-    "scales and weights that start at zero are one"
-)
+@register_proxy
+class GradNorm(SampledProxy):
+    """Sum of the Euclidean norms of gradients."""
 
+    name = "grad_norm"
+    summary = "sum of the norms of the loss's gradients (Abdelfattah et al. 2021)"
+    applies = (
+        "norms, attention and gates stay as they are, batch norms with the batch's statistics; "
+        "layer scales and weights that start at zero are one"
+    )
 
-class _GradientProxy(SampledProxy):
     def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
         unit_scales(module, generator)
         gradients = loss_gradients(module, images, generator)
@@ -59,28 +69,16 @@ class _GradientProxy(SampledProxy):
         return finite(self.of_gradients(weights, gradients), "the sum over weights")
 
     def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        raise NotImplementedError
-
-
-@register_proxy
-class GradNorm(_GradientProxy):
-    """Sum of the Euclidean norms of gradients."""
-
-    name = "grad_norm"
-    summary = "sum of the norms of the loss's gradients (Abdelfattah et al. 2021)"
-    applies = _APPLIES
-
-    def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        """Computes the score from weights and gradients by name."""
         return sum(float(gradient.norm()) for gradient in gradients.values())
 
 
 @register_proxy
-class Snip(_GradientProxy):
+class Snip(GradNorm):
     """Sum of absolute products of weights and gradients."""
 
     name = "snip"
     summary = "sum of |weight × gradient| (Lee et al. 2019)"
-    applies = _APPLIES
 
     def of_gradients(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         return sum(float((weights[name] * g).abs().sum()) for name, g in gradients.items())

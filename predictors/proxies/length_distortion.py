@@ -33,11 +33,15 @@ ANGLES = 10
 
 
 def length_distortion(module: nn.Module, plane: Tensor, at_once: int = ANGLES) -> float:
-    """L^E of ``module`` with the weights it has.
+    """Computes L^E of ``module`` with its weights.
 
-    ``plane`` ``(3, height, width, 2)`` is U, on the module's device; ``at_once`` angles are in
-    memory together. The module must be in eval mode: dropout would be part of the derivative.
-    Raises UndefinedProxyError where an operator has no forward derivative.
+    Args:
+        module: The network, in eval mode: dropout would be part of the derivative.
+        plane: U, shape (3, height, width, 2), on the module's device.
+        at_once: Number of angles that are in memory together.
+
+    Raises:
+        UndefinedProxyError: An operator has no forward derivative.
     """
     angles = torch.linspace(0, 2 * math.pi, ANGLES, dtype=plane.dtype, device=plane.device)
     total = 0.0

@@ -64,7 +64,11 @@ class Codes(TorchFunctionMode):
 
 
 def log_determinant(kernel: Tensor) -> float:
-    """log det; raises UndefinedProxyError where the matrix is singular."""
+    """Computes log det.
+
+    Raises:
+        UndefinedProxyError: The matrix is singular.
+    """
     sign, logarithm = torch.linalg.slogdet(kernel)
     if not sign > 0:
         raise UndefinedProxyError("some images switch all activations alike")

@@ -30,11 +30,19 @@ PART = 1 << 20  # numbers that are held in float64 at once
 
 
 def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = None) -> Tensor:
-    """K ``(batch, batch)``, float64 on the CPU, of ``module`` with the weights it has.
+    """Computes the tangent kernel of ``module`` with its weights.
 
-    At most ``max_bytes`` of gradients are kept, by default half of the memory that is free where
-    the images are, and two of them at least: where they do not all fit, some are computed again.
-    Raises UndefinedProxyError where no weight matters.
+    Args:
+        module: The network.
+        images: Its input, shape (batch, 3, side, side).
+        max_bytes: Most bytes of gradients that are kept, two of them at least, by default half of
+            the memory that is free where the images are. What does not fit is computed again.
+
+    Returns:
+        K, shape (batch, batch), float64 on the CPU.
+
+    Raises:
+        UndefinedProxyError: No weight matters.
     """
     if max_bytes is None:
         max_bytes = _free_bytes(images.device) // 2
@@ -55,8 +63,7 @@ def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = No
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
@@ -81,7 +88,11 @@ def _product(first: Tensor, second: Tensor) -> float:
 
 
 def condition_number(kernel: Tensor) -> float:
-    """λ_max / λ_min of a symmetric matrix; raises UndefinedProxyError where it is singular."""
+    """Computes λ_max / λ_min of a symmetric matrix.
+
+    Raises:
+        UndefinedProxyError: The matrix is singular or not finite.
+    """
     if not bool(kernel.isfinite().all()):
         raise UndefinedProxyError("gradients are not finite")
     eigenvalues = torch.linalg.eigvalsh(kernel)

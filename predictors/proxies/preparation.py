@@ -1,4 +1,4 @@
-"""What proxies do to a network before they score it, whatever network it is.
+"""Preparation of networks for proxies, whatever network it is: weights, norms, features.
 
 Functions are intercepted, not modules: a norm is a call of ``layer_norm``, ``group_norm``,
 ``batch_norm``, ``instance_norm`` or ``rms_norm``, wherever a model makes it. Norms that a model
@@ -26,7 +26,6 @@ NORMS: frozenset[Callable[..., Any]] = frozenset(
     for namespace in (F, torch)
     for name in ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm")
 )
-_BATCH_NORMS = (F.batch_norm,)
 _SCALES = re.compile(r"weight|gamma|scale|gain")
 _NOT_SCALES = re.compile(r"bias|beta|token|embed")
 SMALL = 0.2  # layer scales start at 0.1 or below, learned slopes of activations at 0.25
@@ -38,7 +37,7 @@ WEIGHT_STD = 0.02
 
 @torch.no_grad()
 def unit_scales(module: nn.Module, generator: torch.Generator) -> None:
-    """Let no branch start switched off.
+    """Lets no branch start switched off.
 
     Networks start residual branches at or near zero, by the weight of a last norm or by a layer
     scale, and some their classifier. What follows from gradients then says little about the
@@ -60,7 +59,7 @@ def unit_scales(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def as_vit_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights as As-ViT scores networks with: linear ones anew, with standard deviation 0.02.
+    """Draws weights as As-ViT does: linear ones anew, with standard deviation 0.02.
 
     Convolutions with kernel 1 are linear layers. Biases of both become zero; all else keeps the
     network's own initialisation.
@@ -83,13 +82,13 @@ def _draw(parameter: Tensor, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def absolute_weights(module: nn.Module) -> None:
-    """Replace every parameter by its absolute value."""
+    """Replaces every parameter by its absolute value."""
     for parameter in module.parameters():
         parameter.abs_()
 
 
 def layer_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of linear layers and convolutions: parameters named weight with two axes or more."""
+    """Lists weights of linear layers and convolutions: named weight, with two axes or more."""
     return {
         name: parameter
         for name, parameter in module.named_parameters()
@@ -130,7 +129,7 @@ class BatchStatistics(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _BATCH_NORMS:
+        if func is F.batch_norm:
             x = first_argument(args, kwargs)
             weight, bias = _argument(args, kwargs, 3, "weight"), _argument(args, kwargs, 4, "bias")
             eps = kwargs.get("eps", args[7] if len(args) > 7 else 1e-5)
@@ -157,7 +156,7 @@ class _NormRecorder(TorchFunctionMode):
 
 
 def first_argument(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What a function of ``torch.nn.functional`` works on."""
+    """Returns what a function of ``torch.nn.functional`` works on."""
     return args[0] if args else kwargs["input"]
 
 
@@ -169,9 +168,10 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], position: int, name: 
 
 
 def pooled_features(module: nn.Module, images: Tensor) -> Tensor:
-    """Means over tokens of the last features, ``(batch, channels)``, of timm's or our networks.
+    """Averages the last features of timm's or our networks over tokens: (batch, channels).
 
-    Raises UndefinedProxyError for a module without one last map of features.
+    Raises:
+        UndefinedProxyError: The module has not one last map of features.
     """
     maps = _last_features(module, images)
     if maps.ndim == 4:
@@ -193,7 +193,7 @@ def _last_features(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def final_norm(module: nn.Module, image: Tensor) -> int:
-    """Number of the norm, counted from 1 in the order of calls, whose output are the features.
+    """Finds the number of the norm, from 1 in the order of calls, whose output are the features.
 
     0 where something else gives them. ``WithoutNorms(number)`` leaves that norm out.
     """
@@ -211,12 +211,16 @@ def final_norm(module: nn.Module, image: Tensor) -> int:
 
 
 def plain_attention() -> AbstractContextManager[Any]:
-    """Attention by matrix products and softmax, which have forward derivatives."""
+    """Computes attention by matrix products and softmax, which have forward derivatives."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def finite(value: float, what: str) -> float:
-    """``value``; raises UndefinedProxyError saying that ``what`` is not finite."""
+    """Returns ``value``.
+
+    Raises:
+        UndefinedProxyError: It is not finite; the message says so of ``what``.
+    """
     if not math.isfinite(value):
         raise UndefinedProxyError(f"{what} is not finite")
     return value

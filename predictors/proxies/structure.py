@@ -1,4 +1,4 @@
-"""What closed-form proxies see of a network: weighted layers and the longest path through them.
+"""The structure that closed-form proxies score: layers and the longest path through them.
 
 A network is run once on the meta device, where tensors have shapes but no data, under a dispatch
 mode that sees every operator. Each linear layer and convolution has a width
@@ -26,14 +26,8 @@ _PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm}
 _ATTENTION = _aten.scaled_dot_product_attention
 _NORMS = {_aten.native_layer_norm, _aten.native_group_norm}
 _POOLS = {
-    *(
-        _aten.mean,
-        _aten.sum,
-        _aten.amax,
-        _aten.max,
-        _aten.avg_pool2d,
-        _aten.max_pool2d_with_indices,
-    ),
+    *(_aten.mean, _aten.sum, _aten.amax, _aten.max),
+    *(_aten.avg_pool2d, _aten.max_pool2d_with_indices),
     *(_aten._adaptive_avg_pool2d, _aten.adaptive_max_pool2d),
 }
 _NORM_MACS = 5  # per element, as fvcore has it
@@ -53,9 +47,9 @@ class Layer:
 
     Args:
         width: ``c_in · k² / groups``.
-        channels: output channels.
-        positions: output positions of one image (the product of its sides).
-        path: longest path from the input to this layer's output.
+        channels: Output channels.
+        positions: Output positions of one image (the product of its sides).
+        path: Longest path from the input to this layer's output.
     """
 
     width: int
@@ -80,7 +74,7 @@ class Structure:
 
 
 def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
-    """Structure of ``module``, which lies on the meta device, for one input of ``shape``.
+    """Traces ``module``, which lies on the meta device, with one input of ``shape``.
 
     Layers that see a whole map pooled to one position, as squeeze-and-excitation and most
     classifiers do, are left out, as in DeepMAD; so is a last layer of one position.
@@ -95,13 +89,7 @@ def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
         *layers, last = layers  # a classifier behind maps of one position
         path = Path(path.entropy - 0.5 * math.log(last.width), path.layers - 1)
     num_params = sum(parameter.numel() for parameter in module.parameters())
-    return Structure(
-        tuple(layers),
-        path,
-        num_params,
-        recorder.macs,
-        recorder.activations,
-    )
+    return Structure(tuple(layers), path, num_params, recorder.macs, recorder.activations)
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,14 @@ def _equal_attention(
 
 
 def log_synaptic_flow(module: nn.Module, shape: Sequence[int]) -> float:
-    """log Σ θ · ∂R/∂θ for one image of ones of ``shape`` ``(channels, height, width)``.
+    """Computes log Σ θ · ∂R/∂θ for one image of ones.
 
-    ``module`` is double precision and has no negative parameter. Raises UndefinedProxyError
-    where the flow is not a positive finite number.
+    Args:
+        module: The network, in double precision and without negative parameters.
+        shape: Shape of the image: channels, height, width.
+
+    Raises:
+        UndefinedProxyError: The flow is not a positive finite number.
     """
     parameter = next(module.parameters())
     images = torch.ones(1, *shape, dtype=parameter.dtype, device=parameter.device)

@@ -24,11 +24,13 @@ BATCHES = 2  # as published
 
 
 def zico(gradients: Sequence[dict[str, Tensor]]) -> float:
-    """ZiCo of the gradients of two or more batches, by layer.
+    """Computes ZiCo of the gradients of two or more batches, by layer.
 
     Standard deviations are those of the batches, not estimates for more. Weights whose gradient
-    never changes are left out, and so are layers of them; raises UndefinedProxyError where
-    nothing is left.
+    never changes are left out, and so are layers of them.
+
+    Raises:
+        UndefinedProxyError: Nothing is left.
     """
     total, layers = 0.0, 0
     for name in gradients[0]:

@@ -40,9 +40,14 @@ class AdditiveAccuracy:
     """Accuracy as a sum over components, learnt from evaluations.
 
     Args:
-        space: whose rows it predicts.
-        finer: scales of finer groups of features to choose from.
-        penalties: of ridge, to choose from.
+        space: The space whose rows it predicts.
+        finer: Scales of finer groups of features to choose from.
+        penalties: Penalties of ridge to choose from.
+
+    Example:
+        >>> model = AdditiveAccuracy(space)
+        >>> model.fit(genes, accuracies)
+        >>> model.table().argmax()  # the genes that it expects most of
     """
 
     def __init__(
@@ -51,16 +56,18 @@ class AdditiveAccuracy:
         finer: tuple[float, ...] = FINER,
         penalties: tuple[float, ...] = PENALTIES,
     ) -> None:
-        self.space = space
         self._features = [AdditiveFeatures(space, value) for value in finer]
         self._penalties = penalties
-        self._fit: _Fit | None = None
-        self._values = np.zeros(0)
 
     def fit(self, genes: Genes, values: Values) -> None:
-        """Learn from rows (n, genes) and their finite values (n,); at least two rows.
+        """Learns from rows and their values.
 
-        Raises UsageError for fewer.
+        Args:
+            genes: Valid rows, shape (n, genes), n ≥ 2.
+            values: Finite values, shape (n,).
+
+        Raises:
+            UsageError: There are fewer than two rows.
         """
         if len(genes) < 2:
             raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
@@ -68,14 +75,9 @@ class AdditiveAccuracy:
         fits = [_fit(features, genes, self._values, self._penalties) for features in self._features]
         self._fit = min(fits, key=lambda fit: fit.error)
 
-    @property
-    def _fitted(self) -> _Fit:
-        assert self._fit is not None, "fit comes first"
-        return self._fit
-
     def predict(self, genes: Genes) -> Prediction:
-        """Mean and standard deviation of the value without noise, rows of shape (n, genes)."""
-        fit = self._fitted
+        """Predicts mean and standard deviation without noise of rows, shape (n, genes)."""
+        fit = self._fit
         centred = fit.features.encode(genes) - fit.mean
         along = centred @ fit.basis
         outside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
@@ -83,20 +85,20 @@ class AdditiveAccuracy:
         return Prediction(fit.offset + along @ fit.weights, np.sqrt(variance))
 
     def table(self) -> AdditiveTable:
-        """The mean as an additive table over the whole space."""
-        fit = self._fitted
+        """Builds the additive table of the mean over the whole space."""
+        fit = self._fit
         weights = fit.basis @ fit.weights
         return fit.features.table(weights, fit.offset - float(fit.mean @ weights))
 
     @property
     def rank_quality(self) -> float | None:
         """Kendall τ of values and their leave-one-out predictions; None where undefined."""
-        return rank_quality(self._values, self._fitted.left_out)
+        return rank_quality(self._values, self._fit.left_out)
 
     @property
     def left_out(self) -> Values:
         """Prediction of each value by a fit to all others, same penalty, shape (n,)."""
-        return self._fitted.left_out
+        return self._fit.left_out
 
 
 def _fit(
@@ -108,19 +110,17 @@ def _fit(
     n = len(values)
     left, singular, basis = _svd(centred)
     projected = left.T @ rest
-    best: tuple[float, float, Values, Values, float] | None = None
+    fits: list[tuple[float, float, Values, Values, float]] = []
     for penalty in penalties:
         shrink = singular**2 / (singular**2 + penalty)
         # the mean is fitted too, hence 1/n
         leverage = np.minimum(1 / n + (left**2) @ shrink, 1 - 1e-9)
         residual = (rest - left @ (shrink * projected)) / (1 - leverage)
         error = float(residual @ residual) / n
-        if best is None or error < best[0]:
-            # a left-out residual has the variance of the noise over 1 − leverage
-            variance = float(residual**2 @ (1 - leverage)) / n
-            best = (error, penalty, shrink, residual, variance)
-    assert best is not None
-    error, penalty, shrink, residual, variance = best
+        # a left-out residual has the variance of the noise over 1 − leverage
+        variance = float(residual**2 @ (1 - leverage)) / n
+        fits.append((error, penalty, shrink, residual, variance))
+    error, penalty, shrink, residual, variance = min(fits, key=lambda fit: fit[0])
     noise = float(np.sqrt(variance))
     return _Fit(
         features=features,

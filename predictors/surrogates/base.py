@@ -1,4 +1,4 @@
-"""What an accuracy model is, and how well it ranks."""
+"""The interface of accuracy models, and the quality of their ranking."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Prediction:
 
 
 class Surrogate(Protocol):
-    """Learns a metric from evaluations; the same sequence of fits gives the same model."""
+    """Model of a metric, from evaluations; the same sequence of fits gives the same model."""
 
     def fit(self, genes: Genes, values: Values) -> None:
-        """Learn from rows of shape (n, genes) and their finite values (n,), n ≥ 2."""
+        """Learns from rows of shape (n, genes) and their finite values (n,), n ≥ 2."""
         ...
 
     def predict(self, genes: Genes) -> Prediction:
-        """What to expect of rows of shape (n, genes)."""
+        """Predicts rows of shape (n, genes)."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class Surrogate(Protocol):
 
 
 def rank_quality(values: Values, predicted: Values) -> float | None:
-    """Kendall τ-b; None for fewer than two values or where a side is constant."""
+    """Computes Kendall τ-b; None for fewer than two values or where a side is constant."""
     if len(values) < 2 or np.ptp(values) == 0 or np.ptp(predicted) == 0:
         return None
     return float(kendalltau(values, predicted).statistic)

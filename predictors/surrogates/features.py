@@ -28,8 +28,8 @@ class AdditiveFeatures:
     """Encoder of a space's rows.
 
     Args:
-        space: whose rows are encoded.
-        finer: scale of each group relative to the next coarser one, positive.
+        space: The space whose rows are encoded.
+        finer: Scale of each group relative to the next coarser one, positive.
     """
 
     space: SearchSpace
@@ -50,12 +50,12 @@ class AdditiveFeatures:
                 row[[names[trait] for trait in _traits(block)]] = 1.0
             traits.append(table)
         result = []
-        for i, own in enumerate(traits):
-            parts = [own]
+        for i, table in enumerate(traits):
+            parts = [table]
             for j, stage in enumerate(self.space.stages):
                 here = float(i == j)
-                parts.append(here * self.finer * own)
-                parts.append(here * self.finer**2 * np.eye(len(own), len(stage.blocks)))
+                parts.append(here * self.finer * table)
+                parts.append(here * self.finer**2 * np.eye(len(table), len(stage.blocks)))
             result.append(np.hstack(parts))
         used = np.any([table.any(axis=0) for table in result], axis=0)
         return [np.ascontiguousarray(table[:, used]) for table in result]
@@ -65,7 +65,7 @@ class AdditiveFeatures:
         return np.concatenate(self._choices)
 
     def encode(self, genes: Genes) -> Values:
-        """Features of valid rows, shape (n, genes) to (n, features)."""
+        """Encodes valid rows, shape (n, genes) to (n, features)."""
         space = self.space
         parts = [_one_hot(genes[:, 0], len(space.resolutions))]
         every = np.arange(len(genes))
@@ -82,7 +82,7 @@ class AdditiveFeatures:
         return np.hstack([*parts, blocks])
 
     def table(self, weights: Values, offset: float) -> AdditiveTable:
-        """The table that predicts ``offset + features @ weights``, weights of (features,)."""
+        """Builds the table of ``offset + features @ weights``, weights of shape (features,)."""
         space, at = self.space, 0
 
         def take(count: int) -> Values:
@@ -98,7 +98,6 @@ class AdditiveFeatures:
             widths.append(take(num) + _steps(every, num) @ take(num - 1))
             positions.append(take(stage.max_depth))
         of_blocks = take(self._choices[0].shape[1])
-        assert at == len(weights)
         blocks = []
         for stage, position, choices in zip(space.stages, positions, self._choices, strict=True):
             values = position[:, None] + choices @ of_blocks  # (P, C)
@@ -127,7 +126,7 @@ class GeneFeatures:
     resolutions, and the traits that two blocks do not share. An inactive gene is all zeros.
 
     Args:
-        space: whose rows are encoded.
+        space: The space whose rows are encoded.
     """
 
     space: SearchSpace
@@ -152,7 +151,7 @@ class GeneFeatures:
         return np.repeat(np.arange(len(widths)), widths)
 
     def encode(self, genes: Genes) -> Values:
-        """Columns of valid rows, shape (n, genes) to (n, columns)."""
+        """Encodes valid rows, shape (n, genes) to (n, columns)."""
         return np.hstack([t[gene] for t, gene in zip(self._tables, genes.T, strict=True)])
 
 

@@ -39,11 +39,11 @@ class Tuning:
     """Parameters of the covariance, all positive, in units of the values' variance.
 
     Args:
-        amplitudes: variances of the linear trend, the smooth part, the sum over genes and the
+        amplitudes: Variances of the linear trend, the smooth part, the sum over genes and the
             joint part of all genes, shape (4,).
-        length: of the smooth part, in root mean squared distances.
-        noise: variance of the noise.
-        weights: of the genes in the joint part, shape (genes,).
+        length: Length of the smooth part, in root mean squared distances.
+        noise: Variance of the noise.
+        weights: Weights of the genes in the joint part, shape (genes,).
     """
 
     amplitudes: Values
@@ -61,14 +61,15 @@ class Tuning:
 class GaussianProcess:
     """Accuracy model with uncertainty for up to a few thousand evaluations.
 
-        model = GaussianProcess(space, [latency.predict])
-        model.fit(genes, accuracies)
-        mean, deviation = model.predict(others).mean, model.predict(others).deviation
-
     Args:
-        space: whose rows it predicts.
-        costs: predictions of cheap metrics, that accuracy may follow.
-        finer: scale of finer features.
+        space: The space whose rows it predicts.
+        costs: Predictions of cheap metrics, that accuracy may follow.
+        finer: Scale of finer features.
+
+    Example:
+        >>> model = GaussianProcess(space, [latency.predict])
+        >>> model.fit(genes, accuracies)
+        >>> prediction = model.predict(others)  # with ``mean`` and ``deviation``
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class GaussianProcess:
         that ended; most fits only solve a linear system.
 
         Args:
-            genes: shape (n, genes), n ≥ 2.
-            values: finite, shape (n,).
+            genes: Valid rows, shape (n, genes), n ≥ 2.
+            values: Finite values, shape (n,).
 
         Raises:
-            UsageError: there are fewer than two rows.
+            UsageError: There are fewer than two rows.
         """
         if len(genes) < 2:
             raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
@@ -129,8 +130,15 @@ class GaussianProcess:
         return np.hstack([self._features.encode(genes), *costs])
 
     def covariance(self, a: Values, b: Values, c: Values, d: Values) -> Values:
-        """Of the value without noise, between points a, b (n | m, features) whose genes are c, d
-        (n | m, columns); shape (n, m)."""
+        """Computes covariances of values without noise.
+
+        Args:
+            a, b: Points, shapes (n, features) and (m, features).
+            c, d: Their encoded genes, shapes (n, columns) and (m, columns).
+
+        Returns:
+            Covariances, shape (n, m).
+        """
         tuning = self.tuning
         trend, smooth, sums, joint = tuning.amplitudes
         weights = np.sqrt(tuning.weights)[self._genes.group]
@@ -140,7 +148,7 @@ class GaussianProcess:
         return np.asarray(result)
 
     def predict(self, genes: Genes) -> Prediction:
-        """Mean and standard deviation of the value without noise, rows of shape (n, genes)."""
+        """Predicts mean and standard deviation without noise of rows, shape (n, genes)."""
         points, single = self._frame.points(self._encode(genes)), self._genes.encode(genes)
         cross = self.covariance(points, self._points, single, self._single)
         trend, smooth, sums, joint = self.tuning.amplitudes
@@ -218,10 +226,10 @@ class _Posterior:
     def mode(self, start: Values) -> Values:
         """The most probable logarithms that L-BFGS finds from ``start``."""
         bounds = [(LOWEST, HIGHEST)] * len(start)
-        found = minimize(
+        optimum = minimize(
             self, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS}
         )
-        return np.asarray(found.x, dtype=np.float64)
+        return np.asarray(optimum.x, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ is the largest of its components' instead of their sum; everything else about it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -39,14 +38,20 @@ class AdditiveTable:
     R resolutions, and W widths, P positions and C block choices in a stage:
 
     Args:
-        space: the space whose genes index the arrays.
-        stem: shape (R, W of stage 0).
-        blocks: per stage, shape (R, P, W, C).
-        downsamples: before stages 1 to 3, shape (R, W of the stage before, W of the stage).
-        head: shape (R, W of stage 3).
-        scale, offset: the correction; ``scale`` is positive, so it never reorders architectures.
-        combine: how values of components make that of a network: ``sum``, or ``max`` (of values
+        space: The space whose genes index the arrays.
+        stem: Values of stems, shape (R, W of stage 0).
+        blocks: Values of blocks per stage, shape (R, P, W, C).
+        downsamples: Values before stages 1 to 3, shape (R, W of the stage before, W of the stage).
+        head: Values of heads, shape (R, W of stage 3).
+        scale: Factor of the correction, positive, so that it never reorders architectures.
+        offset: Offset of the correction.
+        combine: How values of components make that of a network: ``sum``, or ``max`` (of values
             that are not negative).
+
+    Example:
+        >>> table = AdditiveTable.build(space, 1000, cost)
+        >>> table.predict(space.sample(rng, 10_000))
+        >>> space.decode([table.argmin()])  # the cheapest architecture of all
     """
 
     space: SearchSpace
@@ -57,16 +62,6 @@ class AdditiveTable:
     scale: float = 1.0
     offset: float = 0.0
     combine: Literal["sum", "max"] = "sum"
-
-    def __post_init__(self) -> None:
-        shapes = _shapes(self.space)
-        assert [self.stem.shape, *(b.shape for b in self.blocks)] == [shapes.stem, *shapes.blocks]
-        assert [*(d.shape for d in self.downsamples), self.head.shape] == [
-            *shapes.downsamples,
-            shapes.head,
-        ]
-        assert 0 < self.scale < math.inf
-        assert math.isfinite(self.offset)
 
     @classmethod
     def build(
@@ -79,7 +74,7 @@ class AdditiveTable:
         offset: float = 0.0,
         combine: Literal["sum", "max"] = "sum",
     ) -> AdditiveTable:
-        """Table with ``cost(spec, in_size)`` of each distinct entry, called once per entry."""
+        """Builds a table from ``cost(spec, in_size)``, which is called once per distinct entry."""
         index = _index(space, num_classes)
         values = np.array([cost(spec, size) for spec, size in index.entries], dtype=np.float64)
         return cls(
@@ -96,12 +91,12 @@ class AdditiveTable:
     # Prediction -------------------------------------------------------------------------------
 
     def predict(self, genes: Genes) -> Values:
-        """Values of valid rows of genes, shape (n, genes) to (n,)."""
+        """Predicts the values of valid rows, shape (n, genes) to (n,)."""
         genes = np.asarray(genes)
         result = np.empty(len(genes), dtype=np.float64)
         for start in range(0, len(genes), _CHUNK):
             rows = genes[start : start + _CHUNK]
-            result[start : start + _CHUNK] = self._sums(rows)
+            result[start : start + _CHUNK] = self._join.reduce(self._by_stage(rows))
         return self.offset + self.scale * result
 
     @cached_property
@@ -114,7 +109,7 @@ class AdditiveTable:
         return tuple(flat)
 
     def stage_sums(self, genes: Genes) -> Values:
-        """Uncorrected values of each stage, shape (n, genes) to (n, stages).
+        """Computes uncorrected values of each stage, shape (n, genes) to (n, stages).
 
         The first stage's has the stem's in it, the others' that of the downsampling before them,
         the last one's the head's.
@@ -124,9 +119,6 @@ class AdditiveTable:
             rows = np.asarray(genes[start : start + _CHUNK])
             result[start : start + _CHUNK] = np.stack(self._by_stage(rows), axis=1)
         return result
-
-    def _sums(self, genes: Genes) -> Values:
-        return self._join.reduce(self._by_stage(genes))
 
     @property
     def _join(self) -> np.ufunc:
@@ -151,7 +143,7 @@ class AdditiveTable:
     # Explanation ------------------------------------------------------------------------------
 
     def breakdown(self, genes: Genes) -> list[tuple[str, float]]:
-        """Component paths and their share of one row's prediction, genes of shape (genes,).
+        """Lists component paths and their share of one row's prediction, shape (genes,).
 
         The shares are scaled by the correction and the last one, ``correction``, is its offset
         (left out where that is zero), so they add up to the prediction of a ``sum``.
@@ -173,11 +165,11 @@ class AdditiveTable:
     # Exact extremes ---------------------------------------------------------------------------
 
     def argmin(self) -> Genes:
-        """Genes of an architecture with the smallest value of all, shape (genes,)."""
+        """Finds the genes of an architecture with the smallest value of all, shape (genes,)."""
         return self._cheapest(1.0)
 
     def argmax(self) -> Genes:
-        """Genes of an architecture with the largest value of all, shape (genes,)."""
+        """Finds the genes of an architecture with the largest value of all, shape (genes,)."""
         return self._cheapest(-1.0)
 
     def _cheapest(self, sign: float) -> Genes:
@@ -196,10 +188,10 @@ class AdditiveTable:
         # (R, W): the cheapest chain that ends in this width
         cost = join(sign * self.stem, stage_cost[0])
         origins = []
-        for downsample, own in zip(self.downsamples, stage_cost[1:], strict=True):
+        for downsample, of_stage in zip(self.downsamples, stage_cost[1:], strict=True):
             through = join(cost[:, :, None], sign * downsample)
             origins.append(through.argmin(axis=1))
-            cost = join(through.min(axis=1), own)
+            cost = join(through.min(axis=1), of_stage)
         cost = join(cost, sign * self.head)
         r, width = (int(i) for i in np.unravel_index(cost.argmin(), cost.shape))
         widths = [width]
@@ -217,27 +209,8 @@ class AdditiveTable:
 
 
 def entries(space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
-    """Distinct (spec, input side) of all components of all architectures of ``space``."""
+    """Lists distinct (spec, input side) of all components of all architectures of ``space``."""
     return list(_index(space, num_classes).entries)
-
-
-@dataclass(frozen=True)
-class _Shapes:
-    stem: tuple[int, ...]
-    blocks: list[tuple[int, ...]]
-    downsamples: list[tuple[int, ...]]
-    head: tuple[int, ...]
-
-
-def _shapes(space: SearchSpace) -> _Shapes:
-    num = len(space.resolutions)
-    widths = [len(stage.widths) for stage in space.stages]
-    return _Shapes(
-        (num, widths[0]),
-        [(num, s.max_depth, len(s.widths), len(s.blocks)) for s in space.stages],
-        [(num, before, after) for before, after in pairwise(widths)],
-        (num, widths[-1]),
-    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +227,8 @@ class _Index:
 @lru_cache(maxsize=4)
 def _index(space: SearchSpace, num_classes: int) -> _Index:
     """Made once for all tables of a space; its arrays are only read."""
-    macro, shapes = space.macro, _shapes(space)
+    macro, num = space.macro, len(space.resolutions)
+    widths = [len(stage.widths) for stage in space.stages]
     sizes = [feature_sizes(macro, resolution) for resolution in space.resolutions]
     known: dict[Entry, int] = {}
 
@@ -262,10 +236,12 @@ def _index(space: SearchSpace, num_classes: int) -> _Index:
         for r, size in enumerate(in_sizes):
             array[(r, *cell)] = known.setdefault((spec, size), len(known))
 
-    stem = np.empty(shapes.stem, dtype=np.int64)
-    blocks = [np.empty(shape, dtype=np.int64) for shape in shapes.blocks]
-    downsamples = [np.empty(shape, dtype=np.int64) for shape in shapes.downsamples]
-    head = np.empty(shapes.head, dtype=np.int64)
+    def empty(*shape: int) -> Genes:
+        return np.empty((num, *shape), dtype=np.int64)
+
+    stem, head = empty(widths[0]), empty(widths[-1])
+    blocks = [empty(s.max_depth, len(s.widths), len(s.blocks)) for s in space.stages]
+    downsamples = [empty(before, after) for before, after in pairwise(widths)]
     for w, width in enumerate(space.stages[0].widths):
         fill(stem, (w,), stem_spec(macro, width), list(space.resolutions))
     for i, stage in enumerate(space.stages):

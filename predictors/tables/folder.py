@@ -17,13 +17,12 @@ from search_space.errors import CorruptFileError, NasError, UsageError
 
 
 def cache_folder() -> Path:
-    """Folder of latency tables: ``$NAS_CACHE/latency``, by default ``~/.cache/nas/latency``.
+    """Returns the folder of latency tables: ``$NAS_CACHE/latency`` or ``~/.cache/nas/latency``.
 
     Raises:
         UsageError: A file stands in the way of what the variable says, or there is no home folder.
     """
-    root = os.environ.get("NAS_CACHE")
-    if root:
+    if root := os.environ.get("NAS_CACHE"):
         folder = Path(root) / "latency"
         for part in (folder, *folder.parents):
             if part.is_file():
@@ -36,8 +35,7 @@ def cache_folder() -> Path:
 
 
 def _users_cache() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    if cache:
+    if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache)
     try:
         return Path.home() / ".cache"
@@ -49,7 +47,7 @@ def _users_cache() -> Path:
 
 
 def writable(folder: Path) -> Path:
-    """``folder``, made where it is not there.
+    """Makes ``folder`` where it is not there, and returns it.
 
     Raises:
         UsageError: It cannot be written to, which is better known before half a minute is measured.
@@ -68,13 +66,17 @@ def writable(folder: Path) -> Path:
 
 
 def table_path(conditions: Conditions, folder: Path | None = None) -> Path:
-    """File of the table of ``conditions``, by default in ``cache_folder``."""
+    """Returns the file of the table of ``conditions``, by default in ``cache_folder``."""
     name = f"{conditions.device.kind}-{conditions.digest}.parquet"
     return (cache_folder() if folder is None else folder) / name
 
 
 def cached_table(conditions: Conditions, folder: Path | None = None) -> LatencyTable:
-    """The table on disk, or an empty one; raises CorruptFileError for an unusable file."""
+    """Loads the table of ``conditions``, or makes an empty one.
+
+    Raises:
+        CorruptFileError: The file cannot be read, or holds a table of other conditions.
+    """
     path = table_path(conditions, folder)
     if not path.exists():
         return LatencyTable(conditions, {}, {})
@@ -97,7 +99,7 @@ class Known:
 
 
 def known_tables(folder: Path | None = None) -> list[Known]:
-    """Every latency table in the folder of tables, by file name."""
+    """Lists every latency table in the folder of tables, by file name."""
     result = []
     for path in sorted((folder or cache_folder()).glob("*.parquet")):
         if ".partial" in path.name:
@@ -109,8 +111,13 @@ def known_tables(folder: Path | None = None) -> list[Known]:
     return result
 
 
+def readable_tables(folder: Path | None = None) -> list[tuple[Path, LatencyTable]]:
+    """Lists the tables in the folder of tables that can be read, with their files."""
+    return [(known.path, known.table) for known in known_tables(folder) if known.table is not None]
+
+
 def provenance(table: LatencyTable) -> str:
-    """How the latencies of ``table`` came about, in words for people; from its entries."""
+    """Says in words how the latencies of ``table`` came about."""
     origins = Counter(value.origin for value in table.entries.values())
     if table.conditions.estimated:
         text = "estimated from datasheet figures, not measured"

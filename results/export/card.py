@@ -30,6 +30,7 @@ class ModelCard:
 def model_card(
     network: Backbone, exported: Sequence[Export], preprocessing: Preprocessing, card: ModelCard
 ) -> str:
+    """The README of an export, in Markdown."""
     side = preprocessing.resolution
     lines = [
         f"# {card.title}",

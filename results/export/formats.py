@@ -1,4 +1,4 @@
-"""The formats of an export: how each is written, loaded back, and compared with the network."""
+"""Formats of an export: how each is written, loaded back, and compared with the network."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ Reference = Callable[[Tensor], Tensor]
 def write_timm(
     network: Backbone, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
 ) -> None:
+    """Write weights and ``config.json`` to ``folder``, as ``timm.create_model`` reads them."""
     pretrained_cfg: dict[str, Any] = {
         **preprocessing.timm(),
         "fixed_input_size": False,
@@ -143,7 +144,18 @@ _LOADERS: dict[str, Callable[[Path], Reference]] = {
 
 
 def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: Tensor) -> Export:
-    """Load a format back and compare logits, for a batch and for single images."""
+    """Load a format back and compare logits, for a batch and for single images.
+
+    Args:
+        name: Of the format.
+        staging: Folder that holds it now.
+        directory: Folder that it will be in.
+        images: ``(n, 3, side, side)``, two at least.
+        expected: The network's logits of them.
+
+    Raises:
+        ExportError: They differ by more than ``ABSOLUTE_TOLERANCE``.
+    """
     run = _LOADERS[name](staging)
     with torch.inference_mode():
         actual = torch.cat([run(images), run(images[:1]), run(images[1:2])])

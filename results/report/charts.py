@@ -14,7 +14,7 @@ from search_space.metrics import metric_named
 
 
 def capitalised(text: str) -> str:
-    """With a capital first letter, the others as they are."""
+    """Text with a capital first letter, the others as they are."""
     return text[:1].upper() + text[1:]
 
 

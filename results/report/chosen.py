@@ -44,7 +44,7 @@ def beaten_by(data: ReportData) -> list[Baseline]:
 
 
 def beaten_note(data: ReportData) -> str | None:
-    """Says which known designs the front should have had the like of; None where there are none."""
+    """A note on known designs that beat the front; None where there are none."""
     designs = beaten_by(data)
     if not designs:
         return None

@@ -1,4 +1,4 @@
-"""How the chosen network does on each class: accuracy alone hides that a rare class is lost."""
+"""Quality of the chosen network on each class: accuracy alone hides that a rare class is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def class_names(names: Sequence[str], count: int) -> list[str]:
 
 
 def unbalanced_note(data: ReportData) -> str | None:
-    """Says that classes are unbalanced, and what that does to the accuracy; None where not so."""
+    """A note that classes are unbalanced, and what that does to the accuracy; None where not."""
     quality: SplitQuality = {} if data.chosen is None else data.chosen.quality.get(SPLIT, {})
     confusion = quality.get("confusion")
     if data.chosen is None or not confusion:

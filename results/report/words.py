@@ -1,4 +1,4 @@
-"""How the report speaks: of the metric a run is judged by, of figures, of architectures.
+"""Words of the report: for the metric a run is judged by, for figures, for architectures.
 
 A run with data is judged by ``accuracy``; one without by a closed-form ``score`` of networks that
 nobody trained, which must never be taken for an accuracy.
@@ -31,7 +31,7 @@ SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How the report speaks of the metric that a run is judged by.
+    """Words for the metric that a run is judged by.
 
     Args:
         metric: its name in all metrics.

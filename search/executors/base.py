@@ -1,4 +1,4 @@
-"""The protocol of executors.
+"""Protocol of executors, and the outcome of one evaluation.
 
 A submission carries a ticket, outcomes come back in any order, and an exception in one evaluation
 is an outcome too: nothing is lost and nothing else stops. So an executor that completes
@@ -21,7 +21,7 @@ part)`` for one part of the images. Must depend on nothing else."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """End of one evaluation: its metrics, or the error that it failed with."""
+    """Holds the end of one evaluation: its metrics, or the error that it failed with."""
 
     ticket: int
     metrics: Mapping[str, float]
@@ -36,22 +36,22 @@ class Executor(Protocol):
     """
 
     def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
-        """Take one evaluation, to be begun in the order of submission; does not wait for it."""
+        """Takes one evaluation, to be begun in the order of submission; does not wait for it."""
         ...
 
     def wait(self) -> Outcome:
-        """The next evaluation that ends, in whatever order; called only while some are open."""
+        """Waits for the next evaluation that ends, in whatever order; only while some are open."""
         ...
 
     def close(self) -> None:
-        """Drop what is still open and free everything held; a second call does nothing."""
+        """Drops what is still open and frees everything held; a second call does nothing."""
         ...
 
 
 def attempt(
     evaluate: Evaluate, ticket: int, architecture: Architecture, part: int | None = None
 ) -> Outcome:
-    """The outcome of one evaluation, made here and now.
+    """Makes one evaluation here and now.
 
     Exceptions become outcomes with their type and text; KeyboardInterrupt and SystemExit pass.
     """
@@ -65,6 +65,6 @@ def attempt(
 
 
 def describe(error: BaseException) -> str:
-    """Type and first line of an error, for the journal."""
+    """Gives type and first line of an error, for the journal."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,9 +9,12 @@ from search_space.architecture import Architecture
 
 
 class InProcessExecutor:
-    """Evaluates in this process, in the order of submission, when waited for.
+    """Evaluates in this process, in the order of submission, when waited for (see ``attempt``).
 
-    Exceptions become outcomes with their type and text; KeyboardInterrupt and SystemExit pass.
+    Example:
+        >>> executor = InProcessExecutor(lambda architecture: {"depth": sum(architecture.depths)})
+        >>> executor.submit(0, space.largest)
+        >>> executor.wait().metrics
     """
 
     def __init__(self, evaluate: Evaluate) -> None:

@@ -8,18 +8,16 @@ architecture: ``stages.1.width``, ``stages.1.blocks.0``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from optuna.trial import BaseTrial, FixedTrial
 
 from search_space import Block, SearchSpace
 from search_space.space import INACTIVE, Genes
 
-if TYPE_CHECKING:
-    import optuna
 
-
-def suggest_row(space: SearchSpace, trial: optuna.Trial) -> Genes:
+def suggest_row(space: SearchSpace, trial: BaseTrial) -> Genes:
     """Row of the architecture that a trial suggests, shape (genes,)."""
     row = np.full(space.num_genes, INACTIVE, dtype=np.int64)
     row[0] = trial.suggest_int("resolution", 0, len(space.resolutions) - 1)
@@ -52,22 +50,9 @@ def parameters_of(space: SearchSpace, row: Genes) -> dict[str, Any]:
 def row_of(space: SearchSpace, parameters: Mapping[str, Any]) -> Genes | None:
     """Row of a stored trial's parameters, shape (genes,); None where they are not complete."""
     try:
-        return _row_of(space, parameters)
-    except KeyError:  # the process died while they were suggested
+        return suggest_row(space, FixedTrial(dict(parameters)))
+    except ValueError:  # the process died while they were suggested
         return None
-
-
-def _row_of(space: SearchSpace, parameters: Mapping[str, Any]) -> Genes:
-    row = np.full(space.num_genes, INACTIVE, dtype=np.int64)
-    row[0] = parameters["resolution"]
-    for i, stage in enumerate(space.stages):
-        column, start = int(space.width_columns[i]), space.block_columns(i).start
-        row[column] = parameters[f"stages.{i}.width"]
-        row[column + 1] = parameters[f"stages.{i}.depth"]
-        names = block_names(stage.blocks)
-        for j in range(stage.depths[row[column + 1]]):
-            row[start + j] = names.index(parameters[f"stages.{i}.blocks.{j}"])
-    return row
 
 
 def block_names(blocks: tuple[Block, ...]) -> list[str]:

@@ -72,7 +72,7 @@ def open_storage(place: str | None, say: Callable[[str], None] = lambda text: No
     options: dict[str, Any] = {}
     if place.startswith("sqlite"):  # a write begins with its lock, so that two never deadlock
         options = {"connect_args": {"timeout": ATTEMPT_SECONDS, "isolation_level": "IMMEDIATE"}}
-    give_up = time.monotonic() + PATIENCE_SECONDS
+    begin = time.monotonic()
     while True:
         try:
             if "://" in place:
@@ -80,13 +80,28 @@ def open_storage(place: str | None, say: Callable[[str], None] = lambda text: No
             return JournalStorage(JournalFileBackend(place))
         except Exception as error:
             # others that create the same tables at once, or hold the file
-            passing = any(word in str(error) for word in (*_LOCKED, "already exists", "UNIQUE"))
-            if not passing or time.monotonic() > give_up:
+            if not any(word in str(error) for word in (*_LOCKED, "already exists", "UNIQUE")):
                 raise RunError(
                     f"the Optuna storage {place!r} cannot be opened: {error}. Give a database "
                     "URL as in sqlite:///study.db, or the path of a journal file."
                 ) from error
-            time.sleep(RETRY_SECONDS)
+            _wait(place, begin, say, error)
+
+
+def _wait(place: str, begin: float, say: Callable[[str], None], error: Exception) -> None:
+    """Waits a little for whoever holds a database; raises RunError if that took too long."""
+    waited = time.monotonic() - begin
+    if waited >= PATIENCE_SECONDS:
+        raise RunError(
+            f"the Optuna storage {place!r} has been locked by another program for {waited:.0f} s; "
+            "close what holds it (a dashboard, a backup, another search), then continue with "
+            "--resume."
+        ) from error
+    say(
+        f"The Optuna storage {place!r} is locked by another program: waiting for {waited:.0f} s, "
+        f"at most for {PATIENCE_SECONDS:.0f} s."
+    )
+    time.sleep(RETRY_SECONDS)
 
 
 class _PatientDatabase(RDBStorage):
@@ -109,24 +124,13 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return method(storage, *args, **options)
             except StorageInternalError as error:
-                waited = time.monotonic() - begin
                 cause = error.__cause__ or error
                 if not any(word in str(cause) for word in _LOCKED):
                     raise RunError(
                         f"the Optuna storage {storage.url!r} cannot be used: {cause}. Fix what it "
                         "says, then continue with --resume."
                     ) from error
-                if waited >= PATIENCE_SECONDS:
-                    raise RunError(
-                        f"the Optuna storage {storage.url!r} has been locked by another program "
-                        f"for {waited:.0f} s; close what holds it (a dashboard, a backup, another "
-                        "search), then continue with --resume."
-                    ) from error
-                storage._say(
-                    f"The Optuna storage {storage.url!r} is locked by another program: waiting "
-                    f"for {waited:.0f} s, at most for {PATIENCE_SECONDS:.0f} s."
-                )
-                time.sleep(RETRY_SECONDS)
+                _wait(storage.url, begin, storage._say, error)
 
     return call
 

@@ -1,12 +1,9 @@
-"""Growth by trainability and complexity (Chen et al., Auto-scaling Vision Transformers without
-Training, 2022).
+"""Growth by trainability and complexity (Chen et al., As-ViT, 2022).
 
 Each step adds one block to one of the four stages and multiplies all widths by one of four
 factors; of the sixteen candidates the one with the smallest sum of ranks of κ and L^E is taken
-(``two_criteria``). Candidates are scored at a quarter of their width.
-
-Widths are real numbers along the way and are rounded for each candidate anew, so that small
-factors add up instead of vanishing in the rounding.
+(``two_criteria``). Candidates are scored at a quarter of their width. Widths along the way are real
+numbers, rounded for each candidate anew, so that small factors add up.
 """
 
 from __future__ import annotations
@@ -34,12 +31,12 @@ SCORED_SHARE = 4  # candidates are scored at one over this of their width
 
 @dataclass(frozen=True)
 class Growth:
-    """Where a growth stands.
+    """The state of a growth.
 
     Args:
-        seed: where it began.
-        depths: blocks per stage.
-        factor: real-valued width over the seed's.
+        seed: its first architecture.
+        depths: blocks by stage.
+        factor: real-valued ratio of the widths to the seed's.
     """
 
     seed: Architecture
@@ -60,16 +57,12 @@ class Growth:
         return self.shape.apply(self.seed)
 
     def candidates(self) -> list[Growth]:
-        """One more block in each stage, times each width factor; the smallest factors first."""
-        return [
-            replace(
-                self,
-                depths=tuple(d + (i == stage) for i, d in enumerate(self.depths)),
-                factor=self.factor * factor,
-            )
-            for factor in WIDTH_FACTORS
+        """The states with one more block in a stage, for each width factor; small factors first."""
+        deeper = [
+            tuple(d + (i == stage) for i, d in enumerate(self.depths))
             for stage in range(len(self.depths))
         ]
+        return [Growth(self.seed, d, self.factor * f) for f in WIDTH_FACTORS for d in deeper]
 
 
 def scored_form(architecture: Architecture) -> Architecture:
@@ -96,10 +89,10 @@ def _narrow_heads(mixer: Mixer) -> Mixer:
 
 @register_method
 class AsViT(ScalingMethod):
-    """Growth by the ranks of κ and L^E.
+    """Grows by the ranks of κ and L^E.
 
-    Candidates beyond the largest budget or a limit are no candidates; the growth ends when none
-    is left. Of candidates that rounding makes equal, the first is taken.
+    Candidates beyond the largest budget or a limit are dropped; the growth ends when none is left.
+    Of candidates that rounding makes equal, the first is taken.
 
     Args:
         scorer: gives κ and L^E of the narrow forms.
@@ -131,21 +124,17 @@ class AsViT(ScalingMethod):
             done = math.log(path[-1].costs[task.by] / path[0].costs[task.by])
             scores = []
             for number, candidate in enumerate(fitting, 1):
-                text = f"step {len(path)}, candidate {number} of {len(fitting)}"
-                task.progress(done, total, text)
+                task.progress(
+                    done, total, f"step {len(path)}, candidate {number} of {len(fitting)}"
+                )
                 scores.append(self.scorer(scored_form(candidate.architecture)))
             chosen = best(scores)
             before, growth = growth, fitting[chosen]
             architecture = growth.architecture
-            path.append(
-                Step(
-                    architecture,
-                    task.costs(architecture),
-                    f"width ×{growth.factor / before.factor:.2f}; "
-                    + describe_change(before.shape, growth.shape),
-                    scores[chosen].to_dict(),
-                )
-            )
+            change = f"width ×{growth.factor / before.factor:.2f}; "
+            change += describe_change(before.shape, growth.shape)
+            costs = task.costs(architecture)
+            path.append(Step(architecture, costs, change, scores[chosen].to_dict()))
         rule = (
             "Each step adds a block to one stage and widens all by 5, 10, 15 or 20 %: the one of "
             "sixteen with the smallest sum of the ranks of κ (ascending) and L^E (descending), "

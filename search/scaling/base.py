@@ -1,10 +1,8 @@
-"""What every scaling method takes and gives: a task goes in, a family comes out.
+"""Interface of scaling methods: a task goes in, a family comes out, both plain data.
 
 A method walks from a seed along a path of architectures, step by step, and the members of the
-family are the steps that come closest to their budgets from below. All of this is plain data;
-nothing here prints, draws or writes.
-
-A method is one file of this package with a class under ``@register_method``.
+family are the steps that come closest to their budgets from below. A method is one file of this
+package with a class under ``@register_method``.
 """
 
 from __future__ import annotations
@@ -26,17 +24,17 @@ from search_space.metrics import format_metric, title_of, typed
 Costs = Mapping[str, float]
 CostFunction = Callable[[Architecture], Costs]
 Progress = Callable[[float, float, str], None]
-"""Told how much of the way is done, how much there is (more than nothing), and what is tried."""
+"""Told the part of the way that is done, the whole (above 0), and what is tried."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One architecture on the way.
+    """One architecture of a path.
 
     Args:
-        architecture: where the way stands.
+        architecture: the architecture.
         costs: by metric: ``num_params``, ``macs``, ``activations``, ``latency_ms@DEVICE``.
-        change: what led here from the step before, for people; empty for the seed.
+        change: the difference from the step before, for people; empty for the seed.
         scores: by name of the proxy, where the method chose this step by any.
     """
 
@@ -46,7 +44,7 @@ class Step:
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain, strictly JSON-able form; scores that are not finite are left out."""
+        """The step as JSON types; scores that are not finite are left out."""
         return {
             "digest": self.architecture.digest,
             "change": self.change,
@@ -58,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Member:
-    """A step that is the largest within a budget.
+    """The largest step within a budget.
 
     Args:
         name: the budget as people write it: ``25M``, ``2ms``.
@@ -81,12 +79,9 @@ class Member:
         return self.step.costs
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "budget": self.budget,
-            "index": self.index,
-            **self.step.to_dict(),
-        }
+        """The member and its step as JSON types."""
+        head = {"name": self.name, "budget": self.budget, "index": self.index}
+        return {**head, **self.step.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -94,13 +89,13 @@ class Family:
     """Networks of different sizes made from one seed.
 
     Args:
-        method: name of the method that made it.
+        method: name of the method.
         rule: what the method did, in a sentence.
         by: metric that the budgets limit.
         limits: upper limits of further metrics.
         members: by ascending budget.
         path: every step in order; the first is the seed.
-        notes: what a reader must know to judge the result.
+        notes: for those who judge the result.
     """
 
     method: str
@@ -116,6 +111,7 @@ class Family:
         return self.path[0].architecture
 
     def to_dict(self) -> dict[str, Any]:
+        """The family as JSON types."""
         return {
             "method": self.method,
             "rule": self.rule,
@@ -129,17 +125,18 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingTask:
-    """What is asked for.
+    """A seed, and the budgets of the family to make of it.
 
     Args:
-        seed: where the way begins.
+        seed: where the path begins.
         by: metric that the budgets limit.
         budgets: at least one, in any order; kept in ascending order.
         costs: gives all metrics of any architecture.
         limits: upper limits that every member keeps, by metric.
-        progress: is told how far the way is.
+        progress: is told how far the method has come.
 
-    Raises UsageError for budgets that are none, not positive, or there twice.
+    Raises:
+        UsageError: There is no budget, one that is not positive, or one twice.
     """
 
     seed: Architecture
@@ -163,7 +160,7 @@ class ScalingTask:
         object.__setattr__(self, "budgets", budgets)
 
     def allows(self, costs: Costs, budget: float | None = None) -> bool:
-        """Whether costs are within a budget (the largest by default) and all limits."""
+        """Whether ``costs`` are within a budget (the largest by default) and all limits."""
         limit = self.budgets[-1] if budget is None else budget
         return costs[self.by] <= limit and all(
             costs[metric] <= maximum for metric, maximum in self.limits.items()
@@ -172,16 +169,16 @@ class ScalingTask:
     def growing_from(self) -> Step:
         """The seed as the first step of a growth.
 
-        Raises UsageError where the smallest budget is below the seed's own size, InfeasibleError
-        where the seed breaks a limit: a method that only adds cannot mend either.
+        Raises:
+            UsageError: The smallest budget is below the seed's size.
+            InfeasibleError: The seed breaks a limit, which adding to it cannot fix.
         """
-        costs = self.costs(self.seed)
-        own, smallest = costs[self.by], self.budgets[0]
-        if smallest < own:
+        costs, smallest = self.costs(self.seed), self.budgets[0]
+        if smallest < costs[self.by]:
             raise UsageError(
                 f"budget {typed(self.by, smallest, digits=12)} is below the seed's own "
-                f"{format_metric(self.by, own)} ({title_of(self.by)}), and this method only "
-                "adds. Give larger budgets, a smaller --seed, or take --method contract."
+                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
+                "only adds. Give larger budgets, a smaller --seed, or take --method contract."
             )
         for metric, maximum in self.limits.items():
             if costs[metric] > maximum:
@@ -196,16 +193,15 @@ class ScalingTask:
     def contracting_from(self) -> Step:
         """The seed as the first step of a contraction.
 
-        Raises UsageError where the largest budget is above the seed's own size: a method that
-        only removes cannot reach it.
+        Raises:
+            UsageError: The largest budget is above the seed's size, which removing cannot reach.
         """
-        costs = self.costs(self.seed)
-        own, largest = costs[self.by], self.budgets[-1]
-        if largest > own:
+        costs, largest = self.costs(self.seed), self.budgets[-1]
+        if largest > costs[self.by]:
             raise UsageError(
                 f"budget {typed(self.by, largest, digits=12)} is above the seed's own "
-                f"{format_metric(self.by, own)} ({title_of(self.by)}), and this method only "
-                "removes. Give smaller budgets, a larger --seed, or take a method that grows, "
+                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
+                "only removes. Give smaller budgets, a larger --seed, or take a method that grows, "
                 "such as compound."
             )
         return Step(self.seed, costs)
@@ -215,14 +211,20 @@ class ScalingTask:
     ) -> Family:
         """The family whose members are the largest steps within each budget and all limits.
 
-        The largest is the one with the largest value of the metric ``by``; of equal ones the
-        later. So members of larger budgets never cost less. There must be one for each budget.
+        The largest has the largest value of the metric ``by``; of equal ones the later is taken.
+        So members of larger budgets never cost less. There must be one for each budget.
         """
         members = []
         for budget in self.budgets:
             fitting = [i for i, step in enumerate(path) if self.allows(step.costs, budget)]
             best = max(fitting, key=lambda i: (path[i].costs[self.by], i))
             members.append(Member(typed(self.by, budget, digits=12), budget, best, path[best]))
+        same = [
+            f"The members {first.name} and {second.name} are the same network: between their "
+            "budgets nothing was found that keeps all limits."
+            for first, second in itertools.pairwise(members)
+            if first.architecture == second.architecture
+        ]
         return Family(
             method=method,
             rule=rule,
@@ -230,30 +232,21 @@ class ScalingTask:
             limits=dict(self.limits),
             members=tuple(members),
             path=tuple(path),
-            notes=(*notes, *_same_members(members)),
+            notes=(*notes, *same),
         )
-
-
-def _same_members(members: Sequence[Member]) -> list[str]:
-    return [
-        f"The members {first.name} and {second.name} are the same network: between their budgets "
-        "nothing was found that keeps all limits."
-        for first, second in itertools.pairwise(members)
-        if first.architecture == second.architecture
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingOptions:
-    """What a user may say about methods; each takes what concerns it.
+    """Options of all methods; each takes those that concern it.
 
     Args:
-        score: how proxies that run networks do it, and the seed of all randomness.
+        score: settings of proxies that run networks, and the seed of all randomness.
         epochs: planned epochs of training.
-        proxy: what a contraction keeps as much of as it can.
+        proxy: the score that a contraction keeps as high as it can.
         known_scores: by digest of the scored architecture, values by name of the proxy, from an
             earlier run with the same ``score``.
-        record: is given every new score: architecture, values, seconds.
+        record: receives every new score: architecture, values, seconds.
     """
 
     score: ScoreSettings = field(default_factory=ScoreSettings)
@@ -264,9 +257,11 @@ class ScalingOptions:
 
 
 class ScalingMethod(ABC):
-    """A way from a seed to a family.
+    """Makes a family of a seed.
 
-    Class attributes:
+        family = scaling_method("compound").from_options(ScalingOptions()).scale(task)
+
+    Attributes:
         name: on the command line.
         summary: what it is, with its source.
     """
@@ -276,19 +271,21 @@ class ScalingMethod(ABC):
 
     @classmethod
     def from_options(cls, options: ScalingOptions) -> Self:
-        """The method as the user wants it."""
+        """The method with these options."""
         return cls()
 
     @classmethod
     def scores_networks(cls, options: ScalingOptions) -> bool:
-        """Whether it runs networks to choose, which takes long."""
+        """Whether the method runs networks to choose, which takes long."""
         return False
 
     @abstractmethod
     def scale(self, task: ScalingTask) -> Family:
-        """The family that is asked for.
+        """The family of a task.
 
-        Raises UsageError or InfeasibleError where the budgets cannot be met from this seed.
+        Raises:
+            UsageError: The budgets are on the wrong side of the seed.
+            InfeasibleError: The limits cannot be met from this seed.
         """
 
 
@@ -304,7 +301,7 @@ def register_method(cls: type[ScalingMethod]) -> type[ScalingMethod]:
 
 
 def _methods() -> Mapping[str, type[ScalingMethod]]:
-    """All methods: every file of this package is read, so that a new one needs no list."""
+    """All methods, by importing every file of this package: a new one needs no list."""
     package = import_module("search.scaling")
     for module in pkgutil.iter_modules(package.__path__):
         import_module(f"search.scaling.{module.name}")
@@ -312,7 +309,11 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
 
 
 def scaling_method(name: str) -> type[ScalingMethod]:
-    """The method ``name``; raises UnknownNameError naming the nearest."""
+    """The method ``name``.
+
+    Raises:
+        UnknownNameError: There is no such method; names the nearest.
+    """
     methods = _methods()
     if name not in methods:
         raise UnknownNameError("scaling method", name, methods)

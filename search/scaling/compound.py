@@ -14,6 +14,8 @@ ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
 
 @register_method
 class Compound(ExponentialMethod):
+    """Grows depth, width and resolution together."""
+
     name = "compound"
     summary = "depth, width and resolution together (EfficientNet)"
 

@@ -4,7 +4,7 @@ Each step tries every reduction by one notch: a stage's width, depth, MLP ratio,
 kernel, and the resolution. A few of the best are kept, by score per cost, until the budget and
 all limits are met; of those that meet them the one with the best score is the member, and the
 next smaller budget goes on from it. So each member is contained in the next larger one. A
-candidate that scores no better than one that meets the limits already is dropped: taking more
+candidate that scores no better than one that meets the limits is dropped, since taking more
 away is not expected to raise a score.
 """
 
@@ -38,18 +38,17 @@ ENTROPY = "deepmad"
 WIDTH_NOTCHES = 16  # a notch is about the seed's width over this
 MLP_NOTCH, MIN_MLP_RATIO = 0.5, 1.0
 KERNEL_NOTCH, MIN_KERNEL = 2, 3
-_SIZES = ("kernel", "window")
 
 ScoreOf = Callable[[Architecture], float]
-"""Larger is better; −∞ where there is none."""
+"""A score, larger is better; −∞ where there is none."""
 
 entropy_score: ScoreOf = partial(score_architecture, ENTROPY)
 
 
 def proxy_score(chosen: Proxy, options: ScalingOptions | None = None) -> ScoreOf:
-    """A proxy as a score: turned so that larger is better, −∞ where it is not defined.
+    """A proxy as a score: larger is better, −∞ where it is not defined.
 
-    One that runs networks takes what ``options`` know of an earlier run, and has the rest recorded.
+    Scores of proxies that run networks are taken from ``options.known_scores`` or recorded.
     """
     if chosen.name in CLOSED_FORMS:
         return partial(score_architecture, chosen.name)
@@ -74,42 +73,38 @@ def proxy_score(chosen: Proxy, options: ScalingOptions | None = None) -> ScoreOf
 def reductions(
     architecture: Architecture, notches: tuple[int, ...]
 ) -> Iterator[tuple[str, Architecture]]:
-    """Every architecture that is one notch smaller, with what was done.
+    """Every architecture that is one notch smaller, with a description of the change.
 
-    ``notches`` are the stages' notches of width. Widths do not fall below that of the stage
-    before, depths below 1, MLP ratios below 1, kernels and windows below 3, nor the resolution
-    below the total stride.
+    Widths do not fall below that of the stage before, depths below 1, MLP ratios below 1, kernels
+    and windows below 3, nor the resolution below the total stride.
+
+    Args:
+        notches: by how many channels the width of each stage is reduced.
     """
     for i, stage in enumerate(architecture.stages):
         floor = architecture.widths[i - 1] if i > 0 else notches[0]
         width = stage.width - notches[i]
+        smaller: list[tuple[str, Stage]] = []
         if width >= floor:
-            changed = replace(stage, width=width)
-            text = f"stage {i + 1}: width {stage.width} → {width}"
-            yield text, _with_stage(architecture, i, changed)
+            smaller.append((f"width {stage.width} → {width}", replace(stage, width=width)))
         if stage.depth > 1:
-            changed = replace(stage, blocks=stage.blocks[:-1])
-            text = f"stage {i + 1}: {stage.depth} → {stage.depth - 1} blocks"
-            yield text, _with_stage(architecture, i, changed)
+            text = f"{stage.depth} → {stage.depth - 1} blocks"
+            smaller.append((text, replace(stage, blocks=stage.blocks[:-1])))
         for what, narrow in (("MLP ratio", _narrower_mlp), ("kernel", _smaller_mixer)):
             blocks = tuple(map(narrow, stage.blocks))
             if blocks != stage.blocks:
-                changed = replace(stage, blocks=blocks)
-                text = f"stage {i + 1}: smaller {what}"
-                yield text, _with_stage(architecture, i, changed)
+                smaller.append((f"smaller {what}", replace(stage, blocks=blocks)))
+        for text, changed in smaller:
+            stages = (*architecture.stages[:i], changed, *architecture.stages[i + 1 :])
+            yield f"stage {i + 1}: {text}", replace(architecture, stages=stages)
     side = architecture.resolution - total_stride(architecture)
     if side >= total_stride(architecture):
         yield f"{architecture.resolution} → {side} px", replace(architecture, resolution=side)
 
 
 def width_notches(seed: Architecture) -> tuple[int, ...]:
-    """Per stage the allowed multiple of widths nearest to a sixteenth of the seed's."""
+    """The allowed multiple of widths nearest to a sixteenth of the seed's width, by stage."""
     return tuple(nearest(s.width / WIDTH_NOTCHES, width_multiple(s)) for s in seed.stages)
-
-
-def _with_stage(architecture: Architecture, index: int, stage: Stage) -> Architecture:
-    stages = tuple(stage if i == index else s for i, s in enumerate(architecture.stages))
-    return replace(architecture, stages=stages)
 
 
 def _narrower_mlp(block: Block) -> Block:
@@ -119,15 +114,15 @@ def _narrower_mlp(block: Block) -> Block:
 
 def _smaller_mixer(block: Block) -> Block:
     params = dict(block.mixer.params)
-    for key in _SIZES:
-        if key in params and int(params[key]) - KERNEL_NOTCH >= MIN_KERNEL:
-            params[key] = int(params[key]) - KERNEL_NOTCH
+    for key in {"kernel", "window"} & params.keys():
+        if (size := int(params[key]) - KERNEL_NOTCH) >= MIN_KERNEL:
+            params[key] = size
     return replace(block, mixer=Mixer.of(block.mixer.name, **params))
 
 
 @dataclass(frozen=True)
 class _State:
-    """A step, the state that it was made from, its score, and how far it is above its limits."""
+    """A step, the state before it, its score, and its excess over the limits."""
 
     step: Step
     origin: _State | None
@@ -136,11 +131,11 @@ class _State:
 
     @property
     def order(self) -> float:
-        """Score per cost; a negative score times cost, so that cheaper is better there too."""
+        """The score per cost; a negative score times cost, so that cheaper is better there too."""
         return self.score / self.excess if self.score > 0 else self.score * self.excess
 
     def way(self) -> list[Step]:
-        """Steps from the first state to this one, without the first."""
+        """The steps from the first state to this one, without the first."""
         steps, state = [], self
         while state.origin is not None:
             steps.append(state.step)
@@ -150,11 +145,11 @@ class _State:
 
 @register_method
 class Contract(ScalingMethod):
-    """Progressive contraction.
+    """Takes away from a large design by progressive contraction.
 
     Args:
-        score: what to keep as much of as possible; DeepMAD's entropy by default.
-        name_of_score: under which the path holds it.
+        score: what to keep as high as possible; DeepMAD's entropy by default.
+        name_of_score: its name in the path.
         beam: how many candidates a step keeps.
     """
 
@@ -176,10 +171,8 @@ class Contract(ScalingMethod):
 
     def scale(self, task: ScalingTask) -> Family:
         first = task.contracting_from()
-        score = self.score(task.seed)
-        first = replace(first, scores={self.name_of_score: score})
+        path = [replace(first, scores={self.name_of_score: self.score(task.seed)})]
         notches = width_notches(task.seed)
-        path = [first]
         for budget in reversed(task.budgets):
             start = _State(path[-1], None, path[-1].scores[self.name_of_score], 1.0)
             path += self._meet(task, budget, start, notches).way()
@@ -194,7 +187,11 @@ class Contract(ScalingMethod):
     def _meet(
         self, task: ScalingTask, budget: float, start: _State, notches: tuple[int, ...]
     ) -> _State:
-        """The best state that meets the budget; raises InfeasibleError where none is found."""
+        """The best state that meets the budget.
+
+        Raises:
+            InfeasibleError: No contraction meets the budget and all limits.
+        """
         limits = {**task.limits, task.by: budget}
         if task.allows(start.step.costs, budget):
             return start
@@ -204,9 +201,9 @@ class Contract(ScalingMethod):
             for state in beam:
                 for change, architecture in reductions(state.step.architecture, notches):
                     if architecture not in seen and architecture not in met:
-                        found = self._reduced(task, state, architecture, change, limits)
-                        if found is not None:
-                            seen[architecture] = found
+                        reduced = self._reduced(task, state, architecture, change, limits)
+                        if reduced is not None:
+                            seen[architecture] = reduced
             closest = min(beam, key=lambda state: state.excess)
             unmet = []
             for state in sorted(seen.values(), key=lambda state: -state.order):
@@ -218,9 +215,9 @@ class Contract(ScalingMethod):
             beam = [state for state in unmet if not met or state.score > reached][: self.beam]
             if not beam and not met:
                 raise InfeasibleError(_closest(task, budget, closest.step))
-            own = task.costs(task.seed)[task.by]
-            total = math.log(own / task.budgets[0]) or 1.0
-            done = min(total, math.log(own / closest.step.costs[task.by]))
+            whole = task.costs(task.seed)[task.by]
+            total = math.log(whole / task.budgets[0]) or 1.0
+            done = min(total, math.log(whole / closest.step.costs[task.by]))
             text = f"to {typed(task.by, budget, digits=12)}: {closest.step.architecture}"
             task.progress(done, total, text)
         return max(met.values(), key=lambda state: state.score)
@@ -233,7 +230,7 @@ class Contract(ScalingMethod):
         change: str,
         limits: Costs,
     ) -> _State | None:
-        """The reduced state, or None where it brings no limit closer that is not met."""
+        """The reduced state; None where it comes no closer to a limit that is not met."""
         costs, before = task.costs(architecture), state.step.costs
         unmet = [metric for metric, limit in limits.items() if before[metric] > limit]
         if not any(costs[metric] < before[metric] for metric in unmet):

@@ -1,15 +1,16 @@
-"""What any architecture costs: counts, and latencies on devices, component by component.
+"""Costs of any architecture: counts, and latencies on devices, component by component.
 
-A growth asks for hundreds of architectures that share almost all of their components, so every
+Scaling costs hundreds of architectures that share almost all of their components, so every
 distinct component is costed once.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from predictors.counts import COUNT_METRICS, Counts, count_entry
+from predictors.counts import COUNT_METRICS, count_entry
 from predictors.devices import Target
 from predictors.estimates.anchors import expected_error
 from predictors.estimates.datasheets import datasheet_of
@@ -23,15 +24,17 @@ from search_space.metrics import LATENCY, on_device
 
 
 class NetworkCosts:
-    """Costs of architectures, cached: ``costs(architecture)`` gives every metric.
+    """Computes every metric of architectures, cached.
+
+        NetworkCosts(num_classes=10)(known("swin_t"))["macs"]
 
     Args:
         targets: devices whose latencies are wanted.
         num_classes: of the head.
         interpolate: fill a measured table's gaps from its measured shapes.
 
-    Raises MissingLatencyError for a device that has no latency table, and on a call where its
-    table lacks a component.
+    Raises:
+        MissingLatencyError: A device has no latency table, or (on a call) it lacks a component.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class NetworkCosts:
     ) -> None:
         self.num_classes = num_classes
         self.latencies = {t.name: NetworkLatency(t, num_classes, interpolate) for t in targets}
-        self._counts: dict[Entry, Counts] = {}
+        self._count = functools.cache(count_entry)
         self._known: dict[Architecture, dict[str, float]] = {}
 
     @property
@@ -53,32 +56,35 @@ class NetworkCosts:
         return dict(self._known[architecture])
 
     def table(self, metric: str, space: SearchSpace) -> AdditiveTable:
-        """One metric of a whole space; raises MissingLatencyError."""
+        """One metric of a whole space.
+
+        Raises:
+            MissingLatencyError: A device's table lacks a component.
+        """
         for name, latency in self.latencies.items():
             if metric == on_device(LATENCY, name):
                 return latency.table(space)
         return AdditiveTable.build(
             space,
             self.num_classes,
-            lambda spec, size: float(getattr(self._count((spec, size)), metric)),
+            lambda spec, size: float(getattr(self._count(spec, size), metric)),
         )
 
     def _cost(self, architecture: Architecture) -> dict[str, float]:
         parts = components(architecture, self.num_classes)
-        counts = [self._count((part.spec, part.in_size)) for part in parts]
+        counts = [self._count(part.spec, part.in_size) for part in parts]
         result = {name: float(sum(getattr(c, name) for c in counts)) for name in COUNT_METRICS}
         for name, latency in self.latencies.items():
             result[on_device(LATENCY, name)] = latency.predict(architecture, parts)
         return result
 
-    def _count(self, entry: Entry) -> Counts:
-        if entry not in self._counts:
-            self._counts[entry] = count_entry(*entry)
-        return self._counts[entry]
-
 
 class NetworkLatency:
-    """Milliseconds of networks on one device, from its table or its datasheet."""
+    """Predicts milliseconds of networks on one device, from its table or its datasheet.
+
+    Raises:
+        MissingLatencyError: There is no latency table, or (on a call) it lacks a component.
+    """
 
     def __init__(self, target: Target, num_classes: int, interpolate: bool) -> None:
         self.target = target
@@ -97,15 +103,14 @@ class NetworkLatency:
         self._values: dict[Entry, float] = {}
 
     def predict(self, architecture: Architecture, parts: Sequence[Component]) -> float:
-        """Milliseconds of a network of these components; raises MissingLatencyError."""
+        """The milliseconds of a network of these components."""
         total = sum(self._value(architecture, part) for part in parts)
         return self._correction.offset_ms + self._correction.scale * total
 
     def table(self, space: SearchSpace) -> AdditiveTable:
-        """Milliseconds of every network of ``space``; raises MissingLatencyError."""
+        """The milliseconds of every network of ``space``."""
         if self._interpolate:
-            filled = interpolated(self._table, space, self._num_classes)
-            self._table = _filled(self._table, filled)
+            self._fill(space)
 
         def cost(spec: ModuleSpec, size: int) -> float:
             return self._value(space.largest, Component("a component", spec, size))
@@ -119,11 +124,11 @@ class NetworkLatency:
         )
 
     def provenance(self) -> str:
-        """How the latencies came about and under which conditions, for people."""
+        """The origin and the conditions of the latencies, for people."""
         return f"{provenance(self._table)}; {self._table.conditions}"
 
     def expected_error(self, architectures: Sequence[Architecture]) -> float | None:
-        """Mean relative error to expect: of the worst mixer's estimates, or of the table.
+        """The mean relative error to expect: of the worst mixer's estimates, or of the table.
 
         None where the table was never compared with whole networks.
         """
@@ -150,27 +155,26 @@ class NetworkLatency:
         return self._values[entry]
 
     def _find(self, architecture: Architecture, part: Component, entry: Entry) -> float:
-        found = self._table.entries.get(entry)
-        if found is None and self._table.conditions.estimated:
-            found = estimate_entry(self._table.conditions, entry)
-        if found is None and self._interpolate:
-            filled = interpolated(self._table, _space_of(architecture), self._num_classes)
-            self._table = _filled(self._table, filled)
-            found = self._table.entries[entry]
-        if found is None:
+        latency = self._table.entries.get(entry)
+        if latency is None and self._table.conditions.estimated:
+            latency = estimate_entry(self._table.conditions, entry)
+        if latency is None and self._interpolate:
+            self._fill(_space_of(architecture))
+            latency = self._table.entries[entry]
+        if latency is None:
             raise MissingLatencyError(
                 f"the latency table of {self.target.name!r} lacks {part.path} of network "
                 f"{architecture}: {part.spec} on a {part.in_size}-pixel input. Fill its gaps "
                 "from measured shapes with --interpolate, or measure a space that contains the "
                 f"family with: nas profile --space SPACE --device {self.target.name}"
             )
-        return found.latency_ms
+        return latency.latency_ms
 
-
-def _filled(table: LatencyTable, filled: LatencyTable) -> LatencyTable:
-    """``table`` with the entries that ``filled`` has, and its error."""
-    corrections = {**table.corrections, **filled.corrections}
-    return replace(table, entries=filled.entries, corrections=corrections)
+    def _fill(self, space: SearchSpace) -> None:
+        """Add the entries that ``space`` lacks, and the error of their interpolation."""
+        filled = interpolated(self._table, space, self._num_classes)
+        corrections = {**self._table.corrections, **filled.corrections}
+        self._table = replace(self._table, entries=filled.entries, corrections=corrections)
 
 
 def _space_of(architecture: Architecture) -> SearchSpace:

@@ -1,16 +1,14 @@
 """Growth as a mathematical programme: DeepMAD's score maximised for each budget (Shen et al. 2023).
 
-The programme of ``search.exact`` is solved over a space around the seed: per stage some widths and
-any depth from those of the member before up to 1.3 times what even growth to this budget would
-give, and the seed's own blocks. So the family grows, no stage grows out of all proportion, and no
-member depends on the larger budgets beside it; each is proven to have the largest score that
-allows. ρ stays below the paper's 0.5, or below the seed's own where that is larger already.
+The programme of ``search.exact`` is solved over a space around the seed: for each stage some widths
+and any depth from those of the member before up to 1.3 times what even growth would give, and the
+seed's blocks. So the family grows in proportion, and no member depends on larger budgets. ρ stays
+below the paper's 0.5, or below the seed's ρ where that is larger.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import PathTables, architecture_ends
@@ -30,19 +28,23 @@ ROOM = 1.3  # how much wider or deeper a stage may become than even growth would
 
 @register_method
 class DeepMADGrowth(ScalingMethod):
-    """The largest score for each budget, each member at least as large as the one before."""
+    """Maximises the score for each budget; each member is at least as large as the one before."""
 
-    name: ClassVar[str] = "deepmad"
-    summary: ClassVar[str] = "DeepMAD's score maximised exactly, with monotone growth"
+    name = "deepmad"
+    summary = "DeepMAD's score maximised exactly, with monotone growth"
 
     def scale(self, task: ScalingTask) -> Family:
-        """The family; raises UsageError where ``task.costs`` has no tables to optimise with."""
+        """The family of a task.
+
+        Raises:
+            UsageError: ``task.costs`` has no tables to optimise with, or as of ``growing_from``.
+        """
         start = task.growing_from()
         if not isinstance(task.costs, NetworkCosts):
             raise UsageError("method deepmad needs costs by component; give NetworkCosts.")
         metrics = [task.by, *(metric for metric in task.limits if metric != task.by)]
-        own = effectiveness_of_ends(architecture_ends(task.seed))
-        bound = max(MAX_EFFECTIVENESS, own * (1 + 1e-9))
+        effectiveness = effectiveness_of_ends(architecture_ends(task.seed))
+        bound = max(MAX_EFFECTIVENESS, effectiveness * (1 + 1e-9))
         shaped = keeps_shape(task.seed)
         path, notes = [start], []
         for i, budget in enumerate(task.budgets):
@@ -84,7 +86,7 @@ class DeepMADGrowth(ScalingMethod):
 def space_around(
     seed: Architecture, growth: float, least: Architecture | None = None
 ) -> SearchSpace:
-    """What a network of ``growth`` times the seed's cost may be: nothing smaller than ``least``."""
+    """The space for ``growth`` times the seed's cost: nothing smaller than ``least``."""
     widest, deepest = ROOM * math.sqrt(growth), ROOM * growth
     stages = []
     for stage, low in zip(seed.stages, (least or seed).stages, strict=True):

@@ -1,12 +1,9 @@
 """Growth by fixed exponents: depth, width and resolution as powers of one number φ.
 
 All shapes between the seed and the largest budget are found by bisection of φ, so the members
-are exactly the largest shapes within their budgets. Depths, widths and resolution only grow with
-φ; so do parameters and MACs.
-
-Rounding: depths and widths to the nearest (widths to what mixers allow, ``shapes``), the
-resolution to the nearest multiple of the total stride, so that all feature maps are whole;
-nothing falls below the seed's own.
+are exactly the largest shapes within their budgets: depths, widths and resolution only grow with
+φ. Depths and widths are rounded to the nearest that is allowed (``shapes``), the resolution to the
+nearest multiple of the total stride, so that all feature maps are whole; none is below the seed's.
 """
 
 from __future__ import annotations
@@ -27,14 +24,14 @@ MAX_DEPTH = 1000
 
 @dataclass(frozen=True)
 class Rates:
-    """Factors for φ = 1; MACs grow about ``depth · width² · resolution²`` fold."""
+    """Growth factors for φ = 1; MACs grow about ``depth · width² · resolution²`` fold."""
 
     depth: float = 1.0
     width: float = 1.0
     resolution: float = 1.0
 
     def shape(self, seed: Architecture, phi: float) -> Shape:
-        """Shape of ``seed`` grown by ``phi ≥ 0``."""
+        """The shape of ``seed`` grown by ``phi ≥ 0``."""
         depth = self.depth**phi
         depths = tuple(max(d, nearest(depth * d, 1)) for d in seed.depths)
         side = nearest(seed.resolution * self.resolution**phi, total_stride(seed))
@@ -43,28 +40,28 @@ class Rates:
 
     def shapes(self, seed: Architecture, low: float, high: float) -> list[tuple[float, Shape]]:
         """Every shape for φ from ``low`` to ``high``, in order, with a φ that gives it."""
-        found = [(low, self.shape(seed, low))]
-        pending = [(low, found[0][1], high, self.shape(seed, high))]
+        result = [(low, self.shape(seed, low))]
+        pending = [(low, result[0][1], high, self.shape(seed, high))]
         while pending:
             low, first, high, last = pending.pop()
             if first == last:
                 continue
             middle = (low + high) / 2
             if high - low <= TOLERANCE:
-                found.append((high, last))
+                result.append((high, last))
                 continue
             between = self.shape(seed, middle)
             pending.append((middle, between, high, last))
             pending.append((low, first, middle, between))
-        return found
+        return result
 
 
 class ExponentialMethod(ScalingMethod):
-    """A method that is a choice of rates."""
+    """Scales by the rates that its subclass chooses."""
 
     @abstractmethod
     def rates(self) -> Rates:
-        """Factors for φ = 1."""
+        """The growth factors for φ = 1."""
 
     @abstractmethod
     def rule(self) -> str:
@@ -76,7 +73,11 @@ class ExponentialMethod(ScalingMethod):
         before, phi = Shape.of(task.seed), 0.0
         while task.allows(path[-1].costs):
             for at, shape in rates.shapes(task.seed, phi, phi + 1)[1:]:
-                _check_depth(task, shape)
+                if max(shape.depths) > MAX_DEPTH:
+                    raise UsageError(
+                        f"budget {typed(task.by, task.budgets[-1], digits=12)} would need a stage "
+                        f"of more than {MAX_DEPTH} blocks; give smaller budgets or a larger --seed."
+                    )
                 architecture = shape.apply(task.seed)
                 costs = task.costs(architecture)
                 change = f"φ = {at:.3f}: {describe_change(before, shape)}"
@@ -87,19 +88,8 @@ class ExponentialMethod(ScalingMethod):
             phi += 1
             grown = math.log(path[-1].costs[task.by] / path[0].costs[task.by])
             task.progress(min(grown, total), total, f"φ = {phi:g}")
-        rule = f"{self.rule()} {_ROUNDING}"
-        return task.family_of(self.name, rule, path[:-1])
-
-
-_ROUNDING = (
-    "Depths are rounded to the nearest, widths to the nearest multiple of 8 that the mixers "
-    "allow, the resolution to the nearest multiple of the total stride."
-)
-
-
-def _check_depth(task: ScalingTask, shape: Shape) -> None:
-    if max(shape.depths) > MAX_DEPTH:
-        raise UsageError(
-            f"budget {typed(task.by, task.budgets[-1], digits=12)} would need a stage of more than "
-            f"{MAX_DEPTH} blocks; give smaller budgets or a larger --seed."
+        rule = (
+            f"{self.rule()} Depths are rounded to the nearest, widths to the nearest multiple of 8 "
+            "that the mixers allow, the resolution to the nearest multiple of the total stride."
         )
+        return task.family_of(self.name, rule, path[:-1])

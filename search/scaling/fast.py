@@ -16,15 +16,13 @@ WIDTH_SHARE, DEPTH_SHARE, RESOLUTION_SHARE = 0.8, 0.1, 0.1
 
 @register_method
 class FastCompound(ExponentialMethod):
+    """Grows mostly the width, so that activations grow slowly."""
+
     name = "fast"
     summary = "mostly width, so that activations grow slowly (Dollár et al. 2021)"
 
     def rates(self) -> Rates:
-        return Rates(
-            depth=2**DEPTH_SHARE,
-            width=2 ** (WIDTH_SHARE / 2),
-            resolution=2 ** (RESOLUTION_SHARE / 2),
-        )
+        return Rates(2**DEPTH_SHARE, 2 ** (WIDTH_SHARE / 2), 2 ** (RESOLUTION_SHARE / 2))
 
     def rule(self) -> str:
         return (

@@ -1,11 +1,10 @@
-"""The strategy of ResNet-RS (Bello et al., Revisiting ResNets, 2021), as rates.
+"""Scaling strategy of ResNet-RS (Bello et al., Revisiting ResNets, 2021), as rates.
 
-The paper has two rules: scale depth where overfitting can occur (long training), width where it
-cannot; and scale the resolution more slowly than EfficientNet. It gives no exponents. Here the
-resolution takes the share 0.2 of the growth of MACs (half of compound scaling's 2·log₂ 1.15 =
-0.40) and depth or width takes the rest: MACs 2^φ, resolution 2^(0.2φ/2), and either depth
-2^(0.8φ) or width 2^(0.8φ/2). Training is long from 100 epochs on: the paper finds width better at
-10 epochs and depth at 350.
+The paper has two rules and no exponents: scale depth where overfitting can occur (long training),
+width where it cannot; and scale the resolution more slowly than EfficientNet. Here the resolution
+takes the share 0.2 of the growth of MACs (half of compound scaling's 2·log₂ 1.15 = 0.40) and depth
+or width takes the rest. Training is long from 100 epochs on: the paper finds width better at 10
+epochs and depth at 350.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ LONG_TRAINING_EPOCHS = 100
 
 @register_method
 class ResNetRS(ExponentialMethod):
-    """Depth for long training, width for short, resolution slowly.
+    """Grows depth for long training, width for short, and the resolution slowly.
 
     Args:
         epochs: planned epochs of training.

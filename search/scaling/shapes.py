@@ -18,7 +18,7 @@ WIDTH_UNIT = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """What scaling changes of an architecture: per stage depth and width, and the resolution."""
+    """The part of an architecture that scaling changes: depths, widths and resolution."""
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
@@ -38,15 +38,12 @@ class Shape:
 
 
 def width_multiple(stage: Stage) -> int:
-    """Least common multiple of 8 and what every mixer of the stage needs."""
+    """The least common multiple of 8 and of what every mixer of the stage needs."""
     return math.lcm(WIDTH_UNIT, *(block.mixer.width_multiple for block in stage.blocks))
 
 
 def grown_widths(seed: Architecture, factor: float) -> tuple[int, ...]:
-    """Widths ``factor ≥ 1`` times those of ``seed``, each to the nearest it may have.
-
-    Halves are rounded up; no width is below the seed's own.
-    """
+    """The widths of ``seed`` times ``factor ≥ 1``, rounded to allowed ones, none below its own."""
     return tuple(
         max(stage.width, nearest(factor * stage.width, width_multiple(stage)))
         for stage in seed.stages
@@ -59,12 +56,12 @@ def nearest(value: float, multiple: int) -> int:
 
 
 def total_stride(architecture: Architecture) -> int:
-    """Pixels of the image to a position of the last feature map, along a side."""
+    """The pixels of the image for a position of the last feature map, along a side."""
     return architecture.macro.stem_stride * 2 ** (NUM_STAGES - 1)
 
 
 def describe_change(before: Shape, after: Shape) -> str:
-    """What differs, for people: ``stage 3: 6 → 7 blocks; widths 96 192 → 104 208``."""
+    """The difference for people: ``stage 3: 6 → 7 blocks; widths 96-192 → 104-208``."""
     parts = [
         f"stage {i}: {a} → {b} blocks"
         for i, (a, b) in enumerate(zip(before.depths, after.depths, strict=True), 1)

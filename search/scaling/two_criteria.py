@@ -1,8 +1,8 @@
-"""Choosing by trainability and complexity at once, as As-ViT does (Chen et al. 2022).
+"""Choice by trainability and complexity at once, as in As-ViT (Chen et al. 2022).
 
 κ, the condition number of the neural tangent kernel, should be small, and the expected length
-distortion L^E large. They share no unit, so their ranks are added: dense ranks, equal values
-share one and the next value has the next.
+distortion L^E large. They share no unit, so their dense ranks are added: equal values share a rank
+and the next value has the next.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TwoScores:
     length: float
 
     def to_dict(self) -> dict[str, float]:
-        """By name of the proxy."""
+        """The scores by name of the proxy."""
         return {TRAINABILITY: self.kappa, COMPLEXITY: self.length}
 
 
@@ -37,11 +37,13 @@ class TwoScores:
 class TwoScorer:
     """Scores architectures by two proxies, each distinct one once.
 
+        scores = TwoScorer()(known("swin_t"))
+
     Args:
         trainability, complexity: the proxies of κ and L^E; None means the registered ones.
         settings: for both.
         known: scores by digest from an earlier run with the same settings.
-        record: is given every new score: architecture, values by name, seconds.
+        record: receives every new score: architecture, values by name, seconds.
     """
 
     trainability: Proxy | None = None
@@ -63,12 +65,11 @@ class TwoScorer:
         digest = architecture.digest
         if digest not in self._scores:
             start, network = time.monotonic(), Network.of_architecture(architecture)
-            found = TwoScores(
+            scores = self._scores[digest] = TwoScores(
                 _finite(self._kappa.score(network, self.settings).value, math.inf),
                 _finite(self._length.score(network, self.settings).value, -math.inf),
             )
-            self._scores[digest] = found
-            self.record(architecture, found.to_dict(), time.monotonic() - start)
+            self.record(architecture, scores.to_dict(), time.monotonic() - start)
         return self._scores[digest]
 
 
@@ -77,14 +78,14 @@ def _finite(value: float | None, otherwise: float) -> float:
 
 
 def rank_sums(scores: Sequence[TwoScores]) -> npt.NDArray[np.int64]:
-    """Sum of the dense ranks of κ, ascending, and of L^E, descending; shape (n,), best 0."""
+    """The sum of the dense ranks of κ, ascending, and of L^E, descending; shape (n,), best 0."""
     kappa = np.unique([s.kappa for s in scores], return_inverse=True)[1]
     length = np.unique([-s.length for s in scores], return_inverse=True)[1]
     return np.asarray(kappa + length, dtype=np.int64)
 
 
 def best(scores: Sequence[TwoScores]) -> int:
-    """Index of the smallest rank sum.
+    """The index of the smallest rank sum.
 
     Ties go to those that have both values, and of them to the better value of the criterion with
     the larger relative range: (max − min) over the mean magnitude of the finite values of all

@@ -1,4 +1,4 @@
-"""Ray: a connection to a cluster, or one of this machine alone, and what its nodes have room for.
+"""Connection to a Ray cluster, or one of this machine alone, and what its nodes have room for.
 
 Ray speaks to its own log files only. A cluster that is started here listens on 127.0.0.1 only;
 one that is joined is its operator's. Tokens are checked by a cluster that is started here, and by
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from search_space.errors import RunError, first_line
 
@@ -54,17 +54,13 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
 
 
-class Fits(Protocol):
-    """A trainer of Ray Train or a tuner of Ray Tune."""
-
-    def fit(self) -> object: ...
-
-
-def fit_aside(trainer: Fits, seconds: float, hear: Callable[[], None]) -> BaseException | None:
+def fit_aside(
+    fit: Callable[[], object], seconds: float, hear: Callable[[], None]
+) -> BaseException | None:
     """Fits in a thread, since in the main one Ray would take an interruption for itself.
 
     Args:
-        trainer: What is fitted.
+        fit: Of a trainer of Ray Train or a tuner of Ray Tune.
         seconds: Between two calls of ``hear``.
         hear: Called in this thread until the fitting ends.
 
@@ -73,13 +69,13 @@ def fit_aside(trainer: Fits, seconds: float, hear: Callable[[], None]) -> BaseEx
     """
     errors: list[BaseException] = []
 
-    def fit() -> None:
+    def run() -> None:
         try:
-            trainer.fit()
+            fit()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(seconds)
@@ -147,7 +143,11 @@ def connect(address: str | None = None) -> None:
 
 
 def head_address(address: str) -> str:
-    """``auto``, or the head's ``HOST:PORT``. Raises RunError for anything else."""
+    """Checks an address and completes it: ``auto``, or the head's ``HOST:PORT``.
+
+    Raises:
+        RunError: It is neither.
+    """
     if "://" in address:
         raise RunError(
             f"address is {address!r}; it must be 'auto' or the head's HOST or HOST:PORT. Start the "
@@ -162,7 +162,7 @@ def head_address(address: str) -> str:
 
 
 def _reachable(address: str) -> str:
-    """The address of a head that answers; Ray itself would try for long, and noisily."""
+    """Gives the address of a head that answers; Ray itself would try for long, and noisily."""
     address = head_address(address)
     if address == "auto":
         return address
@@ -178,7 +178,7 @@ def _reachable(address: str) -> str:
 
 
 def nodes() -> list[dict[str, float]]:
-    """Resources of each living node of the connected cluster, as ``{"CPU": 8.0, "GPU": 1.0}``."""
+    """Lists the resources of each living node, as ``{"CPU": 8.0, "GPU": 1.0}``."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -194,7 +194,7 @@ def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
 
 
 def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -> dict[str, float]:
-    """Resources of each of ``count`` alike workers: the same number of cores, as many as fit.
+    """Shares resources among ``count`` alike workers: the same number of cores, as many as fit.
 
     Args:
         free: Resources by node.
@@ -220,7 +220,7 @@ def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -
 
 
 def share_of(address: str | None, count: int, gpus: float | None = None) -> dict[str, float]:
-    """As ``share``, of the connected cluster; of one that was joined, an autoscaler may add nodes.
+    """Shares the connected cluster, see ``share``; an autoscaler may add nodes to a joined one.
 
     There is no public way to ask for an autoscaler, so it is asked for nodes, and waited for.
     """

@@ -40,12 +40,15 @@ SILENT_SECONDS = 120.0
 class Workers:
     """States how many workers train, and where.
 
-    count: workers that are asked for. gpus: of each; None for one where the cluster has any.
-    address: of the cluster, see ``supernet.cluster.connection.connect``.
-    storage: folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
-        default they are in the training's own directory, which all nodes must share then.
-    max_failures: lost workers until the training is given up. elastic: whether it goes on with
-        fewer workers where a lost one has no replacement, or waits for one.
+    Attributes:
+        count: Number of workers.
+        gpus: Of each; None for one where the cluster has any.
+        address: Of the cluster, see ``supernet.cluster.connection.connect``.
+        storage: Folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
+            default they are in the training's directory, which all nodes must share then.
+        max_failures: Lost workers until the training is given up.
+        elastic: Whether it goes on with fewer workers where a lost one has no replacement, or
+            waits for one.
     """
 
     count: int
@@ -79,12 +82,18 @@ def train_distributed(
     It starts from the weights that ``config.seed`` gives, or from the newest checkpoint in
     ``directory`` or the storage, whatever number of workers wrote it.
 
-    open_images: called on each worker; must give there what ``data`` is here.
-    notice: called with a sentence where the training goes on otherwise than asked.
-    device: of this process, for ``supernet``. cost: must be picklable.
+    Args:
+        workers: How many workers train, and where.
+        open_images: Called on each worker; must give there what ``data`` is here.
+        notice: Called with a sentence where the training goes on otherwise than planned.
+        device: Of this process, for ``supernet``.
+        cost: As for ``train_supernet``; must be picklable.
 
-    Raises RunError where cluster, storage or batch size cannot be used, or workers are lost again
-    and again; DataError where a worker finds other images; TrainingDivergedError.
+    Raises:
+        RunError: Cluster, storage or batch size cannot be used, or workers are lost again and
+            again.
+        DataError: A worker finds other images.
+        TrainingDivergedError: The loss stayed non-finite.
     """
     directory = Path(directory).resolve()
     local = CheckpointFolder(directory / CHECKPOINTS)
@@ -93,9 +102,7 @@ def train_distributed(
         check_batch_size(config, len(data.train), workers.count)
         check_groups(config, len(data.train), workers.count)
         in_run = workers.storage is None
-        storage = local
-        if workers.storage is not None:
-            storage = CheckpointFolder(workers.storage, workers.name)
+        storage = local if in_run else CheckpointFolder(str(workers.storage), workers.name)
         token = uuid.uuid4().hex
         storage.claim(token)
         try:
@@ -145,7 +152,7 @@ def train_distributed(
 
 
 def fewest_workers(batch_size: int, accumulate: int, count: int) -> int:
-    """With how few workers a training of ``count`` can go on by itself.
+    """Counts with how few workers a training of ``count`` can go on by itself.
 
     From there up to ``count`` every number cuts the batch into equal parts; Ray may pick any.
     """
@@ -165,7 +172,7 @@ def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
 
 
 def _start(storage: CheckpointFolder, known: Checkpoint | None) -> tuple[str, Checkpoint] | None:
-    """The checkpoint that workers begin with: the storage's newest, or ``known`` if it is newer."""
+    """Finds the checkpoint to begin with: the storage's newest, or ``known`` if it is newer."""
     stored = storage.newest(set_aside=True)
     if known is None or (stored is not None and stored[1].step >= known.step):
         return stored
@@ -189,7 +196,7 @@ class _Board:
         self._notes.append(text)
 
     def take(self, epochs: int, notes: int) -> tuple[Any, list[dict[str, Any]], list[str]]:
-        """The latest step if it is new, and what came after so many epochs and notes.
+        """Gives the latest step if it is new, and what came after so many epochs and notes.
 
         What was said is kept: an answer may come too late to be heard.
         """
@@ -255,12 +262,12 @@ class _Listener:
 
 
 def _run(job: Job, workers: Workers, listener: _Listener) -> None:
-    try:
-        error = fit_aside(_trainer(job, workers), TELL_SECONDS, lambda: listener.hear(job.board))
-    finally:
-        listener.files.close()
-    if error is not None:
-        raise _explained(error, workers)
+    with listener.files:
+        error = fit_aside(
+            _trainer(job, workers).fit, TELL_SECONDS, lambda: listener.hear(job.board)
+        )
+        if error is not None:
+            raise _explained(error, workers)
 
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:
@@ -290,7 +297,7 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
 
 
 def _explained(error: BaseException, workers: Workers) -> BaseException:
-    """The error that a user is told; a bug stays what it is."""
+    """Gives the error that a user is told; a bug stays what it is."""
     if isinstance(error, ray.train.ControllerError):
         cause = error.controller_failure
         if isinstance(cause, NasError):

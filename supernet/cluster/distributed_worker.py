@@ -33,7 +33,7 @@ Cost = Callable[[Genes], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker must know; pickled once."""
+    """Holds all that a worker must know; pickled once."""
 
     space: SearchSpace
     num_classes: int
@@ -53,14 +53,14 @@ class Job:
 
 
 def as_arrow(folder: CheckpointFolder) -> fs.FileSystem:
-    """The file system of a folder, as Ray wants it."""
+    """Gives the file system of a folder, as Ray wants it."""
     if folder.is_local:
         return fs.LocalFileSystem()
     return fs.PyFileSystem(fs.FSSpecHandler(folder.filesystem))
 
 
 class RayStore:
-    """Checkpoints of a worker: written by the first one, reported by all, to Ray Train."""
+    """Keeps checkpoints: the first worker writes them, all report them to Ray Train."""
 
     def __init__(self, storage: CheckpointFolder, start: str | None, rank: int) -> None:
         self.storage, self.start, self.rank = storage, start, rank
@@ -87,7 +87,7 @@ class RayStore:
 
 
 def work(options: Mapping[str, Job]) -> None:
-    """Train ``options["job"]`` with the other workers of the process group."""
+    """Trains ``options["job"]`` with the other workers of the process group."""
     job = options["job"]
     try:
         _train(job, Group.current())
@@ -120,7 +120,7 @@ def _train(job: Job, group: Group) -> None:
 
 
 def _opened(job: Job, group: Group) -> ImageData:
-    """The images; all workers fail together where one of them has no or other ones."""
+    """Opens the images; all workers fail together where one of them has no or other ones."""
     problem, data = "", None
     try:
         data = open_on_worker(job.open_images, job.fingerprint, job.storage, job.token)
@@ -147,7 +147,7 @@ def _teller(board: Any) -> ProgressCallback:
 
 
 def portable(error: NasError) -> NasError:
-    """The error, or its words where it cannot be sent to another process."""
+    """Gives the error, or its words where it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -28,9 +28,9 @@ STATUSES = OVER | {RUNNING, FAILED}
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEpoch:
-    """One epoch of a trial: mean training loss, and loss and accuracy on the validation split.
+    """Holds an epoch of a trial: mean training loss, and loss and accuracy on validation images.
 
-    seconds: training and validation.
+    ``seconds`` are those of training and validation.
     """
 
     epoch: int
@@ -42,11 +42,13 @@ class TrialEpoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training of one network under one choice of hyper-parameters.
+    """Holds one training of one network under one choice of hyper-parameters.
 
-    number: from 1, in the order in which they were begun. network: its digest.
-    recipe: whether the hyper-parameters are those that the others are drawn around.
-    status: one of those above; ``error`` says more where it went wrong.
+    Attributes:
+        number: From 1, in the order in which they were begun.
+        network: Its digest.
+        recipe: Whether the hyper-parameters are those that the others are drawn around.
+        status: One of ``STATUSES``; ``error`` says more where it went wrong.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -61,41 +63,41 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Names the trial's checkpoints."""
+        """The name of the trial's checkpoints."""
         return trial_key(self.network, self.hyperparameters)
 
     @property
     def validation_loss(self) -> float:
-        """After the last epoch; NaN before the first."""
+        """The loss after the last epoch; NaN before the first."""
         return self.epochs[-1].validation_loss if self.epochs else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain form."""
+        """Returns the plain form."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of ``to_dict``. Raises CorruptFileError."""
+        """Reads the plain form. Raises CorruptFileError."""
         return parse_model(data, cls, "a trial of a fine-tuning")
 
 
 def trial_key(network: str, hyperparameters: Mapping[str, float]) -> str:
-    """Twelve digits that depend on all that two trials can differ in."""
+    """Gives twelve digits that depend on all that two trials can differ in."""
     text = json.dumps([network, dict(hyperparameters)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def best_trial(trials: Iterable[Trial]) -> Trial | None:
-    """The finished one with the smallest validation loss, the earlier of two alike."""
+    """Finds the finished one with the smallest validation loss, the earlier of two alike."""
     finished = [trial for trial in trials if trial.status == FINISHED]
     return min(finished, key=lambda trial: (trial.validation_loss, trial.number), default=None)
 
 
 @dataclass(frozen=True)
 class TrialFolders:
-    """Folders where all workers find the networks' first weights and the trials' checkpoints.
+    """Names the folders of the networks' first weights and of the trials' checkpoints.
 
-    place: a folder, or a URL, as for ``CheckpointFolder``; all is below its folder ``name``.
+    All are below the folder ``name`` of ``place``, a folder or a URL, as for ``CheckpointFolder``.
     """
 
     place: str
@@ -103,7 +105,7 @@ class TrialFolders:
 
     @classmethod
     def at(cls, place: str | Path, name: str) -> Self:
-        """A place that does not depend on a process's working directory."""
+        """Makes a place that does not depend on a process's working directory."""
         place = str(place)
         return cls(place if "://" in place else str(Path(place).resolve()), name)
 
@@ -113,9 +115,9 @@ class TrialFolders:
         return CheckpointFolder(self.place, self.name)
 
     def trial(self, key: str) -> CheckpointFolder:
-        """Checkpoints of a trial."""
+        """Gives the folder of a trial's checkpoints."""
         return CheckpointFolder(self.place, f"{self.name}/{key}")
 
     def inherited(self, network: str) -> CheckpointFolder:
-        """The weights that a network's trials start from."""
+        """Gives the folder of the weights that a network's trials start from."""
         return CheckpointFolder(self.place, f"{self.name}/inherited-{network}")

@@ -34,7 +34,7 @@ from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone
 from supernet.training.checkpoints import Checkpoint
 from supernet.training.config import TrainConfig
-from supernet.training.hyperparameters import Range, ranges
+from supernet.training.hyperparameters import ranges
 
 POLL_SECONDS = 0.5
 REDUCTION = 3
@@ -50,10 +50,13 @@ _QUIET = {
 class Tuning:
     """States how many trials there are, and what trains them.
 
-    trials: in all, the recipe of each network among them. workers: trials at a time; gpus: of
-    each, None for one where the cluster has any.
-    address: as for ``supernet.cluster.connection.connect``.
-    seed: of what is tried. max_failures: workers that a trial may lose.
+    Attributes:
+        trials: In all, the recipe of each network among them.
+        workers: Trials at a time.
+        gpus: Of each worker; None for one where the cluster has any.
+        address: As for ``supernet.cluster.connection.connect``.
+        seed: Of what is tried.
+        max_failures: Workers that a trial may lose.
     """
 
     trials: int
@@ -65,7 +68,7 @@ class Tuning:
 
 
 def first_rung(config: TrainConfig) -> int:
-    """Epochs before a trial may be stopped: past the warm-up, and two rungs below the end."""
+    """Counts the epochs before a trial may stop: past the warm-up, two rungs below the end."""
     warmup = min(config.warmup_epochs, config.epochs / 2)
     return max(1, -(-config.epochs // REDUCTION**2), round(warmup))
 
@@ -85,19 +88,23 @@ def tune_networks(
     loader_workers: int = 0,
     checkpoint_seconds: float = 60.0,
 ) -> list[Trial]:
-    """Train ``networks``, by digest, from the weights they have, and return all trials.
+    """Trains ``networks``, by digest, from the weights they have, and returns all trials.
 
     The first trial of each has the recipe, ``config`` itself, and is never stopped early; so the
     best one is at least as good. All others draw network and hyper-parameters.
 
-    known: trials of the experiment that is continued. Those that are over stay as they are, the
-    others go on from their checkpoints in ``folders``.
-    open_images: called on each worker; must give there what ``data`` is here.
-    on_change: called with all trials after something happened, to be stored.
-    progress: the same, twice a second. notice: called with a sentence where workers are lost.
+    Args:
+        open_images: Called on each worker; must give there what ``data`` is here.
+        known: Trials of the experiment that is continued. Those that are over stay as they are,
+            the others go on from their checkpoints in ``folders``.
+        on_change: Called with all trials after something happened, to be stored.
+        progress: Called with all trials twice a second.
+        notice: Called with a sentence where workers are lost.
 
-    Raises RunError where cluster or storage cannot be used, or ``tuning.trials`` does not reach
-    for the recipes; DataError where a worker finds other images.
+    Raises:
+        RunError: Cluster or storage cannot be used, or ``tuning.trials`` does not reach for the
+            recipes.
+        DataError: A worker finds other images.
     """
     known = list(known)
     space = _space(networks, config)
@@ -170,12 +177,11 @@ def tune_networks(
 def _space(networks: Mapping[str, Backbone], config: TrainConfig) -> dict[str, BaseDistribution]:
     return {
         NETWORK: CategoricalDistribution(list(networks)),
-        **{name: _distribution(values) for name, values in ranges(config).items()},
+        **{
+            name: FloatDistribution(values.low, values.high, log=values.log)
+            for name, values in ranges(config).items()
+        },
     }
-
-
-def _distribution(values: Range) -> FloatDistribution:
-    return FloatDistribution(values.low, values.high, log=values.log)
 
 
 def _recipe(digest: str, config: TrainConfig) -> dict[str, Any]:
@@ -276,7 +282,7 @@ def _fit(
             progress(trials)
 
     try:
-        error = fit_aside(tuner, POLL_SECONDS, hear)
+        error = fit_aside(tuner.fit, POLL_SECONDS, hear)
     finally:
         hear()
     if isinstance(error, ray.exceptions.RayError):

@@ -1,4 +1,4 @@
-"""ASHA with a memory, and a watcher of trials: what Ray Tune asks and tells in this process.
+"""ASHA with a memory, and a watcher of trials, which Ray Tune calls in this process.
 
 Both know trials by what they train, not by Tune's numbers for them: those are other ones after a
 tuning was continued.
@@ -38,7 +38,7 @@ class _Known:
 
 
 def _identity(trial: Any) -> tuple[str, dict[str, float]]:
-    """Network and hyper-parameters of a trial of Tune's."""
+    """Gives network and hyper-parameters of a trial of Tune's."""
     values = dict(trial.config)
     return str(values.pop(NETWORK)), values
 
@@ -48,11 +48,13 @@ def _known(trial: Any) -> Any:
 
 
 class Halving(ASHAScheduler):
-    """Asynchronous successive halving (Li et al., MLSys 2020) on the validation loss by epoch.
+    """Halves successively and asynchronously (Li et al., MLSys 2020) by the validation loss.
 
-    known: trials of the experiment that is continued, which count as if they were trained now.
-    recipes: keys of trials that are never stopped.
-    first: epochs before the first decision; each further one is ``reduction`` times later.
+    Args:
+        known: Trials of the experiment that is continued, which count as if they were trained now.
+        recipes: Keys of trials that are never stopped.
+        epochs: Of a whole trial.
+        first: Epochs before the first decision; each further one is ``reduction`` times later.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Halving(ASHAScheduler):
 
 
 class TrialWatcher(Callback):
-    """All trials of an experiment as they are now; Tune's thread writes, another one reads."""
+    """Keeps all trials of an experiment as they are; Tune's thread writes, another one reads."""
 
     def __init__(self, known: Sequence[Trial], recipes: Set[str], epochs: int) -> None:
         self.recipes, self.epochs = recipes, epochs
@@ -112,12 +114,12 @@ class TrialWatcher(Callback):
         return {}  # Tune stores it; it is never read again
 
     def all(self) -> list[Trial]:
-        """By number."""
+        """Lists all trials by number."""
         with self._lock:
             return sorted(self._trials.values(), key=lambda trial: trial.number)
 
     def take(self) -> tuple[list[Trial], bool, list[str]]:
-        """All trials, and since the last call: whether anything changed, and what to tell."""
+        """Gives all trials, and since the last call: whether anything changed, and what to tell."""
         trials = self.all()
         with self._lock:
             changed, notes = self._changed, self._notes
@@ -179,7 +181,7 @@ class TrialWatcher(Callback):
 
 
 def _last_error(file: Path) -> str:
-    """The line of Tune's file of a trial's failures that says most of the last one."""
+    """Finds the line of Tune's file of a trial's failures that says most of the last one."""
     try:
         lines = file.read_text().rpartition("Failure # ")[2].splitlines()[1:]
     except OSError:

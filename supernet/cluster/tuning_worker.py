@@ -32,9 +32,9 @@ IMPOSSIBLE = "impossible"  # what a worker reports that no trial can be trained 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker must know of the experiment; pickled once.
+    """Holds all that a worker must know of the experiment; pickled once.
 
-    architectures: plain forms by digest. config: the recipe.
+    ``architectures`` has plain forms by digest, ``config`` is the recipe.
     """
 
     architectures: Mapping[str, Mapping[str, Any]]
@@ -50,7 +50,7 @@ class Job:
 
 
 def run_trial(values: Mapping[str, Any], job: Job) -> None:
-    """Train the network ``values[NETWORK]`` with the hyper-parameters in ``values``."""
+    """Trains the network ``values[NETWORK]`` with the hyper-parameters in ``values``."""
     try:
         _train(dict(values), job)
     except TrainingDivergedError as error:
@@ -86,6 +86,10 @@ def _train(values: dict[str, Any], job: Job) -> None:
 
 
 def _report(metrics: EpochMetrics) -> None:
+    if not math.isfinite(metrics.val_loss[""]):  # training losses are checked by the loop
+        raise TrainingDivergedError(
+            f"the validation loss after epoch {metrics.epoch + 1} is {metrics.val_loss['']}"
+        )
     epoch = TrialEpoch(
         epoch=metrics.epoch,
         loss=metrics.losses[""],

@@ -14,10 +14,15 @@ from supernet.training.checkpoints import CheckpointFolder
 def open_on_worker(
     open_images: Callable[[], ImageData], fingerprint: str, shared: CheckpointFolder, token: str
 ) -> ImageData:
-    """The images that a worker finds.
+    """Opens the images of a worker.
 
-    shared: must be the storage that the command left ``token`` in. Raises DataError where that is
-    not seen from here, or the images cannot be opened, or are others than those of ``fingerprint``.
+    Args:
+        open_images: Opens them here.
+        fingerprint: Of the images that the command opened.
+        shared: The storage that the command left ``token`` in.
+
+    Raises:
+        DataError: The storage is not seen from here, or the images cannot be opened, or are others.
     """
     where = f"the worker on {ray.util.get_node_ip_address()}"
     if not shared.is_shared(token):

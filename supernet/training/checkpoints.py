@@ -66,14 +66,14 @@ class Checkpoint:
 
 
 class CheckpointStore(Protocol):
-    """Keeps the checkpoints of a training."""
+    """Keeps the checkpoints of a training, wherever that is."""
 
     def load(self) -> Checkpoint | None:
-        """Returns the newest good one."""
+        """Returns the newest good checkpoint."""
         ...
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keeps it. Called on every worker at the same step."""
+        """Keeps a checkpoint; called on every worker at the same step."""
         ...
 
 
@@ -90,7 +90,7 @@ class _Envelope(BaseModel):
 
 
 class CheckpointFolder:
-    """A folder of checkpoints, on this machine or wherever fsspec reaches.
+    """Keeps checkpoints in a folder, on this machine or wherever fsspec reaches.
 
     Example:
         >>> folder = CheckpointFolder("runs/mine/supernet/checkpoints")
@@ -192,7 +192,7 @@ class CheckpointFolder:
         return sorted(filter(self._is_whole, steps), reverse=True)
 
     def load(self) -> Checkpoint | None:
-        """The newest good checkpoint, for a training that goes on; damaged ones are set aside."""
+        """Loads the newest good checkpoint of a training that goes on; sets damaged ones aside."""
         with suppress(OSError):
             self._remove_unfinished()
         latest = self.newest(set_aside=True)
@@ -302,7 +302,7 @@ class CheckpointFolder:
         return bool(self.filesystem.exists(f"{self.path}/{name}/{METADATA}"))
 
     def _remove_unfinished(self) -> None:
-        """Drop what a writer left that was killed; a folder has one writer at a time."""
+        """Drops what a writer left that was killed; a folder has one writer at a time."""
         steps = (name for name in self._names() if _STEP.fullmatch(name))
         self._remove(*(name for name in steps if not self._is_whole(name)))
 
@@ -336,7 +336,11 @@ class CheckpointFolder:
 
 
 def check_identity(stored: Any, here: Any, where: object) -> None:
-    """Raises RunError where the training in ``where`` is of another configuration than here."""
+    """Checks that the training in ``where`` is of the same configuration as here.
+
+    Raises:
+        RunError: It is another one; the message lists what differs.
+    """
     difference = list(_differences(stored, here))
     if difference:
         raise RunError(
@@ -346,7 +350,7 @@ def check_identity(stored: Any, here: Any, where: object) -> None:
 
 
 def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
-    """``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
+    """Yields ``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
     if isinstance(stored, dict) and isinstance(here, dict):
         for key in sorted(stored.keys() | here.keys()):
             yield from _differences(
@@ -357,7 +361,7 @@ def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
 
 
 def load_latest(directory: Path) -> Checkpoint | None:
-    """The newest good checkpoint in a folder that is only read; damaged ones are warned about."""
+    """Loads the newest good checkpoint of a folder that is only read; warns of damaged ones."""
     latest = CheckpointFolder(directory).newest()
     return None if latest is None else latest[1]
 

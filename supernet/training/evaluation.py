@@ -127,7 +127,8 @@ def evaluate(
         device = "cpu" if first is None else first.device
     device = torch.device(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    confusion = torch.zeros(0, 0, dtype=torch.int64, device=device)
+    classes = 0
+    cells: list[torch.Tensor] = []  # of the confusion matrix, one for each image
     scores: list[tuple[torch.Tensor, torch.Tensor]] = []
     mode = evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext()
     with mode, torch.inference_mode():
@@ -141,13 +142,13 @@ def evaluate(
                     logits = model(resize_images(images, architecture.resolution), architecture)
             loss += F.cross_entropy(logits.float(), labels, reduction="sum")
             classes = logits.shape[1]
-            cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2)
-            cells = cells.view(classes, classes)
-            confusion = confusion + cells if len(confusion) else cells
+            cells.append(labels * classes + logits.argmax(1))
             if classes == 2:
                 scores.append(((logits[:, 1] - logits[:, 0]).float(), labels))
         auc = _area(*map(torch.cat, zip(*scores, strict=True))) if scores else None
-    counts = confusion.cpu().numpy()
+    # Counted once, and here: the matrix may be larger than all else.
+    flat = torch.cat(cells).cpu().numpy() if cells else np.zeros(0, np.int64)
+    counts = np.bincount(flat, minlength=classes**2).reshape(classes, classes)
     return Quality(counts, float(loss) / max(1, int(counts.sum())), auc)
 
 

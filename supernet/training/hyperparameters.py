@@ -1,4 +1,4 @@
-"""Hyper-parameters of a fine-tuning that can be tuned: ranges around a recipe, and what they mean.
+"""Hyper-parameters of a fine-tuning that can be tuned: their ranges around a recipe.
 
 How strongly images are augmented is one number: few trials cannot search every field of an
 augmentation, and what all of them share is how hard the images become.
@@ -25,9 +25,10 @@ LARGEST_MAGNITUDE = 10  # of timm's policies
 
 @dataclass(frozen=True)
 class Range:
-    """Values from ``low`` to ``high``, drawn uniformly, of their logarithm where ``log`` is set.
+    """Holds the values from ``low`` to ``high``, drawn uniformly, or log-uniformly with ``log``.
 
-    recipe: the value that the range was made around; it lies in it.
+    Attributes:
+        recipe: The value that the range was made around; it lies in it.
     """
 
     low: float
@@ -35,13 +36,9 @@ class Range:
     recipe: float
     log: bool = False
 
-    def __post_init__(self) -> None:
-        assert self.low <= self.recipe <= self.high, self
-        assert self.low > 0 or not self.log, self
-
 
 def ranges(config: TrainConfig) -> dict[str, Range]:
-    """Ranges of what can be tuned of a fine-tuning, by name, around its own values.
+    """Gives the ranges of what can be tuned of a fine-tuning, by name, around its values.
 
     A teacher's logits leave nothing to smooth, and stored ones hold for one augmentation only.
     """
@@ -67,9 +64,12 @@ def _rate(recipe: float) -> Range:
 def configured(
     config: TrainConfig, augment: AugmentConfig, values: Mapping[str, float]
 ) -> TrainConfig:
-    """``config`` with ``values`` of the hyper-parameters that ``ranges`` names.
+    """Returns ``config`` with other values of hyper-parameters; every epoch is validated.
 
-    augment: what ``config`` trains with, spelled out. Every epoch is validated.
+    Args:
+        config: The recipe.
+        augment: What ``config`` trains with, spelled out.
+        values: By the names that ``ranges`` gives.
     """
     changes: dict[str, Any] = dict(values)
     strength = changes.pop(AUGMENTATION, 1.0)
@@ -78,7 +78,7 @@ def configured(
 
 
 def strengthened(augment: AugmentConfig, strength: float) -> AugmentConfig:
-    """``augment`` so many times as strong: 0 for about none, 1 for the same.
+    """Makes an augmentation so many times as strong: 0 for about none, 1 for the same.
 
     What grows: the area and the aspect that a crop may change, the shift of a padded one, colour
     jitter, a policy's magnitude, the chance of erasing, and how much images are mixed. Mirroring
@@ -101,7 +101,7 @@ def strengthened(augment: AugmentConfig, strength: float) -> AugmentConfig:
 
 
 def _policy(policy: str | None, strength: float) -> str | None:
-    """timm's ``rand-m9-…`` with another magnitude; policies without one are as they are."""
+    """Gives timm's ``rand-m9-…`` another magnitude; policies without one are as they are."""
     if policy is None or strength == 0:
         return None
 

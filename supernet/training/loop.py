@@ -1,4 +1,4 @@
-"""The training loop: steps, roll-back, checkpoints, metrics.
+"""Loop of a training: steps, roll-back, checkpoints, metrics.
 
 Everything random in a step depends on (seed, step), so a checkpoint needs no generator state
 and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
+from search_space.errors import RunError
 from supernet.data.augmentation import mix_seed
 from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
 from supernet.data.dataset import ImageData
@@ -52,7 +53,7 @@ EpochCallback = Callable[[EpochMetrics], None]
 
 @dataclass
 class _State:
-    """All that a checkpoint holds beside tensors."""
+    """Holds all that a checkpoint has beside tensors."""
 
     step: int = 0
     lr_scale: float = 1.0
@@ -64,10 +65,6 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
     objective: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> _State:
-        return cls(**json.loads(json.dumps(dict(values))))
-
 
 @dataclass(frozen=True)
 class _Snapshot:
@@ -77,7 +74,7 @@ class _Snapshot:
 
 
 class How(TypedDict, total=False):
-    """Options of running a training; none of them decides its result.
+    """Holds options of running a training; none of them decides its result.
 
     Attributes:
         device: Where it trains; the CPU by default.
@@ -130,6 +127,14 @@ class TrainingLoop:
         check_batch_size(config, len(data.train), self.group.size)
         self.checkpoint_seconds = checkpoint_seconds
         self.augment = data.augmentation(config.augment)
+        images = min(config.batch_size, len(data.train))
+        if (self.augment.mixup or self.augment.cutmix) and images < 2:
+            raise RunError(
+                f"a batch has {images} image (batch_size {config.batch_size}, {len(data.train)} "
+                f"training images), but mixup is {self.augment.mixup} and cutmix "
+                f"{self.augment.cutmix}, which mix pairs; give a batch_size of 2 or more, or set "
+                "both to 0"
+            )
         self.identity: dict[str, Any] = {
             "train": config.to_dict(),
             "augment": self.augment.to_dict(),
@@ -149,26 +154,23 @@ class TrainingLoop:
         self._last_saved = time.monotonic()
 
     def run(self) -> list[EpochMetrics]:
-        """Train to the end, from the checkpoint if there is one; metrics of all epochs."""
-        self._resume()
-        for line in self.state.history:
-            self._tell(EpochMetrics(**line))
-        self.snapshot = self._take_snapshot()
-        try:
+        """Trains to the end, from the checkpoint if there is one; returns all epochs' metrics."""
+        with nullcontext() if self.files is None else self.files:
+            self._resume()
+            for line in self.state.history:
+                self._tell(EpochMetrics(**line))
+            self.snapshot = self._take_snapshot()
             while self.state.step < self.total_steps:
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
                 self.average.copy_to(self.parameters)
-        finally:
-            if self.files is not None:
-                self.files.close()
         return [EpochMetrics(**line) for line in self.state.history]
 
     # Steps --------------------------------------------------------------------------------
 
     def _run_epoch(self) -> bool:
-        """Train to the end of the epoch under way; ``False`` if a step was not finite."""
+        """Trains to the end of the epoch under way; False if a step was not finite."""
         epoch, done = divmod(self.state.step, self.steps_per_epoch)
         self.module.train()
         started = time.perf_counter()
@@ -213,9 +215,9 @@ class TrainingLoop:
         return True
 
     def _step(self, batch: Batch) -> tuple[list[tuple[str, float]], bool] | None:
-        """One optimiser step: (role, loss) of all subnets of all workers; whether to save.
+        """Takes an optimiser step; returns (role, loss) of all workers' subnets, whether to save.
 
-        ``None``, and nothing changed, where a loss or the gradient is not finite.
+        Returns None, and changes nothing, where a loss or the gradient is not finite.
         """
         step = self.state.step
         self.objective.prepare(step, self.optimizer.states)
@@ -264,7 +266,7 @@ class TrainingLoop:
         return losses, bool(rows[0][-1])
 
     def _trained_so_far(self) -> list[torch.Tensor]:
-        """For each parameter, which of its elements have a gradient by now."""
+        """Marks the elements of each parameter that have a gradient by now."""
         return [
             torch.zeros_like(parameter, dtype=torch.bool)
             if parameter.grad is None
@@ -308,11 +310,11 @@ class TrainingLoop:
     def _restore(self, snapshot: _Snapshot) -> None:
         self.module.load_state_dict(snapshot.weights)
         self.optimizer.load(snapshot.optimizer)
-        self.state = _State.of(snapshot.state)
+        self.state = _State(**json.loads(json.dumps(snapshot.state)))
         self.objective.load_state_dict(self.state.objective)
 
     def _save(self) -> None:
-        """Write the last snapshot, so that a resumed run rolls back to where this one would."""
+        """Writes the last snapshot, so that a resumed run rolls back to where this one would."""
         self._last_saved = time.monotonic()
         if self.store is not None:
             self.store.save(

@@ -1,6 +1,6 @@
 """Objectives: the loss that a training step minimises, of a supernet or of one static network.
 
-The loop in ``supernet.training.train`` knows neither. An objective yields one loss at a time and
+The loop in ``supernet.training.loop`` knows neither. An objective yields one loss at a time and
 the loop runs its backward pass before asking for the next, so that the activations of only
 one subnet are held in memory.
 

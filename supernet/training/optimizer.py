@@ -24,7 +24,7 @@ NO_WEIGHT_DECAY = ("*relative_position*",)
 
 
 class MovingAverage:
-    """Average of parameters with ``decay`` per step.
+    """Averages parameters with ``decay`` per step.
 
     The first steps, whose weights are worth little, are forgotten sooner: step t has decay
     min(decay, (1 + t) / (10 + t)).
@@ -36,34 +36,37 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Take in the weights after ``step`` (0 is the first)."""
+        """Takes in the weights after ``step`` (0 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current: list[torch.Tensor] = [parameters[name] for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
 
-    @torch.no_grad()
     def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Put the average in the place of the weights."""
-        for name, value in self.values.items():
-            parameters[name].copy_(value)
+        """Puts the average in the place of the weights."""
+        _overwrite(parameters, self.values)
 
     @contextmanager
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """The average in the place of the weights for a while."""
+        """Puts the average in the place of the weights for a while."""
         kept = {name: parameters[name].detach().clone() for name in self.values}
         self.copy_to(parameters)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
+            _overwrite(parameters, kept)
+
+
+@torch.no_grad()
+def _overwrite(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 class NamedOptimizer:
-    """Steps of all parameters of ``module``, and of their moving average where there is one.
+    """Steps all parameters of ``module``, and their moving average where there is one.
 
-    Raises RunError where timm has no such optimiser or schedule.
+    Raises:
+        RunError: timm has no such optimiser or schedule.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class NamedOptimizer:
         average: MovingAverage | None = None,
     ) -> None:
         self.parameters, self.average = dict(module.named_parameters()), average
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._optimizer, self._scheduler = _made(module, config, steps_per_epoch)
 
     @property
@@ -83,7 +87,7 @@ class NamedOptimizer:
         return rate
 
     def begin(self, step: int, lr_scale: float) -> None:
-        """Set the learning rate of ``step``, ``lr_scale`` of the schedule's; drop gradients."""
+        """Sets the learning rate of ``step``, ``lr_scale`` of the schedule's; drops gradients."""
         self._scheduler.step_update(step)
         for group in self._optimizer.param_groups:
             group["lr"] *= lr_scale
@@ -110,10 +114,11 @@ class NamedOptimizer:
             self.average.update(self.parameters, step)
 
     def states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The optimiser's state, and the moving average, by parameter: ``exp_avg`` and so on."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        """Gives the optimiser's state, and the moving average, by parameter and name."""
         states = {
-            names[id(parameter)]: {key: torch.as_tensor(value) for key, value in values.items()}
+            self._names[id(parameter)]: {
+                key: torch.as_tensor(value) for key, value in values.items()
+            }
             for parameter, values in self._optimizer.state.items()
         }
         if self.average is not None:
@@ -122,7 +127,7 @@ class NamedOptimizer:
         return states
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """As ``name/exp_avg``, for a checkpoint."""
+        """Gives ``states`` as ``name/exp_avg``, for a checkpoint."""
         return {
             f"{name}/{key}": value
             for name, values in self.states().items()
@@ -130,8 +135,7 @@ class NamedOptimizer:
         }
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what ``tensors`` of the same configuration gave."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        """Takes over what ``tensors`` of the same configuration gave."""
         entries: dict[str, dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
             name, _, key = path.rpartition("/")
@@ -142,7 +146,7 @@ class NamedOptimizer:
                 entries.setdefault(name, {})[key] = tensor.clone()
         groups = self._optimizer.state_dict()["param_groups"]
         order = [
-            names[id(parameter)]
+            self._names[id(parameter)]
             for group in self._optimizer.param_groups
             for parameter in group["params"]
         ]
@@ -151,7 +155,7 @@ class NamedOptimizer:
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raises RunError where timm has no such optimiser or schedule."""
+    """Checks that timm has the optimiser and the schedule; raises RunError otherwise."""
     _made(nn.Linear(1, 1), config, steps_per_epoch=1)
 
 

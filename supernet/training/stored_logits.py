@@ -46,20 +46,22 @@ _AUGMENTING = ("timm", "torchvision", "pillow")  # another version may draw othe
 
 
 class LogitSource(Protocol):
-    """A teacher: ``supernet.training.teachers.Teacher`` or alike; ``identity`` is JSON-able."""
+    """Gives logits, as ``supernet.training.teachers.Teacher``; ``identity`` is JSON-able."""
 
     identity: dict[str, Any]
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Logits (n, classes) of images (n, 3, side, side)."""
+        """Computes logits (n, classes) of images (n, 3, side, side)."""
         ...
 
 
 class Rows(NamedTuple):
-    """Predictions of n images.
+    """Holds predictions of n images.
 
-    indices: (n,) int32 positions; classes: (n, top_k) int16 or int32, by falling probability;
-    probabilities: (n, top_k) float16.
+    Attributes:
+        indices: (n,) int32 positions.
+        classes: (n, top_k) int16 or int32, by falling probability.
+        probabilities: (n, top_k) float16.
     """
 
     indices: npt.NDArray[np.int32]
@@ -75,7 +77,7 @@ def identity_of(
     augment: AugmentConfig | None = None,
     variants: int,
 ) -> dict[str, Any]:
-    """All that stored predictions depend on, JSON-able.
+    """Gives all that stored predictions depend on, JSON-able.
 
     Args:
         teacher: The teacher's own identity.
@@ -114,39 +116,31 @@ def store_logits(
     batches: Callable[[int], Iterable[Batch]],
     folder: Path,
     identity: dict[str, Any],
-    *,
-    progress: Callable[[int, int], None] | None = None,
 ) -> StoredLogits:
     """Stores the teacher's predictions below ``folder``, as far as they are not there.
 
     Args:
+        teacher: Gives the logits.
+        folder: Holds a folder of each identity.
         batches: Variant → its batches, every image of the split once and unmixed
             (``supernet.data.batches.augmented_batches``).
         identity: As ``identity_of`` gives it.
-        progress: Called with (images done, all images).
 
     Raises:
         DataError: The teacher's output is unusable.
     """
     folder = folder / _digest(identity)
     folder.mkdir(parents=True, exist_ok=True)
-    count, variants = identity["num_images"], range(identity["variants"])
-
-    def tell(images: int) -> None:
-        if progress is not None:
-            there = sum(_file(folder, variant).exists() for variant in variants)
-            progress(there * count + images, len(variants) * count)
-
     # First what no other process writes; then others are waited for, which may be killed.
     for timeout in (0, -1):
-        for variant in variants:
+        for variant in range(identity["variants"]):
             if _file(folder, variant).exists():
                 continue
             lock = filelock.FileLock(folder / f".variant-{variant:05d}.lock", timeout=timeout)
             try:
                 with lock:
                     if not _file(folder, variant).exists():
-                        _write(teacher, batches(variant), folder, variant, identity, tell)
+                        _write(teacher, batches(variant), folder, variant, identity)
                     Path(lock.lock_file).unlink(missing_ok=True)  # the file is there: no use for it
             except filelock.Timeout:
                 continue
@@ -159,7 +153,6 @@ def _write(
     folder: Path,
     variant: int,
     identity: dict[str, Any],
-    tell: Callable[[int], None],
 ) -> None:
     final = _file(folder, variant)
     for left in folder.glob(f".{final.name}.*"):  # of a writer that was killed
@@ -167,7 +160,6 @@ def _write(
             left.unlink(missing_ok=True)
     temporary = folder / f".{final.name}.{uuid.uuid4().hex}"
     pending: list[Rows] = []
-    done = 0
     schema = _schema(identity, variant)
     try:
         with pq.ParquetWriter(
@@ -175,11 +167,9 @@ def _write(
         ) as file:
             for batch in batches:
                 pending.append(_rows(batch, teacher(batch.images), identity))
-                done += len(batch.indices)
                 if sum(len(rows.indices) for rows in pending) >= ROWS_PER_GROUP:
                     file.write_table(_table(pending, schema))
                     pending = []
-                tell(done)
             if pending:
                 file.write_table(_table(pending, schema))
         with temporary.open("rb") as written:
@@ -229,7 +219,7 @@ def _table(pending: list[Rows], schema: pa.Schema) -> pa.Table:
 
 
 class StoredLogits:
-    """Predictions that ``store_logits`` stored; those of one variant are held in memory.
+    """Reads what ``store_logits`` stored; the predictions of one variant are held in memory.
 
     They take 4 bytes for each kept class of each image, 6 beyond 32,768 classes.
 
@@ -246,7 +236,7 @@ class StoredLogits:
         self._loaded: tuple[int, Rows] | None = None
 
     def __call__(self, variant: int, indices: torch.Tensor) -> torch.Tensor:
-        """Probabilities (n, classes), float32, each row adding up to 1.
+        """Gives probabilities (n, classes), float32, each row adding up to 1.
 
         What the kept classes leave of 1 is spread evenly over the others (TinyViT, section 3.1).
         Kept probabilities are within 2⁻¹⁰ of their value and 2⁻²⁴, as float16 rounds; with all
@@ -270,15 +260,15 @@ class StoredLogits:
         return full / full.sum(1, keepdim=True)  # rounding may have lifted the kept ones above 1
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logarithms of a batch's probabilities, (n, classes), on its images' device.
+        """Gives the logarithms of a batch's probabilities, (n, classes), as logits.
 
-        They are logits of the same distribution.
+        They are on the device of its images.
         """
         shares = self(batch.variant, batch.indices).to(batch.images.device)
         return shares.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def _read(self, variant: int) -> Rows:
-        """All rows of a variant, by index."""
+        """Reads all rows of a variant, by index."""
         path = _file(self.folder, variant)
         try:
             with (
@@ -295,6 +285,8 @@ class StoredLogits:
                 table = file.read(columns=list(COLUMNS))
             indices, *lists = (table.column(name).combine_chunks() for name in COLUMNS)
             order = np.argsort(np.asarray(indices))
+            if not np.array_equal(np.asarray(indices)[order], np.arange(len(order))):
+                raise ValueError("it has not one row for each image")
             columns = (np.asarray(x.flatten()).reshape(-1, x.type.list_size) for x in lists)
             return Rows(np.asarray(indices)[order], *(column[order] for column in columns))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:

@@ -40,12 +40,12 @@ class Teacher:
     """A network that is never trained: ``teacher(images)`` gives logits.
 
     Args:
-        network: images (n, 3, side, side) → logits (n, classes).
-        identity: what its logits depend on, JSON-able.
-        resolution: side in pixels that images are resized to.
-        data_mean, data_std: per channel, that images come normalised with.
-        mean, std: per channel, that the network expects.
-        amp: as ``supernet.training.evaluation.autocast``.
+        network: Images (n, 3, side, side) → logits (n, classes).
+        identity: What its logits depend on, JSON-able.
+        resolution: Side in pixels that images are resized to.
+        data_mean, data_std: Per channel, that images come normalised with.
+        mean, std: Per channel, that the network expects.
+        amp: As ``supernet.training.evaluation.autocast``.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (n, classes), float32, without gradient, on the teacher's device.
+        """Computes logits (n, classes), float32, without gradient, on the teacher's device.
 
-        images: (n, 3, height, width), normalised with the data's mean and standard deviation.
+        Args:
+            images: (n, 3, height, width), normalised with the data's mean and standard deviation.
         """
         images = images.to(self.device, non_blocking=True)
         images = resize_images(images, self.resolution) * self._scale + self._shift
@@ -89,7 +90,7 @@ class Teacher:
         return logits.float()
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits of a batch's images, mixed or not."""
+        """Computes the logits of a batch's images, mixed or not."""
         return self(batch.images)
 
 
@@ -100,23 +101,30 @@ def load_teacher(
     *,
     data_mean: Sequence[float],
     data_std: Sequence[float],
-    resolution: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     device: str | torch.device = "cpu",
     amp: str = "auto",
 ) -> Teacher:
-    """The teacher ``name`` with weights from a local file, for data of ``num_classes`` classes.
+    """Loads a teacher with weights from a local file, for data of ``num_classes`` classes.
 
-    name: of a timm model, with or without its pretrained tag, or the folder of an export.
-    weights: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads; an export
-        has its own.
-    data_mean, data_std: what images are normalised with (``ImageData.mean``, ``.std``).
-    resolution, mean, std: what the teacher was trained with, where it is not what timm or the
-        export says.
+    Example:
+        >>> teacher = load_teacher(
+        ...     "resnet18", 10, "resnet18.safetensors", data_mean=data.mean, data_std=data.std
+        ... )
+        >>> logits = teacher(images)
 
-    Raises UsageError for a name or weights that do not go together, CorruptFileError for files
-    that are missing, damaged or pickles, DataError where the classes differ from the data's.
+    Args:
+        name: A timm model's name, with or without its pretrained tag, or the folder of an export.
+        num_classes: Classes of the data.
+        weights: A ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads; an
+            export has its own.
+        data_mean, data_std: What images are normalised with (``ImageData.mean``, ``.std``).
+        device: Where the teacher runs.
+        amp: As ``supernet.training.evaluation.autocast``.
+
+    Raises:
+        UsageError: Name and weights do not go together.
+        CorruptFileError: A file is missing, damaged or a pickle.
+        DataError: The classes differ from the data's.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -136,7 +144,7 @@ def load_teacher(
                 "name."
             )
         source = Path(weights)
-        network = _load_timm(name, source, num_classes, resolution)
+        network = _load_timm(name, source, num_classes)
         config = dict(network.pretrained_cfg)
         identity = {"name": name}
     with source.open("rb") as file:
@@ -144,11 +152,11 @@ def load_teacher(
     return Teacher(
         network,
         identity=identity,
-        resolution=resolution or int(config["input_size"][-1]),
+        resolution=int(config["input_size"][-1]),
         data_mean=data_mean,
         data_std=data_std,
-        mean=mean or config["mean"],
-        std=std or config["std"],
+        mean=config["mean"],
+        std=config["std"],
         device=device,
         amp=amp,
     )
@@ -174,7 +182,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _load_timm(name: str, path: Path, num_classes: int, resolution: int | None) -> Any:
+def _load_timm(name: str, path: Path, num_classes: int) -> Any:
     import timm
 
     tensors = read_tensors(path)
@@ -188,15 +196,11 @@ def _load_timm(name: str, path: Path, num_classes: int, resolution: int | None) 
     }
     try:
         config = timm.get_pretrained_cfg(name)
-        sized: dict[str, Any] = {}
-        if resolution is not None and config is not None and config.fixed_input_size:
-            sized["img_size"] = resolution
         network: Any = timm.create_model(
             name,
             pretrained=True,
             num_classes=num_classes,
             pretrained_cfg_overlay=overlay,
-            **sized,
         )
     except Exception as error:  # translations of names fail in many ways on foreign tensors
         text = " ".join(str(error).split())
@@ -231,7 +235,7 @@ class _Verified(BaseModel):
 
 
 def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, Any]]:
-    """Network, weights file and preprocessing of an export (``results.export.write``)."""
+    """Loads network, weights file and preprocessing of an export (``results.export.write``)."""
     path = folder / WEIGHTS
     config = read_mapping(folder / CONFIG)
     if config.get("architecture") != "nas_backbone":
@@ -259,16 +263,17 @@ def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, A
     return network, path, card.pretrained_cfg.model_dump()
 
 
-def _classes_differ(name: str, path: Path, found: int, needed: int) -> DataError:
+def _classes_differ(name: str, path: Path, classes: int, needed: int) -> DataError:
     return DataError(
-        f"the weights of teacher {name} in {path} are for {found} classes, the data has {needed}; "
-        "a teacher must know the data's classes: fine-tune it on this data first, or take another."
+        f"the weights of teacher {name} in {path} are for {classes} classes, the data has "
+        f"{needed}; a teacher must know the data's classes: fine-tune it on this data first, or "
+        "take another."
     )
 
 
 @dataclass(frozen=True)
 class OpenedTeacher:
-    """``logits(batch)``: (n, classes); ``identity``: what they depend on, JSON-able."""
+    """Gives logits (n, classes) of a batch; ``identity`` is what they depend on, JSON-able."""
 
     logits: Callable[[Batch], torch.Tensor]
     identity: Any
@@ -282,16 +287,12 @@ def open_teacher(
     *,
     workers: int = 0,
     group: Group | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> OpenedTeacher | None:
-    """The teacher of ``config``, None where it names none.
+    """Opens the teacher of ``config``; None where it names none.
 
     With ``teacher_variants`` its predictions are stored below ``folder`` first, as far as they are
     not there. Where several workers train, all of them store, each what no other is at, and all
     have all predictions when this returns.
-
-    Args:
-        progress: Called with (images done, all images) of this worker's variants and those there.
 
     Raises:
         UsageError, DataError, CorruptFileError: As ``load_teacher`` and ``store_logits``.
@@ -328,6 +329,6 @@ def open_teacher(
         )
 
     with (group or Group()).patient() as wait_for_all:
-        stored = store_logits(teacher, batches, folder, identity, progress=progress)
+        stored = store_logits(teacher, batches, folder, identity)
         wait_for_all()
     return OpenedTeacher(stored.logits, stored.identity)

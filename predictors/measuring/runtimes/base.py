@@ -1,4 +1,4 @@
-"""What a runtime is: it turns a module and its input into a call that runs one forward pass.
+"""The interface of runtimes: a module and its input become a call that runs one forward pass.
 
 A runtime also says how the cost of a call is taken out of an entry, since a whole network is
 called once and not once per component:
@@ -63,21 +63,31 @@ class Runtime(ABC):
 
     @abstractmethod
     def prepare(self, module: nn.Module, images: Tensor, conditions: Conditions) -> Run:
-        """A call that runs ``module`` on ``images`` once, inputs and outputs resident.
+        """Makes a call that runs ``module`` on ``images`` once, inputs and outputs resident.
 
         Whatever is done once per network, such as compilation, is done here. On CUDA the call
         enqueues work on the current stream. It returns the output where the runtime gives it
         without a copy: a tensor, or an array on the CPU.
 
-        Raises UsageError where the runtime cannot run the module in this precision.
+        Args:
+            module: The network, in eval mode.
+            images: Its input, on the device that ``conditions`` name.
+            conditions: What is measured under.
+
+        Raises:
+            UsageError: The runtime cannot run the module in this precision.
         """
 
     def copies(self, weight_bytes: int, device: torch.device) -> int:
-        """n of the ``slope`` method, for a component with weights of this size."""
+        """Returns n of the ``slope`` method, for a component with weights of this size."""
         return 1
 
     def require(self, device_kind: str, precision: str = "fp32") -> None:
-        """Raises UsageError where this runtime cannot be used, with what to do about it."""
+        """Checks that this runtime can be used.
+
+        Raises:
+            UsageError: It cannot; the message says what to do about it.
+        """
         if device_kind not in self.device_kinds:
             served = " and ".join(self.device_kinds)
             raise UsageError(

@@ -25,6 +25,8 @@ from search_space.errors import UsageError
 
 
 class Inductor(Runtime):
+    """Networks compiled by ``torch.compile``."""
+
     method: ClassVar[Method] = "constant"
 
     def version(self) -> str:
@@ -38,7 +40,7 @@ class Inductor(Runtime):
                 "runtime 'inductor' needs a C++ compiler on CPUs, and none of $CXX, g++ and "
                 "clang++ is there. Install one, such as with: apt install g++"
             )
-        if device_kind == "cuda" and not _has_triton():
+        if device_kind == "cuda" and importlib.util.find_spec("triton") is None:
             raise UsageError(
                 "runtime 'inductor' needs the package 'triton' on GPUs, which is not installed. "
                 "Install it with: pip install triton"
@@ -71,13 +73,9 @@ def _compiler_version(path: str | None) -> str:
     if path is None:
         return ""
     try:
-        said = subprocess.run(
-            [path, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, timeout=30
-        )
+        command = [path, "-dumpfullversion", "-dumpversion"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        words = done.stdout.split()
     except (OSError, subprocess.SubprocessError):
-        return os.path.basename(path)
-    return f"{os.path.basename(path)} {said.stdout.split()[0] if said.stdout.split() else ''}"
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+        words = []
+    return " ".join([os.path.basename(path), *words[:1]])

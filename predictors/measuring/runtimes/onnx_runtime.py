@@ -31,6 +31,8 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime(Runtime):
+    """Networks run by onnxruntime, on the CPU or on CUDA."""
+
     method: ClassVar[Method] = "constant"
     settle = 0
     keeps_memory = True
@@ -84,7 +86,7 @@ def _run(session: Any, binding: Any, inputs: object, output: Tensor) -> Tensor:
 
 
 def _take_weights(model: onnx.ModelProto, module: nn.Module) -> dict[str, np.ndarray]:
-    """Weights by name, which ``model`` then holds no longer.
+    """Takes the weights out of ``model``, by name.
 
     A session that is given them where they lie keeps what it packs for its kernels only; with a
     model of its own it takes twice the memory, and a table's sessions are all loaded at once.

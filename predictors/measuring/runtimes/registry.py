@@ -10,7 +10,7 @@ from search_space.errors import UnknownNameError, UsageError
 
 GROUP = "nas.runtimes"
 _OURS = {
-    "cudagraph": "cudagraph:CudaGraph",
+    "cudagraph": "eager:CudaGraph",
     "eager": "eager:Eager",
     "inductor": "inductor:Inductor",
     "onnxruntime": "onnx_runtime:OnnxRuntime",
@@ -20,7 +20,7 @@ _OURS = {
 
 @cache
 def _known() -> dict[str, EntryPoint]:
-    """Entry points by name; other packages add runtimes and replace none of ours."""
+    """Finds entry points by name; other packages add runtimes and replace none of ours."""
     others = {point.name: point for point in entry_points(group=GROUP)}
     package = __name__.rpartition(".")[0]
     return others | {
@@ -29,13 +29,13 @@ def _known() -> dict[str, EntryPoint]:
 
 
 def runtime_names() -> list[str]:
-    """All runtimes, whether they can be used here or not."""
+    """Lists all runtimes, whether they can be used here or not."""
     return sorted(_known())
 
 
 @cache
 def find_runtime(name: str) -> Runtime:
-    """The runtime of that name, always the same object.
+    """Returns the runtime of that name, always the same object.
 
     Raises:
         UnknownNameError: There is none.

@@ -20,6 +20,8 @@ _WORKSPACE_BYTES = 2**30
 
 
 class TensorRT(Runtime):
+    """Networks compiled by TensorRT."""
+
     method: ClassVar[Method] = "constant"
     device_kinds = ("cuda",)
     library = "tensorrt"
@@ -51,7 +53,7 @@ class TensorRT(Runtime):
         return partial(_run, (runtime, engine), context, stream, images, output)
 
     def _build(self, model: bytes, conditions: Conditions) -> Any:
-        """Serialised engine; types are those of the graph, so precision is what was asked for."""
+        """Builds an engine, serialised; types are those of the graph, whose precision it keeps."""
         import tensorrt
 
         builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))

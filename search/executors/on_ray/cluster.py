@@ -1,4 +1,4 @@
-"""The connection to Ray, and what share of its machines a worker gets.
+"""Connection of a search to Ray, and what share of its machines a worker gets.
 
 Without an address a Ray of our own runs on this machine for as long as the search does. Ray is
 kept quiet: what its workers print stays in its own logs.
@@ -6,6 +6,7 @@ kept quiet: what its workers print stays in its own logs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,22 +15,22 @@ import ray
 from search_space.errors import NasError
 from supernet.cluster.connection import connect, head_address
 
-AUTO = "auto"
 _SMALLEST_SHARE = 1e-4  # Ray counts in steps of this
 
 
 class ClusterError(NasError):
-    """A Ray cluster that cannot be reached, or that gives no worker."""
+    """The Ray cluster cannot be reached, or gives no worker."""
 
 
 class RayConnection:
-    """Ray for this process: the one that it uses already, else one connected to or started here.
+    """Connects this process to Ray, or takes the connection that it has.
 
     Args:
-        address: as of ``supernet.cluster.connection.connect``.
+        address: As of ``supernet.cluster.connection.connect``.
 
-    Raises RunError where there is no cluster at the address, and ClusterError where this process
-    is connected to another one.
+    Raises:
+        RunError: There is no cluster at the address.
+        ClusterError: This process is connected to another one.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -38,7 +39,7 @@ class RayConnection:
         if self.owned:
             connect(address)
         elif address is not None and head_address(address) not in (
-            AUTO,
+            "auto",
             ray.get_runtime_context().gcs_address,
         ):
             raise ClusterError(
@@ -48,7 +49,7 @@ class RayConnection:
             )
 
     def nodes(self) -> dict[str, Node]:
-        """The living nodes by their id. Raises ClusterError where the cluster answers no more."""
+        """Lists the living nodes by their id. Raises ClusterError where the cluster is gone."""
         try:
             nodes = ray.nodes()
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
@@ -63,7 +64,7 @@ class RayConnection:
         }
 
     def close(self) -> None:
-        """Leave Ray, and end it where it was started here; one that was there before stays."""
+        """Leaves Ray, and ends it where it was started here; one that was there before stays."""
         if self.owned:
             self.owned = False
             ray.shutdown()
@@ -71,28 +72,25 @@ class RayConnection:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster: what Ray may give of it to workers."""
+    """Holds what Ray may give of a machine to workers."""
 
     cpus: float
     gpus: float = 0.0
 
     def room(self, cpus: float, gpus: float) -> int:
-        """Number of workers of so many CPUs and GPUs that fit onto it."""
-        tolerance = 1e-9  # ten tenths of a GPU are a GPU
-        fits = self.cpus / cpus
-        if gpus > 0:
-            fits = min(fits, self.gpus / gpus)
-        return int(fits + tolerance)
+        """Counts the workers of so many CPUs and GPUs that fit onto it."""
+        fits = min(self.cpus / cpus, self.gpus / gpus if gpus > 0 else math.inf)
+        return int(fits + 1e-9)  # ten tenths of a GPU are a GPU
 
 
 def cpu_share(nodes: Sequence[Node], workers: int, gpus: float = 0.0) -> float:
-    """CPUs for each of ``workers`` such that as many as can fit onto the nodes do.
+    """Gives the CPUs for each of ``workers`` such that as many as can fit onto the nodes do.
 
-    The largest whole number that leaves room for all, else an equal part of a CPU; 1 where the
-    nodes have no CPU, or not the GPUs, for any of them (more nodes may come).
+    It is the largest whole number that leaves room for all, else an equal part of a CPU; 1 where
+    the nodes have no CPU, or not the GPUs, for any of them (more nodes may come).
 
     Args:
-        gpus: that each worker needs.
+        gpus: What each worker needs.
     """
     with_gpus = [node for node in nodes if node.cpus > 0 and node.gpus >= gpus]
     wanted = workers

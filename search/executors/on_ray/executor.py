@@ -39,7 +39,7 @@ class _Actor:
     """Runs in a worker's process."""
 
     def start(self, factory: Callable[[], Evaluate]) -> tuple[str, float]:
-        """Builds the evaluator; the id of the node that this runs on, and the seconds it took."""
+        """Builds the evaluator; returns the id of this node, and the seconds it took."""
         begun = time.monotonic()
         self._evaluate = factory()
         return str(ray.get_runtime_context().get_node_id()), time.monotonic() - begun
@@ -50,12 +50,12 @@ class _Actor:
 
 @dataclass
 class _Worker:
-    """A worker, seen from here.
+    """Holds what is known here of a worker.
 
     Attributes:
-        since: monotonic time at which it began what it does now.
-        node: where it runs; empty until it has started.
-        ticket: of the candidate that it evaluates; None while it starts or is idle.
+        since: Monotonic time at which it began what it does now.
+        node: Where it runs; empty until it has started.
+        ticket: Of the candidate that it evaluates; None while it starts or is idle.
     """
 
     actor: Any
@@ -66,7 +66,7 @@ class _Worker:
 
 @dataclass
 class _Open:
-    """A candidate without an outcome, with the reasons for which workers were lost on it."""
+    """Holds a candidate without an outcome, with the reasons for which workers were lost on it."""
 
     architecture: Architecture
     part: int | None
@@ -84,19 +84,26 @@ class RayExecutor:
     (or 5, where their machines died) fails with the reasons; an exception in an evaluation is its
     outcome. No candidate has two outcomes, since a lost worker is not listened to any more.
 
+    Example:
+        >>> executor = RayExecutor(make_evaluate, workers=4)
+        >>> executor.submit(0, space.largest)
+        >>> executor.wait().metrics
+        >>> executor.close()
+
     Args:
-        factory: called once in each worker, gives the function that evaluates. Pickled into
+        factory: Called once in each worker, gives the function that evaluates. Pickled into
             Ray's object store once; NumPy arrays that it holds are shared by the workers of a
             machine, read-only.
-        workers: how many.
-        address: see ``RayConnection``.
-        num_cpus, num_gpus: of each worker, for Ray's placement; fractions share. CPUs by default
+        workers: How many.
+        address: See ``RayConnection``.
+        num_cpus, num_gpus: Of each worker, for Ray's placement; fractions share. CPUs by default
             an equal share of what the cluster has (Ray sets ``OMP_NUM_THREADS`` by it).
-        timeout_s: for one evaluation; by default learnt, see ``TimeLimit``.
-        start_timeout_s: for a worker to start and build its evaluator.
+        timeout_s: For one evaluation; by default learnt, see ``TimeLimit``.
+        start_timeout_s: For a worker to start and build its evaluator.
 
-    Raises ClusterError where Ray cannot be reached, or this machine lacks what one worker needs;
-    ``wait`` raises it where no worker can be started.
+    Raises:
+        ClusterError: Ray cannot be reached, or this machine lacks what one worker needs; ``wait``
+            raises it where no worker can be started.
     """
 
     def __init__(
@@ -179,7 +186,7 @@ class RayExecutor:
     # Work -------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        """Give the candidates that wait to the workers that are free."""
+        """Gives the candidates that wait to the workers that are free."""
         while self._queue and self._idle:
             ticket = self._queue.popleft()
             candidate = self._open[ticket]
@@ -192,7 +199,7 @@ class RayExecutor:
             self._busy[worker.actor.evaluate.remote(*task)] = worker
 
     def _collect(self) -> None:
-        """Take in all that has ended; waits for a moment where nothing has."""
+        """Takes in all that has ended; waits for a moment where nothing has."""
         ended: list[Any] = []
         if self._busy:
             ended, _ = ray.wait(list(self._busy), num_returns=len(self._busy), timeout=0)
@@ -226,7 +233,7 @@ class RayExecutor:
             self._idle.append(worker)
 
     def _expire(self) -> None:
-        """Give up workers that have been at it for too long."""
+        """Gives up workers that have been at it for too long."""
         now = time.monotonic()
         limits = {reference: self._limit(worker) for reference, worker in self._busy.items()}
         late = [ref for ref, worker in self._busy.items() if now > worker.since + limits[ref]]
@@ -244,7 +251,7 @@ class RayExecutor:
             self._lose(worker, f"{what} after {limit:.3g} s", blamed=blamed)
 
     def _patience(self) -> float:
-        """Seconds until the next worker would be given up, a second at most."""
+        """Gives the seconds until the next worker would be given up, a second at most."""
         now = time.monotonic()
         ends = [worker.since + self._limit(worker) for worker in self._busy.values()]
         return max(0.0, min(_POLL_S, min(ends) - now))
@@ -257,7 +264,7 @@ class RayExecutor:
     # Losses -----------------------------------------------------------------------------------
 
     def _lose(self, worker: _Worker, reason: str, *, blamed: bool = True) -> None:
-        """A worker is gone, or given up: kill what is left of it, and retry its candidate.
+        """Kills what is left of a worker that is gone or given up, and retries its candidate.
 
         A candidate that is not to blame comes again after the others, which may teach the limit.
         """
@@ -294,7 +301,7 @@ class RayExecutor:
     # Starting ---------------------------------------------------------------------------------
 
     def _start_missing(self) -> None:
-        """Ask Ray for as many workers as there should be; they are ready when Ray says so."""
+        """Asks Ray for as many workers as there should be; they are ready when Ray says so."""
         if time.monotonic() < self._next_start:
             return
         while len(self._busy) + len(self._idle) < self.workers:
@@ -302,7 +309,7 @@ class RayExecutor:
             self._busy[actor.start.remote(self._factory)] = _Worker(actor, time.monotonic())
 
     def _start_failed(self, reason: str) -> None:
-        """Try again after a pause that grows; raise where no worker is at work or could start."""
+        """Tries again after a pause that grows; raises where no worker works or could start."""
         self._start_failures.append(reason)
         count = len(self._start_failures)
         logger.info("a worker did not start: %s", reason)
@@ -325,7 +332,7 @@ class RayExecutor:
 
 
 def _kill(actors: Iterable[Any]) -> threading.Thread:
-    """Kill actors without waiting: the machine of one may answer late or never."""
+    """Kills actors without waiting: the machine of one may answer late or never."""
 
     def kill() -> None:
         for actor in actors:

@@ -11,7 +11,7 @@ MOST_S = 3600.0
 
 
 class TimeLimit:
-    """A limit in seconds: 20 × the median evaluation so far, a minute at least.
+    """Learns a limit in seconds: 20 × the median evaluation so far, a minute at least.
 
     Until an evaluation has ended there is nothing to go by. The limit then is 20 × the longest time
     that a worker took to build its evaluator, a minute at least, and twice as long after each
@@ -29,7 +29,7 @@ class TimeLimit:
 
     @property
     def seconds(self) -> float:
-        """The limit as of now."""
+        """The limit in seconds as of now."""
         if self.fixed is not None:
             return self.fixed
         if not self._evaluations:
@@ -45,7 +45,7 @@ class TimeLimit:
         bisect.insort(self._evaluations, seconds)
 
     def reached(self, limit: float) -> bool:
-        """Learns that an evaluation had not ended after ``limit``; whether it is to blame for that.
+        """Learns that an evaluation had not ended after ``limit``; tells whether it is to blame.
 
         It is not while the limit is a guess.
         """

@@ -1,18 +1,19 @@
-"""Loggers: where the figures of a training go for people, beside ``metrics.jsonl``.
+"""Loggers, which show the figures of a training to people, and ``metrics.jsonl``.
 
-A logger is a file here with a class of three methods; ``LOGGERS`` names them. Its
-package is imported when it is made, and not before.
+A logger is a file here with a class of two methods beside its constructor; ``LOGGERS`` names it.
+Its package is imported when it is made, and not before.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from search_space.errors import UnknownNameError, UsageError
+from search_space.errors import UnknownNameError, UsageError, first_line
 from supernet.training.loggers.mlflow import MLflowLogger
 from supernet.training.loggers.tensorboard import TensorBoardLogger
 from supernet.training.loggers.wandb import WandbLogger
@@ -32,18 +33,12 @@ class MetricLogger(Protocol):
         """Adds the figures of an epoch, at its last step; a step may come again after a resume."""
         ...
 
-    def close(self) -> None:
-        """Writes what is held back."""
+    def close(self, *, failed: bool) -> None:
+        """Writes what is held back; ``failed`` where an error ended the training."""
         ...
 
 
-def make_logger(name: str, directory: Path) -> MetricLogger:
-    """A logger by its name, for the training in ``directory``.
-
-    Raises:
-        UnknownNameError: There is no such logger.
-        UsageError: Its package is not installed.
-    """
+def _logger(name: str, directory: Path) -> MetricLogger:
     if name not in LOGGERS:
         raise UnknownNameError("logger", name, LOGGERS)
     try:
@@ -53,17 +48,33 @@ def make_logger(name: str, directory: Path) -> MetricLogger:
             f"logger {name!r} needs a package that is not installed ({error}); install it with "
             f"`pip install {name}`, or leave the logger out"
         ) from None
+    except Exception as error:  # of whatever type its package raises
+        raise UsageError(
+            f"logger {name!r} cannot log here ({first_line(error)}); set it up as its package "
+            "says, or leave the logger out"
+        ) from error
 
 
 class MetricFiles:
-    """Figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
+    """Writes figures of a training by epoch: ``metrics.jsonl`` in ``directory``, and loggers.
 
-    An epoch is a flat mapping (``EpochMetrics.to_dict``).
+    An epoch is a flat mapping (``EpochMetrics.to_dict``). A context: loggers are closed at its end.
+    One that fails is warned about and left out from then on, since a training is worth more.
+
+    Raises:
+        UnknownNameError: There is no such logger.
+        UsageError: A logger's package is not installed, or cannot log here.
     """
 
     def __init__(self, directory: Path, loggers: Sequence[str] = ()) -> None:
         self.directory = directory
-        self._loggers = [make_logger(name, directory) for name in loggers]
+        self._loggers: dict[str, MetricLogger] = {}
+        try:
+            for name in loggers:
+                self._loggers[name] = _logger(name, directory)
+        except BaseException:
+            self._each(lambda logger: logger.close(failed=True))
+            raise
 
     def rewrite(self, epochs: Iterable[Mapping[str, Any]]) -> None:
         """Writes all lines anew: none is doubled or lost by a resumption."""
@@ -75,11 +86,24 @@ class MetricFiles:
         os.replace(temporary, path)
 
     def log(self, epoch: Mapping[str, Any]) -> None:
-        """Shows one epoch in all loggers."""
+        """Shows an epoch in all loggers."""
         figures = {name: value for name, value in epoch.items() if name not in ("epoch", "step")}
-        for logger in self._loggers:
-            logger.log(epoch["step"], figures)
+        self._each(lambda logger: logger.log(epoch["step"], figures))
 
-    def close(self) -> None:
-        for logger in self._loggers:
-            logger.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._each(lambda logger: logger.close(failed=kind is not None))
+
+    def _each(self, act: Callable[[MetricLogger], None]) -> None:
+        for name, logger in list(self._loggers.items()):
+            try:
+                act(logger)
+            except Exception as error:
+                del self._loggers[name]
+                warnings.warn(
+                    f"logger {name!r} failed and gets no more figures of this training, which "
+                    f"{METRICS} has all: {first_line(error)}",
+                    stacklevel=2,
+                )

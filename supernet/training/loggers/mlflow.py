@@ -35,5 +35,5 @@ class MLflowLogger:
         for name, value in metrics.items():
             self._client.log_metric(self._run, name, value, step=step)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")

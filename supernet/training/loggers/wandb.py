@@ -32,5 +32,5 @@ class WandbLogger:
         # the step is a figure too: a run's own counter cannot go back after a resumption
         self._run.log({**metrics, "training_step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
