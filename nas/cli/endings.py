@@ -36,6 +36,7 @@ def run(command: click.Command) -> None:
     try:
         refuse_empty(sys.argv[1:])
         command.main(standalone_mode=False)
+        sys.stdout.flush()  # here, where an error of the last lines can still be said
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -61,6 +62,11 @@ def run(command: click.Command) -> None:
         fix = "Take smaller batches (--batch-size, --train-batch-size) or a smaller --space"
         _fail(f"not enough memory: {_first_line(error)}. {_again(fix)}")
     except OSError as error:  # a full disk, a folder that may not be written
+        gone = isinstance(error, BrokenPipeError) and _reader_gone()
+        # What is left to write would fail again when the interpreter ends, with a code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if gone:
+            sys.exit(PIPE_CLOSED)
         _fail(_explain(error))
 
 
