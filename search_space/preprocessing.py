@@ -47,7 +47,7 @@ class Preprocessing:
     crop_pct: float = 1.0
 
     def timm(self) -> dict[str, Any]:
-        """Returns arguments of ``timm.data.create_transform``, entries of a ``pretrained_cfg``, too."""
+        """Returns arguments of ``timm.data.create_transform`` and of a ``pretrained_cfg``."""
         return {
             "input_size": (3, self.resolution, self.resolution),
             "interpolation": self.interpolation,
