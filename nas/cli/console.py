@@ -88,6 +88,7 @@ class PhaseProgress:
             self._console.say("  " + ", ".join(part for part in parts if part))
 
     def stop(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -107,10 +108,12 @@ class Console:
         self.live = self.rich.is_terminal and not quiet
 
     def say(self, text: str) -> None:
+        """Print a line, unless ``quiet``."""
         if not self.quiet:
             self.rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
+        """Print a warning."""
         self.rich.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.cli.endings import this_command
-from nas.cli.options import PATH, FlagSet, console, json_option, option, print_json, quiet_option
+from nas.cli.options import (
+    PATH,
+    FlagSet,
+    json_option,
+    option,
+    print_json,
+    quiet_option,
+    run_settings,
+)
 from nas.workflows.finetune_config import FinetuneConfig
 from search_space.names import check_run_name
 
@@ -59,14 +66,7 @@ def finetune(run: Path, **options: Any) -> None:
         return
     from nas.workflows.finetuning import run_finetuning, summary
 
-    data, trials = run_finetuning(
-        config,
-        source,
-        path,
-        resume=options["resume"],
-        command=this_command(),
-        console=console(options),
-    )
+    data, trials = run_finetuning(config, source, path, **run_settings(options))
     if options["as_json"]:
         print_json(summary(data, trials, path))
     else:

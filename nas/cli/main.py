@@ -28,6 +28,7 @@ from nas.cli.options import (
     print_json,
     quiet_option,
     run_options,
+    run_settings,
 )
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
@@ -75,13 +76,7 @@ def search(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_search(
-        config,
-        path,
-        resume=options["resume"],
-        command=endings.this_command(),
-        console=console(options),
-    )
+    data = run_search(config, path, **run_settings(options))
     _print(data, path, options["as_json"])
 
 
@@ -97,13 +92,7 @@ def train(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_training(
-        config,
-        path,
-        resume=options["resume"],
-        command=endings.this_command(),
-        console=console(options),
-    )
+    data = run_training(config, path, **run_settings(options))
     if config.architecture is not None:
         _print(data, path, options["as_json"])
     elif options["as_json"]:

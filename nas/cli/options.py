@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from pydantic import BaseModel
 
 from nas import flags
+from nas.cli.endings import this_command
 from nas.config import RunConfig
 from nas.config_parts import LatencyConfig
 from nas.flags import Declared, declared
@@ -155,6 +156,11 @@ def console(options: dict[str, Any]) -> Console:
     from nas.cli.console import Console
 
     return Console(quiet=options["quiet"])
+
+
+def run_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a run's function beside its configuration and folder, from ``run_options``."""
+    return {"resume": options["resume"], "command": this_command(), "console": console(options)}
 
 
 def conditions_given(options: dict[str, Any]) -> dict[str, Any]:

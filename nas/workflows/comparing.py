@@ -24,8 +24,13 @@ _BOX = (64.0, 20.0, 560.0, 440.0)
 class Comparison:
     """Latencies of the same architectures on two devices, in milliseconds.
 
-    shared_tenth: of the fastest tenth on the first, the share that is in the second's.
-    ranges: name, smallest and largest latency of each device.
+    Args:
+        names: What the devices are called.
+        conditions: That their latencies hold under.
+        space: Name of the space of the architectures.
+        latencies_ms: Of each device, in the same order.
+        kendall_tau: Of the two orders; None where one has no order.
+        shared_tenth: Of the fastest tenth on the first, the share that is in the second's.
     """
 
     names: tuple[str, str]
@@ -42,10 +47,12 @@ class Comparison:
 
     @property
     def count(self) -> int:
+        """Number of architectures."""
         return len(self.latencies_ms[0])
 
     @property
     def ranges(self) -> list[tuple[str, float, float]]:
+        """Name, smallest and largest latency of each device."""
         return [
             (name, min(values), max(values))
             for name, values in zip(self.names, self.latencies_ms, strict=True)

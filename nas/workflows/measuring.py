@@ -39,6 +39,7 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Mean latency of both, and the range of their repetitions, in milliseconds."""
         return {
             LATENCY: (self.first.latency_ms + self.second.latency_ms) / 2,
             "latency_low_ms": min(self.first.low_ms, self.second.low_ms),
@@ -73,7 +74,7 @@ def to_json(measured: Mapping[str, Measured]) -> dict[str, Any]:
 
 
 def read_measured(path: Path) -> dict[str, Measured]:
-    """What ``to_json`` gave, by digest; nothing where there is no file.
+    """Measurements by digest from a file of ``to_json``; empty where there is none.
 
     Raises:
         CorruptFileError: The file is damaged.

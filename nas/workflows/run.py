@@ -266,15 +266,15 @@ class Run(ABC, Generic[Config]):
             margins = {limit.metric: limit.margin for limit in limits if limit.margin}
             if not margins:
                 raise
-            lowered = ", ".join(f"{m:.0%} for {self._device(name)}" for name, m in margins.items())
+            lowered = ", ".join(
+                f"{margin:.0%} for {device_of(metric) or self.config.device}"
+                for metric, margin in margins.items()
+            )
             raise InfeasibleError(
                 f"{error} The latency budget was lowered by a margin ({lowered}), since "
                 "predictions cannot be checked here; --margin sets another."
             ) from None
         return problem
-
-    def _device(self, metric: str) -> str:
-        return device_of(metric) or self.config.device
 
     def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
         """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
@@ -316,6 +316,7 @@ class Run(ABC, Generic[Config]):
         return result
 
     def _measured(self, by_digest: Mapping[str, Architecture]) -> dict[str, Measured]:
+        """Measurements of these networks: those of an earlier start where it has all of them."""
         file = self.path / MEASURED
         try:
             stored = read_measured(file)

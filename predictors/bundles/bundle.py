@@ -1,4 +1,4 @@
-"""Bundles: measuring a device that this package is not installed on.
+"""Bundles: measurements of a device that this package is not installed on.
 
 ``write_bundle`` leaves a folder with an ONNX file per component and check network, a manifest,
 and ``run.py``, which needs numpy and onnxruntime only. Carried to the device and run there, it
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
@@ -56,12 +55,22 @@ def write_bundle(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> Path:
-    """Write what measures the entries of ``space`` elsewhere; returns ``folder``.
+    """Writes what measures the entries of ``space`` elsewhere.
 
-    ``progress(done, total)`` is told models. The folder appears when it is complete.
+    Args:
+        folder: Where to write; it appears when it is complete.
+        space: The space whose entries are measured.
+        num_classes: Classes of the head.
+        batch_size: Images per forward pass.
+        precision: Number format of weights and inputs, ``fp32`` or ``fp16``.
+        progress: Called with models done and all models.
 
-    Raises UsageError where ``folder`` exists and is not empty, or the precision is one that
-    onnxruntime cannot run.
+    Returns:
+        ``folder``.
+
+    Raises:
+        UsageError: ``folder`` exists and is not empty, or onnxruntime cannot run the precision.
+        UnknownNameError: There is no such precision.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -88,7 +97,7 @@ def write_bundle(
 
 
 def _export_conditions(batch_size: int, precision: str) -> Conditions:
-    """Models are made on this machine's CPU, whatever runs them later."""
+    """Returns conditions of this machine's CPU, on which models are made for any device."""
     return Conditions(
         device=identify("cpu"),
         runtime=RUNTIME,
@@ -108,7 +117,7 @@ class _Writer:
     shared: _SharedTensors = field(init=False)
 
     def write(self, space: SearchSpace, num_classes: int) -> dict[str, Any]:
-        """All files but the manifest, which is returned."""
+        """Writes all files but the manifest, which is returned."""
         self.shared = _SharedTensors()
         wanted, checks = entries(space, num_classes), check_architectures(space)
         conditions, pool = self.conditions, WeightPool(self.conditions)
@@ -156,7 +165,7 @@ class _Writer:
         return manifest
 
     def _model(self, name: str, subject: Subject) -> dict[str, Any]:
-        """Write one ONNX file; returns what the runner needs to know of it."""
+        """Writes one ONNX file, and returns what the runner needs to know of it."""
         graph = to_onnx(subject.module, subject.images)
         self.shared.take_from(graph, subject.module)
         path = self.folder / MODELS / f"{name}.onnx"
@@ -179,14 +188,12 @@ class _SharedTensors:
     """Two files that all models read: noise for weights, and constants by their content."""
 
     def __init__(self) -> None:
-        self._next = 0
-        self._size = _WEIGHTS_MOST
-        self._used = 0
+        self._next, self._used, self._size = 0, 0, _WEIGHTS_MOST
         self._constants = bytearray()
         self._known: dict[str, int] = {}
 
     def take_from(self, model: onnx.ModelProto, module: nn.Module) -> None:
-        """Replace all large tensors of ``model`` by places in the two files."""
+        """Replaces all large tensors of ``model`` by places in the two files."""
         weights = {name for name, _ in module.named_parameters()}
         for tensor in model.graph.initializer:
             if tensor.name in weights:
@@ -214,7 +221,7 @@ class _SharedTensors:
         self._place(tensor, CONSTANTS, self._known[key])
 
     def _weights(self, size: int) -> int:
-        """Offset of the next ``size`` bytes of noise; the file starts over at its end."""
+        """Places the next ``size`` bytes of noise; the file starts over at its end."""
         self._size = max(self._size, size)
         if self._next + size > self._size:
             self._next = 0
@@ -242,9 +249,7 @@ class _SharedTensors:
 
 
 def _content(tensor: TensorProto) -> bytes:
-    """Raw bytes; the exporter stores all tensors so."""
+    """Returns the raw bytes of a tensor."""
     if not tensor.HasField("raw_data"):
-        tensor.CopyFrom(
-            numpy_helper.from_array(np.asarray(numpy_helper.to_array(tensor)), tensor.name)
-        )
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     return bytes(tensor.raw_data)

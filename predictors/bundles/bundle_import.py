@@ -1,4 +1,4 @@
-"""Reading back what a bundle measured on another device.
+"""Import of what a bundle measured on another device.
 
 Nothing in the files is trusted: the bundle must be the one that was measured, every file must
 have the checksum that the manifest states, and every sample must be a time.
@@ -34,12 +34,12 @@ _LEAST_ROUNDS = 3
 
 
 def import_bundle(results: Path, bundle: Path, name: str) -> LatencyTable:
-    """Latency table of the device that ``bundle`` was run on.
+    """Imports the latency table of the device that ``bundle`` was run on.
 
     Args:
         results: What ``run.py`` wrote.
         bundle: The folder that ``write_bundle`` wrote.
-        name: What the device shall be called.
+        name: What the device is called from now on.
 
     Raises:
         CorruptFileError: Files are missing, altered or hold what no measurement gives.
@@ -103,7 +103,7 @@ class _Results(BaseModel):
 
 
 def _read_manifest(folder: Path) -> tuple[_Manifest, str]:
-    """The manifest and its SHA-256."""
+    """Reads the manifest, and its SHA-256."""
     try:
         data, digest = bundle_runner.read_manifest(folder)
     except bundle_runner.BundleError as error:
@@ -148,7 +148,7 @@ def _read_results(path: Path, manifest: _Manifest, digest: str) -> _Results:
 
 
 def _check_portions(portions: list[_Portion], manifest: _Manifest) -> None:
-    """Every entry was measured once, and everything of a portion equally often."""
+    """Checks that every entry was measured once, and a portion's models equally often."""
     done = sum(bool(portion.stopped) for portion in portions)
     if not portions or done < len(portions):
         raise UsageError(
@@ -179,7 +179,7 @@ def _check_portions(portions: list[_Portion], manifest: _Manifest) -> None:
 
 
 def _combine(manifest: _Manifest, measured: _Results, name: str) -> LatencyTable:
-    """All portions at the level of the first one, by what the check networks took in each."""
+    """Brings all portions to the level of the first, by what the check networks took in each."""
     portions, count, wanted = measured.portions, len(manifest.checks), manifest.wanted
     runs = [portion.samples_ms[-count:] for portion in portions]
     level = [statistic(samples) for samples in runs[0]]

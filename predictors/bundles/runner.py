@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(folder: Path, options: Any) -> None:
-    """Measure all portions that are not finished, and leave the results file complete."""
+    """Measures all portions that are not finished, and leaves the results file complete."""
     out = options.out if options.out is not None else folder / "results.json"
     if options.threads < 1:
         raise BundleError(f"--threads {options.threads} must be at least 1.")
@@ -93,7 +93,7 @@ def measure(folder: Path, options: Any) -> None:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
-    """The manifest and its SHA-256; raises BundleError where a file was altered or is missing."""
+    """Reads the manifest, and its SHA-256, and checks that no file is altered or missing."""
     try:
         raw = read_file(folder / "manifest.json")
         manifest = json.loads(raw)
@@ -108,7 +108,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def member(folder: Path, name: str) -> Path:
-    """A file of the bundle by its name in the manifest, which may lie in a folder of it."""
+    """Finds a file of the bundle by its name in the manifest."""
     parts = name.split("/")
     if len(name) > 200 or not all(part.strip(".") and part.isprintable() for part in parts):
         raise BundleError(f"{name!r:.120} is no name of a bundle's file; copy the bundle again.")
@@ -116,7 +116,7 @@ def member(folder: Path, name: str) -> Path:
 
 
 def read_file(path: Path) -> bytes:
-    """Content of a regular file: a device or a pipe would be read for ever."""
+    """Reads a regular file: a device or a pipe would be read for ever."""
     if not path.is_file() or path.stat().st_size > MOST_BYTES:
         raise OSError(f"{path} is no file of a bundle")
     return path.read_bytes()
@@ -144,7 +144,7 @@ def start(manifest: dict[str, Any], digest: str, options: Any) -> dict[str, Any]
 
 
 def identify(kind: str) -> dict[str, Any]:
-    """Device identity, with the names that the project itself gives to a processor."""
+    """Identifies the device, by the names that the project itself gives to a processor."""
     if kind == "cuda":
         return identify_gpu()
     try:
@@ -166,7 +166,7 @@ def identify(kind: str) -> dict[str, Any]:
 
 
 def physical_cores() -> int:
-    """Processors that are no second thread of another one; all where the system does not say."""
+    """Counts processors that are no second thread of another; all where the system is silent."""
     cores = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     try:
         return len({path.read_text("utf-8").strip() for path in cores}) or os.cpu_count() or 1
@@ -175,7 +175,7 @@ def physical_cores() -> int:
 
 
 def identify_gpu() -> dict[str, Any]:
-    """Identity of the first GPU, asked of the CUDA driver."""
+    """Asks the CUDA driver for the identity of the first GPU."""
     import ctypes
 
     try:
@@ -198,7 +198,7 @@ def identify_gpu() -> dict[str, Any]:
 
 
 def plan_portions(manifest: dict[str, Any], memory_mb: int | None) -> list[dict[str, Any]]:
-    """Entries whose models fit into memory together, beside all networks."""
+    """Splits the entries into portions that fit into memory beside all networks."""
     limit = memory_mb * 1e6 if memory_mb else free_memory() / 2
     networks = sum(check["weight_bytes"] for check in manifest["checks"])
     portions: list[list[int]] = [[]]
@@ -218,7 +218,7 @@ def plan_portions(manifest: dict[str, Any], memory_mb: int | None) -> list[dict[
 
 
 def free_memory() -> float:
-    """Bytes that can be had, 2 GB where the system does not say."""
+    """Reads how many bytes are free; 2 GB where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
         return next(1024.0 * float(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
@@ -227,7 +227,7 @@ def free_memory() -> float:
 
 
 def load(path: Path, model: dict[str, Any], state: dict[str, Any], dtype: Any) -> Callable[[], Any]:
-    """A call that runs a model once, with its input and output bound to fixed memory."""
+    """Makes a call that runs a model once, with input and output bound to fixed memory."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -316,7 +316,7 @@ def measure_portion(
 
 
 def stable(samples: list[list[float]], networks: int) -> bool:
-    """Whether the networks' halves agree and the sum of all entries moved little of late."""
+    """Decides whether the networks' halves agree and the entries' sum moved little of late."""
     values = np.array(samples)
     middle = values.shape[1] // 2
     checks = values[-networks:]
@@ -333,7 +333,7 @@ def stable(samples: list[list[float]], networks: int) -> bool:
 
 
 def clock_mhz() -> list[float]:
-    """The fastest core's clock, where Linux tells it."""
+    """Reads the fastest core's clock, where Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return [max(float(x.partition(":")[2]) for x in lines if x.startswith("cpu MHz"))]
@@ -355,7 +355,7 @@ def warnings(clock: list[float]) -> list[str]:
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Processors that a container may keep busy; infinity where nothing is said."""
+    """Reads how many processors a container may keep busy; infinity where nothing is said."""
     try:
         most, period = (root / "cpu.max").read_text("utf-8").split()
         return int(most) / int(period)
@@ -364,14 +364,14 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def checksum(state: dict[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of all but the checksum itself."""
+    """Computes the SHA-256 of the canonical JSON of all but the checksum itself."""
     state = {key: value for key, value in state.items() if key != "sha256"}
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_results(path: Path, state: dict[str, Any]) -> None:
-    """Replace the file by one rename: an interruption leaves the old one or the new one."""
+    """Replaces the file by one rename: an interruption leaves the old one or the new one."""
     state["sha256"] = checksum(state)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -382,7 +382,7 @@ def write_results(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
-    """An earlier, possibly unfinished, measurement."""
+    """Reads an earlier, possibly unfinished, measurement, if there is one."""
     if not path.exists():
         return None
     try:

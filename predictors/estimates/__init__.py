@@ -1,1 +1,1 @@
-"""Latencies of GPUs that are not at hand, estimated from datasheets and published figures."""
+"""Latencies of unavailable GPUs, estimated from datasheets and published figures."""

@@ -32,7 +32,7 @@ UNITS_MS = {"latency_ms": 1.0, "latency_us": 1e-3, "latency_s": 1e3}
 
 
 class MeasurementError(NasError, ValueError):
-    """Measurements that nothing can be calibrated with; the message names file and line."""
+    """Raised for measurements that nothing can be calibrated with; names file and line."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class NetworkMeasurement:
     """One row: a network and its measured latency.
 
     Args:
-        name: as the file has it.
-        architecture: the network.
-        latency_ms: positive, milliseconds.
-        line: in the file, from 1.
+        name: Name in the file.
+        architecture: The network.
+        latency_ms: Milliseconds, positive.
+        line: Line of the file, from 1.
     """
 
     name: str
@@ -53,10 +53,12 @@ class NetworkMeasurement:
 
 
 def read_measurements(path: Path) -> list[NetworkMeasurement]:
-    """Measurements in the file ``path``, in its order.
+    """Reads the measurements in the file ``path``, in its order.
 
-    Raises MeasurementError for a wrong header or row, UnknownNameError for a network that there
-    is none of, CorruptFileError for a file that cannot be read; all name file and line.
+    Raises:
+        MeasurementError: The header or a row is wrong; this and the others name file and line.
+        UnknownNameError: There is no such network.
+        CorruptFileError: The file cannot be read.
     """
     rows = _rows(path)
     if not rows:
@@ -87,7 +89,7 @@ def read_measurements(path: Path) -> list[NetworkMeasurement]:
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines that are not blank, with the number that each starts at."""
+    """Reads lines that are not blank, with the number that each starts at."""
     try:
         text = read_bytes(path, _MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
@@ -113,7 +115,7 @@ _HEADER = f"{NETWORK_COLUMN!r} and one of {', '.join(map(repr, UNITS_MS))}"
 
 
 def _unit_column(names: Sequence[str]) -> str:
-    """The column of latencies, whose name says the unit."""
+    """Finds the column of latencies, whose name says the unit."""
     columns = [n for n in names if n == NETWORK_COLUMN or n.startswith("latency")]
     units = [name for name in columns if name in UNITS_MS]
     if len(columns) != 2 or len(units) != 1:
@@ -159,15 +161,21 @@ def calibrate(
     names: Sequence[str],
     predicted_ms: Sequence[float] | None = None,
 ) -> Calibration:
-    """Calibration of sums of entries by measurements of the same networks.
+    """Calibrates sums of entries by measurements of the same networks.
 
     The median ratio; from four networks on a line, where that predicts each network from the
-    others clearly better (``correction.fit_correction``). ``predicted_ms`` are the predictions
-    without calibration, by default the sums. Raises MeasurementError without networks.
+    others clearly better (``correction.fit_correction``).
+
+    Args:
+        sums_ms: Sums of entries, positive, shape (n,).
+        measured_ms: Measured latencies, positive, shape (n,).
+        names: Names of the networks.
+        predicted_ms: Predictions without calibration, by default the sums.
+
+    Raises:
+        MeasurementError: There are no networks.
     """
     predicted_ms = sums_ms if predicted_ms is None else predicted_ms
-    assert len(sums_ms) == len(measured_ms) == len(names) == len(predicted_ms)
-    assert all(math.isfinite(v) and v > 0 for v in (*sums_ms, *measured_ms))
     if not names:
         raise MeasurementError("there are no networks to calibrate with: measure at least one.")
     ratios = np.asarray(predicted_ms, dtype=np.float64) / np.asarray(measured_ms)
@@ -186,10 +194,12 @@ def calibrate(
 def predict_network(
     table: LatencyTable, architecture: Architecture, num_classes: int = 1000
 ) -> float:
-    """Milliseconds of any network whose components the table has, or estimates.
+    """Predicts milliseconds of any network whose components the table has, or estimates.
 
     Corrected by the table's calibration, otherwise by the median correction of its spaces.
-    Raises MissingLatencyError as ``sum_of_entries`` does.
+
+    Raises:
+        MissingLatencyError: A measured table lacks a component.
     """
     total = sum_of_entries(table, architecture, num_classes)
     by = table.calibration or table.typical_correction()
@@ -197,9 +207,10 @@ def predict_network(
 
 
 def sum_of_entries(table: LatencyTable, architecture: Architecture, num_classes: int) -> float:
-    """Milliseconds of a network's components, added; a table of estimates estimates what it lacks.
+    """Adds milliseconds of a network's components; a table of estimates estimates what it lacks.
 
-    Raises MissingLatencyError that names the first component that a measured table lacks.
+    Raises:
+        MissingLatencyError: A measured table lacks a component; the message names the first.
     """
     total = 0.0
     for part in components(architecture, num_classes):

@@ -24,15 +24,15 @@ class Datasheet:
     """One GPU.
 
     Args:
-        name: what people call it, such as ``a100-80gb``.
-        model: the name that its driver gives.
+        name: What people call it, such as ``a100-80gb``.
+        model: Name that its driver gives.
         capability: CUDA compute capability, such as ``sm_80``.
-        multiprocessors: number of them.
-        peak_tflops: dense TFLOP/s by number format: ``fp16``, ``bf16`` and ``tf32`` on tensor
+        multiprocessors: Number of multiprocessors.
+        peak_tflops: Dense TFLOP/s by number format: ``fp16``, ``bf16`` and ``tf32`` on tensor
             cores, where it has them, and ``fp32`` on plain cores.
-        bandwidth_gb_s: of the main memory, 10⁹ bytes per second.
-        l2_bytes: size of the second-level cache.
-        source: where the figures come from.
+        bandwidth_gb_s: Bandwidth of the main memory, 10⁹ bytes per second.
+        l2_bytes: Size of the second-level cache.
+        source: Where the figures come from.
     """
 
     name: str
@@ -46,11 +46,15 @@ class Datasheet:
 
     @property
     def identity(self) -> DeviceIdentity:
-        """The identity that such a device would give itself."""
+        """Identity that such a device would give itself."""
         return DeviceIdentity("cuda", self.model, self.multiprocessors, self.capability)
 
     def peak(self, number_format: str) -> float:
-        """Dense TFLOP/s; raises UsageError where the device does not compute in this format."""
+        """Returns dense TFLOP/s.
+
+        Raises:
+            UsageError: The device does not compute in this format.
+        """
         peaks = dict(self.peak_tflops)
         if number_format not in peaks:
             raise UsageError(
@@ -60,10 +64,13 @@ class Datasheet:
         return peaks[number_format]
 
     def number_format(self, precision: str, runtime: str) -> str:
-        """What a runtime multiplies in, by default, when weights have ``precision``.
+        """Returns what a runtime multiplies in, by default, when weights have ``precision``.
 
         TensorRT and ONNX Runtime use TF32 for fp32 networks unless told otherwise; PyTorch
-        does not. Raises UsageError where the device lacks the format.
+        does not.
+
+        Raises:
+            UsageError: The device lacks the format.
         """
         if precision == "fp32" and runtime in _TF32_BY_DEFAULT and "tf32" in dict(self.peak_tflops):
             return "tf32"
@@ -71,7 +78,7 @@ class Datasheet:
         return precision
 
     def computes_like(self, other: Datasheet) -> bool:
-        """Whether at most the memories differ, as in the 40 and 80 GB versions of one GPU."""
+        """Decides whether at most the memories differ, as in the 40 and 80 GB versions of a GPU."""
         return (self.capability, self.multiprocessors, self.peak_tflops) == (
             other.capability,
             other.multiprocessors,
@@ -91,21 +98,23 @@ def _datasheets() -> Mapping[str, Datasheet]:
 
 
 def datasheet_names() -> list[str]:
-    """Names of all devices with a datasheet, aliases among them."""
+    """Lists the names of all devices with a datasheet, aliases among them."""
     return sorted([*_datasheets(), *ALIASES])
 
 
 def datasheet(name: str) -> Datasheet:
-    """The datasheet of ``name``; raises UnknownNameError naming the nearest."""
-    sheets = _datasheets()
-    if ALIASES.get(name, name) not in sheets:
+    """Returns the datasheet of ``name``.
+
+    Raises:
+        UnknownNameError: There is none; the message names the nearest.
+    """
+    sheet = _datasheets().get(ALIASES.get(name, name))
+    if sheet is None:
         raise UnknownNameError("device", name, datasheet_names())
-    return sheets[ALIASES.get(name, name)]
+    return sheet
 
 
 def datasheet_of(device: DeviceIdentity) -> Datasheet | None:
-    """The datasheet of a device by the name that its driver gives, or None."""
-    for sheet in _datasheets().values():
-        if device.kind == "cuda" and sheet.model == device.model:
-            return sheet
-    return None
+    """Finds the datasheet of a device by the name that its driver gives."""
+    sheets = _datasheets().values() if device.kind == "cuda" else ()
+    return next((sheet for sheet in sheets if sheet.model == device.model), None)

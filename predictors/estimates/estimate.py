@@ -43,10 +43,11 @@ ESTIMATED_RUNTIMES = ("eager", "cudagraph", "inductor", "tensorrt")
 def estimated_conditions(
     name: str, *, batch_size: int = 1, precision: str = "fp16", runtime: str = "cudagraph"
 ) -> Conditions:
-    """Conditions of an estimate for the device ``name``.
+    """Makes the conditions of an estimate for the device ``name``.
 
-    Raises UnknownNameError for a device without a datasheet or an unknown runtime or precision,
-    UsageError for a precision that the device does not compute in.
+    Raises:
+        UnknownNameError: There is no such datasheet, runtime or precision.
+        UsageError: The device does not compute in the precision.
     """
     sheet = datasheet(name)
     if runtime not in runtime_names():
@@ -72,14 +73,20 @@ def estimate(
     *,
     measured: LatencyTable | None = None,
 ) -> LatencyTable:
-    """Table of all entries of ``space``, origin ``estimated``.
+    """Estimates all entries of ``space``.
 
-    ``measured``, a table of a GPU with a datasheet, is transferred where its runtime, precision
-    and batch size are these; otherwise it is left aside. The range of an entry is that of its
-    kind's expected error, a correction's expected error that of the space's worst mixer: a
-    search prefers what is underestimated.
+    The range of an entry is that of its kind's expected error, a correction's expected error that
+    of the space's worst mixer: a search prefers what is underestimated.
 
-    Raises UnknownNameError where ``conditions`` are of a device without a datasheet.
+    Args:
+        conditions: What is estimated, from ``estimated_conditions``.
+        space: The space whose entries are needed.
+        num_classes: Classes of the head.
+        measured: A table of a GPU with a datasheet, which is transferred where its runtime,
+            precision and batch size are these and left aside otherwise.
+
+    Raises:
+        UnknownNameError: The device has no datasheet.
     """
     sheet = target_sheet(conditions)
     if measured is not None and not measured.conditions.differences(conditions):
@@ -112,7 +119,7 @@ def estimate(
 
 
 def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
-    """The roofline's estimate of one entry, and the range of its kind's expected error."""
+    """Estimates one entry by the roofline, with the range of its kind's expected error."""
     sheet = target_sheet(conditions)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
     demand = Demand.of_entry(entry, conditions, sheet)
@@ -130,13 +137,13 @@ class AnchorError:
     """How far estimates are from published figures that the fit did not see.
 
     Args:
-        held_out: what the fit did not see: the ``figure`` itself, all of its ``device``, its
+        held_out: What the fit did not see: the ``figure`` itself, all of its ``device``, its
             ``mixer`` kind, or its ``implementation``, whose kernels other runtimes do not share.
-        source, implementation, device, runtime, precision, mixer: what the figures are of;
+        source, implementation, device, runtime, precision, mixer: What the figures are of;
             ``precision`` is the number format of products.
-        n: number of figures.
-        mean_error: mean of |prediction / figure − 1|.
-        within_10: share of figures with at most 10 % error.
+        n: Number of figures.
+        mean_error: Mean of |prediction / figure − 1|.
+        within_10: Share of figures with at most 10 % error.
     """
 
     held_out: str
@@ -152,11 +159,14 @@ class AnchorError:
 
 
 def anchor_errors(name: str | None = None) -> list[AnchorError]:
-    """What the expected errors of device ``name`` stand on; of all devices without a name.
+    """Lists what the expected errors of device ``name`` stand on; of all devices without a name.
 
-    Figures of the device itself are held out one by one and as a whole. What was found by
-    leaving out mixer kinds and implementations holds for devices without figures too, so it is
-    always listed. Raises UnknownNameError for a device without a datasheet.
+    Figures of the device itself are held out one by one and as a whole. Errors of leaving out
+    mixer kinds and implementations hold for devices without figures too, so they are always
+    listed.
+
+    Raises:
+        UnknownNameError: The device has no datasheet.
     """
     sheet = None if name is None else datasheet(name)
     groups = defaultdict(list)

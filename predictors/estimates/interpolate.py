@@ -1,4 +1,4 @@
-"""Entries that a table lacks, from measured ones of other shapes.
+"""Interpolation of entries that a table lacks from measured ones of other shapes.
 
 Within a family (same kind of module, same mixer and mixer parameters) latency is close to
 linear in the work: multiply-adds, activations, parameters, and a constant for the calls. The
@@ -29,12 +29,14 @@ Values = npt.NDArray[np.float64]
 
 
 def interpolated(table: LatencyTable, space: SearchSpace, num_classes: int = 1000) -> LatencyTable:
-    """``table`` with every entry that ``space`` asks for; what was missing is ``interpolated``.
+    """Interpolates every entry that ``space`` asks for and ``table`` lacks.
 
     Where the space has no correction of its own, it gets the median one of the table's other
     spaces. ``expected_error`` grows by the interpolated entries' share of a mean network.
-    Raises MissingLatencyError where a family has fewer than four measured shapes, or the table
-    no correction at all.
+
+    Raises:
+        MissingLatencyError: A family has fewer than four measured shapes, or the table has no
+            correction at all.
     """
     missing = table.missing(space, num_classes)
     known = space.digest in table.corrections
@@ -72,7 +74,7 @@ def interpolated(table: LatencyTable, space: SearchSpace, num_classes: int = 100
 
 
 def _family(spec: ModuleSpec) -> ModuleSpec:
-    """``spec`` without the options that are shapes."""
+    """Returns ``spec`` without the options that are shapes."""
     return ModuleSpec(spec.kind, tuple(o for o in spec.options if o[0] not in _SHAPE_OPTIONS))
 
 
@@ -87,7 +89,7 @@ def _features(items: Sequence[Entry]) -> Values:
 def _interpolate(
     table: LatencyTable, entry: Entry, measured: Sequence[Entry]
 ) -> tuple[EntryLatency, float]:
-    """The entry's latency, and the mean relative leave-one-out error of the fit behind it."""
+    """Returns the entry's latency, and the mean relative leave-one-out error of its fit."""
     wanted, features = _features([entry])[0], _features(measured)
     distance = np.abs(np.log(features[:, 1:] + 1) - np.log(wanted[1:] + 1)).sum(axis=1)
     nearest = np.argsort(distance, kind="stable")[:NEAREST]
@@ -98,8 +100,8 @@ def _interpolate(
     errors = []
     for i in range(len(times)):
         others = np.arange(len(times)) != i
-        guess = _fit(features[others] / scale, times[others]) @ (features[i] / scale)
-        errors.append(abs(guess - times[i]) / times[i])
+        predicted = _fit(features[others] / scale, times[others]) @ (features[i] / scale)
+        errors.append(abs(predicted - times[i]) / times[i])
     error = float(np.mean(errors))
     value = max(value, float(times.min()) * 1e-3)
     low, high = value / (1 + error), value * (1 + error)
@@ -107,7 +109,7 @@ def _interpolate(
 
 
 def _fit(features: Values, times: Values) -> Values:
-    """Non-negative coefficients with the least squared relative error."""
+    """Fits non-negative coefficients with the least squared relative error."""
     solution, _ = nnls(features / times[:, None], np.ones(len(times)))
     return np.asarray(solution, dtype=np.float64)
 
@@ -115,7 +117,7 @@ def _fit(features: Values, times: Values) -> Values:
 def _weighted_error(
     table: LatencyTable, errors: dict[Entry, float], wanted: Sequence[Entry]
 ) -> float:
-    """Mean error of the asked entries, weighted by time; measured ones have none of their own."""
+    """Averages errors of the ``wanted`` entries by their time; measured ones have none."""
     times = np.array([table.entries[entry].latency_ms for entry in wanted])
     each = np.array([errors.get(entry, 0.0) for entry in wanted])
     return float((times * each).sum() / times.sum())

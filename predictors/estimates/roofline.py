@@ -36,10 +36,11 @@ class Constants:
     """Fitted constants of one runtime.
 
     Args:
-        compute, memory: shares of peak and of bandwidth that are reached. The second may exceed
-            1 where a runtime fuses operators, which are counted one by one here.
-        overhead_ms: of one operator.
-        hosted: whether the overhead is the host's, hidden while the device is busy.
+        compute: Share of the peak that is reached.
+        memory: Share of the bandwidth that is reached. It may exceed 1 where a runtime fuses
+            operators, which are counted one by one here.
+        overhead_ms: Milliseconds of overhead of one operator.
+        hosted: Whether the overhead is the host's, hidden while the device is busy.
     """
 
     compute: float
@@ -57,7 +58,7 @@ class Demand:
 
     @classmethod
     def of(cls, launched: Iterable[Operator], sheet: Datasheet, number_format: str) -> Demand:
-        """Demand on a device; products on tensor cores have ``number_format``.
+        """Computes the demand on a device; products on tensor cores have ``number_format``.
 
         Depthwise convolutions are charged to the plain cores, in fp32.
         """
@@ -69,14 +70,14 @@ class Demand:
 
     @classmethod
     def of_entry(cls, entry: Entry, conditions: Conditions, sheet: Datasheet) -> Demand:
-        """Demand of one entry under ``conditions``, but on the device of ``sheet``."""
+        """Computes the demand of an entry under ``conditions``, but on the device of ``sheet``."""
         launched = operators(*entry, conditions.batch_size, conditions.precision)
         return cls.of(
             launched, sheet, sheet.number_format(conditions.precision, conditions.runtime)
         )
 
     def latency_ms(self, constants: Constants) -> float:
-        """Estimated milliseconds of all operators."""
+        """Estimates the milliseconds of all operators."""
         busy = np.maximum(self.compute_ms / constants.compute, self.memory_ms / constants.memory)
         if constants.hosted:
             return float(np.maximum(busy, constants.overhead_ms).sum())
@@ -90,10 +91,15 @@ def fit(
     hosted: bool,
     weights: Sequence[float] | None = None,
 ) -> Constants:
-    """Constants with the least relative errors, by robust least squares of log ratios.
+    """Fits constants with the least relative errors, by robust least squares of log ratios.
 
     Few figures cannot move the constants far from the usual ones (a prior, see above).
-    ``weights`` multiply the squared residuals, 1 by default.
+
+    Args:
+        demands: What the networks ask of the device.
+        latencies_ms: Their latencies.
+        hosted: Whether the overhead is the host's.
+        weights: Factors of the squared residuals, 1 by default.
     """
     priors = (*_USUAL_EFFICIENCIES, _USUAL_OVERHEAD_MS[hosted])
     centre = np.log([usual for usual, _ in priors])

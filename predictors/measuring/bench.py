@@ -38,12 +38,12 @@ SPLIT_HALF_LIMIT = 0.05
 
 
 def statistic(samples: Sequence[float]) -> float:
-    """25th percentile."""
+    """Computes the 25th percentile."""
     return float(np.percentile(samples, 25))
 
 
 def split_half_disagreement(samples: Sequence[float]) -> float:
-    """Relative difference between the statistics of the first and the second half of the runs."""
+    """Computes the relative difference between the statistics of both halves of the runs."""
     if len(samples) < 2:
         return math.inf
     middle = len(samples) // 2
@@ -61,16 +61,15 @@ class WeightPool:
         self._next = 0
 
     def fill(self, module: nn.Module) -> nn.Module:
-        """``module`` in eval mode with weights from the pool; it was built on the meta device."""
+        """Gives a module from the meta device weights of the pool, and sets it to eval mode."""
         for child in module.modules():
             for name, parameter in list(child.named_parameters(recurse=False)):
                 values = self.take(parameter.shape)
                 setattr(child, name, nn.Parameter(values, requires_grad=False))
-        assert not any(buffer.is_meta for buffer in module.buffers())
         return module.eval()
 
     def take(self, shape: Sequence[int]) -> torch.Tensor:
-        """The next contiguous tensor of ``shape``; the pool starts over at its end."""
+        """Takes the next contiguous tensor of ``shape``; the pool starts over at its end."""
         count = math.prod(shape)
         if count > len(self._values) or not len(self._values):
             size = max(_POOL_ELEMENTS, count)
@@ -96,7 +95,7 @@ class Subject:
 def entry_subject(
     spec: ModuleSpec, in_size: int, conditions: Conditions, pool: WeightPool
 ) -> Subject:
-    """One component with a contiguous input, as it gets it in a network."""
+    """Makes a subject of one component with a contiguous input, as it gets it in a network."""
     with torch.device("meta"):
         module = build_module(spec)
     shape = input_shape(spec, in_size, conditions.batch_size)
@@ -106,7 +105,7 @@ def entry_subject(
 def network_subject(
     architecture: Architecture, num_classes: int, conditions: Conditions, pool: WeightPool
 ) -> Subject:
-    """A whole network; by the runtime's definition runs go before the timed one."""
+    """Makes a subject of a whole network, with as many runs before as the runtime says."""
     with torch.device("meta"):
         network = build(architecture, num_classes)
     side = architecture.resolution
@@ -128,14 +127,19 @@ class Bench:
 
     @property
     def rounds(self) -> int:
+        """Number of rounds that are complete."""
         return min((len(samples) for samples in self.samples), default=0)
 
     def warm_up(self, progress: Callable[[int, int, float], None] | None = None) -> None:
-        """Everything is made ready by the runtime, and run twice without a record.
+        """Prepares every subject and runs it twice without a record, inside ``steady``.
 
-        Kernels are chosen and memory is mapped then. Call inside ``steady``.
-        ``progress(done, total, eta_s)`` is told subjects, and the seconds that the rest takes.
-        Raises UsageError where the runtime cannot run a subject.
+        Kernels are chosen and memory is mapped then.
+
+        Args:
+            progress: Called with subjects done, all subjects, and the seconds that the rest takes.
+
+        Raises:
+            UsageError: The runtime cannot run a subject.
         """
         runtime, begin = find_runtime(self._conditions.runtime), time.monotonic()
         total = len(self.subjects)
@@ -148,7 +152,7 @@ class Bench:
                 progress(done, total, (total - done) * (time.monotonic() - begin) / done)
 
     def round(self) -> None:
-        """One visit of every subject, in random order. Call inside ``steady``."""
+        """Visits every subject once, in random order, inside ``steady``."""
         if len(self._runs) < len(self.subjects):
             self.warm_up()
         for i in self._rng.permutation(len(self.subjects)).tolist():
@@ -176,7 +180,7 @@ class Bench:
 
 @contextlib.contextmanager
 def steady(conditions: Conditions) -> Iterator[None]:
-    """No garbage collection, no autograd, the threads of ``conditions``; restored afterwards."""
+    """Turns garbage collection and autograd off and sets the threads, until the block ends."""
     threads, collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
@@ -192,9 +196,10 @@ def steady(conditions: Conditions) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: not before ``min_rounds`` and ``min_seconds``, then as soon as the figures
-    are stable, at the latest after ``max_rounds`` and twice ``min_seconds`` or at the budget.
+    """Limits of a measurement.
 
+    It stops not before ``min_rounds`` and ``min_seconds``, then as soon as the figures are
+    stable, at the latest after ``max_rounds`` and twice ``min_seconds`` or at the budget.
     Rounds of small networks take milliseconds while a machine drifts over tens of seconds, so
     counting rounds alone would end too early.
     """
@@ -213,11 +218,19 @@ def run_rounds(
     seconds_before: float = 0.0,
     clock: ClockMeter | None = None,
 ) -> str:
-    """Rounds until ``limits`` say stop: ``converged``, ``rounds`` or ``time``. Inside ``steady``.
+    """Runs rounds until ``limits`` say stop, inside ``steady``.
 
-    ``after_round(done, total, eta_s)`` is told rounds done, the most that there will be, and
-    the seconds these take at most. ``seconds_before`` went into rounds of an earlier process.
-    ``clock`` is read between rounds.
+    Args:
+        bench: The subjects.
+        limits: When to stop.
+        stable: Whether the figures are stable.
+        after_round: Called with rounds done, the most that there will be, and the seconds these
+            take at most.
+        seconds_before: What rounds of an earlier process took.
+        clock: Read between rounds.
+
+    Returns:
+        Why it stopped: ``converged``, ``rounds`` or ``time``.
     """
     begin, checked = time.monotonic(), -math.inf
     rounds_before = bench.rounds

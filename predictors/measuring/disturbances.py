@@ -1,4 +1,4 @@
-"""What spoils a measurement from outside: other work, a CPU quota, and a throttled clock."""
+"""Disturbances of a measurement from outside: other work, a CPU quota, a throttled clock."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Quota:
     """Processor time that the control group of a container allows.
 
     Args:
-        processors: As many may be busy on average, such as 1.5.
-        periods, throttled: Periods so far, and those in which all was used up and work stopped.
+        processors: Number that may be busy on average, such as 1.5.
+        periods: Periods so far.
+        throttled: Periods in which all was used up and work stopped.
     """
 
     processors: float
@@ -35,7 +36,7 @@ class Quota:
 
 
 def cpu_quota(root: Path = Path("/")) -> Quota | None:
-    """The quota of this process's control group (version 1 or 2) or a parent; None without one."""
+    """Reads the quota of this process's control group (version 1 or 2) or of a parent, if any."""
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
@@ -45,12 +46,8 @@ def cpu_quota(root: Path = Path("/")) -> Quota | None:
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = mount / path.strip("/")
-        for folder in (
-            group,
-            *(parent for parent in group.parents if parent.is_relative_to(mount)),
-        ):
-            quota = _quota_of(folder)
-            if quota is not None:
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount) and (quota := _quota_of(folder)):
                 return quota
     return None
 
@@ -72,7 +69,7 @@ def _quota_of(folder: Path) -> Quota | None:
 
 
 class LoadMeter:
-    """What was taken from this process since the meter was made: by others, or by a quota."""
+    """Meter of what others, or a quota, took from this process since it was made."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -85,7 +82,7 @@ class LoadMeter:
         return busy, mine.user + mine.system, time.monotonic()
 
     def others(self) -> float:
-        """Share of the machine that others took, with what a hypervisor gave to other guests."""
+        """Computes the share of the machine that others took, guests of a hypervisor included."""
         busy, mine, now = (b - a for a, b in zip(self._start, self._read(), strict=True))
         return max(0.0, (busy - mine) / max(now * (psutil.cpu_count() or 1), 1e-9))
 
@@ -109,7 +106,7 @@ class LoadMeter:
 
 
 class ClockMeter:
-    """Clock of the device during a measurement, read now and then between rounds.
+    """Meter of the device's clock during a measurement, read now and then between rounds.
 
     On CPUs the fastest core counts, since idle ones are slowed on purpose. Where the clock
     cannot be read, as in many virtual machines, nothing is said about it.
@@ -122,7 +119,7 @@ class ClockMeter:
         self.seen_mhz: list[float] = []
 
     def sample(self) -> None:
-        """Read the clock, unless it was read a moment ago."""
+        """Reads the clock, unless it was read a moment ago."""
         now = time.monotonic()
         if now - self._read_at < _SAMPLE_SECONDS[self._device.type]:
             return
@@ -137,7 +134,7 @@ class ClockMeter:
 
 
 def clock_warnings(seen_mhz: list[float], rated_mhz: float | None) -> list[str]:
-    """One warning where a clock was lowered meanwhile, or was low all the time."""
+    """Warns where a clock was lowered meanwhile, or was low all the time."""
     if len(seen_mhz) < 3:
         return []
     ordered = sorted(seen_mhz)
@@ -157,7 +154,7 @@ def clock_warnings(seen_mhz: list[float], rated_mhz: float | None) -> list[str]:
 
 
 def cpu_clock() -> tuple[float, float | None] | None:
-    """MHz of the fastest core, and the rated maximum where it is known."""
+    """Reads the MHz of the fastest core, and the rated maximum where it is known."""
     try:
         cores = psutil.cpu_freq(percpu=True)
     except (OSError, NotImplementedError, AttributeError):  # not on every platform
@@ -174,19 +171,14 @@ def cpu_clock() -> tuple[float, float | None] | None:
 
 
 def gpu_clock(device: torch.device) -> tuple[float, float | None] | None:
-    """MHz of the multiprocessors now and at most, by ``nvidia-smi``."""
+    """Asks ``nvidia-smi`` for the MHz of the multiprocessors now and at most."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     which = f"GPU-{uuid}" if uuid is not None else str(device.index or 0)
     query = ["--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(
-            ["nvidia-smi", "-i", which, *query],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout
-        now, most = (float(value) for value in said.split(","))
+        command = ["nvidia-smi", "-i", which, *query]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        now, most = map(float, done.stdout.split(","))
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     return now, most

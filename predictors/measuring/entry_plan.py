@@ -1,4 +1,4 @@
-"""Which subjects are timed to learn the latency of entries, and how their samples become it.
+"""Plans of what is timed to learn the latency of entries, and how samples become it.
 
 A component that is timed alone pays for a call of the runtime, a component of a network does
 not. By the runtime's method (``runtimes.base``) a plan adds subjects that only serve to take
@@ -33,7 +33,7 @@ _PER_ACTIVATION = 3  # elements kept: memory grows by doubling, and masks are as
 
 
 class Copies(nn.Module):
-    """The same component several times, with weights of their own.
+    """Several copies of a component, with weights of their own.
 
     Blocks form a chain, as in a network. Others change the shape of the map, so they stand side
     by side with inputs of their own, ``images`` being ``(copies, batch, …)``; otherwise a
@@ -67,7 +67,7 @@ class EntryPlan:
         return len(self.entries) + more[self.method]
 
     def names(self) -> list[str]:
-        """A name for each subject, the same in every process."""
+        """Names the subjects, the same in every process."""
         names = [f"{spec_to_json(spec)}@{size}" for spec, size in self.entries]
         match self.method:
             case "constant":
@@ -89,6 +89,7 @@ class EntryPlan:
         return [numbers[spec] for spec, _ in self.entries]
 
     def subjects(self, pool: WeightPool) -> list[Subject]:
+        """Makes the subjects, with weights of ``pool``."""
         if self.method == "slope":
             return [
                 copies_subject(*entry, factor * n, self.conditions, pool)
@@ -101,12 +102,15 @@ class EntryPlan:
         return result
 
     def latencies(self, samples: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Per entry, milliseconds of each run without the cost of a call.
+        """Takes the cost of a call out of the samples.
 
-        ``samples[i]`` are the milliseconds of subject i. The statistic of what is returned is
-        the difference of the subjects' statistics, over n for slopes.
+        Args:
+            samples: Milliseconds of each run, per subject.
+
+        Returns:
+            Milliseconds of each run, per entry. Their statistic is the difference of the
+            subjects' statistics, over n for slopes.
         """
-        assert len(samples) == len(self)
         alone, added = samples[: len(self.entries)], samples[len(self.entries) :]
         match self.method:
             case "constant":
@@ -120,7 +124,7 @@ class EntryPlan:
 
 
 def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:
-    """As many of ``entries``, from the first on, as may be loaded at once under ``conditions``."""
+    """Selects as many of ``entries``, from the first on, as may be loaded at once."""
     if not find_runtime(conditions.runtime).keeps_memory:
         return list(entries)
     used, result = 0.0, list[Entry]()
@@ -135,19 +139,19 @@ def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entr
 
 
 def without_cost(samples: Sequence[float], cost: float) -> list[float]:
-    """``samples`` less ``cost``, above zero whatever the noise."""
+    """Subtracts ``cost`` from ``samples``, which stay above zero whatever the noise."""
     return [max(value - cost, _FLOOR * value) for value in samples]
 
 
 def empty_subject(conditions: Conditions, pool: WeightPool) -> Subject:
-    """A network that does nothing: what its run takes is the cost of a call."""
+    """Makes a network that does nothing: what its run takes is the cost of a call."""
     return Subject(nn.Identity(), pool.take((conditions.batch_size, 1, 1, _EMPTY_FEATURES)))
 
 
 def copies_subject(
     spec: ModuleSpec, in_size: int, copies: int, conditions: Conditions, pool: WeightPool
 ) -> Subject:
-    """A component ``copies`` times, see ``Copies``."""
+    """Makes a subject of ``copies`` copies of a component, see ``Copies``."""
     parts = [entry_subject(spec, in_size, conditions, pool) for _ in range(copies)]
     chained = spec.kind == "block"
     images = parts[0].images

@@ -1,4 +1,4 @@
-"""Measuring whole networks: what was predicted is checked on the device before it is claimed.
+"""Measurements of whole networks: predictions are checked on the device before they are claimed.
 
 Networks are interleaved as entries are, so that comparisons between them are fair.
 """
@@ -35,11 +35,12 @@ class Measurement:
     """Measured latency of a network.
 
     Args:
-        latency_ms: 25th percentile of the runs.
-        low_ms, high_ms: 10th and 90th percentile.
-        runs: number of timed runs.
-        split_half_disagreement: relative difference between the first and second half's figures.
-        warnings: what may have spoilt this measurement or those made together with it.
+        latency_ms: 25th percentile of the runs, milliseconds.
+        low_ms: 10th percentile.
+        high_ms: 90th percentile.
+        runs: Number of timed runs.
+        split_half_disagreement: Relative difference between the figures of both halves of the runs.
+        warnings: What may have spoilt this measurement or those made together with it.
     """
 
     latency_ms: Positive
@@ -59,11 +60,23 @@ def measure_networks(
     limits: Limits | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[Measurement]:
-    """Measured latency of each network on this machine, in the order given.
+    """Measures the latency of each network on this machine.
 
-    ``progress(done, total, eta_s)`` is told rounds done, the most there will be, and how many
-    seconds these take at most. Raises UnknownNameError where ``conditions`` are another
-    machine's, UsageError where their runtime cannot be used here.
+    Args:
+        architectures: The networks.
+        num_classes: Classes of their heads.
+        conditions: What is measured under, by default this machine's CPU in eager execution.
+        seed: Seed of the order of visits.
+        limits: When to stop.
+        progress: Called with rounds done, the most there will be, and the seconds these take at
+            most.
+
+    Returns:
+        Measurements, in the order of ``architectures``.
+
+    Raises:
+        UnknownNameError: ``conditions`` are another machine's.
+        UsageError: Their runtime cannot be used here.
     """
     if not architectures:
         return []
@@ -99,5 +112,5 @@ def measure_networks(
 def measure_network(
     architecture: Architecture, num_classes: int = 1000, conditions: Conditions | None = None
 ) -> Measurement:
-    """Measured latency of one network on this machine; see ``measure_networks``."""
+    """Measures the latency of one network on this machine; see ``measure_networks``."""
     return measure_networks([architecture], num_classes, conditions)[0]

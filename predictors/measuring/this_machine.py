@@ -20,7 +20,7 @@ from search_space.mixers import mixer_files
 
 
 def local_device_names() -> list[str]:
-    """Devices of this machine that can be measured: ``cpu``, and ``cuda`` where there is one."""
+    """Lists devices of this machine: ``cpu``, and ``cuda`` where there is one."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names.append("cuda")
@@ -29,12 +29,12 @@ def local_device_names() -> list[str]:
 
 
 def is_cuda(name: str) -> bool:
-    """Whether ``name`` is one of a CUDA device, there or not: ``cuda``, ``cuda:1``."""
+    """Decides whether ``name`` is one of a CUDA device, there or not: ``cuda``, ``cuda:1``."""
     return re.fullmatch(r"cuda(:\d+)?", name) is not None
 
 
 def _what_torch_sees() -> str:
-    """Why a CUDA device is not there, and what to do about it."""
+    """Explains why a CUDA device is not there, and what to do about it."""
     names = local_device_names()[1:]
     if names:
         return f"PyTorch sees {len(names)} CUDA devices here. Use one of: {', '.join(names)}."
@@ -58,7 +58,7 @@ def _what_torch_sees() -> str:
 
 
 def identify(name: str) -> DeviceIdentity:
-    """Identity of a device of this machine.
+    """Identifies a device of this machine.
 
     Raises:
         UsageError: A CUDA device is named that PyTorch does not see.
@@ -86,10 +86,18 @@ def local_conditions(
     precision: str = "fp32",
     runtime: str = "eager",
 ) -> Conditions:
-    """Conditions of a measurement on this machine; ``threads`` defaults to torch's own number.
+    """Makes the conditions of a measurement on this machine.
 
-    Raises UnknownNameError for a device, precision or runtime that is not there, UsageError for
-    a runtime that is not installed or does not serve the device.
+    Args:
+        device: Name of the device, such as ``cuda:1``.
+        threads: Threads of one operator, by default as many as torch uses.
+        batch_size: Images per forward pass.
+        precision: Number format of weights and inputs.
+        runtime: Name of what runs the networks.
+
+    Raises:
+        UnknownNameError: There is no such device, precision or runtime.
+        UsageError: The runtime is not installed, or does not serve the device.
     """
     identity = identify(device)
     find_runtime(runtime).require(identity.kind, precision)
@@ -105,9 +113,10 @@ def local_conditions(
 
 
 def torch_device(conditions: Conditions) -> torch.device:
-    """The device of this machine that ``conditions`` speak of.
+    """Finds the device of this machine that ``conditions`` speak of.
 
-    Raises UnknownNameError where they speak of another machine's.
+    Raises:
+        UnknownNameError: They speak of another machine's.
     """
     for name in local_device_names():
         if identify(name) == conditions.device:
@@ -118,7 +127,7 @@ def torch_device(conditions: Conditions) -> torch.device:
 
 @cache
 def implementation_digest() -> str:
-    """Digest of the code of the static modules: other code may run at another speed.
+    """Computes a digest of the code of the static modules: other code may run at another speed.
 
     Comments, docstrings and formatting do not count.
     """
@@ -147,7 +156,7 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _cpu_model() -> str:
-    """Name of the processor; on Linux with family, model and stepping, since names are vague."""
+    """Names the processor; on Linux with family, model and stepping, since names are vague."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which device a latency belongs to, and under which conditions it holds.
+"""Conditions of a latency: the device that it belongs to, and all else that it depends on.
 
 A latency without device, runtime, precision, batch size and threads means nothing, and eager
 latency also depends on the version of torch and on the code of the modules. ``Conditions``
@@ -25,13 +25,13 @@ ROOFLINE = "roofline, v1"  # the protocol of what is estimated, not measured
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """What makes two machines give different latencies.
+    """Identity of a device: what makes two machines give different latencies.
 
     Args:
         kind: ``cpu`` or ``cuda``.
-        model: name of the processor or GPU.
-        cores: physical cores, or multiprocessors of a GPU.
-        capability: vector instructions that torch uses, or the CUDA compute capability.
+        model: Name of the processor or GPU.
+        cores: Physical cores, or multiprocessors of a GPU.
+        capability: Vector instructions that torch uses, or the CUDA compute capability.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -46,18 +46,22 @@ class DeviceIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Everything that a latency is true under; ``digest`` is the key of its table on disk.
+    """Everything that a latency depends on; ``digest`` is the key of its table on disk.
 
     Args:
-        device: identity of the device.
-        runtime: name of what runs the network, see ``measuring.runtimes``.
+        device: Identity of the device.
+        runtime: Name of what runs the network, see ``measuring.runtimes``.
         precision: ``fp32``, ``fp16`` or ``bf16``; weights and inputs have it.
-        batch_size: images per forward pass.
-        threads: threads of one operator (CPU).
-        runtime_version: name and version of what runs the network, such as ``torch 2.9.0``.
-        layout: memory layout at the borders of modules.
-        implementation: digest of the code of the static modules.
-        protocol: how it was measured.
+        batch_size: Images per forward pass.
+        threads: Threads of one operator, on CPUs.
+        runtime_version: Name and version of what runs the network, such as ``torch 2.9.0``.
+        layout: Memory layout at the borders of modules.
+        implementation: Digest of the code of the static modules.
+        protocol: How it was measured.
+
+    Raises:
+        UnknownNameError: There is no such precision.
+        InvalidQuantityError: Batch size or threads are no positive integers.
     """
 
     device: DeviceIdentity
@@ -85,11 +89,11 @@ class Conditions:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form."""
+        """Converts to plain JSON values."""
         return asdict(self)
 
     def differences(self, other: Conditions) -> list[str]:
-        """Which of runtime, precision and batch size differ.
+        """Lists which of runtime, precision and batch size differ.
 
         Latencies of two devices can be compared where none does.
         """

@@ -40,14 +40,16 @@ class Correction:
     """``latency = offset_ms + scale × sum of entries``, for one space, and how it was found.
 
     Args:
-        space: name of the space it was fitted on.
-        expected_error: mean relative error of predicting each check network from the others; of
+        space: Name of the space it was fitted on.
+        scale: Factor of the sum, positive.
+        offset_ms: Milliseconds that are added.
+        expected_error: Mean relative error of predicting each check network from the others; of
             a single one, which has no others, that of the sum.
-        checks: what it was fitted on.
-        rounds: visits of every subject.
-        seconds: measuring time.
+        checks: What it was fitted on.
+        rounds: Visits of every subject.
+        seconds: Measuring time.
         stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
-        warnings: what may have spoilt the measurement.
+        warnings: What may have spoilt the measurement.
     """
 
     space: str
@@ -66,11 +68,12 @@ class Calibration:
     """``latency = offset_ms + scale × sum of entries``, from whole networks the user measured.
 
     Args:
-        scale, offset_ms: take the place of the corrections of all spaces.
-        error_before, error_after: mean relative errors on those networks, without calibration
-            and with one that was fitted on the others (leave one out); of a single network,
-            which leaves no others, both are that before.
-        networks: their names.
+        scale: Factor of the sum, in place of the corrections of all spaces.
+        offset_ms: Milliseconds that are added, likewise.
+        error_before: Mean relative error on those networks without calibration.
+        error_after: The same with a calibration that was fitted on the others (leave one out);
+            a single network, which leaves no others, has the error before.
+        networks: Their names.
         created: UTC, ISO 8601.
     """
 
@@ -82,7 +85,7 @@ class Calibration:
     created: str
 
     def expected_error(self, before: float) -> float:
-        """Mean relative error to expect of other networks than those measured.
+        """Computes the mean relative error to expect of other networks than those measured.
 
         As if to the n networks one came that is as wrong as the table was expected to be
         ``before``: a handful of networks says little about mixers and sizes unlike theirs. A
@@ -93,7 +96,7 @@ class Calibration:
 
 
 def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """Scale and offset that turn sums of entries into latencies of whole networks.
+    """Fits scale and offset that turn sums of entries into latencies of whole networks.
 
     The median ratio, unless a line predicts networks that it was not fitted on clearly better: an
     offset is paid for by every network outside the range of the check networks.
@@ -106,7 +109,7 @@ def fit_correction(sums: Sequence[float], measured: Sequence[float]) -> tuple[fl
 
 
 def leave_one_out_error(sums: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean relative error of predicting each network by a correction fitted on the others."""
+    """Computes the mean relative error of predicting each network by a fit on the others."""
     x, y = np.asarray(sums, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     return _left_out(x, y, lambda a, b: fit_correction(a.tolist(), b.tolist()))
 
@@ -121,10 +124,14 @@ def correction_of(
     stopped: str,
     warnings: Sequence[str] = (),
 ) -> Correction:
-    """Correction that is fitted on ``checks``, with warnings where it is not to be relied on.
+    """Fits a correction, with warnings where it is not to be relied on.
 
-    ``halves`` is the largest relative difference between the figures of the first and the second
-    half of a check network's runs; see ``Correction`` for the others.
+    Args:
+        space: Name of the space.
+        checks: What it is fitted on.
+        halves: Largest relative difference between the figures of the first and the second half
+            of a check network's runs.
+        rounds, seconds, stopped, warnings: See ``Correction``.
     """
     sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
     scale, offset = fit_correction(sums, times)
@@ -167,12 +174,11 @@ def _ratio(x: Values, y: Values) -> tuple[float, float]:
 
 
 def _line(x: Values, y: Values) -> tuple[float, float]:
-    """Huber's regression of relative errors (Huber, 1964; k = 1.345), or the ratio.
+    """Fits Huber's regression of relative errors (Huber, 1964; k = 1.345), or the ratio.
 
     The ratio where the line would fall, or have a negative offset, which gives small networks
-    negative latencies.
-
-    Iteratively reweighted least squares, so that a disturbed check network hardly moves the line.
+    negative latencies. By iteratively reweighted least squares, so that a disturbed check network
+    hardly moves the line.
     """
     line = np.array(_ratio(x, y))
     design = np.stack([x / y, 1 / y], axis=1)

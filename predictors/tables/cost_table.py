@@ -49,7 +49,7 @@ def save_costs(path: Path, column: str, values: Mapping[Entry, float]) -> None:
 
 
 def load_cost(option: str, path: Path) -> Metric:
-    """The metric that the table at ``path`` gives, by its name on the command line.
+    """Loads the metric that the table at ``path`` gives, by its name on the command line.
 
     Raises:
         UsageError: The name is no plain word, or that of a metric that is there already.
@@ -87,7 +87,7 @@ def load_cost(option: str, path: Path) -> Metric:
 def total_costs(
     costs: Iterable[Metric], architecture: Architecture, num_classes: int = 1000
 ) -> dict[str, float]:
-    """Each of the ``costs`` that adds up, of a whole architecture, by name."""
+    """Sums each of the ``costs`` that adds up over an architecture, by name."""
     parts = components(architecture, num_classes)
     return {
         metric.name: float(sum(metric.cost(part.spec, part.in_size) for part in parts))

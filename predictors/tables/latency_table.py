@@ -67,7 +67,7 @@ _OPTIONS = TypeAdapter(dict[str, _Number | StrictStr | dict[str, _Whole]])
 
 
 class MissingLatencyError(NasError, LookupError):
-    """A table lacks what a space asks for; the message names it and the command to measure it."""
+    """Raised where a table lacks an entry; the message names the command that measures it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ class EntryLatency:
     """Milliseconds of one entry, and where they come from.
 
     Args:
-        latency_ms: the statistic, or the estimate.
-        low_ms, high_ms: 10th and 90th percentile; an estimate's range.
-        runs: number of timed runs, 0 where nothing was measured.
+        latency_ms: The statistic, or the estimate.
+        low_ms: 10th percentile, or the lower end of an estimate's range.
+        high_ms: 90th percentile, or the upper end of an estimate's range.
+        runs: Number of timed runs, 0 where nothing was measured.
         origin: ``measured``, ``interpolated`` between measured entries, or ``estimated``.
     """
 
@@ -89,6 +90,7 @@ class EntryLatency:
 
     @classmethod
     def of(cls, samples: Sequence[float], latency_ms: float) -> EntryLatency:
+        """Makes a measured entry from its samples and their statistic, in milliseconds."""
         low, high = np.percentile(samples, [10, 90])
         return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
 
@@ -98,8 +100,16 @@ class LatencyTable:
     """Entries, their conditions, and corrections by the digest of their space.
 
     Args:
-        name: what people call the device; empty for this machine's own tables.
-        created: when the last entry was measured, UTC, ISO 8601; empty where none was.
+        conditions: What the latencies are true under.
+        entries: Latencies of components by spec and input side.
+        corrections: Corrections of their sums by the digest of a space.
+        calibration: What takes the place of all corrections once the user has calibrated.
+        name: What people call the device; empty for this machine's own tables.
+        created: When the last entry was measured, UTC, ISO 8601; empty where none was.
+
+    Example:
+        >>> table = profile(space, num_classes=10)
+        >>> milliseconds = table.compile(space, num_classes=10).predict(genes)
     """
 
     conditions: Conditions
@@ -110,7 +120,7 @@ class LatencyTable:
     created: str = ""
 
     def missing(self, space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
-        """Entries that ``space`` asks for and this table lacks."""
+        """Lists entries that ``space`` asks for and this table lacks."""
         return [entry for entry in entries(space, num_classes) if entry not in self.entries]
 
     def complete(self, space: SearchSpace, num_classes: int = 1000) -> bool:
@@ -118,7 +128,11 @@ class LatencyTable:
         return space.digest in self.corrections and not self.missing(space, num_classes)
 
     def correction(self, space: SearchSpace) -> Correction:
-        """Correction of ``space``; raises MissingLatencyError."""
+        """Returns the correction of ``space``.
+
+        Raises:
+            MissingLatencyError: There is none; the message names the command that makes one.
+        """
         if space.digest not in self.corrections:
             raise MissingLatencyError(
                 f"the latency table of {self.conditions.device} has no end-to-end correction for "
@@ -127,7 +141,7 @@ class LatencyTable:
         return self.corrections[space.digest]
 
     def typical_correction(self, space: SearchSpace | None = None) -> Correction:
-        """The correction of ``space``; without one, what those of other spaces have in common.
+        """Returns the correction of ``space``, or what those of other spaces have in common.
 
         That is their median, expected to err like the worst of them; where there are none, the
         plain sum.
@@ -147,14 +161,19 @@ class LatencyTable:
         )
 
     def expected_error(self, space: SearchSpace) -> float:
-        """Mean relative error to expect of whole networks of ``space``; MissingLatencyError."""
+        """Returns the mean relative error to expect of whole networks of ``space``.
+
+        Raises:
+            MissingLatencyError: There is no correction of ``space``.
+        """
         before = self.correction(space).expected_error
         return before if self.calibration is None else self.calibration.expected_error(before)
 
     def compile(self, space: SearchSpace, num_classes: int = 1000) -> AdditiveTable:
-        """Additive table that predicts milliseconds of whole networks.
+        """Builds the additive table that predicts milliseconds of whole networks.
 
-        Raises MissingLatencyError that names the first missing entry and the command.
+        Raises:
+            MissingLatencyError: An entry is missing; the message names it and the command.
         """
         missing = self.missing(space, num_classes)
         if missing:
@@ -165,15 +184,13 @@ class LatencyTable:
                 f"measure what is missing with: {self._command(space, num_classes)}"
             )
         correction = self.correction(space)
-        scale, offset = correction.scale, correction.offset_ms
-        if self.calibration is not None:
-            scale, offset = self.calibration.scale, self.calibration.offset_ms
+        affine = self.calibration or correction
         return AdditiveTable.build(
             space,
             num_classes,
             lambda spec, size: self.entries[spec, size].latency_ms,
-            scale=scale,
-            offset=offset,
+            scale=affine.scale,
+            offset=affine.offset_ms,
         )
 
     def _command(self, space: SearchSpace, num_classes: int | None = None) -> str:
@@ -191,7 +208,7 @@ class LatencyTable:
         measured: Mapping[Entry, EntryLatency],
         corrections: Mapping[str, Correction] | None = None,
     ) -> LatencyTable:
-        """The table with more entries and corrections; entries that are there already stay."""
+        """Adds entries and corrections; entries that are there already stay."""
         new = any(value.origin == "measured" for value in measured.values())
         return replace(
             self,
@@ -200,10 +217,8 @@ class LatencyTable:
             corrections={**self.corrections, **(corrections or {})},
         )
 
-    # Files ------------------------------------------------------------------------------------
-
     def save(self, path: Path) -> None:
-        """Replace ``path`` atomically by this table."""
+        """Replaces ``path`` atomically by this table."""
         rows = sorted(self.entries.items(), key=lambda item: (str(item[0][0]), item[0][1]))
         columns: dict[str, list[Any]] = {
             "spec": [spec_to_json(spec) for (spec, _), _ in rows],
@@ -225,7 +240,7 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path, fix: str = MEASURE_AGAIN) -> LatencyTable:
-        """The table in ``path``.
+        """Loads the table in ``path``.
 
         Args:
             path: A file that ``save`` wrote.
@@ -245,7 +260,7 @@ class LatencyTable:
             rows = parse_model(cells, list[_Row], path)
         except CorruptFileError as error:
             raise CorruptFileError(f"{error} {fix}") from None
-        measured = {(row.spec, row.in_size): EntryLatency(*_figures(row)) for row in rows}
+        measured = {(row.spec, row.in_size): row.latency for row in rows}
         if len(measured) < len(rows):
             raise CorruptFileError(f"{path}: entries are there twice. {fix}")
         return cls(
@@ -259,13 +274,17 @@ class LatencyTable:
 
 
 def spec_to_json(spec: ModuleSpec) -> str:
-    """One line of JSON; ``spec_from_json`` inverts it."""
+    """Writes a spec as a line of JSON, which ``spec_from_json`` reads."""
     options = {k: dict(v) if isinstance(v, tuple) else v for k, v in spec.options}
     return json.dumps({"kind": spec.kind, **options}, sort_keys=True, separators=(",", ":"))
 
 
 def spec_from_json(text: str) -> ModuleSpec:
-    """Raises CorruptFileError where ``text`` is no spec."""
+    """Reads a spec.
+
+    Raises:
+        CorruptFileError: ``text`` is no spec.
+    """
     try:
         return _spec(text)
     except ValueError:
@@ -304,9 +323,9 @@ class _Row(BaseModel):
             raise ValueError("a measured entry has runs")
         return self
 
-
-def _figures(row: _Row) -> tuple[Any, ...]:
-    return tuple(getattr(row, field.name) for field in fields(EntryLatency))
+    @property
+    def latency(self) -> EntryLatency:
+        return EntryLatency(self.latency_ms, self.low_ms, self.high_ms, self.runs, self.origin)
 
 
 class _Provenance(BaseModel):
@@ -319,7 +338,7 @@ class _Provenance(BaseModel):
 
 
 def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str, Any]) -> None:
-    """Replace ``path`` by ``table`` with ``metadata`` as JSON in its schema: all or nothing."""
+    """Replaces ``path`` by ``table`` with ``metadata`` as JSON in its schema: all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metadata, sort_keys=True, allow_nan=False).encode()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -340,7 +359,7 @@ def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str
 def read_parquet(
     path: Path, key: bytes, schema: pa.Schema
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows and metadata of a file that ``write_parquet`` wrote.
+    """Reads rows and metadata of a file that ``write_parquet`` wrote.
 
     How much there is to read is known from the file's end before anything is read.
 

@@ -100,6 +100,7 @@ class Programme:
         shape_rule: bool = False,
     ) -> None:
         self.space, self.tables, self.constraints = space, tables, tuple(constraints)
+        self.shape_rule = shape_rule
         self.system = System()
         limited = [tables[c.metric] for c in constraints]
         self._cells = _cells(space, [*limited, *(table for table, _ in merits)])

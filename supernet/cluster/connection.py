@@ -83,6 +83,19 @@ def fit_aside(
     return errors[0] if errors else None
 
 
+def connection_lost(error: BaseException) -> RunError:
+    """Gives the error that a user is told when Ray fails during a training."""
+    return RunError(
+        f"the connection to the cluster was lost ({one_line(error)}). Checkpoints are kept; "
+        "continue with --resume"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Gives the beginning of an error's text without line breaks."""
+    return " ".join(str(error).split())[:300]
+
+
 def _has_token() -> bool:
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(named) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_space.errors import NasError, RunError
-from supernet.cluster.connection import connected, fit_aside, share_of
+from supernet.cluster.connection import connected, connection_lost, fit_aside, one_line, share_of
 from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
@@ -303,27 +303,20 @@ def _explained(error: BaseException, workers: Workers) -> BaseException:
         if isinstance(cause, NasError):
             return cause
         if _is_rays(cause):
-            return RunError(f"the workers could not be started: {_line(cause)}")
+            return RunError(f"the workers could not be started: {one_line(cause)}")
     if isinstance(error, ray.train.WorkerGroupError):
         failures = error.worker_failures.values()
         if any(map(_is_rays, failures)):
             return RunError(
                 f"workers were lost {workers.max_failures + 1} times, the last time as "
-                f"{_line(next(iter(failures)))}. The last checkpoint is kept: look at memory and "
-                "network of the nodes, then continue with --resume"
+                f"{one_line(next(iter(failures)))}. The last checkpoint is kept: look at memory "
+                "and network of the nodes, then continue with --resume"
             )
     if isinstance(error, ray.exceptions.RayError):
-        return RunError(
-            f"the connection to the cluster was lost ({_line(error)}). The last checkpoint is "
-            "kept; continue with --resume"
-        )
+        return connection_lost(error)
     return error
 
 
 def _is_rays(error: BaseException) -> bool:
     """Tells whether Ray raised it itself: a lost worker is no fault of the training's."""
     return type(error).__module__.startswith("ray.")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

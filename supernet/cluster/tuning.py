@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
 
 from search_space.errors import RunError
-from supernet.cluster.connection import connected, fit_aside, share_of
+from supernet.cluster.connection import connected, connection_lost, fit_aside, share_of
 from supernet.cluster.trials import OVER, Trial, TrialFolders, trial_key
 from supernet.cluster.tuning_state import Halving, TrialWatcher
 from supernet.cluster.tuning_worker import LOSS, NETWORK, Job, run_trial
@@ -286,10 +286,6 @@ def _fit(
     finally:
         hear()
     if isinstance(error, ray.exceptions.RayError):
-        line = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"the connection to the cluster was lost ({line}). Checkpoints are kept; continue "
-            "with --resume"
-        ) from None
+        raise connection_lost(error) from None
     if error is not None:
         raise error

@@ -113,7 +113,7 @@ class TrainConfig:
     teacher_variants: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(tuple(pair) for pair in self.tokens))
+        object.__setattr__(self, "tokens", TokenSchedule(self.tokens).phases)
         object.__setattr__(self, "distillation", tuple(self.distillation))
         if len(self.distillation) != 2 or not all(0 <= share <= 1 for share in self.distillation):
             raise RunError(
@@ -123,7 +123,6 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise RunError(f"{name} is {value}; it must be a finite number")
-        TokenSchedule(self.tokens)
         positive = (
             *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
             *("accumulate", "groups", "banks", "shrink_epsilon"),

@@ -9,11 +9,10 @@ from supernet.training.strategies.factory import (
     STRATEGIES,
     make_sampler,
 )
-from supernet.training.strategies.multi_architecture import MultiArchitectureSampler
 from supernet.training.strategies.performance import PerformanceSampler
 from supernet.training.strategies.sandwich import SandwichSampler
 from supernet.training.strategies.shrinking import DelayedShrinking, ProgressiveShrinking
-from supernet.training.strategies.uniform import UniformSampler
+from supernet.training.strategies.uniform import MultiArchitectureSampler, UniformSampler
 
 __all__ = [
     "COST_STRATEGIES",

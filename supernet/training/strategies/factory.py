@@ -9,11 +9,10 @@ from search_space.space import SearchSpace
 from supernet.training.strategies.banks import Banks, CostFunction
 from supernet.training.strategies.base import SubnetSampler
 from supernet.training.strategies.complexity import ComplexitySampler
-from supernet.training.strategies.multi_architecture import MultiArchitectureSampler
 from supernet.training.strategies.performance import PerformanceSampler
 from supernet.training.strategies.sandwich import SandwichSampler
 from supernet.training.strategies.shrinking import DelayedShrinking, ProgressiveShrinking
-from supernet.training.strategies.uniform import UniformSampler
+from supernet.training.strategies.uniform import MultiArchitectureSampler, UniformSampler
 
 STRATEGIES = ("sandwich", "uniform", "multi_architecture", "complexity", "performance")
 COST_STRATEGIES = ("complexity", "performance")  # those that draw by cost
