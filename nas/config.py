@@ -55,7 +55,7 @@ MAY_DIFFER = frozenset(
 
 
 class RunConfig(Configuration):
-    """What every run is decided by; with images it is a ``TrainedConfig``.
+    """Everything that decides a run; with images it is a ``TrainedConfig``.
 
     ``target_latency`` and ``target_throughput`` are text with a unit, ``max`` has further upper
     limits by the metrics' options, ``min`` lower ones (one limit of any kind is there, except where
@@ -340,7 +340,7 @@ class TrainedConfig(RunConfig):
 
     @property
     def data_name(self) -> str:
-        """What the images are called: a path's last part."""
+        """Name of the images: a path's last part."""
         return Path(self.data).name
 
     def useless(self) -> dict[str, str]:

@@ -120,7 +120,7 @@ ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
 
 
 class TrainedSearchConfig(Configuration):
-    """How long a search with images is, and what it looks for beside the latency.
+    """Length of a search with images, and its aims beside the latency.
 
     Args:
         evaluations: Architectures evaluated in all.
@@ -176,7 +176,7 @@ class TrainedSearchConfig(Configuration):
 
 
 class ScoredSearchConfig(Configuration):
-    """What a search without images looks for.
+    """Aims of a search without images.
 
     Args:
         score: Closed-form score to maximise.

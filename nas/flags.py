@@ -30,7 +30,7 @@ POPULATION = 100_000
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field is given on the command line; metadata of its annotation.
+    """A field's option on the command line; metadata of its annotation.
 
     Args:
         name: With dashes. The environment variable ``NAS_<NAME>`` sets the field too.

@@ -45,7 +45,7 @@ Status = Literal["ok", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of one evaluated architecture. A finished record never changes.
+    """One evaluated architecture and its metrics. A finished record never changes.
 
     Example:
         >>> Evaluation(architecture.digest, architecture.to_dict(), {"accuracy": 0.9}, index=0)

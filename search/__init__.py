@@ -1,4 +1,4 @@
-"""How to find an architecture: problem, feasibility, samplers, executors, loop.
+"""Search for architectures: problem, feasibility, samplers, executors, loop.
 
 Importing this package needs NumPy only; ``search.evaluator`` is where torch comes in, and
 ``search.executors.on_ray`` where Ray does.

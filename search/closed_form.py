@@ -21,7 +21,7 @@ from search_space.space import Genes
 
 @dataclass(frozen=True)
 class ScoredFront:
-    """What a closed-form search found.
+    """The result of a closed-form search.
 
     Args:
         genes: of the non-dominated feasible architectures, shape (n, genes), sorted by the last

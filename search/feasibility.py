@@ -1,4 +1,4 @@
-"""Whether a problem has a solution, before anything is paid for.
+"""Feasibility: whether a problem has a solution, decided before any evaluation.
 
 One constraint on an additive table is decided exactly by the table's own extremes, several at once
 by an integer programme where a short evolution has not met them. Nothing here samples "until
@@ -26,7 +26,7 @@ SECONDS = 120.0  # for the programme
 
 @dataclass(frozen=True)
 class FeasibleRange:
-    """What the space offers of one constrained metric.
+    """The range of one constrained metric in the space.
 
     Attributes:
         constraint: the bounds.
@@ -161,7 +161,11 @@ def check_feasible(problem: Problem, members: int = 1) -> tuple[Genes, bool]:
 
 
 def _check_alone(problem: Problem, constraint: Constraint) -> None:
-    """Raises InfeasibleError where a table's own extremes miss a limit."""
+    """Check a limit against the extremes of its table.
+
+    Raises:
+        InfeasibleError: The extremes miss it.
+    """
     table = problem.tables[constraint.metric]
     for bound, extreme, sign, word in (
         (constraint.maximum, table.argmin, 1.0, "smallest"),

@@ -1,4 +1,4 @@
-"""Successive halving: bad candidates are given up after a look at a part of the images.
+"""Successive halving: bad candidates are given up after a part of the images.
 
 The candidates of a batch are all evaluated on a first part of the images, the better half of them
 on a second as large, the better half of those on as many images as all before, and so on until
@@ -37,11 +37,10 @@ class Trial:
 
     def metrics(self, parts: int) -> dict[str, float]:
         """Means over the images of the first ``parts`` parts."""
-        found = [outcome.metrics for outcome in self.outcomes[:parts]]
-        images = np.array([metrics[IMAGES] for metrics in found])
+        rows = [outcome.metrics for outcome in self.outcomes[:parts]]
+        images = np.array([row[IMAGES] for row in rows])
         means = {
-            name: float(np.average([metrics[name] for metrics in found], weights=images))
-            for name in found[0]
+            name: float(np.average([row[name] for row in rows], weights=images)) for name in rows[0]
         }
         return {**means, IMAGES: float(images.sum())}
 
@@ -58,7 +57,7 @@ def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
-    """What a trial that was stopped would have come to on all images; IMAGES stays what it saw.
+    """The expected outcome of a stopped trial on all images; IMAGES stays as many as it saw.
 
     Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
     the same images to all of them: parts differ in how hard their images are, for all alike. No

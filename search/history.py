@@ -1,4 +1,4 @@
-"""What a search has learnt so far; in memory only, since the journal can rebuild it."""
+"""History of a search, in memory only, since the journal can rebuild it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         front: feasible, non-dominated evaluations, sorted by the last objective, best first.
@@ -106,14 +106,14 @@ class History:
     first: int
     evaluations: list[Evaluation] = field(default_factory=list)  # told ones, in the order asked
     volumes: list[tuple[int, float]] = field(default_factory=list)
-    num_asked: int = 0
     num_finished: int = 0
     cached: int = 0
     failed: int = 0
     reference: Values | None = None
 
     def __post_init__(self) -> None:
-        self._known: dict[bytes, _Known | None] = {}  # None while under way
+        self._asked: set[bytes] = set()
+        self._known: dict[bytes, _Known] = {}
         self._best: _Known | None = None
         self._front = np.zeros((0, len(self.problem.objectives)))  # of the told ones
         self._worst = np.full(len(self.problem.objectives), np.nan)
@@ -123,18 +123,18 @@ class History:
     @property
     def room(self) -> int:
         """Number of evaluations that may still be asked for."""
-        return self.total - self.num_asked
+        return self.total - len(self._asked)
 
     def new_candidates(self, rows: Genes) -> list[Candidate]:
         """Rows never asked before that meet the cheap constraints, at most ``room``."""
         feasible = rows[self.problem.cheap_violation(rows) == 0]
         places = {row.tobytes(): i for i, row in reversed(list(enumerate(feasible)))}
-        new = sorted((i, key) for key, i in places.items() if key not in self._known)[: self.room]
+        new = sorted((i, key) for key, i in places.items() if key not in self._asked)[: self.room]
         chosen = feasible[np.array([i for i, _ in new], dtype=np.int64)]
         cheap = self.problem.cheap_metrics(chosen)
         candidates = [
             Candidate(
-                index=self.num_asked + i,
+                index=len(self._asked) + i,
                 key=key,
                 architecture=architecture,
                 cheap={name: float(values[i]) for name, values in cheap.items()},
@@ -143,15 +143,11 @@ class History:
                 zip(new, self.problem.space.decode(chosen), strict=True)
             )
         ]
-        self._known.update((candidate.key, None) for candidate in candidates)
-        self.num_asked += len(candidates)
+        self._asked.update(candidate.key for candidate in candidates)
         return candidates
 
     def finish(self, candidate: Candidate, evaluation: Evaluation, *, cached: bool) -> None:
-        """Take in an evaluation; what the journal holds wins over the tables.
-
-        Earlier decisions were made on it.
-        """
+        """Take in an evaluation; figures of the journal win over those of the tables."""
         (objectives,), (violation,) = self._values([evaluation])
         known = _Known(evaluation, objectives, float(violation))
         self._known[candidate.key] = known
@@ -161,20 +157,19 @@ class History:
         if known.on_front and not np.isnan(objectives[0]):
             # of equals the one asked first, whichever ended first
             rank = (objectives[0], evaluation.index)
-            if self._best is None or rank < (
-                self._best.objectives[0],
-                self._best.evaluation.index,
-            ):
+            best = self._best
+            if best is None or rank < (best.objectives[0], best.evaluation.index):
                 self._best = known
 
     def tell(self, candidates: Sequence[Candidate]) -> None:
         """Add finished candidates to the told ones, in the order asked.
 
-        Raises NasError where all evaluations up to now failed, and they are ``first`` or more.
+        Raises:
+            NasError: All evaluations up to now failed, and they are ``first`` or more.
         """
         if not candidates:
             return
-        known = [self._finished(candidate.key) for candidate in candidates]
+        known = [self._known[candidate.key] for candidate in candidates]
         self.evaluations += [each.evaluation for each in known]
         points = np.array([k.objectives for k in known if k.on_front])
         if len(points):
@@ -187,7 +182,7 @@ class History:
         self._stop_if_nothing_works()
 
     def results(self, rows: Genes) -> tuple[Values, Values]:
-        """What to tell of rows: results where evaluated, else NaN and the cheap violation."""
+        """The results of rows to tell: NaN and the cheap violation where not evaluated."""
         objectives = np.full((len(rows), len(self.problem.objectives)), np.nan)
         violations = self.problem.cheap_violation(rows)
         for i, row in enumerate(rows):
@@ -228,11 +223,6 @@ class History:
             stopped=stopped,
         )
 
-    def _finished(self, key: bytes) -> _Known:
-        known = self._known[key]
-        assert known is not None
-        return known
-
     def _values(self, evaluations: Sequence[Evaluation]) -> tuple[Values, Values]:
         """Minimised objectives (n, objectives) and violations (n,); failed ones are NaN and ∞."""
         metrics = {
@@ -248,9 +238,9 @@ class History:
         )
 
     def _fix_reference(self) -> None:
-        """Where the problem has none (an evaluated metric without a bound): the worst so far."""
-        given = self.problem.reference
-        reference = np.where(np.isnan(given), self._worst, given)
+        """Take the worst values so far where the problem leaves the reference open."""
+        reference = self.problem.reference
+        reference = np.where(np.isnan(reference), self._worst, reference)
         if not np.isnan(reference).any():
             self.reference = reference
 

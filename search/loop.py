@@ -1,9 +1,9 @@
 """The search loop: ask, look up or evaluate, write down, tell.
 
-There are no waves. Candidates are asked for in small batches whenever a window of candidates
-that are asked for and not yet told has room, and batches are told in the order asked, whatever
-the order in which their evaluations end. So what is asked for depends on the seed, the window
-and the size of a batch, never on timing or on the number of workers.
+Candidates are asked for in small batches whenever a window of candidates that are asked for and
+not yet told has room, and batches are told in the order asked, whatever the order in which their
+evaluations end. So the candidates depend on the seed, the window and the size of a batch, never on
+timing or on the number of workers.
 
 The journal is the loop's memory, and resuming is replaying: with the same seed the sampler asks
 for the same architectures, those in the journal are answered from it, and the first unknown ones
@@ -36,7 +36,7 @@ RARE_MEMBERS = 8  # evaluated first where the limits leave hardly any
 
 
 class EvaluationLog(Protocol):
-    """What the loop needs of ``results.store.Journal``."""
+    """The part of a journal that the loop needs; ``results.journal.Journal`` is one."""
 
     def get(self, digest: str) -> Evaluation | None: ...
 
@@ -72,9 +72,14 @@ def search(
         warm_start: architectures that are evaluated first, before anything is asked for, as far
             as they lie in the space and meet the cheap constraints.
 
-    Raises InfeasibleError before any evaluation where the cheap constraints cannot be met,
-    UsageError where a batch does not fit into the window, and NasError where all evaluations of
-    the first window failed.
+    Raises:
+        InfeasibleError: The cheap constraints cannot be met; before any evaluation.
+        UsageError: A batch does not fit into the window.
+        NasError: All evaluations of the first window failed.
+
+    Example:
+        >>> executor = InProcessExecutor(evaluator)
+        >>> result = search(problem, NSGA2(problem), executor, journal, num_evaluations=100)
     """
     window = batch_size if window is None else window
     if not 1 <= batch_size <= window:
@@ -125,28 +130,20 @@ class _Batch:
     stopped: list[Trial] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class _Loop:
-    def __init__(
-        self,
-        sampler: Sampler,
-        executor: Executor,
-        journal: EvaluationLog,
-        history: History,
-        batch_size: int,
-        window: int,
-        halvings: int,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.sampler = sampler
-        self.executor = executor
-        self.journal = journal
-        self.history = history
-        self.batch_size = batch_size
-        self.window = window
-        self.halvings = halvings
-        self.on_progress = on_progress
-        self._untold: deque[_Batch] = deque()
-        self._open: dict[int, tuple[_Batch, Trial]] = {}  # by ticket
+    """The state of a search: batches that are not told yet, and open trials by ticket."""
+
+    sampler: Sampler
+    executor: Executor
+    journal: EvaluationLog
+    history: History
+    batch_size: int
+    window: int
+    halvings: int
+    on_progress: Callable[[Progress], None] | None
+    _untold: deque[_Batch] = field(default_factory=deque)
+    _open: dict[int, tuple[_Batch, Trial]] = field(default_factory=dict)
 
     def run(self, warm_start: Genes) -> str:
         """Ask, evaluate and tell until nothing is left to do; why it stopped."""
@@ -273,7 +270,7 @@ def _record(problem: Problem, candidate: Candidate, outcome: Outcome, status: St
 
 
 def _unusable(problem: Problem, metrics: Mapping[str, float]) -> str | None:
-    """Which metrics that the problem needs are missing or not finite; None where all are sound."""
+    """The metrics that the problem needs and that are missing or not finite; None without any."""
     wrong = [n for n in problem.needs_evaluation if not np.isfinite(metrics.get(n, np.nan))]
     said = (
         f"{name} is {metrics[name]}, not a finite number"

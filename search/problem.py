@@ -1,4 +1,4 @@
-"""What is searched for: objectives and constraints on metrics by name, and the tables of costs.
+"""Search problems: objectives and constraints on metrics by name, and the tables of costs.
 
 A metric with a table (latency, MACs, parameters …) is cheap: it is known for every row of genes
 before anything is evaluated. The others (accuracy) come from evaluation. Objectives are turned
@@ -123,7 +123,7 @@ class Constraint:
         return " and ".join(parts)
 
     def advice(self, value: float, above: bool) -> str:
-        """How to change the limit, as the user knows it, so that ``value`` meets it.
+        """Advice to change the limit, as the user knows it, so that ``value`` meets it.
 
         Args:
             value: of an architecture that misses the maximum (``above``) or the minimum.
@@ -134,14 +134,14 @@ class Constraint:
 
     @property
     def note(self) -> str:
-        """What messages say of the margin."""
+        """The part of messages that speaks of the margin; empty without one."""
         if not self.margin:
             return ""
         return f", and the margin of {self.margin:.0%} is left free below the limit"
 
 
 def scale_of(bound: float) -> float:
-    """What an excess over a bound is relative to."""
+    """The number that an excess over a bound is relative to."""
     return abs(bound) or 1.0
 
 

@@ -43,7 +43,12 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Mixer:
-    """A token mixer and its own parameters, in the order of their names."""
+    """A token mixer and its own parameters, in the order of their names.
+
+    Raises:
+        UnknownNameError: There is no such mixer or parameter.
+        InvalidArchitectureError: A parameter is missing, or its value breaks its rule.
+    """
 
     name: str
     params: tuple[tuple[str, ParamValue], ...]
@@ -116,7 +121,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one width on one feature-map size."""
+    """A stage: blocks of one width on one feature-map size.
+
+    Raises:
+        InvalidArchitectureError: The width does not suit a block, or there is no block.
+    """
 
     width: int
     blocks: tuple[Block, ...]
@@ -156,6 +165,10 @@ class Macro:
         layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
         head_norm: Whether the last norm sits before or after global pooling.
         head_norm_eps: Added to the last norm's variance.
+
+    Raises:
+        UnknownNameError: A style, norm or place of the last norm is unknown.
+        InvalidArchitectureError: A number breaks its rule.
     """
 
     stem_kernel: int = 4

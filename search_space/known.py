@@ -1,4 +1,4 @@
-"""Well-known designs as points: the baselines of every report, and the proof of our blocks.
+"""Well-known designs as architectures: baselines of every report, and the proof of our blocks.
 
 Swin (Liu et al. 2021), FocalNet (Yang et al. 2022; small and large receptive field), ConvNeXt
 (Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm)
@@ -7,7 +7,6 @@ and HorNet in its 7×7 version (Rao et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
@@ -25,71 +24,42 @@ POOLFORMER = Macro(
     norm_eps=1e-5,
     layer_scale=1e-5,
 )
+_DEEP_POOLFORMER = replace(POOLFORMER, layer_scale=1e-6)
 
+_ATTENTION = (Mixer.of("window_attention", window=7, head_dim=32),) * 4
+_SMALL_FIELD = (Mixer.of("focal_modulation", levels=2, window=3),) * 4
+_LARGE_FIELD = (Mixer.of("focal_modulation", levels=3, window=3),) * 4
+_CONVOLUTION = (Mixer.of("depthwise_conv", kernel=7),) * 4
+_POOLING = (Mixer.of("pooling", kernel=3),) * 4
+_GATED = tuple(Mixer.of("gnconv", order=order, kernel=7) for order in (2, 3, 4, 5))
 
-def _design(
-    macro: Macro, widths: Sequence[int], depths: Sequence[int], mixers: Sequence[Mixer]
-) -> Architecture:
-    stages = tuple(
-        Stage(width, (Block(mixer, 4.0),) * depth)
-        for width, depth, mixer in zip(widths, depths, mixers, strict=True)
-    )
-    return Architecture(macro, 224, stages)
+_WIDTHS_64, _WIDTHS_96, _WIDTHS_128 = (
+    (width, 2 * width, 4 * width, 8 * width) for width in (64, 96, 128)
+)
+_TINY, _DEEP, _GATED_DEPTHS = (2, 2, 6, 2), (2, 2, 18, 2), (2, 3, 18, 2)
 
-
-def _doubling(width: int) -> list[int]:
-    return [width, 2 * width, 4 * width, 8 * width]
-
-
-def _swin(width: int, depths: Sequence[int]) -> Architecture:
-    mixer = Mixer.of("window_attention", window=7, head_dim=32)
-    return _design(SWIN, _doubling(width), depths, [mixer] * 4)
-
-
-def _focalnet(width: int, depths: Sequence[int], levels: int) -> Architecture:
-    mixer = Mixer.of("focal_modulation", levels=levels, window=3)
-    return _design(FOCALNET, _doubling(width), depths, [mixer] * 4)
-
-
-def _convnext(width: int, depths: Sequence[int]) -> Architecture:
-    return _design(CONVNEXT, _doubling(width), depths, [Mixer.of("depthwise_conv", kernel=7)] * 4)
-
-
-def _poolformer(
-    widths: Sequence[int], depths: Sequence[int], layer_scale: float = 1e-5
-) -> Architecture:
-    macro = replace(POOLFORMER, layer_scale=layer_scale)
-    return _design(macro, widths, depths, [Mixer.of("pooling", kernel=3)] * 4)
-
-
-def _hornet(width: int) -> Architecture:
-    mixers = [Mixer.of("gnconv", order=order, kernel=7) for order in (2, 3, 4, 5)]
-    return _design(CONVNEXT, _doubling(width), (2, 3, 18, 2), mixers)
-
-
-_TINY, _DEEP = (2, 2, 6, 2), (2, 2, 18, 2)
-
-_KNOWN: dict[str, Callable[[], Architecture]] = {
-    "swin_t": lambda: _swin(96, _TINY),
-    "swin_s": lambda: _swin(96, _DEEP),
-    "swin_b": lambda: _swin(128, _DEEP),
-    "focalnet_t_srf": lambda: _focalnet(96, _TINY, 2),
-    "focalnet_s_srf": lambda: _focalnet(96, _DEEP, 2),
-    "focalnet_b_srf": lambda: _focalnet(128, _DEEP, 2),
-    "focalnet_t_lrf": lambda: _focalnet(96, _TINY, 3),
-    "focalnet_s_lrf": lambda: _focalnet(96, _DEEP, 3),
-    "focalnet_b_lrf": lambda: _focalnet(128, _DEEP, 3),
-    "convnext_t": lambda: _convnext(96, (3, 3, 9, 3)),
-    "convnext_s": lambda: _convnext(96, (3, 3, 27, 3)),
-    "convnext_b": lambda: _convnext(128, (3, 3, 27, 3)),
-    "poolformer_s12": lambda: _poolformer((64, 128, 320, 512), _TINY),
-    "poolformer_s24": lambda: _poolformer((64, 128, 320, 512), (4, 4, 12, 4)),
-    "poolformer_s36": lambda: _poolformer((64, 128, 320, 512), (6, 6, 18, 6), 1e-6),
-    "poolformer_m36": lambda: _poolformer((96, 192, 384, 768), (6, 6, 18, 6), 1e-6),
-    "poolformer_m48": lambda: _poolformer((96, 192, 384, 768), (8, 8, 24, 8), 1e-6),
-    "hornet_t": lambda: _hornet(64),
-    "hornet_s": lambda: _hornet(96),
-    "hornet_b": lambda: _hornet(128),
+# macro style, widths, depths and mixers of the stages
+_KNOWN = {
+    "swin_t": (SWIN, _WIDTHS_96, _TINY, _ATTENTION),
+    "swin_s": (SWIN, _WIDTHS_96, _DEEP, _ATTENTION),
+    "swin_b": (SWIN, _WIDTHS_128, _DEEP, _ATTENTION),
+    "focalnet_t_srf": (FOCALNET, _WIDTHS_96, _TINY, _SMALL_FIELD),
+    "focalnet_s_srf": (FOCALNET, _WIDTHS_96, _DEEP, _SMALL_FIELD),
+    "focalnet_b_srf": (FOCALNET, _WIDTHS_128, _DEEP, _SMALL_FIELD),
+    "focalnet_t_lrf": (FOCALNET, _WIDTHS_96, _TINY, _LARGE_FIELD),
+    "focalnet_s_lrf": (FOCALNET, _WIDTHS_96, _DEEP, _LARGE_FIELD),
+    "focalnet_b_lrf": (FOCALNET, _WIDTHS_128, _DEEP, _LARGE_FIELD),
+    "convnext_t": (CONVNEXT, _WIDTHS_96, (3, 3, 9, 3), _CONVOLUTION),
+    "convnext_s": (CONVNEXT, _WIDTHS_96, (3, 3, 27, 3), _CONVOLUTION),
+    "convnext_b": (CONVNEXT, _WIDTHS_128, (3, 3, 27, 3), _CONVOLUTION),
+    "poolformer_s12": (POOLFORMER, (64, 128, 320, 512), _TINY, _POOLING),
+    "poolformer_s24": (POOLFORMER, (64, 128, 320, 512), (4, 4, 12, 4), _POOLING),
+    "poolformer_s36": (_DEEP_POOLFORMER, (64, 128, 320, 512), (6, 6, 18, 6), _POOLING),
+    "poolformer_m36": (_DEEP_POOLFORMER, (96, 192, 384, 768), (6, 6, 18, 6), _POOLING),
+    "poolformer_m48": (_DEEP_POOLFORMER, (96, 192, 384, 768), (8, 8, 24, 8), _POOLING),
+    "hornet_t": (CONVNEXT, _WIDTHS_64, _GATED_DEPTHS, _GATED),
+    "hornet_s": (CONVNEXT, _WIDTHS_96, _GATED_DEPTHS, _GATED),
+    "hornet_b": (CONVNEXT, _WIDTHS_128, _GATED_DEPTHS, _GATED),
 }
 
 
@@ -102,4 +72,9 @@ def known(name: str) -> Architecture:
     """Returns the known design ``name`` at 224 px; raises UnknownNameError for another name."""
     if name not in _KNOWN:
         raise UnknownNameError("design", name, _KNOWN)
-    return _KNOWN[name]()
+    macro, widths, depths, mixers = _KNOWN[name]
+    stages = tuple(
+        Stage(width, (Block(mixer, 4.0),) * depth)
+        for width, depth, mixer in zip(widths, depths, mixers, strict=True)
+    )
+    return Architecture(macro, 224, stages)

@@ -71,7 +71,7 @@ class Unit:
         return f"{number:.{max(digits, 12)}g}{suffix}"
 
     def tick(self, value: float) -> str:
-        """Short label of a value on an axis."""
+        """Writes the short label of a value on an axis."""
         factor, suffix = self._scale(value)
         text = _plain(f"{value / factor:,.10g}" if 1e-4 <= abs(value) < 1e9 else f"{value:.4g}")
         return text if self.axis or not suffix else f"{text} {suffix}"
@@ -201,7 +201,7 @@ class Metric:
         return self.option or self.title
 
     def format(self, value: float | None) -> str:
-        """A value as people read it; a dash where it is unknown."""
+        """Writes a value as people read it; a dash where it is unknown."""
         known = value is not None and math.isfinite(value)
         return self.unit.format(value) if known else UNKNOWN  # type: ignore[arg-type]
 
@@ -246,12 +246,12 @@ def _unregistered(name: str) -> Metric:
 
 
 def metrics(source: str | None = None) -> tuple[Metric, ...]:
-    """All registered metrics, or those of a source, in the order in which tables show them."""
+    """Returns all registered metrics, or those of a source, in the order of tables."""
     return tuple(m for m in _REGISTRY.values() if source in (None, m.source))
 
 
 def options(source: str | None = None) -> tuple[str, ...]:
-    """Names on the command line, of all metrics or of those of a source."""
+    """Returns names on the command line, of all metrics or of those of a source."""
     return tuple(m.option for m in metrics(source) if m.option is not None)
 
 
@@ -279,27 +279,27 @@ def metric_of_option(
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """A value of the metric ``name`` as people read it; a dash where it is unknown."""
+    """Writes a value of the metric ``name`` as people read it; a dash where it is unknown."""
     return metric_named(name).format(value)
 
 
 def title_of(name: str) -> str:
-    """What people call the metric ``name``."""
+    """Returns the title of the metric ``name``."""
     return metric_named(name).title
 
 
 def typed(name: str, value: float, direction: float = 0.0, digits: int = 4) -> str:
-    """A value of the metric ``name`` as it can be typed; see ``Unit.typed``."""
+    """Writes a value of the metric ``name`` as it can be typed; see ``Unit.typed``."""
     return metric_named(name).unit.typed(value, direction, digits)
 
 
 def on_device(name: str, device: str) -> str:
-    """The name of a metric on another device than the one that is searched for."""
+    """Returns the name of a metric on another device than the one that is searched for."""
     return f"{name}@{device}"
 
 
 def device_of(name: str) -> str | None:
-    """The further device of ``latency_ms@DEVICE``; None for a metric without one."""
+    """Returns the further device of ``latency_ms@DEVICE``; None for a metric without one."""
     return name.partition("@")[2] or None
 
 

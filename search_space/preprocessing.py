@@ -13,7 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FITS = {"crop": "center", "squeeze": "squash", "pad": "border"}
-"""How an image that is no square becomes one, with timm's name of it."""
+"""Ways in which an image that is no square becomes one, with timm's names."""
 
 _RESIZING = {
     "crop": "scale the shorter side to {scaled} px and cut out {side} × {side} px in the centre",
@@ -47,7 +47,7 @@ class Preprocessing:
     crop_pct: float = 1.0
 
     def timm(self) -> dict[str, Any]:
-        """Arguments of ``timm.data.create_transform``, and entries of a ``pretrained_cfg``."""
+        """Returns arguments of ``timm.data.create_transform`` and of a ``pretrained_cfg``."""
         return {
             "input_size": (3, self.resolution, self.resolution),
             "interpolation": self.interpolation,
@@ -58,7 +58,7 @@ class Preprocessing:
         }
 
     def resizing(self) -> str:
-        """How an image gets its size, as a clause."""
+        """Says as a clause how an image gets its size."""
         scaled = int(self.resolution / self.crop_pct)
         return _RESIZING[self.fit].format(side=self.resolution, scaled=scaled)
 

@@ -40,7 +40,12 @@ def _check_choices(name: str, values: Sequence[object]) -> None:
 
 @dataclass(frozen=True)
 class StageSpace:
-    """Choices of one stage: widths, depths and blocks, each from light to heavy."""
+    """Choices of one stage: widths, depths and blocks, each from light to heavy.
+
+    Raises:
+        InvalidSpaceError: Choices are missing, not ascending or not distinct.
+        InvalidArchitectureError: A block does not suit a width.
+    """
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]

@@ -72,7 +72,7 @@ class _Column:
 
 
 def _columns() -> list[_Column]:
-    """What tells networks apart, the latency twice, and what they cost."""
+    """Columns: what tells networks apart, the latency twice, and what they cost."""
     columns = [_Column(m.short, m) for m in registered() if m.name != LATENCY]
     latency = metric_named(LATENCY)
     both = [_Column("predicted", latency), _Column("measured", latency, measured=True)]
@@ -102,7 +102,7 @@ def print_network(described: Mapping[str, Any]) -> None:
 
 
 def print_devices(known: Mapping[str, Any]) -> None:
-    """What ``nas.workflows.known_devices.overview`` gives."""
+    """Print the data of ``nas.workflows.known_devices.overview``."""
     click.echo("this machine")
     for name, identity in known["devices"].items():
         click.echo(f"  {name:14} {identity}")
@@ -122,7 +122,7 @@ def print_devices(known: Mapping[str, Any]) -> None:
 
 
 def print_device(described: Mapping[str, Any]) -> None:
-    """What ``nas.workflows.known_devices.describe_device`` gives."""
+    """Print the data of ``nas.workflows.known_devices.describe_device``."""
     conditions = dict(described["conditions"])
     device = conditions.pop("device")
     click.echo(f"{described['name']}: {device['model']}, {described['provenance']}")

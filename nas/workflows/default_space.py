@@ -98,7 +98,7 @@ def default_space(config: RunConfig) -> tuple[str, str]:
 
 
 def shortfall(config: RunConfig, space: SearchSpace) -> str | None:
-    """Where the largest network ends, for limits that no network of the space reaches."""
+    """Metrics of the largest network where no network of the space reaches the limits, as text."""
     target = find_device(config.device, **config.latency.conditions())
     batch_size = target.conditions.batch_size
     upper, lower = config.limits(batch_size), config.lower_limits()

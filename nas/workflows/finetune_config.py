@@ -55,5 +55,5 @@ class FinetuneConfig(Configuration):
 
     @property
     def recipe(self) -> TrainConfig:
-        """How the search itself fine-tunes, for as many epochs as this fine-tuning has."""
+        """The search's own fine-tuning, for as many epochs as this one has."""
         return replace(self.search.finetune, epochs=self.epochs)

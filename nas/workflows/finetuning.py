@@ -123,7 +123,7 @@ class Finetuning(TrainedSearch):
         return trials
 
     def trials(self) -> list[Trial]:
-        """What is known of the trials so far."""
+        """Trials as stored so far."""
         if not (self.path / TABLE).exists():
             return []
         stored = read_json(self.path / TABLE, list)

@@ -51,13 +51,13 @@ def judged(
 
 
 def qualities(network: torch.nn.Module, data: ImageData, amp: str) -> dict[str, Quality]:
-    """What a trained network is worth on the splits ``test`` and ``validation``."""
+    """Quality of a trained network on the splits ``test`` and ``validation``."""
     splits = {"test": data.test, "validation": data.validation}
     return {name: evaluate(network, eval_batches(split), amp=amp) for name, split in splits.items()}
 
 
 def card_figures(metrics: Mapping[str, float | None], latency: str | None = None) -> dict[str, str]:
-    """What a network costs, for its card; ``latency`` says more than the prediction."""
+    """Costs of a network for its card; ``latency`` says more than the prediction."""
     texts = {
         title_of(name): format_metric(name, value)
         for name, value in metrics.items()

@@ -74,7 +74,7 @@ def to_json(measured: Mapping[str, Measured]) -> dict[str, Any]:
 
 
 def read_measured(path: Path) -> dict[str, Measured]:
-    """What ``to_json`` gave, by digest; nothing where there is no file.
+    """Measurements by digest from a file of ``to_json``; empty where there is none.
 
     Raises:
         CorruptFileError: The file is damaged.

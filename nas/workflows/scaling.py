@@ -76,7 +76,7 @@ class ScaleRequest:
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def options(self) -> ScalingOptions:
-        """What the method is told, without scores of an earlier run."""
+        """Options of the method, without scores of an earlier run."""
         return ScalingOptions(score=self.score, epochs=self.epochs, proxy=self.proxy)
 
     def scoring(self) -> dict[str, Any]:

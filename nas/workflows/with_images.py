@@ -118,7 +118,7 @@ class ImageRun(Run[TrainedConfig]):
         )
 
     def _bank_cost(self) -> Callable[[Genes], Values] | None:
-        """What a training that draws subnets by cost draws them by."""
+        """The cost by which a training draws subnets; None where it does not."""
         if self.config.train.strategy not in COST_STRATEGIES:
             return None
         if self.config.train.bank_metric == MACS:
@@ -190,7 +190,7 @@ def _percent(value: float | None) -> str:
 
 
 def no_supernet(run: Path) -> str:
-    """What to do where ``run`` has no good checkpoint of a supernet."""
+    """The message where ``run`` has no good checkpoint of a supernet."""
     return (
         f"{run} holds no trained supernet. Finish it with --resume if it is not finished, or "
         f"train one with `nas train --config {run / CONFIG} --name NEW`, and search with "

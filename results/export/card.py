@@ -14,7 +14,7 @@ from supernet.network.backbone import Backbone
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the README of an export says besides how to load it.
+    """Content of an export's README besides how to load it.
 
     Example:
         >>> ModelCard(title="Flowers", metrics={"test accuracy": "91 %"}, class_names=names)

@@ -178,7 +178,7 @@ def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: 
 
 
 def load_line(name: str, directory: Path) -> str:
-    """How to load a format, in one line of Python."""
+    """A line of Python that loads a format."""
     match name:
         case "timm":
             load = f'timm.create_model("local-dir:{directory}", pretrained=True)'

@@ -43,7 +43,7 @@ AGAIN = "Export again with `nas export`."
 
 
 class Verified(TypedDict):
-    """What ``verified.json`` holds: the formats, and the checksum of every file by its name."""
+    """Content of ``verified.json``: the formats, and the checksum of every file by its name."""
 
     exports: tuple[Export, ...]
     sha256: dict[PlainName, str]

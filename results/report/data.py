@@ -85,7 +85,7 @@ def _checked(quality: dict[str, Any]) -> dict[str, Any]:
 
 
 SplitQuality = Annotated[dict[str, Any], AfterValidator(_checked)]
-"""How well a network does on a split, as ``supernet.training.evaluation.Quality.to_dict`` says."""
+"""Quality of a network on a split, as ``supernet.training.evaluation.Quality.to_dict`` gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class LatencyPair:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyCheck:
-    """How the latency was obtained and how good its prediction is.
+    """Origin of the latency, and the quality of its prediction.
 
     ``provenance``: device, runtime, precision, batch size, threads, versions, kind (measured,
     modelled …). ``repeatability``: the machine predicting itself, under ``mape``,
@@ -171,7 +171,7 @@ class RankRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ProofRow:
-    """What an integer programme proves of a member of the front.
+    """Proof of a member of the front by an integer programme.
 
     ``value`` is its quality; nothing within the limits that costs no more is better than
     ``bound``, by ``gap`` of the value; None where the solver was stopped before it had a bound.

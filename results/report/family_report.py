@@ -32,7 +32,7 @@ _LABEL_GAP = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyReport:
-    """What the page shows.
+    """Data of a family's page.
 
     Args:
         name: of the family.
@@ -237,7 +237,7 @@ def _ticks(scale: Scale, axis: str) -> list[Any]:
 
 
 def _detail(data: FamilyReport, index: int, names: Sequence[str]) -> dict[str, Any]:
-    """What the tooltip says of a step."""
+    """Text of a step's tooltip."""
     step = data.path[index]
     role = "seed" if index == 0 else f"step {index}: {step['change']}"
     if names:

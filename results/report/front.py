@@ -154,7 +154,7 @@ def _lead(
     measured: bool,
     overtaken: bool,
 ) -> str:
-    """What the chart shows of how many architectures, and how its points are to be read."""
+    """Sentences on how many architectures the chart shows, and how to read its points."""
     total, shown = counts["evaluated"], counts["shown"]
     seen = data.num_seen or total
     best = "."
@@ -193,7 +193,7 @@ def _front_view(
     front: Sequence[FrontMember],
     named: Sequence[Baseline],
 ) -> dict[str, Any]:
-    """What belongs to one x axis alone: ticks, staircase, target, tails, baselines."""
+    """Parts of one x axis alone: ticks, staircase, target, tails, baselines."""
     quality = data.quality
     placed = [
         (p["x"][axis], p["y"])

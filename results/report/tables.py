@@ -16,7 +16,7 @@ from search_space.metrics import metrics as registered
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows in a column, and the number that it sorts by."""
+    """Text in a column of a table, and the number that it sorts by."""
 
     column: str
     sort: float | None

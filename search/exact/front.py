@@ -116,7 +116,7 @@ def sweep(
     # both ends first: they say what is little
     best, answer = programme.maximise(gain, gap=gap, seconds=seconds)
     if best is None:
-        raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
+        raise no_solution(answer, programme, effectiveness, seconds)
     cheapest, _ = programme.maximise(-price, gap=gap, seconds=seconds)
     if cheapest is None:  # there is one, since there is a best one
         raise undecided(constraints, seconds)

@@ -68,7 +68,7 @@ def optimise(
     )
     genes, answer = target.programme.maximise(target.gain, gap=gap, seconds=seconds)
     if genes is None:
-        raise no_solution(answer, space, constraints, tables, shape_rule, effectiveness, seconds)
+        raise no_solution(answer, target.programme, effectiveness, seconds)
     return target.solution(genes, answer.bound, answer, time.monotonic() - begin)
 
 
@@ -129,18 +129,15 @@ class Target:
 
 def no_solution(
     answer: Answer,
-    space: SearchSpace,
-    constraints: Sequence[Constraint],
-    tables: Mapping[str, AdditiveTable],
-    shape_rule: bool,
+    programme: Programme,
     effectiveness: tuple[PathTables, float] | None,
     seconds: float,
 ) -> InfeasibleError | RunError:
     """The error where a programme has no solution, or none that was seen in time."""
     if not answer.infeasible:
-        return undecided(constraints, seconds)
+        return undecided(programme.constraints, seconds)
     further = [] if effectiveness is None else [f"effectiveness ρ ≤ {effectiveness[1]:g}"]
-    return nothing_meets(space, constraints, tables, shape_rule, further)
+    return nothing_meets(programme, further)
 
 
 def meeting(
@@ -171,46 +168,35 @@ def meeting(
         direction = rng.normal(size=programme.system.size)
         genes, answer = programme.maximise(direction, gap=ANY_GAP, seconds=left)
         if genes is None and not rows:
-            raise no_solution(answer, space, constraints, tables, shape_rule, None, seconds)
+            raise no_solution(answer, programme, None, seconds)
         if genes is None:
             break
         rows.append(genes)
     return np.unique(rows, axis=0)
 
 
-def nearest(
-    space: SearchSpace,
-    constraints: Sequence[Constraint],
-    tables: Mapping[str, AdditiveTable],
-    shape_rule: bool = False,
-    *,
-    seconds: float = SECONDS,
-) -> Genes | None:
+def nearest(programme: Programme) -> Genes | None:
     """The architecture whose sums violate their limits the least in all, relative to them.
 
     Limits on largest parts, and the rule on shape, are kept; None where they cannot be.
     """
-    programme = Programme(space, constraints, tables, (), shape_rule)
-    penalty = programme.loosen()
-    genes, _ = programme.maximise(-penalty, gap=PENALTY_GAP, seconds=seconds, strict=False)
+    space, constraints, tables = programme.space, programme.constraints, programme.tables
+    loose = Programme(space, constraints, tables, (), programme.shape_rule)
+    genes, _ = loose.maximise(-loose.loosen(), gap=PENALTY_GAP, strict=False)
     return genes
 
 
-def nothing_meets(
-    space: SearchSpace,
-    constraints: Sequence[Constraint],
-    tables: Mapping[str, AdditiveTable],
-    shape_rule: bool = False,
-    further: Sequence[str] = (),
-) -> InfeasibleError:
+def nothing_meets(programme: Programme, further: Sequence[str]) -> InfeasibleError:
     """The error that says what cannot be met, how near it can be met, and what to type instead."""
+    space, constraints = programme.space, programme.constraints
+    shape_rule = programme.shape_rule
     limits = [*map(str, constraints), *(["the rule on shape"] if shape_rule else []), *further]
     message = (
         f"no architecture of space {space.name!r} meets all of {'; '.join(limits)}: proven by an "
         f"integer programme over all {space.size:.2g} architectures."
     )
-    row = None if further else nearest(space, constraints, tables, shape_rule)
-    advice = [] if row is None else loosened(constraints, tables, row)
+    row = None if further else nearest(programme)
+    advice = [] if row is None else loosened(constraints, programme.tables, row)
     if row is not None and advice:
         missed = " and ".join(name for name, _ in advice)
         return InfeasibleError(
@@ -244,7 +230,11 @@ def undecided(constraints: Sequence[Constraint], seconds: float) -> RunError:
 
 
 def check_sum(table: AdditiveTable) -> None:
-    """Raises UsageError for a table that is the largest of its parts."""
+    """Check that a table is a sum.
+
+    Raises:
+        UsageError: It is the largest of its parts.
+    """
     if table.combine != "sum":
         raise UsageError(
             "the objective is the largest of its parts, and only sums can be optimised exactly; "

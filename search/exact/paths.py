@@ -1,4 +1,4 @@
-"""What adds up along a path, known at the end of every stage: DeepMAD's score and its bound.
+"""Sums along a path, known at the end of every stage: DeepMAD's score and its bound.
 
 A sum up to stage i is multiplied by a factor of that stage's width and resolution. It therefore
 flows along the path: what a node receives and its own part leave it over the step that is taken.
@@ -40,10 +40,10 @@ class Flow:
             blocks = table.scale * table.blocks[i]
             depths = np.array(programme.space.stages[i].depths) - 1
             into = factors[edges]  # (R, W before, W)
-            own_low = blocks.min(axis=3).cumsum(axis=1)[:, depths].min(axis=1)
-            own_high = blocks.max(axis=3).cumsum(axis=1)[:, depths].max(axis=1)
-            low = (low[:, :, None] + into).min(axis=1) + own_low
-            high = (high[:, :, None] + into).max(axis=1) + own_high
+            least = blocks.min(axis=3).cumsum(axis=1)[:, depths].min(axis=1)
+            most = blocks.max(axis=3).cumsum(axis=1)[:, depths].max(axis=1)
+            low = (low[:, :, None] + into).min(axis=1) + least
+            high = (high[:, :, None] + into).max(axis=1) + most
             self.least[i], self.most[i] = low.min(), high.max()
             out = programme.edges[i + 1] if i < last else None
             num, width = low.shape

@@ -18,7 +18,7 @@ from search_space.errors import UsageError
 def linear_constraints(
     problem: Problem,
 ) -> tuple[list[Constraint], Mapping[str, AdditiveTable], bool, list[Constraint]]:
-    """What of a problem's limits an integer programme can keep.
+    """The limits of a problem that an integer programme can keep.
 
     Returns:
         Constraints on additive tables, these tables by metric, whether the rule on shape holds,

@@ -37,7 +37,7 @@ TIGHTER = (0.0, 1e-9, 1e-8, 1e-7, 1e-6)  # of a row, until the solver's rounding
 
 @dataclass(frozen=True)
 class Proof:
-    """What is proven of a solution.
+    """The proof of a solution.
 
     Attributes:
         status: ``optimal`` within the gap that was asked for, or ``stopped`` by the time limit.
@@ -100,6 +100,7 @@ class Programme:
         shape_rule: bool = False,
     ) -> None:
         self.space, self.tables, self.constraints = space, tables, tuple(constraints)
+        self.shape_rule = shape_rule
         self.system = System()
         limited = [tables[c.metric] for c in constraints]
         self._cells = _cells(space, [*limited, *(table for table, _ in merits)])
@@ -166,7 +167,7 @@ class Programme:
     # Quantities -------------------------------------------------------------------------------
 
     def coefficients(self, table: AdditiveTable) -> Values:
-        """What each variable adds to a quantity, its correction's scale included, shape (n,)."""
+        """The share of each variable in a quantity, its correction's scale included, shape (n,)."""
         result = np.zeros(self.system.size)
         for columns, values in self._entries(table):
             result[columns] = values

@@ -29,7 +29,7 @@ _OPTIMAL, _STOPPED, _INFEASIBLE, _UNCLEAR = 0, 1, 2, 4
 
 @dataclass(frozen=True)
 class Answer:
-    """What the solver says of a system.
+    """The solver's answer about a system.
 
     Attributes:
         values: of the variables; None where no solution is known.

@@ -55,7 +55,7 @@ class Boxes:
         return np.minimum(lower, self.upper)
 
     def without(self, point: Values) -> Boxes:
-        """What ``point``, shape (objectives,), leaves when it joins the front."""
+        """The boxes that remain when ``point``, shape (objectives,), joins the front."""
         cut = (point < self.upper).all(axis=1)
         if not cut.any():
             return self
@@ -101,7 +101,7 @@ def expected_improvement(mean: Values, deviation: Values, level: Values) -> Valu
 
 
 def expected_hypervolume_improvement(mean: Values, deviation: Values, free: Boxes) -> Values:
-    """What each candidate is expected to add to the hypervolume, shape (n,).
+    """The expected gain in hypervolume of each candidate, shape (n,).
 
     Args:
         mean, deviation: of minimised objectives, shape (n, objectives).

@@ -1,4 +1,4 @@
-"""Every result that a sampler was told, by row, and the front of them."""
+"""Archive of every result that a sampler was told, by row, and of their front."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class Archive:
 
     Arrays grow by doubling and the front is kept up to date, so that a ``tell`` costs the same
     after ten thousand evaluations as after ten.
+
+    Attributes:
+        front: indices of the feasible rows that no other one dominates, ascending.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -24,7 +27,7 @@ class Archive:
         self._num_genes = problem.space.num_genes
         self._allocate(64)
         self._position: dict[bytes, int] = {}
-        self._front: Indices = np.zeros(0, dtype=np.int64)
+        self.front: Indices = np.zeros(0, dtype=np.int64)
 
     def _allocate(self, capacity: int) -> None:
         self._genes = np.zeros((capacity, self._num_genes), dtype=np.int64)
@@ -50,17 +53,9 @@ class Archive:
         return self._violations[: len(self)]
 
     @property
-    def front(self) -> Indices:
-        """Indices of the feasible rows that no other one dominates, ascending."""
-        return self._front
-
-    @property
     def evaluated(self) -> Indices:
         """Indices of rows with a result in every objective."""
         return np.flatnonzero(~np.isnan(self.objectives).any(axis=1) & np.isfinite(self.violations))
-
-    def __contains__(self, row: Genes) -> bool:
-        return row.tobytes() in self._position
 
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
         """Add results, as in ``Sampler.tell``; a known row's result is replaced."""
@@ -79,12 +74,9 @@ class Archive:
             self._objectives[position] = values
             self._violations[position] = violation
             positions.append(position)
-        known = np.arange(len(self)) if replaced else np.r_[self._front, positions].astype(np.int64)
-        self._front = self._non_dominated(known)
-
-    def _non_dominated(self, indices: Indices) -> Indices:
-        feasible = indices[self._violations[indices] <= 0]
-        return np.sort(feasible[non_dominated(self._objectives[feasible])])
+        known = np.arange(len(self)) if replaced else np.r_[self.front, positions].astype(np.int64)
+        feasible = known[self._violations[known] <= 0]
+        self.front = np.sort(feasible[non_dominated(self._objectives[feasible])])
 
     def _grow(self) -> None:
         n, old = len(self), (self._genes, self._objectives, self._violations)

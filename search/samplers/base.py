@@ -1,4 +1,4 @@
-"""What a sampler is, and the screen that candidates pass before anyone pays for them.
+"""Interface of samplers, and the screen that candidates pass before they are evaluated.
 
 Samplers work on rows of genes: they know the problem's space operators and cheap metrics, and
 neither files, processes nor networks. A search that is continued replays what it was told.

@@ -116,7 +116,7 @@ def evolve(
 
 
 class EvolutionSampler(PopulationSampler):
-    """A sampler that breeds from the results that it keeps.
+    """Breeds candidates from the results that it keeps.
 
     Args:
         problem: what to search for.

@@ -47,15 +47,15 @@ SUFFIX = "Sampler"
 
 def optuna_names() -> dict[str, type[optuna.samplers.BaseSampler]]:
     """Optuna's samplers that need no arguments, by lower-case name without ``Sampler``."""
-    found: dict[str, type[optuna.samplers.BaseSampler]] = {}
+    kinds: dict[str, type[optuna.samplers.BaseSampler]] = {}
     for name in optuna.samplers.__all__:
         kind = getattr(optuna.samplers, name)
         if not name.endswith(SUFFIX) or inspect.isabstract(kind):
             continue
         parameters = inspect.signature(kind).parameters.values()
         if all(parameter.default is not parameter.empty for parameter in parameters):
-            found[name.removesuffix(SUFFIX).lower()] = kind
-    return found
+            kinds[name.removesuffix(SUFFIX).lower()] = kind
+    return kinds
 
 
 def open_storage(place: str | None, say: Callable[[str], None] = lambda text: None) -> BaseStorage:
@@ -141,7 +141,9 @@ for _name, _method in vars(RDBStorage).items():  # Optuna's cache calls further 
 
 
 class OptunaSampler:
-    """Any of Optuna's samplers.
+    """Proposes candidates by any of Optuna's samplers.
+
+        sampler = OptunaSampler(problem, sampler="TPE", seed=0)
 
     Args:
         problem: what to search for.
@@ -188,10 +190,10 @@ class OptunaSampler:
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(),
             )
-            given = [direction.name.lower() for direction in self.study.directions]
-            if given != directions:
+            stored = [direction.name.lower() for direction in self.study.directions]
+            if stored != directions:
                 raise RunError(
-                    f"study {self._study_name!r} has objectives {', '.join(given)}; this problem "
+                    f"study {self._study_name!r} has objectives {', '.join(stored)}; this problem "
                     f"has {', '.join(directions)}. Take another name or storage."
                 )
             self._claim()
@@ -201,7 +203,7 @@ class OptunaSampler:
             self.study.sampler = self._make(_seed_of(self._seed, past))
 
     def _claim(self) -> None:
-        """Write down what the study is of, or see that it is of the same."""
+        """Write down the search space of the study, or check that it is the same."""
         digest = self.problem.space.digest
         known = self.study.user_attrs.get("space")
         if known not in (None, digest) or (known is None and self.study.get_trials(deepcopy=False)):
@@ -241,7 +243,7 @@ class OptunaSampler:
             raise UsageError(f"Optuna's {kinds[key].__name__} cannot be used: {error}") from error
 
     def _take_over(self) -> None:
-        """Learn what a study that existed before holds; what never ended there is given up."""
+        """Take over the trials of a continued study; those that never ended are failed."""
         for trial in self.study.get_trials(deepcopy=False):
             row = row_of(self.problem.space, trial.params)
             if trial.state == TrialState.RUNNING:
@@ -325,9 +327,9 @@ class OptunaSampler:
         known = self.problem.cheap_metrics(row[None])
         values = self.problem.objective_values(known)[0]
         values = np.where(np.isnan(values), math.inf, values)
-        self.study.tell(trial, self._in_own_direction(values))
+        self.study.tell(trial, self._signed(values))
 
-    def _in_own_direction(self, minimised: Values) -> list[float]:
+    def _signed(self, minimised: Values) -> list[float]:
         pairs = zip(self.problem.objectives, minimised, strict=True)
         return [objective.sign * float(value) for objective, value in pairs]
 
@@ -350,7 +352,7 @@ class OptunaSampler:
         if np.isnan(values).any() or not np.isfinite(violation):
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        self.study.tell(trial, self._in_own_direction(values))
+        self.study.tell(trial, self._signed(values))
 
 
 def _seed_of(seed: int, past: int) -> int:

@@ -1,4 +1,4 @@
-"""Where candidates come from when nothing is known yet, or when a method has no more ideas."""
+"""Candidates for when nothing is known yet, or a method has nothing left to propose."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROUNDS = 8
 
 
 class PopulationSampler(ABC):
-    """A sampler that starts from a spread population and goes on by a method of its own.
+    """Proposes a spread population first, then what the method of its subclass proposes.
 
-    Where the method has no more ideas, random feasible rows fill up what is asked for.
+    Where that is too little, random feasible rows fill up what is asked for.
 
     Args:
         problem: what to search for.
@@ -70,7 +70,7 @@ def first_population(problem: Problem, screen: Screen, rng: np.random.Generator,
 
 
 def random_rows(problem: Problem, screen: Screen, rng: np.random.Generator, n: int) -> Genes:
-    """Up to ``n`` fresh feasible rows from nowhere in particular, marked as seen."""
+    """Up to ``n`` fresh random feasible rows, marked as seen."""
     size = max(256, OVERSAMPLE * n)
     rows = screen.collect(lambda _: diverse_sample(problem, rng, size), n, ROUNDS)
     return np.concatenate([rows, screen.rest(n - len(rows), rng)])

@@ -19,7 +19,10 @@ BATCH = 2048
 
 
 class RandomSearch:
-    """Sampler that draws feasible architectures at random and learns nothing."""
+    """Proposes feasible architectures at random and learns nothing.
+
+    sampler = RandomSearch(problem, seed=0)
+    """
 
     def __init__(self, problem: Problem, *, seed: int = 0) -> None:
         self.problem = problem

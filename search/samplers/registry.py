@@ -21,7 +21,7 @@ OPTUNA = "optuna-"
 
 @dataclass(frozen=True)
 class Settings:
-    """What samplers are made from.
+    """Settings that samplers are made from.
 
     Args:
         problem: what to search for.
@@ -90,7 +90,12 @@ SAMPLERS: dict[str, Callable[[Settings], Sampler]] = {
 
 
 def check_sampler(name: str, storage: str | None = None) -> None:
-    """Raises UnknownNameError for an unknown name, UsageError for what it cannot do."""
+    """Check the name of a sampler and the use of a storage.
+
+    Raises:
+        UnknownNameError: There is no such sampler.
+        UsageError: It cannot search with evaluations, or has no use for the storage.
+    """
     if name.startswith(OPTUNA):
         return
     if name == EXACT:

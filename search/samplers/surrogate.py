@@ -1,4 +1,4 @@
-"""Search by a model of what is evaluated: refit, predict a pool, propose where it pays.
+"""Search by a model of the evaluated objectives: refit, predict a pool, propose the best.
 
 Bayesian optimisation with expected hypervolume improvement (Emmerich et al. 2006): after a first,
 spread population, a model predicts the evaluated objectives of a pool of feasible candidates,
@@ -62,7 +62,8 @@ class SurrogateSampler(PopulationSampler):
         population: size of the first, spread population.
         model: ``gaussian_process``, ``trees`` or ``additive``.
 
-    Raises UnknownNameError for another model.
+    Raises:
+        UnknownNameError: There is no such model.
     """
 
     def __init__(
@@ -220,13 +221,13 @@ class SurrogateSampler(PopulationSampler):
             if isinstance(table, AdditiveTable) and table.combine == "sum"
         ]
         rows = self._worth_fitting(self._archive.evaluated)
-        found = [self._no_rows()]
+        optima = [self._no_rows()]
         for k, model in enumerate(self._models):
             if model is None:
                 continue
             self._additive.fit(self._archive.genes[rows], -self._archive.objectives[rows, k])
-            found += [priced_optima(self._additive.table(), cost) for cost in costs]
-        return np.concatenate(found)
+            optima += [priced_optima(self._additive.table(), cost) for cost in costs]
+        return np.concatenate(optima)
 
     # Telling and state ------------------------------------------------------------------------
 

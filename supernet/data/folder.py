@@ -283,8 +283,9 @@ def split_folders(path: Path) -> dict[str, Path]:
                 "of one into the other, or move one away"
             )
     train = splits[TRAIN][0]
+    classes = {folder.name for folder in subfolders(train)}
     for folder in others:
-        if _shares_names(folder, subfolders(train)):
+        if any(subfolder.name in classes for subfolder in subfolders(folder)):
             raise DataError(
                 f"{folder} has subfolders of the same names as {train}, but its own name is that "
                 f"of no split ({', '.join(SPLITS)}); rename it if it is one, or move it away"
@@ -314,8 +315,3 @@ def _are_classes(trains: Sequence[Path], others: Sequence[Path]) -> bool:
     """Says whether ``train/`` is a class, of trains: it holds images as its neighbours do."""
     flat = all(not subfolders(folder) and _has_images(folder) for folder in trains)
     return flat and any(map(_has_images, others))
-
-
-def _shares_names(folder: Path, others: Sequence[Path]) -> bool:
-    names = {other.name for other in others}
-    return any(subfolder.name in names for subfolder in subfolders(folder))

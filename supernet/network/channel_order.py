@@ -226,7 +226,7 @@ def _channel_names(axis: Axis) -> set[str]:
 
 
 def _entries(axis: Axis, sizes: Sizes, name: str) -> list[int]:
-    """Which entry of ``name`` each position of a dimension belongs to; −1 for none."""
+    """Returns the entry of ``name`` that each position of a dimension belongs to, −1 for none."""
     match axis:
         case str() if axis == name:
             return list(range(sizes[name]))

@@ -105,7 +105,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class Slice:
-    """How a small parameter of shape ``shape`` lies in a large one.
+    """The part of a large parameter that is a small one of shape ``shape``.
 
     Attributes:
         blocks: Sizes of each block of entries, and its places in the large and small parameter.
