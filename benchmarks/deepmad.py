@@ -12,7 +12,8 @@ last improved.
 ``r18``: a plain space of bottlenecks (1×1, k×k, 1×1) at 224 px with the budget of ResNet-18: 1.82 G
 MACs, 11.69 M parameters, ρ ≤ 0.3. Projections, batch norms and the classifier are counted. The
 public code's penalty of 10·exp(standard deviation of the last three depths) is taken off; the
-published DeepMAD-R18 scores 32,085 and ten minutes of the public search, mended, 33,290.
+published DeepMAD-R18 scores 32,085 and ten minutes of the public search, with its mutation fixed,
+33,290.
 
 Figures go to ``benchmarks/results/deepmad.json``.
 """

@@ -1,4 +1,4 @@
-"""How far are estimates of GPUs that nobody here owns from published latencies?
+"""How far are estimates of unavailable GPUs from published latencies?
 
 Every published figure is predicted by a fit that did not see it: not the figure itself, nothing
 of its device, of its mixer kind, or of its implementation; and by transfer from another device.
