@@ -59,7 +59,7 @@ Training = Annotated[TrainConfig, AfterValidator(_with_absolute_files)]
 class Configuration(BaseModel):
     """A part of a configuration: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, every default spelled out."""

@@ -55,6 +55,8 @@ def resolve(
     """
     options = {path: value for path, value in options.items() if value is not None}
     data: dict[str, Any] = {} if file is None else read_mapping(Path(file))
+    for key in _empty_texts(data):
+        raise UsageError(f"{file}: {key} is empty; give a value, or leave it out.")
     for path, value in options.items():
         _put(data, path, value, file)
     kind = kind_of(data)
@@ -200,6 +202,16 @@ def _with_window(config: TrainedConfig) -> TrainedConfig:
     return config.model_copy(update={"search": config.search.model_copy(update={"window": window})})
 
 
+def _empty_texts(data: Any, key: str = "") -> Iterator[str]:
+    """Keys whose value is empty text; as a path it would mean the current folder."""
+    if data == "":
+        yield key
+    if isinstance(data, (dict, list)):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for inner, value in items:
+            yield from _empty_texts(value, f"{key}.{inner}" if key else str(inner))
+
+
 def _flag(model: type[BaseModel], path: str) -> str | None:
     return next((item.flag.name for item in declared(model) if item.path == path), None)
 
@@ -216,8 +228,6 @@ def _lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         elif item["type"] == "missing":
             flag = _flag(model, key) or f"the key {key!r}"
             yield f"{key!r} is missing; give {flag}, or set it in a --config file."
-        elif item["type"] == "string_too_short":
-            yield f"{key} is empty; give a value, or leave it out."
         else:
             yield f"{key}={item['input']!r:.200}: {item['msg']}."
 
