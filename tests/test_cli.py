@@ -129,7 +129,7 @@ def test_help_imports_nothing_heavy(job: Path) -> None:
         "sys.argv = ['nas', '--help']\n"
         "from nas.cli.main import main\n"
         "main()\n"
-        "print('heavy:', sorted({'torch', 'ray', 'timm', 'pandas'} & set(sys.modules)))\n"
+        "print('heavy:', sorted({'torch', 'ray', 'timm', 'pandas', 'scipy'} & set(sys.modules)))\n"
     )
     assert "Usage: " in shown
     for command in COMMANDS:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from search_space.errors import RunError
 
@@ -115,6 +113,10 @@ class System:
             inside = 0.0 if least == most else tighter * SCALE
             matrix.append(factors * size)
             low[i], high[i] = least * size + inside, most * size - inside
+        # Here, since the import takes a quarter of a second and most commands solve nothing.
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
         rows = csr_array(
             (
                 np.concatenate(matrix),
