@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from predictors.counts import count_entry
-from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, statistic
+from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
 from predictors.measuring.runtimes import find_runtime
 from predictors.measuring.this_machine import torch_device
+from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
