@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from predictors.counts import count_entry
-from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, statistic
+from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
 from predictors.measuring.runtimes import find_runtime
+from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
