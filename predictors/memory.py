@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from predictors.measuring.bench import DTYPES
+from predictors.operators import DTYPES
 from predictors.tables.additive import AdditiveTable
 from search_space import ModuleSpec, SearchSpace
 from search_space.components import input_shape
@@ -65,6 +65,8 @@ def peak_elements(spec: ModuleSpec, in_size: int) -> int:
     module = template(spec)
     images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
+    with torch.inference_mode():
+        module(images)  # constants are made by the first call and stay
     with torch.inference_mode(), ledger:
         ledger.hold(images)
         module(images)

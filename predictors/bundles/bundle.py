@@ -25,12 +25,13 @@ from torch import nn
 
 from predictors.bundles import runner as bundle_runner
 from predictors.bundles.runner import FORMAT, sha256
-from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, network_subject
+from predictors.measuring.bench import Subject, WeightPool, entry_subject, network_subject
 from predictors.measuring.entry_plan import empty_subject
 from predictors.measuring.profile import check_architectures
 from predictors.measuring.runtimes import find_runtime
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import identify, implementation_digest
+from predictors.operators import DTYPES
 from predictors.tables.additive import entries
 from predictors.tables.conditions import LAYOUT, PRECISIONS, PROTOCOL, Conditions
 from predictors.tables.latency_table import spec_to_json

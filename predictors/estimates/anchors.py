@@ -26,8 +26,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from predictors.estimates.datasheets import Datasheet, datasheet
-from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
+from predictors.operators import operators
 from search_space import Architecture, components, known
 from search_space.architecture import Stage
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from predictors.estimates.datasheets import Datasheet
-from predictors.estimates.operators import Operator, operators
+from predictors.operators import Operator, operators
 from predictors.tables.additive import Entry, Values
 from predictors.tables.conditions import Conditions
 

@@ -23,13 +23,13 @@ from torch import nn
 from predictors.measuring.disturbances import ClockMeter
 from predictors.measuring.runtimes import Run, find_runtime
 from predictors.measuring.this_machine import torch_device
+from predictors.operators import DTYPES
 from predictors.tables.conditions import Conditions
 from search_space import Architecture, ModuleSpec
 from search_space.components import input_shape
 from supernet import build
 from supernet.network.modules import build_module
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
 _ALIGNMENT = 64  # elements
 _WARM_UP = 2
