@@ -48,7 +48,7 @@ class Correction:
         checks: What it was fitted on.
         rounds: Visits of every subject.
         seconds: Measuring time.
-        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
+        stopped: ``converged``, ``rounds`` (the cap), or how else it came about.
         warnings: What may have spoilt the measurement.
     """
 
