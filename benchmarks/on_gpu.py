@@ -19,9 +19,7 @@ from predictors.measuring.this_machine import identify
 
 def machine(device: str) -> dict[str, Any]:
     """What was measured on, with what, and when."""
-    driver = ""
-    if device.startswith("cuda"):
-        driver = Path("/proc/driver/nvidia/version").read_text("utf-8").split("\n", 1)[0]
+    driver = Path("/proc/driver/nvidia/version")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(identify(device)),
@@ -29,7 +27,7 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "driver": driver,
+        "driver": driver.read_text("utf-8").split("\n", 1)[0] if driver.exists() else "",
     }
 
 
