@@ -18,7 +18,6 @@ from results.report.data import (
     LatencyPair,
     Phase,
     Point,
-    RankRow,
     ReportData,
 )
 from results.report.tables import rank_rows
@@ -165,27 +164,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
             },
             repeatability={"mape": 0.031, "share_within_10": 0.98, "kendall_tau": 0.97},
         ),
-        ranking=(
-            *rank_rows(rows, ["latency_ms", "macs", "num_params", "activations"]),
-            RankRow(
-                name="latency table",
-                against="latency_ms",
-                tau=0.94,
-                low=0.9,
-                high=0.97,
-                n=30,
-                kind="predictor",
-            ),
-            RankRow(
-                name="inherited weights",
-                against="fine-tuned accuracy",
-                tau=0.55,
-                low=-0.1,
-                high=0.9,
-                n=8,
-                kind="predictor",
-            ),
-        ),
+        ranking=rank_rows(rows, ["latency_ms", "macs", "num_params", "activations"]),
         training=tuple(
             Epoch(
                 epoch=e,
@@ -197,8 +176,8 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
             for e in range(1, 31)
         ),
         phases=(
-            Phase(name="profile", seconds=41.2, note="latency table of 212 components"),
-            Phase(name="train", seconds=171.0, note="30 epochs"),
+            Phase(name="profile", seconds=41.2),
+            Phase(name="train", seconds=171.0),
             Phase(name="search", seconds=46.8),
             Phase(name="fine-tune", seconds=22.1),
             Phase(name="export", seconds=14.9),

@@ -71,7 +71,7 @@ def test_failures_do_not_flatten_the_front(data: ReportData) -> None:
     assert front <= drawn
     hidden = len(data.evaluated) - chart["counts"]["shown"]
     assert len(lost) <= hidden <= len(dots) // 10
-    assert "without the least accurate" in render_report(
+    assert "without those of the lowest accuracy" in render_report(
         dataclasses.replace(data, evaluated=failed)
     )
 
@@ -130,7 +130,7 @@ def test_what_the_run_contains_is_escaped(data: ReportData) -> None:
             summary={evil: evil},
             config={"x": evil},
             baselines=(dataclasses.replace(data.baselines[0], name=evil),),
-            phases=(Phase(name=evil, seconds=1.0, note=evil),),
+            phases=(Phase(name=evil, seconds=1.0),),
             evaluated=(dataclasses.replace(data.evaluated[0], digest=evil),),
         )
     )
@@ -181,7 +181,9 @@ def test_missing_measurements_are_said(data: ReportData) -> None:
     unmeasured = dataclasses.replace(
         data,
         status="interrupted during export",
-        chosen=dataclasses.replace(data.chosen, measured={}, test_accuracy=None),
+        chosen=dataclasses.replace(
+            data.chosen, measured={}, test_accuracy=None, test_accuracy_before=None
+        ),
         front=tuple(dataclasses.replace(m, measured={}) for m in data.front),
         latency=LatencyCheck(),
     )
@@ -190,7 +192,7 @@ def test_missing_measurements_are_said(data: ReportData) -> None:
         "This run is not complete: interrupted during export",
         "Latency, predicted",
         "not re-measured on the device",
-        "not fine-tuned",
+        "inherited weights; not tested",
         "the predictions of this run are unchecked",
     ):
         assert words in text

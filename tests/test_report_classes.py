@@ -12,7 +12,7 @@ from sample_report import CONFUSED, TARGET_MS, Page, sample_report
 from sklearn import metrics
 
 from nas.cli.options import print_json
-from nas.cli.printing import print_result
+from nas.cli.printing import result_lines
 from nas.workflows.reporting import summary
 from results.report.chosen import beaten_by, beaten_note
 from results.report.classes import class_view, unbalanced_note
@@ -65,7 +65,7 @@ def test_balanced_classes_are_called_nothing(data: ReportData) -> None:
     assert view["note"] is None
     many = class_view(with_confusion(data, np.eye(30, dtype=int).tolist()))
     assert many is not None
-    assert many["matrix"] is None
+    assert many["confusion"] is None
     assert len(many["table"]["rows"]) == 30
 
 
@@ -88,9 +88,7 @@ def design(name: str, accuracy: float, latency: float, measured: float | None = 
     )
 
 
-def test_known_designs_that_beat_the_front_are_said_first(
-    data: ReportData, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_known_designs_that_beat_the_front_are_said_first(data: ReportData) -> None:
     best = max(member.predicted["accuracy"] or 0.0 for member in data.front)
     assert best < 0.997
     assert beaten_note(dataclasses.replace(data, baselines=())) is None
@@ -112,8 +110,8 @@ def test_known_designs_that_beat_the_front_are_said_first(
     page = render_report(beaten)
     assert page.index("Known designs beat this front") < page.index('id="chosen"')
     assert "Known designs beat" not in render_report(dataclasses.replace(data, baselines=()))
-    print_result(beaten, Path("runs/demo"))
-    assert "note: 2 known designs within the limits" in capsys.readouterr().out
+    text = "\n".join(result_lines(beaten, Path("runs/demo")))
+    assert "note: 2 known designs within the limits" in text
     assert summary(beaten, Path("runs/demo"))["beaten_by"] == ["better", "within"]
     least = dataclasses.replace(beaten, minima={"num_params": 2e6})
     assert beaten_by(least) == []

@@ -11,13 +11,13 @@ from nas.cli.options import (
     BATCH_SIZE,
     NUM_CLASSES,
     PATH,
+    answer,
     conditions_given,
     console,
     json_option,
     latency_options,
     option,
     options_after,
-    print_json,
     quiet_option,
     space_option,
 )
@@ -93,26 +93,23 @@ def _profile(
             screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
         table = replace(table, name=name)
         table.save(path)
-    if as_json:
-        print_json(
-            {
-                "name": table.name,
-                "device": conditions.to_dict(),
-                "space": chosen.name,
-                "entries": len(table.entries),
-                "expected_error": correction.expected_error,
-                "path": str(path),
-                "warnings": list(correction.warnings),
-            }
-        )
-        return
-    click.echo(f"{len(table.entries)} entries for {conditions}")
-    click.echo(
+    data = {
+        "name": table.name,
+        "device": conditions.to_dict(),
+        "space": chosen.name,
+        "entries": len(table.entries),
+        "expected_error": correction.expected_error,
+        "path": str(path),
+        "warnings": list(correction.warnings),
+    }
+    lines = (
+        f"{len(table.entries)} entries for {conditions}",
         f"error on whole networks left out: {correction.expected_error:.1%} "
         f"({len(correction.checks)} networks, {correction.rounds} rounds, "
-        f"{format_duration(correction.seconds)})"
+        f"{format_duration(correction.seconds)})",
+        f"table: {path}",
     )
-    click.echo(f"table: {path}")
+    answer(as_json, data, lines)
 
 
 @profile.command()
@@ -177,18 +174,13 @@ def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
         click.echo(f"warning: {note}", err=True)
     table = LatencyTable.load(path)
     errors = {c.space: c.expected_error for c in table.corrections.values()}
-    if as_json:
-        print_json(
-            {
-                "name": name,
-                "path": str(path),
-                "entries": len(table.entries),
-                "expected_error": errors,
-            }
-        )
-        return
-    click.echo(f"{name}: {table.conditions}, {len(table.entries)} entries")
-    click.echo(f"use it with: nas search --device {name}")
+    entries = len(table.entries)
+    data = {"name": name, "path": str(path), "entries": entries, "expected_error": errors}
+    lines = (
+        f"{name}: {table.conditions}, {entries} entries",
+        f"use it with: nas search --device {name}",
+    )
+    answer(as_json, data, lines)
 
 
 @click.group(invoke_without_command=True)
@@ -199,16 +191,13 @@ def devices(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         options_after(context)
         return
-    from nas.cli.printing import print_devices
+    from nas.cli.printing import devices_lines
     from nas.workflows.known_devices import overview
 
     known = overview()
     for problem in known["problems"]:
         click.echo(f"warning: {problem}", err=True)
-    if as_json:
-        print_json(known)
-    else:
-        print_devices(known)
+    answer(as_json, known, devices_lines(known))
 
 
 @devices.command(name="show")
@@ -217,14 +206,11 @@ def devices(context: click.Context, as_json: bool) -> None:
 @json_option
 def show_device(name: str, as_json: bool, **options: Any) -> None:
     """All that is known about the latencies of a device, and how sure it is."""
-    from nas.cli.printing import print_device
+    from nas.cli.printing import device_lines
     from nas.workflows.known_devices import describe_device
 
     described = describe_device(name, conditions_given(options))
-    if as_json:
-        print_json(described)
-    else:
-        print_device(described)
+    answer(as_json, described, device_lines(described))
 
 
 @devices.command()
@@ -263,21 +249,16 @@ def compare(
     compared = compare_devices(one, other, chosen, num_classes, interpolate, console(options))
     if output is not None:
         write_scatter(output, compared)
-    if as_json:
-        print_json(compared.to_dict())
-        return
-    click.echo(
+    lines = [
         f"{first} and {second} on {compared.count} architectures of {chosen.name}: "
-        f"Kendall τ {compared.tau}"
-    )
-    click.echo(
+        f"Kendall τ {compared.tau}",
         f"of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in the fastest tenth "
-        f"on {second}"
-    )
+        f"on {second}",
+    ]
     for name, low, high in compared.ranges:
-        click.echo(f"{name}: {format_latency(low)} to {format_latency(high)}")
-    if output is not None:
-        click.echo(f"scatter: {output}")
+        lines.append(f"{name}: {format_latency(low)} to {format_latency(high)}")
+    lines += [] if output is None else [f"scatter: {output}"]
+    answer(as_json, compared.to_dict(), lines)
 
 
 @click.command()
@@ -303,13 +284,10 @@ def calibrate(
     calibration, path = calibrate_device(
         device, measured, num_classes, conditions_given(options), dry_run
     )
-    if as_json:
-        print_json({"device": device, "path": str(path), **asdict(calibration)})
-        return
-    count = len(calibration.networks)
-    click.echo(
-        f"error on {count} networks: {calibration.error_before:.1%} before, "
-        f"{calibration.error_after:.1%} after (each predicted from the others)"
+    lines = (
+        f"error on {len(calibration.networks)} networks: {calibration.error_before:.1%} before, "
+        f"{calibration.error_after:.1%} after (each predicted from the others)",
+        f"latency = {calibration.offset_ms:.4g} ms + {calibration.scale:.4g} × prediction",
+        "nothing was changed (--dry-run)" if dry_run else f"stored in {path}",
     )
-    click.echo(f"latency = {calibration.offset_ms:.4g} ms + {calibration.scale:.4g} × prediction")
-    click.echo("nothing was changed (--dry-run)" if dry_run else f"stored in {path}")
+    answer(as_json, {"device": device, "path": str(path), **asdict(calibration)}, lines)

@@ -20,13 +20,14 @@ from nas.cli.options import (
     NUM_CLASSES,
     PATH,
     FlagSet,
+    answer,
     conditions_given,
     console,
     json_option,
     latency_options,
     option,
-    print_json,
     quiet_option,
+    run_line,
     run_options,
     run_settings,
 )
@@ -39,6 +40,7 @@ from search_space.names import check_run_name
 
 if TYPE_CHECKING:
     from results.report.data import ReportData
+    from search_space.space import SearchSpace
 
 SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
@@ -95,21 +97,18 @@ def train(**options: Any) -> None:
     data = run_training(config, path, **run_settings(options))
     if config.architecture is not None:
         _print(data, path, options["as_json"])
-    elif options["as_json"]:
-        print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
-    else:
-        epochs = data.training[-1].epoch + 1
-        click.echo(f"trained for {epochs} epochs; use it with: nas search --supernet {path}")
+        return
+    plain = {"run": str(path), "status": data.status, "epochs": len(data.training)}
+    epochs = data.training[-1].epoch + 1
+    line = f"trained for {epochs} epochs; use it with: nas search --supernet {path}"
+    answer(options["as_json"], plain, [line])
 
 
 def _print(data: ReportData, path: Path, as_json: bool) -> None:
-    from nas.cli.printing import print_result
+    from nas.cli.printing import result_lines
     from nas.workflows.reporting import summary
 
-    if as_json:
-        print_json(summary(data, path))
-    else:
-        print_result(data, path)
+    answer(as_json, summary(data, path), result_lines(data, path))
 
 
 @cli.command()
@@ -120,27 +119,30 @@ def spaces(name: str | None, as_json: bool) -> None:
     from search_space import load_space, mixer_names, space_names
 
     if name is None:
-        rows = [load_space(item) for item in space_names()]
-        if as_json:
-            print_json([{"name": s.name, "size": s.size, "digest": s.digest} for s in rows])
-            return
-        for space in rows:
-            sides = ", ".join(map(str, space.resolutions))
-            click.echo(f"{space.name:8} {space.size:9.1e} architectures, {sides} px")
-        click.echo(f"mixers that spaces choose from: {', '.join(mixer_names())}")
+        known = [load_space(item) for item in space_names()]
+        lines = [
+            f"{s.name:8} {s.size:9.1e} architectures, {', '.join(map(str, s.resolutions))} px"
+            for s in known
+        ]
+        lines.append(f"mixers that spaces choose from: {', '.join(mixer_names())}")
+        answer(as_json, [_facts(space) for space in known], lines)
         return
     space = load_space(name)
-    if as_json:
-        print_json({**space.to_dict(), "size": space.size, "digest": space.digest})
-        return
-    click.echo(f"{space.name}: {space.size:.2e} architectures, digest {space.digest}")
-    click.echo(f"resolution {', '.join(map(str, space.resolutions))} px")
+    lines = [
+        f"{space.name}: {space.size:.2e} architectures, digest {space.digest}",
+        f"resolution {', '.join(map(str, space.resolutions))} px",
+    ]
     for i, stage in enumerate(space.stages):
         mixers = dict.fromkeys(block.mixer.name for block in stage.blocks)
-        click.echo(
+        lines.append(
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
             f"{len(stage.blocks)} block choices of {', '.join(mixers)}"
         )
+    answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
+
+
+def _facts(space: SearchSpace) -> dict[str, Any]:
+    return {"name": space.name, "size": space.size, "digest": space.digest}
 
 
 @cli.command()
@@ -151,16 +153,13 @@ def spaces(name: str | None, as_json: bool) -> None:
 @json_option
 def show(name: str, num_classes: int, device: str | None, as_json: bool, **options: Any) -> None:
     """A network as a table: a known design, a YAML or JSON file, or an export's config.json."""
-    from nas.cli.printing import print_network
+    from nas.cli.printing import network_lines
     from nas.workflows.show import describe
     from search_space import load_architecture
 
     conditions = conditions_given(options)
     described = describe(load_architecture(name), num_classes, device, conditions)
-    if as_json:
-        print_json(described)
-    else:
-        print_network(described)
+    answer(as_json, described, network_lines(described))
 
 
 @cli.command()
@@ -182,11 +181,8 @@ def export(
     from nas.workflows.exporting import export_from_run
 
     exported = export_from_run(run, digest, output, console(options), opset)
-    if options["as_json"]:
-        print_json([asdict(item) for item in exported])
-        return
-    for item in exported:
-        click.echo(f"{item.path}\n  {item.load}")
+    lines = (f"{item.path}\n  {item.load}" for item in exported)
+    answer(options["as_json"], [asdict(item) for item in exported], lines)
 
 
 @cli.command()
@@ -244,6 +240,8 @@ def _default_name(config: RunConfig) -> str:
 
 
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
+    import yaml
+
     from predictors.devices import find_device
 
     find_device(config.device, **config.latency.conditions())
@@ -259,17 +257,15 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     plan = {
         "run": str(path),
         "exists": path.exists(),
-        "space": {"name": space.name, "size": space.size, "digest": space.digest},
+        "space": _facts(space),
         "config": config.to_dict(),
     }
-    if as_json:
-        print_json(plan)
-        return
-    import yaml
-
-    click.echo(f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}")
-    click.echo(f"space: {space.name}, {space.size:.2e} architectures")
-    click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
+    lines = (
+        run_line(path),
+        f"space: {space.name}, {space.size:.2e} architectures",
+        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
+    )
+    answer(as_json, plan, lines)
 
 
 for command in (finetune, profile, devices, calibrate, scale, seed, proxies):

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from nas.cli.options import (
     SEED,
+    answer,
     check_compute_device,
     console,
     count_option,
     image_sizes,
     json_option,
     option,
-    print_json,
     quiet_option,
 )
 from search_space.errors import InvalidArchitectureError, UsageError
 
 if TYPE_CHECKING:
-    from predictors.proxies import Network, Proxy, Score
+    from predictors.proxies import Network, Score
 
 _FILES = (".yaml", ".yml", ".json")
 
@@ -38,16 +38,16 @@ def list_(as_json: bool) -> None:
     from predictors.proxies import proxy, proxy_names
 
     listed = [proxy(name) for name in proxy_names()]
-    if as_json:
-        print_json([_described(item) for item in listed])
-        return
     width = max(len(item.name) for item in listed)
     indent = " " * (width + 2)
+    lines = []
     for item in listed:
         kind = "closed form" if item.closed_form else "sampled"
         better = "larger" if item.larger_is_better else "smaller"
-        click.echo(f"{item.name:{width}}  {kind:11}  {better:7} is better  {item.summary}")
-        click.echo(click.wrap_text(item.applies, 96, indent, indent))
+        lines.append(f"{item.name:{width}}  {kind:11}  {better:7} is better  {item.summary}")
+        lines.append(click.wrap_text(item.applies, 96, indent, indent))
+    keys = ("name", "closed_form", "larger_is_better", "summary", "applies")
+    answer(as_json, [{key: getattr(item, key) for key in keys} for item in listed], lines)
 
 
 @proxies.command()
@@ -81,6 +81,8 @@ def score(
 
     A proxy that is not defined for a network says why.
     """
+    from dataclasses import asdict
+
     from predictors.proxies import ScoreSettings, proxy, proxy_names
 
     chosen = [proxy(name) for name in dict.fromkeys(names)]
@@ -98,14 +100,14 @@ def score(
                 )
                 scores[item.name] = item.score(network, settings)
             rows.append((network, scores))
-    if as_json:
-        print_json([_scored(network, scores) for network, scores in rows])
-        return
     width = max(len(item.name) for item in chosen)
+    data, lines = [], []
     for network, scores in rows:
-        click.echo(f"{network.name}, {network.image_size} px")
-        for name, value in scores.items():
-            click.echo(f"  {name:{width}}  {_as_text(value)}")
+        plain = {name: asdict(value) for name, value in scores.items()}
+        data.append({"network": network.name, "image_size": network.image_size, "scores": plain})
+        lines.append(f"{network.name}, {network.image_size} px")
+        lines += [f"  {name:{width}}  {_as_text(value)}" for name, value in scores.items()]
+    answer(as_json, data, lines)
 
 
 def _network(name: str, image_size: int | None) -> Network:
@@ -146,21 +148,6 @@ def _unknown(name: str, all_names: list[str], designs: list[str]) -> str:
         f"unknown network {name!r}.{hint} Give a known design ({', '.join(designs)}), a YAML or "
         "JSON file, or the name of a timm model."
     )
-
-
-def _described(item: Proxy) -> dict[str, Any]:
-    names = ("name", "closed_form", "larger_is_better", "summary", "applies")
-    return {name: getattr(item, name) for name in names}
-
-
-def _scored(network: Network, scores: dict[str, Score]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "network": network.name,
-        "image_size": network.image_size,
-        "scores": {name: asdict(value) for name, value in scores.items()},
-    }
 
 
 def _as_text(value: Score) -> str:

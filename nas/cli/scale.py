@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from nas.cli.options import (
     NUM_CLASSES,
     PATH,
     SEED,
+    answer,
     check_compute_device,
+    columns,
     conditions_given,
     console,
     count_option,
@@ -24,7 +27,6 @@ from nas.cli.options import (
     latency_options,
     option,
     options,
-    print_json,
     quiet_option,
 )
 from search_space.errors import UsageError
@@ -100,7 +102,6 @@ def scale(**values: Any) -> None:
         raise UsageError(f"--by {values['by']!r} names no device; write it as in latency@a100.")
     if metric.name == MEMORY:
         raise UsageError("--by memory does not add up; give params, macs or activations.")
-    by = metric.name
     budgets = tuple(map(metric.unit.parse, _listed("--to", values["to"])))
     limits: dict[str, float] = {}
     for text in values["max_latency"]:
@@ -114,32 +115,28 @@ def scale(**values: Any) -> None:
     seed = load_architecture(values["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
+    from search.scaling.base import ScalingOptions
 
     name = Path(values["seed_name"]).stem
     if name == "config":  # an export's, as all of them are called
         name = seed.digest
+    options = ScalingOptions(
+        score=_score_settings(values), epochs=values["epochs"], proxy=values["score"]
+    )
     request = ScaleRequest(
-        seed_name=name,
+        name=name,
         seed=seed,
-        by=by,
+        by=metric.name,
         budgets=budgets,
         limits=limits,
-        method=values["method"],
         folder=values["out"] or Path("runs") / _folder_name(name, values),
-        device=values["device"],
+        options=options,
         conditions=conditions_given(values),
-        num_classes=values["num_classes"],
-        interpolate=values["interpolate"],
         measure=not values["no_measure"],
-        epochs=values["epochs"],
-        proxy=values["score"],
-        score=_score_settings(values),
+        **{key: values[key] for key in ("method", "device", "num_classes", "interpolate")},
     )
     result = scale_family(request, this_command(), console(values))
-    if values["as_json"]:
-        print_json(result.to_dict())
-    else:
-        _print_family(result)
+    answer(values["as_json"], result.summary(), _family_lines(result))
 
 
 @click.command()
@@ -186,25 +183,23 @@ def seed(**values: Any) -> None:
         console=console(values),
     )
     best = result.best
-    if values["as_json"]:
-        print_json(
-            {
-                "method": result.method,
-                "steps": result.steps,
-                "scored": len(result.seen),
-                "digest": best.architecture.digest,
-                **{k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()},
-                "architecture": best.architecture.to_dict(),
-                "file": str(values["out"]),
-            }
-        )
-        return
-    click.echo(f"{best.architecture}, of {len(result.seen)} topologies scored")
-    click.echo(
+    scores = {k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()}
+    data = {
+        "method": result.method,
+        "steps": result.steps,
+        "scored": len(result.seen),
+        "digest": best.architecture.digest,
+        **scores,
+        "architecture": best.architecture.to_dict(),
+        "file": str(values["out"]),
+    }
+    lines = (
+        f"{best.architecture}, of {len(result.seen)} topologies scored",
         f"NTK condition number {best.scores.kappa:.4g}, expected length distortion "
-        f"{best.scores.length:.4g}"
+        f"{best.scores.length:.4g}",
+        f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M",
     )
-    click.echo(f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M")
+    answer(values["as_json"], data, lines)
 
 
 def _listed(name: str, text: str) -> list[str]:
@@ -257,31 +252,24 @@ def _folder_name(seed_name: str, values: dict[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
 
 
-def _print_family(result: ScaledFamily) -> None:
+def _family_lines(result: ScaledFamily) -> Iterator[str]:
     """A line a member, and where the files are."""
     from search_space.metrics import LATENCY, format_metric, title_of
 
     family = result.family
-    columns = list(family.path[0].costs)
-    heads = [title_of(metric) for metric in columns]
+    metrics = list(family.path[0].costs)
+    heads = [title_of(metric) for metric in metrics]
     heads += [f"measured on {device}" for device in result.measured_ms]
-    click.echo(
-        f"{'member':>8}  {'digest':12}  "
-        + "  ".join(f"{head:>11}" for head in heads)
-        + "   px  width×depth"
-    )
+    rows = [["member", "digest", *heads, "px", "width×depth"]]
     for member in family.members:
-        cells = [format_metric(metric, member.costs[metric]) for metric in columns]
-        for by_member in result.measured_ms.values():
-            cells.append(format_metric(LATENCY, by_member[member.name]))
-        shape = ", ".join(f"{s.width}×{s.depth}" for s in member.architecture.stages)
-        padded = (f"{c:>{max(11, len(h))}}" for c, h in zip(cells, heads, strict=True))
-        click.echo(
-            f"{member.name:>8}  {member.architecture.digest}  {'  '.join(padded)}  "
-            f"{member.architecture.resolution:3}  {shape}"
-        )
+        cells = [format_metric(metric, member.costs[metric]) for metric in metrics]
+        cells += [format_metric(LATENCY, of[member.name]) for of in result.measured_ms.values()]
+        architecture = member.architecture
+        shape = ", ".join(f"{s.width}×{s.depth}" for s in architecture.stages)
+        rows.append([member.name, architecture.digest, *cells, str(architecture.resolution), shape])
+    yield from columns(rows, left=(1, -1))
     for device, facts in result.latencies.items():
-        click.echo(f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items()))
+        yield f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items())
     for note in family.notes:
-        click.echo(f"\nnote: {note}")
-    click.echo(f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}")
+        yield f"\nnote: {note}"
+    yield f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}"

@@ -9,21 +9,17 @@ copies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from predictors.counts import count_entry
 from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
 from predictors.measuring.runtimes import find_runtime
-from predictors.measuring.this_machine import torch_device
 from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import ModuleSpec
-from supernet.network.modules import build_module
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
@@ -77,25 +73,13 @@ class EntryPlan:
                 return [*names, *(f"twice {name}" for name in names)]
         return names
 
-    @cached_property
-    def copies(self) -> list[int]:
-        """n of the ``slope`` method for each entry."""
-        numbers: dict[ModuleSpec, int] = {}
-        for spec, _ in self.entries:
-            if spec not in numbers:
-                with torch.device("meta"):
-                    weights = sum(p.numel() for p in build_module(spec).parameters())
-                size = weights * DTYPES[self.conditions.precision].itemsize
-                numbers[spec] = self.runtime.copies(size, torch_device(self.conditions))
-        return [numbers[spec] for spec, _ in self.entries]
-
     def subjects(self, pool: WeightPool) -> list[Subject]:
         """Makes the subjects, with weights of ``pool``."""
         if self.method == "slope":
             return [
-                copies_subject(*entry, factor * n, self.conditions, pool)
+                copies_subject(*entry, factor * self.runtime.copies, self.conditions, pool)
                 for factor in (1, 2)
-                for entry, n in zip(self.entries, self.copies, strict=True)
+                for entry in self.entries
             ]
         result = [entry_subject(*entry, self.conditions, pool) for entry in self.entries]
         if self.method == "constant":
@@ -118,8 +102,8 @@ class EntryPlan:
                 return [without_cost(values, statistic(added[0])) for values in alone]
             case "slope":
                 return [
-                    [value / n for value in without_cost(twice, statistic(once))]
-                    for once, twice, n in zip(alone, added, self.copies, strict=True)
+                    [value / self.runtime.copies for value in without_cost(twice, statistic(once))]
+                    for once, twice in zip(alone, added, strict=True)
                 ]
         return [list(values) for values in alone]
 

@@ -154,19 +154,16 @@ class LatencyCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow:
-    """Kendall's tau of ``name`` against ``against`` over ``n`` architectures of this run.
+    """Kendall's tau of the metric ``name`` against the quality over ``n`` architectures.
 
-    ``kind`` is ``metric`` for a cheap metric, ``predictor`` for something that predicts
-    ``against``. ``low`` and ``high`` are the ends of the 95 % bootstrap interval.
+    ``low`` and ``high`` are the ends of the 95 % bootstrap interval.
     """
 
     name: str
-    against: str
     tau: FiniteFloat | None
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     n: int = 0
-    kind: str = "metric"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +226,6 @@ class Phase:
 
     name: str
     seconds: FiniteFloat
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +249,6 @@ class ReportData:
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
             what a search without data maximised, ``score``.
-        quality_title: of the chart's axis where the metric's own name does not say enough.
         quality_note: a sentence under the chart on what the quality is and how far to trust it.
     """
 
@@ -281,7 +276,6 @@ class ReportData:
     command: str = ""
     notes: tuple[str, ...] = ()
     quality: str = "accuracy"
-    quality_title: str = ""
     quality_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:

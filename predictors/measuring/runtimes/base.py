@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from search_space.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from predictors.tables.conditions import Conditions
@@ -47,6 +46,8 @@ class Runtime(ABC):
     name: str = ""
     """Under which it is registered."""
     method: ClassVar[Method]
+    copies: ClassVar[int] = 4
+    """n of the ``slope`` method: the clocks of GPUs resolve half a microsecond."""
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     settle: ClassVar[int] = 1
     """Runs of a whole network that go before each timed one: 1 for a network that runs again and
@@ -77,10 +78,6 @@ class Runtime(ABC):
         Raises:
             UsageError: The runtime cannot run the module in this precision.
         """
-
-    def copies(self, weight_bytes: int, device: torch.device) -> int:
-        """Returns n of the ``slope`` method, for a component with weights of this size."""
-        return 1
 
     def require(self, device_kind: str, precision: str = "fp32") -> None:
         """Checks that this runtime can be used.
