@@ -104,8 +104,7 @@ def _interpolate(
         errors.append(abs(predicted - times[i]) / times[i])
     error = float(np.mean(errors))
     value = max(value, float(times.min()) * 1e-3)
-    low, high = value / (1 + error), value * (1 + error)
-    return EntryLatency(value, low, high, 0, "interpolated"), error
+    return EntryLatency.estimated(value, error, "interpolated"), error
 
 
 def _fit(features: Values, times: Values) -> Values:

@@ -48,7 +48,7 @@ class Correction:
         checks: What it was fitted on.
         rounds: Visits of every subject.
         seconds: Measuring time.
-        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
+        stopped: ``converged``, ``rounds`` (the cap), or how else it came about.
         warnings: What may have spoilt the measurement.
     """
 
@@ -56,11 +56,25 @@ class Correction:
     scale: Positive
     offset_ms: Finite
     expected_error: NotNegative
-    checks: tuple[CheckNetwork, ...]
-    rounds: int
-    seconds: Finite
+    checks: tuple[CheckNetwork, ...] = ()
+    rounds: int = 0
+    seconds: Finite = 0.0
     stopped: str
     warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def estimated(
+        cls, space: str, error: float, how: str, *, scale: float = 1.0, offset_ms: float = 0.0
+    ) -> Correction:
+        """Makes the correction of a table of estimates, which says so."""
+        return cls(
+            space=space,
+            scale=scale,
+            offset_ms=offset_ms,
+            expected_error=error,
+            stopped="estimated",
+            warnings=(f"estimated, not measured: {how}",),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

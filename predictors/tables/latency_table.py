@@ -94,6 +94,11 @@ class EntryLatency:
         low, high = np.percentile(samples, [10, 90])
         return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
 
+    @classmethod
+    def estimated(cls, latency_ms: float, error: float, origin: str = "estimated") -> EntryLatency:
+        """Makes an entry that was not measured, with the range of a relative ``error``."""
+        return cls(latency_ms, latency_ms / (1 + error), latency_ms * (1 + error), 0, origin)
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -154,9 +159,6 @@ class LatencyTable:
             scale=float(np.median([c.scale for c in known])) if known else 1.0,
             offset_ms=float(np.median([c.offset_ms for c in known])) if known else 0.0,
             expected_error=max((c.expected_error for c in known), default=0.0),
-            checks=(),
-            rounds=0,
-            seconds=0.0,
             stopped="interpolated",
         )
 
