@@ -83,7 +83,7 @@ def test_a_matrix_of_another_shape_is_refused(data: ReportData) -> None:
 def design(name: str, accuracy: float, latency: float, measured: float | None = None) -> Baseline:
     return Baseline(
         name=name,
-        metrics={"accuracy": accuracy, "latency_ms": latency, "num_params": 1e6},
+        predicted={"accuracy": accuracy, "latency_ms": latency, "num_params": 1e6},
         measured={} if measured is None else {"latency_ms": measured},
     )
 
@@ -122,7 +122,7 @@ def test_designs_are_compared_by_what_the_search_was_for(data: ReportData) -> No
         dataclasses.replace(m, predicted={**m.predicted, "loss": 0.5}) for m in data.front
     )
     less_loss = design("less loss", 0.1, 1.0)
-    less_loss = dataclasses.replace(less_loss, metrics={**less_loss.metrics, "loss": 0.4})
+    less_loss = dataclasses.replace(less_loss, predicted={**less_loss.predicted, "loss": 0.4})
     config = {**data.config, "search": {"objective": "loss"}}
     by_loss = dataclasses.replace(
         data, front=front, config=config, baselines=(less_loss, design("unknown", 0.999, 1.0))

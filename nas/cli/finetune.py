@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.cli.options import (
-    PATH,
-    FlagSet,
-    answer,
-    columns,
-    json_option,
-    option,
-    quiet_option,
-    run_line,
-    run_settings,
-)
+from nas.cli import options as opt
 from nas.workflows.finetune_config import FinetuneConfig
 from search_space.names import check_run_name
 
@@ -29,23 +19,23 @@ if TYPE_CHECKING:
     from supernet.cluster.trials import Trial
 
 
-FLAGS = FlagSet(FinetuneConfig, without=("search",))  # the search has its own
+FLAGS = opt.FlagSet(FinetuneConfig, without=("search",))  # the search has its own
 
 
 @click.command()
-@click.argument("run", type=PATH)
-@option(
+@click.argument("run", type=opt.PATH)
+@opt.option(
     "--networks",
     metavar="chosen|front|DIGEST,…",
     help="What to train (default: the network that the search chose).",
 )
 @FLAGS
 @click.option("--name", help="Name of the fine-tuning (default: the search's, and -finetuned).")
-@option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
+@opt.option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
 @click.option("--resume", is_flag=True, help="Continue the fine-tuning of this name.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and stop.")
-@json_option
-@quiet_option
+@opt.json_option
+@opt.quiet_option
 def finetune(run: Path, **options: Any) -> None:
     """Train networks of the finished search RUN on, and export the best.
 
@@ -69,8 +59,8 @@ def finetune(run: Path, **options: Any) -> None:
         return
     from nas.workflows.finetuning import run_finetuning, summary
 
-    data, trials = run_finetuning(config, source, path, **run_settings(options))
-    answer(options["as_json"], summary(data, trials, path), _lines(data, trials, path))
+    data, trials = run_finetuning(config, source, path, **opt.run_settings(options))
+    opt.answer(options["as_json"], summary(data, trials, path), _lines(data, trials, path))
 
 
 def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json: bool) -> None:
@@ -90,7 +80,7 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
         "hyperparameters": searched,
         "config": config.to_dict(),
     }
-    lines = [run_line(path)]
+    lines = [opt.run_line(path)]
     lines += [
         f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
         f"{format_metric(LATENCY, metrics[LATENCY])}"
@@ -101,7 +91,7 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
         f"  {name:15} {span['low']:.4g} to {span['high']:.4g}, first {span['recipe']:.4g}"
         for name, span in searched.items()
     ]
-    answer(as_json, plan, lines)
+    opt.answer(as_json, plan, lines)
 
 
 def _lines(data: ReportData, trials: list[Trial], path: Path) -> Iterator[str]:
@@ -117,5 +107,5 @@ def _lines(data: ReportData, trials: list[Trial], path: Path) -> Iterator[str]:
         figures = (f"{trial.hyperparameters[name]:.4g}" for name in names)
         known = (trial.number, trial.network, trial.status, len(trial.epochs))
         rows.append([*known, f"{trial.validation_loss:.4f}", *figures])
-    yield from columns(rows, left=(1, 2))
+    yield from opt.columns(rows, left=(1, 2))
     yield from result_lines(data, path)

@@ -14,23 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli import endings
+from nas.cli import options as opt
 from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
-from nas.cli.options import (
-    NUM_CLASSES,
-    PATH,
-    FlagSet,
-    answer,
-    conditions_given,
-    console,
-    json_option,
-    latency_options,
-    option,
-    quiet_option,
-    run_line,
-    run_options,
-    run_settings,
-)
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
@@ -42,9 +28,9 @@ if TYPE_CHECKING:
     from results.report.data import ReportData
     from search_space.space import SearchSpace
 
-SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
+SEARCH = opt.FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
-TRAIN = FlagSet(
+TRAIN = opt.FlagSet(
     TrainedConfig,
     without=(
         *("device", "target_latency", "target_throughput", "max", "min", "costs", "minimize"),
@@ -65,7 +51,7 @@ def cli() -> None:
 
 @cli.command()
 @SEARCH
-@run_options
+@opt.run_options
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget.
 
@@ -78,13 +64,13 @@ def search(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_search(config, path, **run_settings(options))
+    data = run_search(config, path, **opt.run_settings(options))
     _print(data, path, options["as_json"])
 
 
 @cli.command()
 @TRAIN
-@run_options
+@opt.run_options
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
     from nas.workflows.pipeline import run_training
@@ -94,26 +80,26 @@ def train(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_training(config, path, **run_settings(options))
+    data = run_training(config, path, **opt.run_settings(options))
     if config.architecture is not None:
         _print(data, path, options["as_json"])
         return
     plain = {"run": str(path), "status": data.status, "epochs": len(data.training)}
     epochs = data.training[-1].epoch + 1
     line = f"trained for {epochs} epochs; use it with: nas search --supernet {path}"
-    answer(options["as_json"], plain, [line])
+    opt.answer(options["as_json"], plain, [line])
 
 
 def _print(data: ReportData, path: Path, as_json: bool) -> None:
     from nas.cli.printing import result_lines
     from nas.workflows.reporting import summary
 
-    answer(as_json, summary(data, path), result_lines(data, path))
+    opt.answer(as_json, summary(data, path), result_lines(data, path))
 
 
 @cli.command()
 @click.argument("name", required=False)
-@json_option
+@opt.json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
     from search_space import load_space, mixer_names, space_names
@@ -125,7 +111,7 @@ def spaces(name: str | None, as_json: bool) -> None:
             for s in known
         ]
         lines.append(f"mixers that spaces choose from: {', '.join(mixer_names())}")
-        answer(as_json, [_facts(space) for space in known], lines)
+        opt.answer(as_json, [_facts(space) for space in known], lines)
         return
     space = load_space(name)
     lines = [
@@ -138,7 +124,7 @@ def spaces(name: str | None, as_json: bool) -> None:
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
             f"{len(stage.blocks)} block choices of {', '.join(mixers)}"
         )
-    answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
+    opt.answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
 
 
 def _facts(space: SearchSpace) -> dict[str, Any]:
@@ -147,31 +133,29 @@ def _facts(space: SearchSpace) -> dict[str, Any]:
 
 @cli.command()
 @click.argument("name", metavar="NAME_OR_FILE")
-@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
-@option("--device", metavar="NAME", help="Also show the latency measured on this device.")
-@latency_options
-@json_option
+@opt.option("--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True)
+@opt.option("--device", metavar="NAME", help="Also show the latency measured on this device.")
+@opt.latency_options
+@opt.json_option
 def show(name: str, num_classes: int, device: str | None, as_json: bool, **options: Any) -> None:
     """A network as a table: a known design, a YAML or JSON file, or an export's config.json."""
     from nas.cli.printing import network_lines
     from nas.workflows.show import describe
     from search_space import load_architecture
 
-    conditions = conditions_given(options)
+    conditions = opt.conditions_given(options)
     described = describe(load_architecture(name), num_classes, device, conditions)
-    answer(as_json, described, network_lines(described))
+    opt.answer(as_json, described, network_lines(described))
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=opt.PATH)
 @click.argument("digest", required=False)
-@click.option("--output", type=PATH, help="Folder (default: in the run).")
-@option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
-@json_option
-@quiet_option
-def export(
-    run: Path, digest: str | None, output: Path | None, opset: int | None, **options: Any
-) -> None:
+@click.option("--output", type=opt.PATH, help="Folder (default: in the run).")
+@opt.option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
+@opt.json_option
+@opt.quiet_option
+def export(run: Path, digest: str | None, output: Path | None, **options: Any) -> None:
     """Export any evaluated architecture of a run with inherited weights, or the chosen one.
 
     DIGEST may be shortened. Without it, the chosen and fine-tuned network is exported again.
@@ -180,13 +164,13 @@ def export(
 
     from nas.workflows.exporting import export_from_run
 
-    exported = export_from_run(run, digest, output, console(options), opset)
+    exported = export_from_run(run, digest, output, opt.console(options), options["opset"])
     lines = (f"{item.path}\n  {item.load}" for item in exported)
-    answer(options["as_json"], [asdict(item) for item in exported], lines)
+    opt.answer(options["as_json"], [asdict(item) for item in exported], lines)
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=opt.PATH)
 def report(run: Path) -> None:
     """Write the report of a finished run again."""
     from nas.workflows.reporting import rebuild_report
@@ -261,11 +245,11 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
         "config": config.to_dict(),
     }
     lines = (
-        run_line(path),
+        opt.run_line(path),
         f"space: {space.name}, {space.size:.2e} architectures",
         yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
     )
-    answer(as_json, plan, lines)
+    opt.answer(as_json, plan, lines)
 
 
 for command in (finetune, profile, devices, calibrate, scale, seed, proxies):

@@ -10,7 +10,7 @@ from typing import Any
 from nas.cli.options import columns
 from results.report.chosen import beaten_note
 from results.report.classes import unbalanced_note
-from results.report.data import FrontMember, ReportData
+from results.report.data import Network, ReportData
 from search_space.metrics import (
     ACTIVATIONS,
     BALANCED_ACCURACY,
@@ -65,7 +65,7 @@ class _Column:
     metric: Metric
     measured: bool = False
 
-    def value(self, member: FrontMember) -> float | None:
+    def value(self, member: Network) -> float | None:
         return (member.measured if self.measured else member.predicted).get(self.metric.name)
 
 

@@ -11,24 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from nas.cli import options as opt
 from nas.cli.endings import this_command
-from nas.cli.options import (
-    NUM_CLASSES,
-    PATH,
-    SEED,
-    answer,
-    check_compute_device,
-    columns,
-    conditions_given,
-    console,
-    count_option,
-    image_sizes,
-    json_option,
-    latency_options,
-    option,
-    options,
-    quiet_option,
-)
 from search_space.errors import UsageError
 from search_space.units import parse_latency
 
@@ -36,12 +20,16 @@ if TYPE_CHECKING:
     from nas.workflows.scaling import ScaledFamily
     from predictors.proxies import ScoreSettings
 
-score_options = options(
-    option("--random-seed", type=SEED, default=0, show_default=True),
-    count_option("--repeats", default=5, help="Fresh weights that each score is the mean of."),
-    count_option("--score-images", default=16, least=2, help="Images of each repeat."),
-    option("--score-size", type=image_sizes(32), help="Side of these images (the network's own)."),
-    option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
+score_options = opt.options(
+    opt.option("--random-seed", type=opt.SEED, default=0, show_default=True),
+    opt.count_option("--repeats", default=5, help="Fresh weights that each score is the mean of."),
+    opt.count_option("--score-images", default=16, least=2, help="Images of each repeat."),
+    opt.option(
+        "--score-size", type=opt.image_sizes(32), help="Side of these images (the network's own)."
+    ),
+    opt.option(
+        "--score-device", default="cpu", show_default=True, help="Where networks are scored."
+    ),
 )
 
 
@@ -68,12 +56,12 @@ score_options = options(
     metavar="5ms@a100",
     help="Keep every member within this latency; may be given for several devices.",
 )
-@option("--device", metavar="NAME", help="Also show the members' latency on this device.")
-@latency_options
-@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
+@opt.option("--device", metavar="NAME", help="Also show the members' latency on this device.")
+@opt.latency_options
+@opt.option("--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True)
 @click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
 @click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
-@count_option(
+@opt.count_option(
     "--planned-epochs", "epochs", default=300, help="Planned epochs of training (resnet-rs)."
 )
 @click.option(
@@ -84,9 +72,9 @@ score_options = options(
     help="What contract keeps as much of as it can.",
 )
 @score_options
-@click.option("--out", type=PATH, help="Folder (default: in runs).")
-@json_option
-@quiet_option
+@click.option("--out", type=opt.PATH, help="Folder (default: in runs).")
+@opt.json_option
+@opt.quiet_option
 def scale(**values: Any) -> None:
     """Scale one network into a family: a member for each budget.
 
@@ -131,12 +119,12 @@ def scale(**values: Any) -> None:
         limits=limits,
         folder=values["out"] or Path("runs") / _folder_name(name, values),
         options=options,
-        conditions=conditions_given(values),
+        conditions=opt.conditions_given(values),
         measure=not values["no_measure"],
         **{key: values[key] for key in ("method", "device", "num_classes", "interpolate")},
     )
-    result = scale_family(request, this_command(), console(values))
-    answer(values["as_json"], result.summary(), _family_lines(result))
+    result = scale_family(request, this_command(), opt.console(values))
+    opt.answer(values["as_json"], result.summary(), _family_lines(result))
 
 
 @click.command()
@@ -147,7 +135,7 @@ def scale(**values: Any) -> None:
     metavar="NAME",
     help="reinforce (as published) or evolution.",
 )
-@count_option("--steps", default=500, help="Proposals.")
+@opt.count_option("--steps", default=500, help="Proposals.")
 @click.option(
     "--mixers",
     default="window_attention",
@@ -155,13 +143,17 @@ def scale(**values: Any) -> None:
     metavar="A,B",
     help="Mixers to choose from in each stage, or all.",
 )
-@option("--image-size", type=image_sizes(), default=224, show_default=True)
+@opt.option("--image-size", type=opt.image_sizes(), default=224, show_default=True)
 @score_options
 @click.option(
-    "--out", type=PATH, default=Path("seed.yaml"), show_default=True, help="File of the seed found."
+    "--out",
+    type=opt.PATH,
+    default=Path("seed.yaml"),
+    show_default=True,
+    help="File of the seed found.",
 )
-@json_option
-@quiet_option
+@opt.json_option
+@opt.quiet_option
 def seed(**values: Any) -> None:
     """Search a seed to scale from, without training: one block a stage, 32 channels wide.
 
@@ -180,7 +172,7 @@ def seed(**values: Any) -> None:
         steps=values["steps"],
         settings=_score_settings(values),
         output=values["out"],
-        console=console(values),
+        console=opt.console(values),
     )
     best = result.best
     scores = {k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()}
@@ -199,7 +191,7 @@ def seed(**values: Any) -> None:
         f"{best.scores.length:.4g}",
         f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M",
     )
-    answer(values["as_json"], data, lines)
+    opt.answer(values["as_json"], data, lines)
 
 
 def _listed(name: str, text: str) -> list[str]:
@@ -236,7 +228,7 @@ def _check_used(method: str) -> None:
 def _score_settings(values: dict[str, Any]) -> ScoreSettings:
     from predictors.proxies import ScoreSettings
 
-    check_compute_device("--score-device", values["score_device"])
+    opt.check_compute_device("--score-device", values["score_device"])
     return ScoreSettings(
         seed=values["random_seed"],
         repeats=values["repeats"],
@@ -267,7 +259,7 @@ def _family_lines(result: ScaledFamily) -> Iterator[str]:
         architecture = member.architecture
         shape = ", ".join(f"{s.width}×{s.depth}" for s in architecture.stages)
         rows.append([member.name, architecture.digest, *cells, str(architecture.resolution), shape])
-    yield from columns(rows, left=(1, -1))
+    yield from opt.columns(rows, left=(1, -1))
     for device, facts in result.latencies.items():
         yield f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items())
     for note in family.notes:

@@ -180,7 +180,7 @@ def _measured_ms(
             list(distinct.values()),
             request.num_classes,
             target.conditions,
-            progress=lambda done, total, left: progress(done, total, "rounds", left),
+            progress=progress.rounds,
         )
     for warning in dict.fromkeys(w for measurement in measurements for w in measurement.warnings):
         console.warn(warning)
@@ -281,8 +281,7 @@ def stored_scores(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 journals.append(stack.enter_context(Journal(path)))
             (journal,) = journals
-            plain, index = architecture.to_dict(), len(journal)
-            journal.append(Evaluation(architecture.digest, plain, values, index, seconds=seconds))
+            journal.append(Evaluation.of(architecture, values, len(journal), seconds=seconds))
 
         yield known, record
 

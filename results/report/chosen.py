@@ -6,14 +6,13 @@ import math
 from typing import Any
 
 from results.report.charts import capitalised, format_metric, signed, tile
-from results.report.data import Baseline, ReportData
+from results.report.data import Baseline, ReportData, value
 from results.report.words import (
     mixer_style,
     objective_of,
     quality_of,
     spread,
     summarise,
-    value,
 )
 from search_space.architecture import Architecture, feature_sizes
 from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
@@ -35,22 +34,18 @@ def beaten_by(data: ReportData) -> list[Baseline]:
     limits += [(name, -1, limit) for name, limit in data.minima.items()]
 
     def within(baseline: Baseline, name: str, side: int, limit: float) -> bool:
-        known = _figure(baseline, name)
+        known = baseline.figure(name)
         return known is not None and side * (known - limit) <= 0
 
     reached = [sign * (value(m.predicted, judged) or 0.0) for m in data.front]
     better = [
         (sign * quality, baseline)
         for baseline in data.baselines
-        if (quality := value(baseline.metrics, judged)) is not None
+        if (quality := value(baseline.predicted, judged)) is not None
         and sign * quality < min(reached, default=-math.inf)
         and all(within(baseline, *limit) for limit in limits)
     ]
     return [baseline for _, baseline in sorted(better, key=lambda item: item[0])]
-
-
-def _figure(baseline: Baseline, name: str) -> float | None:
-    return value(baseline.measured, name) or value(baseline.metrics, name)
 
 
 def beaten_note(data: ReportData) -> str | None:
@@ -58,11 +53,11 @@ def beaten_note(data: ReportData) -> str | None:
     designs = beaten_by(data)
     if not designs:
         return None
-    judged = objective_of(data) if objective_of(data) in designs[0].metrics else data.quality
-    costs = [name for name in (*data.targets, *data.minima) if name in designs[0].metrics]
+    judged = objective_of(data) if objective_of(data) in designs[0].predicted else data.quality
+    costs = [name for name in (*data.targets, *data.minima) if name in designs[0].predicted]
 
     def described(baseline: Baseline) -> str:
-        figures = [plainly(name, _figure(baseline, name)) for name in (judged, *costs[:1])]
+        figures = [plainly(name, baseline.figure(name)) for name in (judged, *costs[:1])]
         return f"{baseline.name} ({', '.join(figures)})"
 
     shown = ", ".join(map(described, designs[:SHOWN_DESIGNS]))

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from results.report.charts import thousands
-from results.report.data import ReportData, SplitQuality
+from results.report.data import ReportData, SplitQuality, value
 from results.report.tables import Cell, table_of
-from results.report.words import value
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, LOSS, SHARE, format_metric, title_of
 
 UNBALANCED = 2.0  # times as many images of a class as of another one

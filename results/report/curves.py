@@ -8,8 +8,7 @@ import numpy as np
 
 from results.pareto import kendall_tau
 from results.report.charts import Scale, fit_scale, format_metric, line_chart, path
-from results.report.data import LatencyCheck, ReportData
-from results.report.words import value
+from results.report.data import LatencyCheck, ReportData, value
 from search_space.metrics import ACCURACY, LATENCY, LOSS
 
 SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)  # left, top, right, bottom

@@ -11,18 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results.report.charts import (
-    STEP,
-    Scale,
-    axis_view,
-    capitalised,
-    fit_scale,
-    format_metric,
-    line_chart,
-    path,
-    place_labels,
-    tile,
-)
+from results.report import charts
 from results.report.front import FRONT_BOX
 from results.report.page import render_page
 from results.report.words import moment, summarise
@@ -63,21 +52,23 @@ def _metrics(data: Data) -> list[str]:
 
 def _tiles(data: Data) -> list[dict[str, str]]:
     by, members = data["by"], data["members"]
-    low, high = (format_metric(by, members[i]["costs"][by]) for i in (0, -1))
-    seed = format_metric(by, data["path"][0]["costs"][by])
+    low, high = (charts.format_metric(by, members[i]["costs"][by]) for i in (0, -1))
+    seed = charts.format_metric(by, data["path"][0]["costs"][by])
     steps = f"on {len(data['path']) - 1} steps from the seed"
     tiles = [
         {"name": "Members", "value": str(len(members)), "note": steps},
         {
-            "name": capitalised(title_of(by)),
+            "name": charts.capitalised(title_of(by)),
             "value": f"{low} to {high}",
             "note": f"the seed has {seed}",
         },
     ]
     for metric, limit in data["limits"].items():
         largest = max(member["costs"][metric] for member in members)
-        title = f"{capitalised(title_of(metric))}, at most"
-        tiles.append(tile(title, metric, largest, f"limit {format_metric(metric, limit)}"))
+        title = f"{charts.capitalised(title_of(metric))}, at most"
+        tiles.append(
+            charts.tile(title, metric, largest, f"limit {charts.format_metric(metric, limit)}")
+        )
     return tiles
 
 
@@ -107,9 +98,9 @@ def _rows(data: Data) -> list[dict[str, Any]]:
                 "order": f"{member['budget']:030.6f}",  # the first column is sorted as text
                 "cells": [
                     (share, f"{100 * share:.1f}\u00a0%"),
-                    *((costs[m], format_metric(m, costs[m])) for m in _metrics(data)),
+                    *((costs[m], charts.format_metric(m, costs[m])) for m in _metrics(data)),
                     *(
-                        (measured.get(d), format_metric(LATENCY, measured.get(d)))
+                        (measured.get(d), charts.format_metric(LATENCY, measured.get(d)))
                         for d in _measured_devices(data)
                     ),
                     (architecture["resolution"], str(architecture["resolution"])),
@@ -130,7 +121,7 @@ def path_chart(data: Data) -> dict[str, Any]:
     by, steps = data["by"], data["path"]
     values = [step["costs"][by] for step in steps]
     budgets = [member["budget"] for member in data["members"]]
-    y_scale = fit_scale([*values, *budgets], bottom, top, floor=0.0, pad=0.04)
+    y_scale = charts.fit_scale([*values, *budgets], bottom, top, floor=0.0, pad=0.04)
     members: dict[int, list[str]] = {}
     for member in data["members"]:
         members.setdefault(member["index"], []).append(member["name"])
@@ -144,20 +135,24 @@ def path_chart(data: Data) -> dict[str, Any]:
         for i, value in enumerate(values)
     ]
     views = []
-    for axis in (STEP, *(metric for metric in _metrics(data) if metric != by)):
+    for axis in (charts.STEP, *(metric for metric in _metrics(data) if metric != by)):
         limit = data["limits"].get(axis)
-        if axis == STEP:
+        if axis == charts.STEP:
             xs = [float(i) for i in range(len(steps))]
-            scale = Scale(0.0, max(xs[-1], 1.0), left, right)
+            scale = charts.Scale(0.0, max(xs[-1], 1.0), left, right)
         else:
             xs = [step["costs"][axis] for step in steps]
-            scale = fit_scale([*xs, *([] if limit is None else [limit])], left, right, floor=0.0)
+            scale = charts.fit_scale(
+                [*xs, *([] if limit is None else [limit])], left, right, floor=0.0
+            )
         for point, x in zip(points, xs, strict=True):
             point["x"][axis] = scale(x)
         at = [(point["x"][axis], point["y"]) for point in points]
         named = [(*at[i], ", ".join(names)) for i, names in members.items()]
-        labels = place_labels(named, at, FRONT_BOX)
-        views.append({**axis_view(axis, scale, limit), "line": path(at), "labels": labels})
+        labels = charts.place_labels(named, at, FRONT_BOX)
+        views.append(
+            {**charts.axis_view(axis, scale, limit), "line": charts.path(at), "labels": labels}
+        )
     logarithmic = ", logarithmic" if y_scale.log else ""
     return {
         "box": FRONT_BOX,
@@ -166,7 +161,7 @@ def path_chart(data: Data) -> dict[str, Any]:
         "points": points,
         "title": metric_named(by).axis_title + logarithmic,
         "y_ticks": y_scale.ticks(by, 6),
-        "budgets": [{"y": y_scale(b), "text": format_metric(by, b)} for b in budgets],
+        "budgets": [{"y": y_scale(b), "text": charts.format_metric(by, b)} for b in budgets],
     }
 
 
@@ -176,7 +171,7 @@ def _detail(data: Data, index: int, names: Sequence[str]) -> dict[str, Any]:
     role = "seed" if index == 0 else f"step {index}: {step['change']}"
     if names:
         role = f"member {', '.join(names)}; {role}"
-    rows = [(title_of(m), format_metric(m, v)) for m, v in step["costs"].items()]
+    rows = [(title_of(m), charts.format_metric(m, v)) for m, v in step["costs"].items()]
     rows += [(SCORE_TITLES.get(n, n), f"{v:.4g}") for n, v in step["scores"].items()]
     stages = summarise(step["architecture"])
     return {"title": step["digest"], "role": role, "rows": rows, "stages": stages}
@@ -195,7 +190,7 @@ def growth_curves(data: Data) -> list[dict[str, Any]]:
     }
     for name in dict.fromkeys(itertools.chain(*(step["scores"] for step in data["path"]))):
         values = [step["scores"].get(name, math.nan) for step in data["path"]]
-        changes[capitalised(SCORE_TITLES.get(name, name))] = {"": values}
+        changes[charts.capitalised(SCORE_TITLES.get(name, name))] = {"": values}
     curves = []
     for title, lines in changes.items():
         known = {name: {v for v in line if math.isfinite(v)} for name, line in lines.items()}
@@ -205,7 +200,9 @@ def growth_curves(data: Data) -> list[dict[str, Any]]:
         metric = MACS if max(map(abs, every)) >= 1e4 else "value"
         points = {name: list(enumerate(line)) for name, line in lines.items()}
         floor = 0.0 if min(every) >= 0 else None
-        if (curve := line_chart(title, STEP, points, metric, floor=floor)) is not None:
+        if (
+            curve := charts.line_chart(title, charts.STEP, points, metric, floor=floor)
+        ) is not None:
             curve["marks"] = sorted({curve["scale"](m["index"]) for m in data["members"]})
             curves.append(curve)
     return curves

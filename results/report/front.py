@@ -6,29 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from results.pareto import non_dominated
-from results.report.charts import (
-    Scale,
-    axis_view,
-    capitalised,
-    fit_scale,
-    place_labels,
-    staircase,
-    thousands,
-)
-from results.report.data import Baseline, FrontMember, Metrics, ReportData
-from results.report.words import Quality, cheap_metrics, metric_rows, quality_of, summarise, value
+from results.report import charts
+from results.report.data import Baseline, Metrics, Network, ReportData, value
+from results.report.words import Quality, cheap_metrics, metric_rows, quality_of, summarise
 from search_space.metrics import ACCURACY, LATENCY, SHARE, metric_named, title_of
 
 MAX_DOTS = 4000
 HIDDEN_SHARE = 0.1  # of the dots, those of least quality: a few failures would flatten the front
 FRONT_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of the plot in a 760×452 picture
-
-
-def _shown(member: FrontMember | Baseline, name: str) -> float | None:
-    """The measured value where there is one, otherwise the predicted."""
-    predicted = member.predicted if isinstance(member, FrontMember) else member.metrics
-    measured = value(member.measured, name)
-    return measured if measured is not None else value(predicted, name)
 
 
 def front_chart(data: ReportData) -> dict[str, Any] | None:
@@ -44,25 +29,25 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
 
     front = [m for m in data.front if known(m.predicted)]
     in_front = {m.digest for m in front}
-    dots = [p for p in data.evaluated if known(p.metrics) and p.digest not in in_front]
-    named = [b for b in data.baselines if known(b.metrics)]
+    dots = [p for p in data.evaluated if known(p.predicted) and p.digest not in in_front]
+    named = [b for b in data.baselines if known(b.predicted)]
     total = len(dots) + len(front)
     if dots:
-        kept = [reached(m.predicted) for m in front] + [reached(b.metrics) for b in named]
-        ordered = sorted(reached(p.metrics) for p in dots)
+        kept = [reached(m.predicted) for m in front] + [reached(b.predicted) for b in named]
+        ordered = sorted(reached(p.predicted) for p in dots)
         lowest = min([*kept, ordered[int(HIDDEN_SHARE * len(ordered))]])
-        dots = [p for p in dots if reached(p.metrics) >= lowest]
+        dots = [p for p in dots if reached(p.predicted) >= lowest]
     dropped = total - len(dots) - len(front)
     sampled = len(dots) > MAX_DOTS
     if sampled:  # evenly spaced in order of evaluation, so every phase is there
         dots = [dots[i * len(dots) // MAX_DOTS] for i in range(MAX_DOTS)]
-    everything = [p.metrics for p in dots] + [m.predicted for m in front]
+    everything = [p.predicted for p in dots] + [m.predicted for m in front]
     axes = cheap_metrics(everything)
     if not axes:
         return None
     left, top, right, bottom = FRONT_BOX
-    y_scale = fit_scale(
-        [reached(m) for m in [*everything, *(b.metrics for b in named)]],
+    y_scale = charts.fit_scale(
+        [reached(m) for m in [*everything, *(b.predicted for b in named)]],
         bottom,
         top,
         floor=0.0 if bounded else None,
@@ -74,28 +59,28 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     points: list[dict[str, Any]] = [
         {
             "kind": "evaluated",
-            "y": y_scale(reached(p.metrics)),
-            "x": {a: value(p.metrics, a) for a in axes},
-            "detail": _detail(p.digest, quality.judged, p.metrics, {}, p.architecture),
+            "y": y_scale(reached(p.predicted)),
+            "x": {a: value(p.predicted, a) for a in axes},
+            "detail": _detail(p.digest, quality.judged, p.predicted, {}, p.architecture),
         }
         for p in dots
     ]
     # the chosen one last, so that no other covers it
-    for m in sorted(front, key=lambda m: (m.digest == chosen, _shown(m, axes[0]) or 0.0)):
+    for m in sorted(front, key=lambda m: (m.digest == chosen, m.figure(axes[0]) or 0.0)):
         role = "chosen, on the front" if m.digest == chosen else "on the front"
         points.append(
             {
                 "kind": "chosen" if m.digest == chosen else "front",
                 "y": y_scale(reached(m.predicted)),
-                "x": {a: _shown(m, a) for a in axes},
+                "x": {a: m.figure(a) for a in axes},
                 "detail": _detail(m.digest, role, m.predicted, m.measured, m.architecture),
             }
         )
     views = []
     for axis in axes:
-        xs = [p["x"][axis] for p in points] + [_shown(b, axis) for b in named]
+        xs = [p["x"][axis] for p in points] + [b.figure(axis) for b in named]
         xs.append(data.targets.get(axis))
-        scale = fit_scale([x for x in xs if x is not None], left, right, floor=0.0)
+        scale = charts.fit_scale([x for x in xs if x is not None], left, right, floor=0.0)
         for point in points:
             x = point["x"][axis]
             point["x"][axis] = None if x is None else scale(x)
@@ -103,7 +88,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     details = [p["detail"] for p in points]
     for b in named:
         role = "baseline" + (f", {b.note}" if b.note else "")
-        details.append(_detail(b.name, role, b.metrics, b.measured, b.architecture))
+        details.append(_detail(b.name, role, b.predicted, b.measured, b.architecture))
     counts = {
         "evaluated": total,
         "shown": len(points),
@@ -117,7 +102,7 @@ def front_chart(data: ReportData) -> dict[str, Any] | None:
     return {
         "box": FRONT_BOX,
         "title": quality.axis,
-        "label": f"{capitalised(quality.noun)} against cost of {total} architectures, "
+        "label": f"{charts.capitalised(quality.noun)} against cost of {total} architectures, "
         f"{len(front)} of them on the front.",
         "views": views,
         "points": points,
@@ -166,13 +151,13 @@ def _lead(
     sample = "of the others an even sample" if hidden else "an even sample"
     drawn = ", and ".join(filter(None, [hidden, sample if counts["sampled"] else ""]))
     if quality.metric == ACCURACY:
-        out_of = f" out of {thousands(seen)} that were costed" if data.num_seen else ""
-        text = f"{thousands(total)} architectures were evaluated{out_of}{best}"
-        text += f" {thousands(shown)} are drawn: {drawn}." if shown < total else ""
+        out_of = f" out of {charts.thousands(seen)} that were costed" if data.num_seen else ""
+        text = f"{charts.thousands(total)} architectures were evaluated{out_of}{best}"
+        text += f" {charts.thousands(shown)} are drawn: {drawn}." if shown < total else ""
     else:
         seen = max(seen, total)
-        some = f", {thousands(shown)} of them are shown" if shown < seen else ""
-        text = f"{thousands(seen)} architectures were {quality.judged}{some}{best}"
+        some = f", {charts.thousands(shown)} of them are shown" if shown < seen else ""
+        text = f"{charts.thousands(seen)} architectures were {quality.judged}{some}{best}"
         text += f" They are shown {drawn}." if drawn else ""
     if measured:
         text += " Front points sit at their re-measured latency; the thin tail starts at the "
@@ -186,13 +171,13 @@ def _lead(
 def _front_view(
     data: ReportData,
     axis: str,
-    scale: Scale,
-    y_scale: Scale,
+    scale: charts.Scale,
+    y_scale: charts.Scale,
     points: Sequence[Mapping[str, Any]],
-    front: Sequence[FrontMember],
+    front: Sequence[Network],
     named: Sequence[Baseline],
 ) -> dict[str, Any]:
-    """Parts of one x axis alone: ticks, staircase, limit, tails, baselines."""
+    """Parts of one x axis alone: ticks, charts.staircase, limit, tails, baselines."""
     placed = _placed(points, axis)
     best = non_dominated(placed)  # in SVG units both axes grow towards the worse
     steps = list(dict.fromkeys(p for p, keep in zip(placed, best, strict=True) if keep))
@@ -203,14 +188,14 @@ def _front_view(
             y = y_scale(value(m.predicted, data.quality) or 0.0)
             tails.append((scale(predicted), scale(measured), y))
     markers = [
-        (scale(x), y_scale(value(b.metrics, data.quality) or 0.0), b.name, len(points) + i)
+        (scale(x), y_scale(value(b.predicted, data.quality) or 0.0), b.name, len(points) + i)
         for i, b in enumerate(named)
-        if (x := _shown(b, axis)) is not None
+        if (x := b.figure(axis)) is not None
     ]
-    labels = place_labels([m[:3] for m in markers], placed, FRONT_BOX)
+    labels = charts.place_labels([m[:3] for m in markers], placed, FRONT_BOX)
     return {
-        **axis_view(axis, scale, data.targets.get(axis)),
-        "line": staircase(steps, FRONT_BOX[2]),
+        **charts.axis_view(axis, scale, data.targets.get(axis)),
+        "line": charts.staircase(steps, FRONT_BOX[2]),
         "tails": tails,
         "baselines": [
             {"x": x, "y": y, "name": name, "index": index, "label": label}

@@ -9,8 +9,8 @@ from typing import Any
 
 from results.pareto import kendall_tau
 from results.report.charts import format_metric, signed
-from results.report.data import FrontMember, Metrics, RankRow, ReportData
-from results.report.words import cheap_metrics, known_names, quality_of, spread, value
+from results.report.data import Metrics, Network, RankRow, ReportData, value
+from results.report.words import cheap_metrics, known_names, quality_of, spread
 from search_space.metrics import ACCURACY, LATENCY, LOSS, title_of
 
 
@@ -62,7 +62,7 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
     return {**table, "caption": f"Members of the front. {treatment}{against}."}
 
 
-def _is_chosen(data: ReportData, member: FrontMember) -> bool:
+def _is_chosen(data: ReportData, member: Network) -> bool:
     return data.chosen is not None and data.chosen.digest == member.digest
 
 
@@ -82,7 +82,7 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
     if not data.baselines:
         return None
     quality = quality_of(data)
-    networks = [(b.name, b.note, b.metrics, b.measured, b.test_accuracy) for b in data.baselines]
+    networks = [(b.name, b.note, b.predicted, b.measured, b.test_accuracy) for b in data.baselines]
     if (c := data.chosen) is not None:
         networks.insert(0, (f"chosen: {c.digest}", "", c.predicted, c.measured, c.test_accuracy))
     rows = []

@@ -6,14 +6,13 @@ nobody trained, which must never be taken for an accuracy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from results.report.charts import format_metric
-from results.report.data import Metrics, ReportData
+from results.report.data import Metrics, ReportData, value
 from search_space.architecture import Architecture, feature_sizes
 from search_space.metrics import ACCURACY, IMAGES, LATENCY, TABLE, metric_named, title_of
 from search_space.metrics import metrics as registered
@@ -77,12 +76,6 @@ def quality_of(data: ReportData) -> Quality:
         weights="inherited weights; not tested",
         treatment="Validation accuracy is with inherited weights",
     )
-
-
-def value(metrics: Metrics, name: str) -> float | None:
-    """A metric, or None where it is missing or not finite."""
-    known = metrics.get(name)
-    return known if known is not None and math.isfinite(known) else None
 
 
 def spread(measured: Metrics) -> str:
