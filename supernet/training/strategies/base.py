@@ -75,8 +75,13 @@ class Observation:
     relative_loss: float
 
 
+@dataclass(eq=False)
 class SubnetSampler(ABC):
-    """Base of training strategies: gives the subnets of each step."""
+    """Base of training strategies: gives the subnets of each step.
+
+    A strategy is a dataclass whose ``repr`` says all that it draws by, but for the space: it is
+    part of a checkpoint's identity.
+    """
 
     @abstractmethod
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
@@ -93,10 +98,6 @@ class SubnetSampler(ABC):
     def sorts_channels(self, step: int) -> bool:
         """Tells whether the supernet's channels are sorted by importance before this step."""
         return False
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values that identify the strategy, for the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was learnt from observations, JSON-able."""
