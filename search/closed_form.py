@@ -55,10 +55,7 @@ def scored_front(
     Args:
         problem: with tables for all other metrics; has at least one feasible architecture.
         score: rows of shape (n, genes) to (n,); NaN for what may not be chosen.
-        metric: its name in the problem.
-        seed: of everything random.
         population: survivors of a generation, which has as many children.
-        generations: how many.
         start: rows that join the first population, shape (k, genes).
         sample: how many feasible rows to remember for pictures.
         progress: called with generation, generations and the best objectives so far.

@@ -43,7 +43,6 @@ class SupernetEvaluator:
         supernet: trained; moved to ``device`` and otherwise left as it is.
         parts: of the validation images, each as batches, iterated once per call: (images
             (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
-        device: where to evaluate.
         amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
         class_counts: images of each class in all parts; None where single parts are not asked for.
     """
@@ -89,7 +88,6 @@ class SupernetFactory:
     too many for memory are not held but read by each worker, from the same paths.
 
     Attributes:
-        weights: the supernet's state by name.
         parts: of the images, each (images (n, 3, side, side), labels (n,)) as arrays, or something
             picklable that gives them as tensors whenever it is iterated.
         threads: that torch uses in a worker on the CPU; None for what ``OMP_NUM_THREADS`` says,

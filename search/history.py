@@ -45,7 +45,6 @@ class SearchResult:
     Attributes:
         front: feasible, non-dominated evaluations, sorted by the last objective, best first.
         front_genes: their rows, shape (len(front), genes).
-        evaluations: all, in the order asked.
         hypervolume: (evaluations so far, hypervolume) after each batch.
         reference: reference point of the hypervolume, minimised, shape (objectives,).
         cached: number of evaluations answered from the journal.

@@ -60,7 +60,6 @@ class SeedSpace:
 
     Args:
         image_size: side of the square images, in pixels.
-        mixers: names of the mixers to choose from.
 
     Raises:
         UnknownNameError: There is no such mixer.
@@ -183,8 +182,6 @@ class Reinforce(SeedSampler):
     before, and is left out of the ranges.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         learning_rate: of Adam.
         decay: of the moving average of rewards, which is the baseline.
     """
@@ -250,8 +247,6 @@ class Evolution(SeedSampler):
     nor weights. What was seen is not proposed again while mutations find something new.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         population: how many of the latest topologies may be mutated.
         tournament: how many of them compete.
     """
@@ -307,7 +302,6 @@ class SeedResult:
     """The result of a search for seeds.
 
     Args:
-        method: name of the sampler.
         best: the smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
         seen: every distinct topology, in order.
         steps: number of topologies proposed, repetitions counted.
@@ -350,11 +344,8 @@ def search_seed(
         result = search_seed(SeedSpace(224), TwoScorer(), steps=100)
 
     Args:
-        space: where to search.
         evaluate: gives κ and L^E; called once for each distinct network.
         method: one of ``SAMPLERS``. With REINFORCE the most probable topology is scored at the end.
-        steps: number of proposals.
-        seed: seed of everything random.
         progress: is told the steps done, all steps, and a text.
 
     Raises:

@@ -52,7 +52,6 @@ class Archive:
     """Distinct rows with their latest results, in the order first told.
 
     Attributes:
-        results: the rows.
         front: indices of the feasible rows that no other one dominates, ascending; kept up to
             date, since to find them anew would take long after thousands of evaluations.
     """

@@ -65,10 +65,8 @@ def evolve(
     """Generations of constrained NSGA-II, where judging costs nothing.
 
     Args:
-        problem: whose space's operators are used.
         start: rows of the first generation, shape (n, genes).
         judge: what is minimised, and by how much constraints are missed.
-        rng: of everything random.
         size: survivors and children of a generation.
         generations: how many, the first one counted; fewer where nothing is accepted.
         rate: probability of each gene's change; None for two genes a row on average.

@@ -146,11 +146,8 @@ class OptunaSampler:
         sampler = OptunaSampler(problem, sampler="TPE", seed=0)
 
     Args:
-        problem: what to search for.
         sampler: name of an Optuna sampler, as ``TPE``; upper and lower case are the same.
-        seed: of the sampler.
         storage: None for memory, a database URL, or the path of a journal file.
-        study: name of the study.
         say: is told when a storage is waited for.
 
     Raises:

@@ -69,8 +69,6 @@ def make_sampler(
             method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
-        study: name of Optuna's study.
-        say: is told when a storage is waited for.
 
     Raises:
         UnknownNameError: there is no such sampler.

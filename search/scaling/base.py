@@ -32,7 +32,6 @@ class Step:
     """One architecture of a path.
 
     Args:
-        architecture: the architecture.
         costs: by metric: ``num_params``, ``macs``, ``activations``, ``latency_ms@DEVICE``.
         change: the difference from the step before, for people; empty for the seed.
         scores: by name of the proxy, where the method chose this step by any.
@@ -61,8 +60,6 @@ class Member:
     Args:
         name: the budget as people write it: ``25M``, ``2ms``.
         budget: upper limit of the family's metric.
-        index: of the step in the path.
-        step: the step itself.
     """
 
     name: str
@@ -89,7 +86,6 @@ class Family:
     """Networks of different sizes made from one seed.
 
     Args:
-        method: name of the method.
         rule: what the method did, in a sentence.
         by: metric that the budgets limit.
         limits: upper limits of further metrics.
@@ -128,7 +124,6 @@ class ScalingTask:
     """A seed, and the budgets of the family to make of it.
 
     Args:
-        seed: where the path begins.
         by: metric that the budgets limit.
         budgets: at least one, in any order; kept in ascending order.
         costs: gives all metrics of any architecture.

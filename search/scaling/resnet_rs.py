@@ -20,11 +20,7 @@ LONG_TRAINING_EPOCHS = 100
 
 @register_method
 class ResNetRS(ExponentialMethod):
-    """Grows depth for long training, width for short, and the resolution slowly.
-
-    Args:
-        epochs: planned epochs of training.
-    """
+    """Grows depth for long training, width for short, and the resolution slowly."""
 
     name = "resnet-rs"
     summary = "depth for long training, width for short, resolution slowly (Bello et al. 2021)"

@@ -41,7 +41,6 @@ class TwoScorer:
 
     Args:
         trainability, complexity: the proxies of κ and L^E; None means the registered ones.
-        settings: for both.
         known: scores by digest from an earlier run with the same settings.
         record: receives every new score: architecture, values by name, seconds.
     """

@@ -62,7 +62,6 @@ def fit_aside(
     """Fits in a thread, since in the main one Ray would take an interruption for itself.
 
     Args:
-        fit: Of a trainer of Ray Train or a tuner of Ray Tune.
         seconds: Between two calls of ``hear``.
         hear: Called in this thread until the fitting ends.
 
@@ -241,7 +240,6 @@ def share(free: Collection[Resources], count: int, gpus: float | None = None) ->
     """Shares resources among ``count`` alike workers: the same number of cores, as many as fit.
 
     Args:
-        free: Resources by node.
         gpus: Per worker; None for one where any node has some. Workers with a GPU get one core.
 
     Raises:

@@ -47,7 +47,6 @@ class Workers:
     """States how many workers train, and where.
 
     Attributes:
-        count: Number of workers.
         gpus: Of each; None for one where the cluster has any.
         address: Of the cluster, see ``supernet.cluster.connection.connect``.
         storage: Folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
@@ -89,7 +88,6 @@ def train_distributed(
     ``directory`` or the storage, whatever number of workers wrote it.
 
     Args:
-        workers: How many workers train, and where.
         open_images: Called on each worker; must give there what ``data`` is here.
         notice: Called with a sentence where the training goes on otherwise than planned.
         device: Of this process, for ``supernet``.

@@ -88,8 +88,6 @@ class SupernetObjective(Objective):
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
-        sampler: The training strategy.
-        config: The training.
         class_weights: (classes,) factors of the loss to the labels, on the supernet's device.
         teacher: For subnets that learn from a fixed one; they learn labels where it is None.
         total_steps: Steps of the training, which ``tokens`` and ``distillation`` count in.

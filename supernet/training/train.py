@@ -62,8 +62,6 @@ def train_supernet(
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits, with ``.space``.
-        data: The images.
-        config: How to train.
         directory: Where checkpoints and metrics go; None to write nothing.
         sampler: By default what ``config.strategy`` and ``config.shrinking`` say.
         cost: Of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.

@@ -95,7 +95,6 @@ class RayExecutor:
         factory: Called once in each worker, gives the function that evaluates. Pickled into
             Ray's object store once; NumPy arrays that it holds are shared by the workers of a
             machine, read-only.
-        workers: How many.
         address: See ``supernet.cluster.connection.connected``.
         num_cpus, num_gpus: Of each worker, for Ray's placement; fractions share. CPUs by default
             an equal share of what the cluster has (Ray sets ``OMP_NUM_THREADS`` by it).

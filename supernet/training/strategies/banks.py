@@ -29,7 +29,6 @@ class Banks:
     """Holds rows of a space in ranges of cost, from light to heavy; ``fill`` makes it.
 
     Attributes:
-        space: The search space that the rows are of.
         edges: Shape (banks + 1,), ascending. A bank has costs from its lower edge up to, not
             including, its upper one; the last includes its upper one.
         rows: For each bank, shape (n, genes), n ≥ 1, distinct and by ascending cost.
@@ -58,10 +57,8 @@ class Banks:
         fewer banks than ``num_banks``.
 
         Args:
-            space: The search space to draw from.
             cost: Rows of shape (n, genes) → costs of shape (n,).
             num_banks: Ranges of equal ratio between the smallest and the largest cost drawn.
-            seed: Of the draws.
             population: Rows to draw, from the whole range of sizes.
             per_bank: Rows to keep in each bank, at random.
 

@@ -41,7 +41,6 @@ class StepSubnet:
 
     Attributes:
         role: Name in the metrics (``largest``, ``smallest``, ``random``).
-        architecture: Its architecture.
         target: What it learns.
         regularised: Whether drop-path is on.
         lr_factor: Factor of the learning rate of what only such subnets train in this step. In
@@ -65,7 +64,6 @@ class Observation:
     """Records how well a subnet of a step did.
 
     Attributes:
-        subnet: The subnet.
         relative_loss: Mean cross entropy to the labels on its images, less that of the step's first
             subnet on the same images, in nats: which images a step has matters more than the
             subnet.

@@ -37,9 +37,6 @@ def make_sampler(
         ['largest', 'smallest', 'random', 'random']
 
     Args:
-        space: The search space of the supernet.
-        config: The training.
-        total_steps: Its steps.
         cost: Rows of shape (n, genes) → costs of shape (n,), for ``COST_STRATEGIES``.
 
     Raises:
