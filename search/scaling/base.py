@@ -78,7 +78,7 @@ class Member:
     def to_dict(self) -> dict[str, Any]:
         """The member and its step as JSON types."""
         head = {"name": self.name, "budget": self.budget, "index": self.index}
-        return {**head, **self.step.to_dict()}
+        return head | self.step.to_dict()
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,7 @@ class Family:
 
     def to_dict(self) -> dict[str, Any]:
         """The family as JSON types."""
-        return {
-            "method": self.method,
-            "rule": self.rule,
-            "by": self.by,
+        return vars(self) | {
             "limits": dict(self.limits),
             "members": [member.to_dict() for member in self.members],
             "path": [step.to_dict() for step in self.path],
@@ -168,13 +165,10 @@ class ScalingTask:
             UsageError: The smallest budget is below the seed's size.
             InfeasibleError: The seed breaks a limit, which adding to it cannot fix.
         """
-        costs, smallest = self.costs(self.seed), self.budgets[0]
-        if smallest < costs[self.by]:
-            raise UsageError(
-                f"budget {typed(self.by, smallest, digits=12)} is below the seed's own "
-                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
-                "only adds. Give larger budgets, a smaller --seed, or take --method contract."
-            )
+        costs = self.costs(self.seed)
+        if self.budgets[0] < costs[self.by]:
+            fix = "larger budgets, a smaller --seed, or take --method contract"
+            raise self._beside(self.budgets[0], costs, "below", "adds", fix)
         for metric, maximum in self.limits.items():
             if costs[metric] > maximum:
                 raise InfeasibleError(
@@ -191,15 +185,18 @@ class ScalingTask:
         Raises:
             UsageError: The largest budget is above the seed's size, which removing cannot reach.
         """
-        costs, largest = self.costs(self.seed), self.budgets[-1]
-        if largest > costs[self.by]:
-            raise UsageError(
-                f"budget {typed(self.by, largest, digits=12)} is above the seed's own "
-                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
-                "only removes. Give smaller budgets, a larger --seed, or take a method that grows, "
-                "such as compound."
-            )
+        costs = self.costs(self.seed)
+        if self.budgets[-1] > costs[self.by]:
+            fix = "smaller budgets, a larger --seed, or take a method that grows, such as compound"
+            raise self._beside(self.budgets[-1], costs, "above", "removes", fix)
         return Step(self.seed, costs)
+
+    def _beside(self, budget: float, costs: Costs, where: str, does: str, fix: str) -> UsageError:
+        return UsageError(
+            f"budget {typed(self.by, budget, digits=12)} is {where} the seed's own "
+            f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method only "
+            f"{does}. Give {fix}."
+        )
 
     def family_of(
         self, method: str, rule: str, path: Sequence[Step], notes: Sequence[str] = ()
@@ -220,15 +217,8 @@ class ScalingTask:
             for first, second in itertools.pairwise(members)
             if first.architecture == second.architecture
         ]
-        return Family(
-            method=method,
-            rule=rule,
-            by=self.by,
-            limits=dict(self.limits),
-            members=tuple(members),
-            path=tuple(path),
-            notes=(*notes, *same),
-        )
+        limits, found = dict(self.limits), tuple(members)
+        return Family(method, rule, self.by, limits, found, tuple(path), (*notes, *same))
 
 
 @dataclass(frozen=True, kw_only=True)
