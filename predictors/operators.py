@@ -58,12 +58,9 @@ class Operand:
 class Operator:
     """One launch of a kernel.
 
-    Args:
-        name: Such as ``linear``.
-        macs: Multiply-adds, 5 an element for norms, as in published figures.
-        activations: Output elements of products, 0 for the rest.
-        bytes: Bytes that are read and written.
-        reads, writes: Operands in the order of the arguments; the second of a layer are weights.
+    ``macs`` are multiply-adds, 5 an element for norms as in published figures; ``activations``
+    output elements of products, 0 for the rest; ``bytes`` are read and written. Operands are in the
+    order of the arguments: the second that a layer reads are its weights.
     """
 
     name: str
@@ -170,9 +167,7 @@ def trace(
 class _Recorder(TorchDispatchMode):
     """Lists what is launched while it is active.
 
-    Args:
-        inputs: Tensors that differ from run to run; what is made from nothing else than other
-            tensors is a constant.
+    What is made from nothing else than tensors that are no ``inputs`` is a constant.
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:

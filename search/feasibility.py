@@ -29,7 +29,6 @@ class FeasibleRange:
     """The range of one constrained metric in the space.
 
     Attributes:
-        constraint: the bounds.
         smallest, largest: exact extremes over the whole space.
         share: fraction of uniformly random architectures that meet this constraint.
     """

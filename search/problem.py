@@ -69,8 +69,6 @@ class Constraint:
     """Bounds on a metric, both inclusive; at least one is set.
 
     Args:
-        metric: its name.
-        maximum, minimum: the bounds.
         margin: share by which both were lowered (``lowered``), which messages undo: they speak of
             limits that the user can type.
 
@@ -150,8 +148,6 @@ class Problem:
     """Objectives and constraints over a space, with a table for each cheap metric.
 
     Args:
-        space: where to search.
-        objectives: at least one.
         constraints: on cheap metrics, so that a candidate meets them before it is evaluated.
         tables: cheap metrics by name.
         evaluated: metrics that every evaluation gives.

@@ -56,18 +56,9 @@ def write_bundle(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> Path:
-    """Writes what measures the entries of ``space`` elsewhere.
+    """Writes what measures the entries of ``space`` elsewhere into ``folder``, and returns it.
 
-    Args:
-        folder: Where to write; it appears when it is complete.
-        space: The space whose entries are measured.
-        num_classes: Classes of the head.
-        batch_size: Images per forward pass.
-        precision: Number format of weights and inputs, ``fp32`` or ``fp16``.
-        progress: Called with models done and all models.
-
-    Returns:
-        ``folder``.
+    The folder appears when it is complete. ``progress`` is called with models done and all models.
 
     Raises:
         UsageError: ``folder`` exists and is not empty, or onnxruntime cannot run the precision.

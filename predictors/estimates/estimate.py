@@ -73,17 +73,12 @@ def estimate(
     *,
     measured: LatencyTable | None = None,
 ) -> LatencyTable:
-    """Estimates all entries of ``space``.
+    """Estimates all entries of ``space`` under ``conditions``, which ``estimated_conditions`` made.
 
     The range of an entry is that of its kind's expected error, a correction's expected error that
-    of the space's worst mixer: a search prefers what is underestimated.
-
-    Args:
-        conditions: From ``estimated_conditions``.
-        space: The space whose entries are needed.
-        num_classes: Classes of the head.
-        measured: A table of a GPU with a datasheet, which is transferred where its runtime,
-            precision and batch size are these and left aside otherwise.
+    of the space's worst mixer: a search prefers what is underestimated. A table that was
+    ``measured`` on a GPU with a datasheet is transferred where its runtime, precision and batch
+    size are these.
 
     Raises:
         UnknownNameError: The device has no datasheet.
@@ -148,9 +143,8 @@ class AnchorError:
 def anchor_errors(name: str | None = None) -> list[AnchorError]:
     """Lists what the expected errors of device ``name`` stand on; of all devices without a name.
 
-    Figures of the device itself are held out one by one and as a whole. Errors of leaving out
-    mixer kinds and implementations hold for devices without figures too, so they are always
-    listed.
+    Errors of leaving out mixer kinds and implementations hold for devices without figures too, so
+    they are always listed.
 
     Raises:
         UnknownNameError: The device has no datasheet.

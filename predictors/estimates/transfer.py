@@ -1,9 +1,8 @@
 """From a measured GPU to an unavailable one: measured entries × ratio of rooflines.
 
 The roofline's errors are largely those of kernels, which both devices run: they cancel in the
-ratio, so that only what differs between the devices has to be modelled. One scalar from
-published figures of the target, where there are any for the runtime, takes up what is left.
-Runtime, number format and batch must be the same on both sides.
+ratio. One scalar from published figures of the target, where there are any for the runtime, takes
+up what is left. Runtime, number format and batch must be the same on both sides.
 """
 
 from __future__ import annotations

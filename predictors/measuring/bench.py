@@ -1,10 +1,9 @@
 """Timing many modules against each other so that the machine's drift hits all of them alike.
 
 Every round visits every subject once, in a new random order, and times the first run of the
-visit: weights are then as cold as in a whole network, and minutes of drift are shared by all.
-The statistic is the 25th percentile, which ignores disturbances without chasing the best
-case. Weights are views into one shared pool of noise: speed does not depend on their values,
-and a table of a large space needs no more memory than its largest networks.
+visit: weights are then as cold as in a whole network. The statistic is the 25th percentile, which
+ignores disturbances without chasing the best case. Weights are views into one shared pool of noise:
+speed does not depend on their values, and a table needs no more memory than its largest networks.
 """
 
 from __future__ import annotations
@@ -116,12 +115,9 @@ def network_subject(
 
 
 class Bench:
-    """Subjects that are timed in turn.
+    """Subjects that are timed in turn: ``samples`` are milliseconds of each run, by subject.
 
-    Attributes:
-        samples: Milliseconds of each run, by subject.
-        seconds: Measuring time.
-        warnings: What may have spoilt the measurement.
+    ``seconds`` is the measuring time, ``warnings`` say what may have spoilt the measurement.
     """
 
     def __init__(self, subjects: Sequence[Subject], conditions: Conditions, seed: int = 0) -> None:

@@ -1,9 +1,8 @@
 """Plans of what is timed to learn the latency of entries, and how samples become it.
 
-A component that is timed alone pays for a call of the runtime, a component of a network does
-not. By the runtime's method (``runtimes.base``) a plan adds subjects that only serve to take
-this cost out: one empty network for all entries, or for each entry a chain of twice as many
-copies.
+A component that is timed alone pays for a call of the runtime, a component of a network does not.
+By the runtime's method (``runtimes.base``) a plan adds subjects that only serve to take this cost
+out: one empty network for all entries, or for each entry a chain of twice as many copies.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _PER_ACTIVATION = 3  # elements kept: memory grows by doubling, and masks are as
 class Copies(nn.Module):
     """Several copies of a component, with weights of their own.
 
-    Blocks form a chain, as in a network. Others change the shape of the map, so they stand side
-    by side with inputs of their own, ``images`` being ``(copies, batch, …)``; otherwise a
-    compiler would find that they share work.
+    Blocks form a chain, as in a network. Others change the shape of the map, so they stand side by
+    side with inputs of their own, ``images`` being ``(copies, batch, …)``; otherwise a compiler
+    would find that they share work.
     """
 
     def __init__(self, copies: Sequence[nn.Module], chained: bool) -> None:
@@ -59,7 +58,6 @@ class EntryPlan:
         self.method = self.runtime.method if self.entries else "direct"
 
     def __len__(self) -> int:
-        """Number of subjects."""
         more = {"direct": 0, "constant": 1, "slope": len(self.entries)}
         return len(self.entries) + more[self.method]
 
@@ -87,14 +85,9 @@ class EntryPlan:
         return result
 
     def latencies(self, samples: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Takes the cost of a call out of the samples.
+        """Takes the cost of a call out of the samples: milliseconds of each run, per entry.
 
-        Args:
-            samples: Milliseconds of each run, per subject.
-
-        Returns:
-            Milliseconds of each run, per entry. Their statistic is the difference of the
-            subjects' statistics, over n for slopes.
+        Their statistic is the difference of the subjects' statistics, over n for slopes.
         """
         alone, added = samples[: len(self.entries)], samples[len(self.entries) :]
         match self.method:

@@ -1,8 +1,8 @@
 """Profiling: measures what a space needs and a table lacks, and fits its correction.
 
-Entries and whole check networks are timed in the same rounds (see ``bench``), which go on
-until the check networks' halves agree and the sum of the entries stands still. Samples are
-saved every few seconds, so a killed profile continues where it was.
+Entries and whole check networks are timed in the same rounds (see ``bench``), which go on until the
+check networks' halves agree and the sum of the entries stands still. Samples are saved every few
+seconds, so a killed profile continues where it was.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def profile(
         progress: Called after each round; while the runtime compiles or loads 0 rounds are done,
             and the seconds are what is left of that.
         limits: Rounds and seconds of a portion.
-        fresh: Whether everything is measured anew and the rest forgotten; what is on disk stays
-            until that is done.
+        fresh: Whether everything is measured anew; what is on disk stays until that is done.
 
     Raises:
         UnknownNameError: ``conditions`` are another machine's.

@@ -1,7 +1,4 @@
-"""Measurements of whole networks: predictions are checked on the device before they are claimed.
-
-Networks are interleaved as entries are, so that comparisons between them are fair.
-"""
+"""Measurements of whole networks, interleaved as entries are: predictions are checked."""
 
 from __future__ import annotations
 
@@ -56,13 +53,7 @@ def measure_networks(
 ) -> list[Measurement]:
     """Measures the latency of each network on this machine, in the order given.
 
-    Args:
-        architectures: The networks.
-        num_classes: Classes of their heads.
-        conditions: What is measured under, by default this machine's CPU in eager execution.
-        seed: Seed of the order of visits.
-        limits: When to stop.
-        progress: Called after each round.
+    ``conditions`` are by default those of this machine's CPU in eager execution.
 
     Raises:
         UnknownNameError: ``conditions`` are another machine's.

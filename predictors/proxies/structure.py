@@ -33,13 +33,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer or convolution as it was called.
+    """One linear layer or convolution as it was called, and the longest path to its output.
 
-    Args:
-        width: ``c_in · k² / groups``.
-        channels: Output channels.
-        positions: Output positions of one image (the product of its sides).
-        path: Longest path from the input to this layer's output.
+    ``width`` is ``c_in · k² / groups``; ``positions`` are those of the output of one image (the
+    product of its sides).
     """
 
     width: int

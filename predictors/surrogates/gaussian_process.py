@@ -37,12 +37,9 @@ LOWEST, HIGHEST = -9.0, 4.0  # of logarithms
 class Tuning:
     """Parameters of the covariance, all positive, in units of the values' variance.
 
-    Args:
-        amplitudes: Variances of the linear trend, the smooth part, the sum over genes and the
-            joint part of all genes, shape (4,).
-        length: Length of the smooth part, in root mean squared distances.
-        noise: Variance of the noise.
-        weights: Weights of the genes in the joint part, shape (genes,).
+    ``amplitudes`` are variances of the linear trend, the smooth part, the sum over genes and the
+    joint part of all genes, shape (4,); ``length`` is that of the smooth part, in root mean squared
+    distances; ``weights`` are those of the genes in the joint part, shape (genes,).
     """
 
     amplitudes: Values

@@ -51,7 +51,6 @@ class Halving(ASHAScheduler):
     """Halves successively and asynchronously (Li et al., MLSys 2020) by the validation loss.
 
     Args:
-        known: Trials of the experiment that is continued, which count as if they were trained now.
         recipes: Keys of trials that are never stopped.
         epochs: Of a whole trial.
         first: Epochs before the first decision; each further one is ``reduction`` times later.

@@ -32,7 +32,6 @@ class AugmentConfig:
     Attributes:
         crop: ``resize`` (random area and aspect ratio, resized back), ``pad`` (shifted by up to
             ``padding`` pixels, black border) or ``none``.
-        padding: In pixels.
         scale: Range of the share of the area, for ``resize``.
         ratio: Range of the aspect ratio, for ``resize``.
         hflip: Probability of mirroring (0 where left and right mean something, as in digits).
@@ -97,8 +96,6 @@ def build_transform(
     """Builds the random transform of one image, by ``timm.data.create_transform``.
 
     Args:
-        config: What to do.
-        resolution: Side of the result in pixels.
         mean: Fills what geometric operations uncover; per channel, of pixel values in 0..1.
 
     Returns:

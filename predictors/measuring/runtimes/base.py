@@ -73,12 +73,8 @@ class Runtime(ABC):
 
         Whatever is done once per network, such as compilation, is done here. On CUDA the call
         enqueues work on the current stream. It returns the output where the runtime gives it
-        without a copy: a tensor, or an array on the CPU.
-
-        Args:
-            module: The network, in eval mode.
-            images: Its input, on the device that ``conditions`` name.
-            conditions: What is measured under.
+        without a copy: a tensor, or an array on the CPU. The module is in eval mode, ``images`` lie
+        on the device that ``conditions`` name.
 
         Raises:
             UsageError: The runtime cannot run the module in this precision.
