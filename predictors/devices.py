@@ -23,13 +23,7 @@ from predictors.measuring.this_machine import (
     local_device_names,
 )
 from predictors.tables.conditions import Conditions, DeviceIdentity
-from predictors.tables.folder import (
-    cache_folder,
-    provenance,
-    readable_tables,
-    table_path,
-    writable,
-)
+from predictors.tables.folder import cache_folder, provenance, readable_tables, table_path, writable
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError

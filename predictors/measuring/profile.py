@@ -130,12 +130,7 @@ class _Session:
     """One measurement of a table's missing entries beside the check networks of a space."""
 
     def __init__(
-        self,
-        table: LatencyTable,
-        space: SearchSpace,
-        num_classes: int,
-        path: Path,
-        limits: Limits,
+        self, table: LatencyTable, space: SearchSpace, num_classes: int, path: Path, limits: Limits
     ) -> None:
         self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
         self.checks = check_architectures(space)
