@@ -203,7 +203,7 @@ class Problem:
 
     def cost_axis(self, genes: Genes) -> Values:
         """The cheap metric that matters first, by objectives, then constraints; else 0; (n,)."""
-        used = [limit.metric for limit in (*self.objectives, *self.constraints)]
+        used = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
         table = next((self.tables[metric] for metric in used if metric in self.tables), None)
         return np.zeros(len(genes)) if table is None else table.predict(genes)
 

@@ -294,11 +294,7 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
 
 
 def scaling_method(name: str) -> type[ScalingMethod]:
-    """The method ``name``.
-
-    Raises:
-        UnknownNameError: There is no such method; names the nearest.
-    """
+    """The method ``name``. Raises UnknownNameError: there is no such method; names the nearest."""
     methods = _methods()
     if name not in methods:
         raise UnknownNameError("scaling method", name, methods)
