@@ -67,6 +67,7 @@ class TrainedSearch(ImageRun):
         self.open_data(self.space.resolutions[-1])
         self.check_trainings()
         self._check_halvings()
+        _ = self.cost_tables  # what they lack is an error before anything is measured
         table = self.latency_table()
         problem = self.problem(table)
         sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
