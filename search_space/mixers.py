@@ -73,7 +73,10 @@ _SPECS: dict[str, MixerSpec] = {}
 def register_mixer_spec(spec: MixerSpec) -> MixerSpec:
     """Makes a mixer known to architectures and spaces; its name must be new."""
     if spec.name in _SPECS:
-        raise ValueError(f"a mixer named {spec.name!r} is registered already")
+        raise ValueError(
+            f"a mixer named {spec.name!r} is registered already; give another name, or, where its "
+            f"rules stand in search_space/mixers.py, write @register_mixer({spec.name!r})"
+        )
     _SPECS[spec.name] = spec
     return spec
 
@@ -99,7 +102,12 @@ def mixer_spec(name: str) -> MixerSpec:
     if name not in _SPECS and name in mixer_points():
         _import(mixer_points()[name])
     if name not in _SPECS:
-        raise UnknownNameError("mixer", name, mixer_names())
+        raise UnknownNameError(
+            "mixer",
+            name,
+            mixer_names(),
+            "Another package's is known once that package is installed in this environment.",
+        )
     return _SPECS[name]
 
 
@@ -124,8 +132,8 @@ def _import(point: EntryPoint) -> None:
     except Exception as error:  # whatever the import of a foreign module raises
         problem = f"{type(error).__name__}: {error}"
     raise UsageError(
-        f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); install "
-        f"the package again, or remove it: pip uninstall {package}"
+        f"mixer {point.name!r} of the package {package!r} cannot be used ({problem}); correct "
+        f"it and install the package again, or remove it: pip uninstall {package}"
     )
 
 

@@ -70,9 +70,6 @@ class Kind:
     share: float = 1.0
 
 
-DATA = [0.5, 0.5, 0.5]
-
-
 def _text(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -298,7 +295,7 @@ def _verified(folder: Path) -> Path:
 
 
 def _teach(folder: Path) -> object:
-    return load_teacher(str(folder / "export"), 7, data_mean=DATA, data_std=DATA)
+    return load_teacher(str(folder / "export"), 7, data=Preprocessing(resolution=24))
 
 
 # Images -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from predictors.counts import count_entry
 from predictors.measuring.bench import (
     Bench,
     Limits,
@@ -143,6 +144,8 @@ class _Session:
     def go_on(self, table: LatencyTable) -> None:
         """Turns to what ``table`` lacks, or as much of it as may be loaded at once."""
         missing = table.missing(self.space, self.num_classes)
+        for spec, in_size in missing:  # a module that is not what it declares is found here
+            count_entry(spec, in_size)
         self.table, self.missing = table, first_portion(missing, table.conditions)
         self.plan = EntryPlan(self.missing, table.conditions)
 

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
@@ -31,9 +31,9 @@ import torch
 
 from search_space.boundary import open_regular
 from search_space.errors import CorruptFileError, DataError, UsageError
-from supernet.data.augmentation import AugmentConfig
 from supernet.data.batches import Batch
 from supernet.data.dataset import ImageData
+from supernet.training.config import TrainConfig
 
 FORMAT = 2
 TOP_K = 10  # TinyViT keeps 10 of ImageNet-1k's classes
@@ -45,14 +45,8 @@ COLUMNS = ("index", "classes", "probabilities")
 _AUGMENTING = ("timm", "torchvision", "pillow")  # another version may draw other images
 
 
-class LogitSource(Protocol):
-    """Gives logits, as ``supernet.training.teachers.Teacher``; ``identity`` is JSON-able."""
-
-    identity: dict[str, Any]
-
-    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Computes logits (n, classes) of images (n, 3, side, side)."""
-        ...
+LogitSource = Callable[[torch.Tensor], torch.Tensor]
+"""Gives logits (n, classes) of images (n, 3, side, side)."""
 
 
 class Rows(NamedTuple):
@@ -69,25 +63,17 @@ class Rows(NamedTuple):
     probabilities: npt.NDArray[np.float16]
 
 
-def identity_of(
-    teacher: Mapping[str, Any],
-    data: ImageData,
-    *,
-    seed: int,
-    augment: AugmentConfig | None = None,
-    variants: int,
-) -> dict[str, Any]:
-    """Gives all that stored predictions depend on, JSON-able.
+def identity_of(teacher: Mapping[str, Any], data: ImageData, config: TrainConfig) -> dict[str, Any]:
+    """Gives all that the predictions of a teacher depend on, JSON-able.
 
     Args:
-        teacher: The teacher's own identity.
-        seed: Of the augmentation, as ``TrainConfig.seed``; ``augment`` likewise.
-        variants: Draws of the augmentation, which training then repeats in turn.
+        teacher: Its own identity.
+        config: Its augmentation, the seed of that, and in how many variants it repeats.
 
     Raises:
         UsageError: Mixup or cutmix is on; stored predictions are of single images.
     """
-    augment = data.augmentation(augment)
+    augment = data.augmentation(config.augment)
     if augment.mixup or augment.cutmix:
         raise UsageError(
             f"mixup is {augment.mixup} and cutmix {augment.cutmix}; stored logits are of single "
@@ -101,9 +87,9 @@ def identity_of(
         "num_images": len(data.train),
         "num_classes": data.num_classes,
         "resolution": data.resolution,
-        "seed": seed,
+        "seed": config.seed,
         "augment": augment.to_dict(),
-        "variants": variants,
+        "variants": config.teacher_variants,
         "top_k": min(TOP_K, data.num_classes),
         "versions": {name: importlib.metadata.version(name) for name in _AUGMENTING},
     }
@@ -120,7 +106,6 @@ def store_logits(
     """Stores the teacher's predictions below ``folder``, as far as they are not there.
 
     Args:
-        teacher: Gives the logits.
         folder: Holds a folder of each identity.
         batches: Variant → its batches, every image of the split once and unmixed
             (``supernet.data.batches.augmented_batches``).
@@ -226,9 +211,6 @@ class StoredLogits:
     Example:
         >>> stored = store_logits(teacher, batches, folder, identity)
         >>> stored.logits(batch)  # what the teacher says of a training batch
-
-    Attributes:
-        identity: What the predictions depend on.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import get_args
 
-from predictors.measuring.runtimes.base import Run, Runtime
+from predictors.measuring.runtimes.base import Method, Run, Runtime
 from search_space.errors import UnknownNameError, UsageError
 
 __all__ = ["Run", "Runtime", "find_runtime", "runtime_names"]
@@ -51,19 +52,32 @@ def find_runtime(name: str) -> Runtime:
         UsageError: Another package's cannot be imported, or is no ``Runtime``.
     """
     if name not in _known():
-        raise UnknownNameError("runtime", name, runtime_names())
+        raise UnknownNameError(
+            "runtime",
+            name,
+            runtime_names(),
+            "Another package's is known once that package is installed in this environment.",
+        )
     point = _known()[name]
     package = point.dist.name if point.dist is not None else "nas"
     try:
-        kind = point.load()
-        problem = "" if issubclass(kind, Runtime) else "it is no subclass of Runtime"
+        runtime = _made(point.load())
     except Exception as error:  # whatever the import of a foreign module raises
-        problem = f"{type(error).__name__}: {error}"
-    if problem:
         raise UsageError(
-            f"runtime {name!r} of the package {package!r} cannot be used ({problem}); install the "
-            f"package again, or remove it: pip uninstall {package}"
-        )
-    runtime: Runtime = kind()
+            f"runtime {name!r} of the package {package!r} cannot be used "
+            f"({type(error).__name__}: {error}); correct it and install the package again, or "
+            f"remove it: pip uninstall {package}"
+        ) from error
     runtime.name = name
+    return runtime
+
+
+def _made(kind: type[Runtime]) -> Runtime:
+    """Returns the runtime of a class, which another package may have written."""
+    if not issubclass(kind, Runtime):
+        raise TypeError("it is no subclass of Runtime")
+    runtime = kind()
+    methods = get_args(Method)
+    if getattr(runtime, "method", None) not in methods:
+        raise ValueError(f"its method must be one of {', '.join(methods)}")
     return runtime

@@ -7,6 +7,7 @@ both at once. Every test, table and count then covers it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, TypeVar
 
 from search_space.errors import UnknownNameError
@@ -36,6 +37,7 @@ def register_mixer(mixer: str | MixerSpec) -> Callable[[M], M]:
             rules are registered.
 
     Raises:
+        TypeError: The class cannot be made with the parameters that the rules name.
         ValueError: The name is taken.
 
     Example:
@@ -64,6 +66,12 @@ def register_mixer(mixer: str | MixerSpec) -> Callable[[M], M]:
     def register(cls: M) -> M:
         spec = mixer if isinstance(mixer, MixerSpec) else mixer_spec(mixer)
         name = spec.name
+        given = (*spec.params, *(("shifted",) if spec.alternates else ()))
+        try:
+            signature(cls).bind(1, **dict.fromkeys(given))
+        except TypeError as error:
+            wanted = ", ".join(("dim", *given))
+            raise TypeError(f"{cls.__name__}.__init__ must take {wanted}: {error}") from None
         if spec is mixer:
             register_mixer_spec(spec)
         if name in _MIXERS:
