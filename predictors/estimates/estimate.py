@@ -2,9 +2,9 @@
 
     estimate(estimated_conditions("a100", runtime="eager"), space, 1000)
 
-The roofline (``roofline``) with constants from published figures (``anchors``), or, where a
-table of another GPU was measured, that table times the ratio of rooflines (``transfer``). Every
-estimate comes with the mean relative error of predicting figures that the fit did not see.
+The roofline with constants from published figures (``anchors``), or, where a table of another GPU
+was measured, that table times the ratio of rooflines (``transfer``). Every estimate comes with the
+mean relative error of predicting figures that the fit did not see.
 """
 
 from __future__ import annotations

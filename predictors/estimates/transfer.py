@@ -225,7 +225,7 @@ def transferred(
     pairs = []
     for b in target:
         if a := alike.get((b.network, b.batch_size)):
-            ratio = b.demand().latency_ms(constants) / a.demand().latency_ms(constants)
+            ratio = b.demand.latency_ms(constants) / a.demand.latency_ms(constants)
             pairs.append((b, a.latency_ms * ratio))
     errors = []
     for b, predicted in pairs:
