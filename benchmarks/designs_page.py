@@ -365,7 +365,7 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
         for block in stage.blocks:
             name, colour = mixer_style(block.mixer.name)
             settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in block.mixer.params)
-            cap = round(_CAP * block.mlp_ratio, 1)
+            cap = round(_CAP * block["mlp_ratio"], 1)
             boxes.append(
                 {
                     "x": round(x, 1),
@@ -376,7 +376,7 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
                     "cap": cap,
                     "colour": colour,
                     "text": f"{name} ({settings}), {stage.width} channels, "
-                    f"MLP ×{block.mlp_ratio:g}",
+                    f"MLP ×{block['mlp_ratio']:g}",
                 }
             )
             x += _BLOCK + _GAP

@@ -67,7 +67,7 @@ def landscape(space: SearchSpace, seed: int, entangled: float, pairs: int = 40) 
         of_mixer = dict(zip(mixers, rng.normal(0.5, 0.4, len(mixers)), strict=True))
         of_choice = np.array(
             [
-                of_mixer[block.mixer.name] + 0.15 * block.mlp_ratio + rng.normal(0, 0.2)
+                of_mixer[block.mixer.name] + 0.15 * block["mlp_ratio"] + rng.normal(0, 0.2)
                 for block in stage.blocks
             ]
         )

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from predictors.tables.additive import AdditiveTable, entries
 from search_space import Architecture, ModuleSpec, SearchSpace, components
 from search_space.components import input_shape
-from supernet.network.modules import Block, build_module
+from supernet.network.modules import build_module
 from supernet.network.supernet import template
 
 COUNT_METRICS = ("num_params", "macs", "activations")
@@ -46,9 +46,9 @@ def count_entry(spec: ModuleSpec, in_size: int) -> Counts:
     """
     module, shape = template(spec), input_shape(spec, in_size)
     num_params = sum(parameter.numel() for parameter in module.parameters())
-    if not isinstance(module, Block):
-        return Counts(num_params, *_run(module, shape))
     options = spec.as_dict()
+    if "mixer" not in options:
+        return Counts(num_params, *_run(module, shape))
     mixer = options.pop("mixer"), options.pop("params")
 
     def around() -> nn.Module:

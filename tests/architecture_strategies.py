@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from search_space import Architecture, Block, Macro, Mixer, Stage
+from search_space import Architecture, Block, Macro, Mixer, Stage, metaformer
 from search_space.architecture import DOWNSAMPLES, HEAD_NORMS, NORMS
 
 WIDTH_UNIT = 16  # suits every mixer below
@@ -16,10 +16,10 @@ WIDTH_UNIT = 16  # suits every mixer below
 def small() -> Architecture:
     """One block a stage, every mixer but one."""
     blocks = (
-        Block(Mixer.of("pooling"), 2),
-        Block(Mixer.of("depthwise_conv", kernel=5), 2),
-        Block(Mixer.of("gnconv", order=2), 3),
-        Block(Mixer.of("window_attention", window=4, head_dim=8), 4),
+        metaformer(Mixer.of("pooling"), 2),
+        metaformer(Mixer.of("depthwise_conv", kernel=5), 2),
+        metaformer(Mixer.of("gnconv", order=2), 3),
+        metaformer(Mixer.of("window_attention", window=4, head_dim=8), 4),
     )
     stages = tuple(Stage(16 * (i + 1), (block,)) for i, block in enumerate(blocks))
     return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 
 from search_space import (
     Architecture,
-    Block,
     Macro,
     Mixer,
     Stage,
@@ -24,8 +23,9 @@ from search_space import (
     dump_architecture,
     known,
     known_names,
+    metaformer,
 )
-from search_space.architecture import conv_padding, conv_size, feature_sizes
+from search_space.macro import conv_padding, conv_size, feature_sizes
 
 # Round trips --------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ def test_numbers_that_are_equal_give_equal_digests() -> None:
     other = replace(one, macro=replace(one.macro, layer_scale=-0.0, norm_eps=1.0))
     assert one == other
     assert one.canonical_json() == other.canonical_json()
-    assert Block(Mixer.of("pooling"), 2) == Block(Mixer.of("pooling"), 2.0)
+    assert metaformer(Mixer.of("pooling"), 2) == metaformer(Mixer.of("pooling"), 2.0)
     assert small().to_dict()["stages"][0]["blocks"][0]["mlp_ratio"] == 2.0
 
 
@@ -108,7 +108,7 @@ def test_numbers_that_are_equal_give_equal_digests() -> None:
         lambda a: replace(a, macro=replace(a.macro, norm_eps=2e-6)),
         lambda a: replace(a, stages=(replace(a.stages[0], width=17), *a.stages[1:])),
         lambda a: replace(
-            a, stages=(Stage(16, (Block(Mixer.of("pooling", kernel=5), 2),)), *a.stages[1:])
+            a, stages=(Stage(16, (metaformer(Mixer.of("pooling", kernel=5), 2),)), *a.stages[1:])
         ),
         lambda a: replace(a, stages=(Stage(16, a.stages[0].blocks * 2), *a.stages[1:])),
     ],

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_space import (
+    MIXERS,
     Architecture,
     Block,
     Macro,
@@ -21,9 +22,7 @@ from search_space import (
     Stage,
     known,
     known_names,
-    mixer_names,
-    mixer_spec,
-    register_mixer_spec,
+    metaformer,
 )
 from search_space.architecture import DOWNSAMPLES
 from search_space.errors import (
@@ -35,7 +34,7 @@ from search_space.errors import (
 
 
 def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
-    return Block(Mixer.of(name, **params), ratio)
+    return metaformer(Mixer.of(name, **params), ratio)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,12 @@ def test_broken_rule_says_value_and_rule(make: Callable[[], object], words: list
 @pytest.mark.parametrize(
     ("make", "wrong", "nearest", "every"),
     [
-        (lambda: Mixer.of("windw_attention"), "windw_attention", "window_attention", mixer_names()),
+        (
+            lambda: Mixer.of("windw_attention"),
+            "windw_attention",
+            "window_attention",
+            MIXERS.names(),
+        ),
         (lambda: Mixer.of("pooling", kernl=3), "kernl", "kernel", ["kernel"]),
         (lambda: Macro(downsample="merging"), "merging", "patch_merging", DOWNSAMPLES),
         (lambda: Macro(norm="layernorm"), "layernorm", "layer_norm", ["group_norm"]),
@@ -217,7 +221,7 @@ def test_left_out_parameters_take_defaults() -> None:
     mixer = Architecture.from_dict(form).stages[0].blocks[0].mixer
     assert mixer == Mixer.of("gnconv", order=3, kernel=7)
     assert mixer["order"] == 3
-    assert Architecture.from_dict(form).stages[0].blocks[0].mlp_ratio == 4.0
+    assert Architecture.from_dict(form).stages[0].blocks[0]["mlp_ratio"] == 4.0
 
 
 def test_altered_content_is_refused() -> None:
@@ -232,5 +236,5 @@ def test_altered_content_is_refused() -> None:
 
 def test_mixer_names_are_taken_once() -> None:
     with pytest.raises(ValueError, match="'pooling' is registered already"):
-        register_mixer_spec(MixerSpec("pooling", {}))
-    assert mixer_spec("window_attention").alternates
+        MIXERS.add(MixerSpec("pooling", {}))
+    assert MIXERS["window_attention"].alternates

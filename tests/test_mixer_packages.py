@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from nas.cli.main import cli
 from predictors.counts import count_architecture
 from predictors.measuring.this_machine import implementation_digest
-from search_space import Block, Macro, Mixer, mixer_names, mixers
+from search_space import MIXERS, Macro, Mixer, metaformer, mixers
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.space_definition import space_from_dict
@@ -77,7 +77,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 def test_a_space_uses_it_like_one_of_ours() -> None:
-    assert "scaled" in mixer_names()
+    assert "scaled" in MIXERS.names()
     assert "pooling, scaled, window_attention" in CliRunner().invoke(cli, "spaces").output
     assert "scaled_mixer" not in sys.modules  # names cost no import
     stage = {"width": [8, 16], "depth": [1, 2], "mixers": [{"scaled": {"power": [1, 2]}}]}
@@ -123,7 +123,7 @@ def test_a_wrong_declaration_is_said(
 ) -> None:
     other_package.write_text(MODULE.replace(right, wrong))
     with pytest.raises(UsageError, match=problem):
-        template(block_spec(Macro(), 24, Block(Mixer.of("scaled"), 2.0), 0))
+        template(block_spec(Macro(), 24, metaformer(Mixer.of("scaled"), 2.0), 0))
 
 
 def test_ours_are_not_replaced() -> None:

@@ -117,7 +117,7 @@ def _print(data: ReportData, path: Path, as_json: bool) -> None:
 @json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
-    from search_space import load_space, mixer_names, space_names
+    from search_space import MIXERS, load_space, space_names
 
     if name is None:
         rows = [load_space(item) for item in space_names()]
@@ -127,7 +127,7 @@ def spaces(name: str | None, as_json: bool) -> None:
         for space in rows:
             sides = ", ".join(map(str, space.resolutions))
             click.echo(f"{space.name:8} {space.size:9.1e} architectures, {sides} px")
-        click.echo(f"mixers that spaces choose from: {', '.join(mixer_names())}")
+        click.echo(f"mixers that spaces choose from: {', '.join(MIXERS)}")
         return
     space = load_space(name)
     if as_json:
@@ -136,7 +136,7 @@ def spaces(name: str | None, as_json: bool) -> None:
     click.echo(f"{space.name}: {space.size:.2e} architectures, digest {space.digest}")
     click.echo(f"resolution {', '.join(map(str, space.resolutions))} px")
     for i, stage in enumerate(space.stages):
-        mixers = dict.fromkeys(block.mixer.name for block in stage.blocks)
+        mixers = dict.fromkeys(block.label for block in stage.blocks)
         click.echo(
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
             f"{len(stage.blocks)} block choices of {', '.join(mixers)}"

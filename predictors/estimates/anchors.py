@@ -79,7 +79,7 @@ class Anchor:
 
     @property
     def mixer(self) -> str:
-        return anchor_network(self.network).stages[0].blocks[0].mixer.name
+        return anchor_network(self.network).stages[0].blocks[0].label
 
     def demand(self, sheet: Datasheet | None = None) -> Demand:
         """Returns what the network asks of the anchor's device, or of another."""

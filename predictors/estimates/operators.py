@@ -28,7 +28,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_c
 from predictors.measuring.bench import DTYPES
 from search_space import ModuleSpec
 from search_space.components import input_shape
-from supernet.network.mixers import build_mixer, mixer_class
+from supernet.network.mixers import build_mixer, register_mixer
 from supernet.network.modules import build_module
 
 _aten = torch.ops.aten
@@ -62,10 +62,10 @@ def operators(
     for all blocks that share them, which makes a space's thousands of blocks a matter of
     seconds. That is exact since a mixer gets and returns contiguous maps.
     """
-    if spec.kind != "block":
+    options = spec.as_dict()
+    if "mixer" not in options:
         shape = input_shape(spec, in_size, batch_size)
         return _trace(lambda: build_module(spec), shape, precision)
-    options = spec.as_dict()
     mixer, dim, params = options.pop("mixer"), options["dim"], options.pop("params")
 
     def around() -> nn.Module:
@@ -76,7 +76,7 @@ def operators(
     size = in_size, batch_size, precision
     inside = (mixer, dim, params, *size)
     # by the other options only: which mixer a block has does not matter to what is around it
-    outside = (*options.items(), mixer_class(mixer).inside_mlp, *size)
+    outside = (*options.items(), register_mixer[mixer].inside_mlp, *size)
     shape = (batch_size, in_size, in_size, dim)
     inner = _shared(inside, lambda: build_mixer(mixer, dim, **dict(params)), shape, precision)
     return inner + _shared(outside, around, shape, precision)

@@ -8,7 +8,8 @@ from typing import Any
 from results.report.charts import capitalised, format_metric, signed
 from results.report.data import Baseline, Metrics, ReportData
 from results.report.words import mixer_style, quality_of, spread, summarise, value
-from search_space.architecture import Architecture, feature_sizes
+from search_space.architecture import Architecture
+from search_space.macro import BLOCK_TRANSITION
 from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
 from search_space.metrics import format_metric as plainly
 
@@ -176,12 +177,14 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
         }
 
     macro = arch.macro
-    sizes = feature_sizes(macro, arch.resolution)
+    sizes = arch.sizes
     stages = []
     for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
         if i == 0:
             lines = [f"conv {macro.stem_kernel}×{macro.stem_kernel}", f"stride {macro.stem_stride}"]
             boxes = [box("stem", "edge", "Stem", lines, None)]
+        elif macro.downsample == BLOCK_TRANSITION:
+            boxes = []
         else:
             lines = [
                 macro.downsample.replace("_", " "),
@@ -189,13 +192,8 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
             ]
             boxes = [box(f"stages.{i}.downsample", "edge", "Down 2×", lines, None)]
         for j, block in enumerate(stage.blocks):
-            name, colour = mixer_style(block.mixer.name)
-            lines = [
-                key.replace("_", " ") if val is True else f"{key.replace('_', ' ')} {val}"
-                for key, val in block.mixer.params
-                if val is not False
-            ]
-            lines.append(f"MLP ×{block.mlp_ratio:g}")
+            name, colour = mixer_style(block.label)
+            lines = [_line(key, value) for key, value in block.traits.items() if value is not False]
             boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
         if i == len(arch.stages) - 1:
             boxes.append(box("head", "edge", "Head", ["pool", "linear"], None))
@@ -213,7 +211,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
                 "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),
             }
         )
-    names = [b.mixer.name for s in arch.stages for b in s.blocks]
+    names = [b.label for s in arch.stages for b in s.blocks]
     legend = [(*mixer_style(name), names.count(name)) for name in dict.fromkeys(names)]
     return {
         "resolution": arch.resolution,
@@ -222,3 +220,17 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
         "blocks": len(names),
         "has_latency": total > 0,
     }
+
+
+def _line(key: str, value: object) -> str:
+    """A parameter of a block in words."""
+    if key == "mlp_ratio":
+        return f"MLP ×{value:g}"
+    name = key.replace("_", " ")
+    return (
+        name
+        if value is True
+        else f"{name} {value:g}"
+        if isinstance(value, float)
+        else f"{name} {value}"
+    )

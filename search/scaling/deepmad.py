@@ -99,6 +99,7 @@ def space_around(
                 tuple(sorted(w for w in widths if w >= low.width)),
                 tuple(depths),
                 tuple(dict.fromkeys(stage.blocks)),
+                stage.stride,
             )
         )
     return SearchSpace("around the seed", seed.macro, (seed.resolution,), tuple(stages))

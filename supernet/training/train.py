@@ -98,7 +98,7 @@ def train_supernet(
         )
     teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
     tokens = TokenSchedule(config.tokens)
-    tokens.check(space.macro, min(space.resolutions))
+    tokens.check(space, min(space.resolutions))
     objective = SupernetObjective(
         supernet.to(device),
         sampler,
