@@ -24,13 +24,13 @@ from search_space import (
     known_names,
     metaformer,
 )
-from search_space.architecture import DOWNSAMPLES
 from search_space.errors import (
     CorruptFileError,
     InvalidArchitectureError,
     NasError,
     UnknownNameError,
 )
+from search_space.macro import TRANSITIONS
 
 
 def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
@@ -103,7 +103,7 @@ def test_broken_rule_says_value_and_rule(make: Callable[[], object], words: list
             MIXERS.names(),
         ),
         (lambda: Mixer.of("pooling", kernl=3), "kernl", "kernel", ["kernel"]),
-        (lambda: Macro(downsample="merging"), "merging", "patch_merging", DOWNSAMPLES),
+        (lambda: Macro(downsample="merging"), "merging", "patch_merging", TRANSITIONS.names()),
         (lambda: Macro(norm="layernorm"), "layernorm", "layer_norm", ["group_norm"]),
         (lambda: Macro(head_norm="after"), "after", "after_pool", ["before_pool"]),
         (lambda: known("swin_tt"), "swin_tt", "swin_t", known_names()),

@@ -14,13 +14,14 @@ from click.testing import CliRunner
 from nas.cli.main import cli
 from predictors.counts import count_architecture
 from predictors.measuring.this_machine import implementation_digest
-from search_space import MIXERS, Macro, Mixer, metaformer, mixers
+from search_space import MIXERS, Macro, Mixer, metaformer
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
+from search_space.registry import points
 from search_space.space_definition import space_from_dict
 from supernet import Supernet
 from supernet.network.channel_order import sort_channels
-from supernet.network.mixers import registry
+from supernet.network.registry import register_mixer
 from supernet.network.supernet import template
 
 MODULE = """
@@ -68,11 +69,11 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scaled-mixer\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(mixers, "_SPECS", dict(mixers._SPECS))
-    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
-    mixers.mixer_points.cache_clear()
+    monkeypatch.setattr(MIXERS, "_rules", dict(MIXERS._rules))
+    monkeypatch.setattr(register_mixer, "_classes", dict(register_mixer._classes))
+    points.cache_clear()
     yield file
-    mixers.mixer_points.cache_clear()
+    points.cache_clear()
     sys.modules.pop("scaled_mixer", None)
 
 
@@ -127,7 +128,7 @@ def test_a_wrong_declaration_is_said(
 
 
 def test_ours_are_not_replaced() -> None:
-    assert registry.mixer_class("pooling").__module__ == "supernet.network.mixers.pooling"
+    assert register_mixer["pooling"].__module__ == "supernet.network.mixers.pooling"
 
 
 def test_latencies_are_keyed_by_its_code_too(other_package: Path) -> None:

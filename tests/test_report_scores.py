@@ -29,8 +29,7 @@ from results.report.data import (
 from results.report.front import FRONT_BOX, front_chart
 from results.report.page import render_report
 from results.report.tables import baseline_table, front_table, rank_rows
-from search_space import metaformer
-from search_space.architecture import Architecture, Macro, Mixer, Stage
+from search_space import Architecture, Macro, Mixer, Stage, metaformer
 from search_space.components import components
 from search_space.files import load_space
 

@@ -58,7 +58,7 @@ from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import LatencyTable
 from search_space import Mixer, ModuleSpec, SearchSpace, metaformer
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.mixers import MIXERS
 
@@ -85,7 +85,7 @@ ENTRIES: list[Entry] = [
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
     (stem_spec(MACRO, 16), 16),
-    (downsample_spec(MACRO, 16, 24), 8),
+    (transition_spec(MACRO, 16, 24, 2), 8),
     (head_spec(MACRO, 16, CLASSES), 4),
 ]
 

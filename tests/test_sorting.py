@@ -23,7 +23,7 @@ from search_space import (
     load_space,
     metaformer,
 )
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from supernet import Supernet
 from supernet.network.axes import StaticModule, names, permute, shape
 from supernet.network.channel_order import ChannelLayout, sort_channels
@@ -251,7 +251,7 @@ def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
 MACRO_SPECS = [
     spec
     for macro in STYLES.values()
-    for spec in (stem_spec(macro, 6), downsample_spec(macro, 6, 10), head_spec(macro, 6, 5))
+    for spec in (stem_spec(macro, 6), transition_spec(macro, 6, 10, 2), head_spec(macro, 6, 5))
 ]
 
 

@@ -21,7 +21,7 @@ from search_space import (
     metaformer,
     space_names,
 )
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError, UnknownNameError
 from search_space.macro import feature_sizes
 from search_space.space_definition import space_from_dict
@@ -43,7 +43,7 @@ def lightest_and_heaviest(space: SearchSpace, resolution: int) -> tuple[int, int
             before = space.stages[i - 1].widths
             parts.append(
                 [
-                    count_entry(downsample_spec(macro, a, b), sizes[i - 1]).macs
+                    count_entry(transition_spec(macro, a, b, 2), sizes[i - 1]).macs
                     for a in (before[0], before[-1])
                     for b in (stage.widths[0], stage.widths[-1])
                 ]

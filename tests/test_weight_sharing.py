@@ -27,7 +27,7 @@ from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
 from supernet.network import supernet as supernet_module
 from supernet.network.axes import Axis, Centre, Concat, Product, extent, permute, shape
-from supernet.network.mixers import Mixer, registry
+from supernet.network.mixers import Mixer, register_mixer
 from supernet.network.slices import Slice, cut
 from supernet.network.supernet import _templates, template
 
@@ -323,7 +323,7 @@ def test_shared_weights_start_as_the_modules_do(monkeypatch: pytest.MonkeyPatch)
         def sizes(self) -> dict[str, int]:
             return {"dim": self.dim, "kernel": self.kernel}
 
-    monkeypatch.setitem(registry._MIXERS, "pooling", Scaled)
+    monkeypatch.setitem(register_mixer._classes, "pooling", Scaled)
     monkeypatch.setattr(supernet_module, "template", template.__wrapped__)
     blocks = tuple(
         metaformer(mixer, ratio)
