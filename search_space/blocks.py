@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
 from search_space.mixers import MIXERS
-from search_space.registry import Param, ParamValue, Registry
+from search_space.registry import POSITIVE, Param, ParamValue, Registry
 
 if TYPE_CHECKING:
     from search_space.macro import Macro
@@ -285,7 +285,7 @@ BLOCKS.add(BlockKind(SKIP, {}))
 BLOCKS.add(
     BlockKind(
         "metaformer",
-        {"mlp_ratio": Param(4.0, minimum=1e-9)},
+        {"mlp_ratio": Param(4.0, minimum=POSITIVE)},
         _metaformer,
         has_mixer=True,
         ratios=("mlp_ratio",),
@@ -294,7 +294,7 @@ BLOCKS.add(
 BLOCKS.add(
     BlockKind(
         "inverted_residual",
-        {"expansion": Param(4.0, minimum=1e-9), "kernel": _KERNEL, "activation": _ACTIVATION}
+        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION}
         | _SQUEEZE,
         _inverted_residual,
         strided=True,
@@ -313,7 +313,7 @@ BLOCKS.add(
 BLOCKS.add(
     BlockKind(
         "fused_inverted_residual",
-        {"expansion": Param(4.0, minimum=1e-9), "kernel": _KERNEL, "activation": _ACTIVATION},
+        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION},
         _inverted_residual,
         strided=True,
         ratios=("expansion",),
@@ -324,7 +324,7 @@ for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):
         BlockKind(
             _name,
             {
-                "ratio": Param(_ratio, minimum=1e-9),
+                "ratio": Param(_ratio, minimum=POSITIVE),
                 "activation": Param("relu", choices=ACTIVATIONS),
             },
             _residual,

@@ -106,7 +106,8 @@ class Macro:
         for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if not is_int(value) or value < least:
-                raise InvalidArchitectureError(f"{name}={value!r} must be an integer ≥ {least}.")
+                rule = "must be a positive integer" if least == 1 else f"must be at least {least}"
+                raise InvalidArchitectureError(f"{name}={value!r} {rule}.")
         if not isinstance(self.stem_norm, bool):
             raise InvalidArchitectureError(f"stem_norm={self.stem_norm!r} must be a flag.")
         for name in ("norm_eps", "head_norm_eps", "conv_norm_eps", "layer_scale"):

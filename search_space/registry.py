@@ -23,6 +23,8 @@ from typing import Generic, Protocol, TypeVar
 from search_space.errors import UnknownNameError, UsageError
 
 ParamValue = int | bool | float | str
+POSITIVE = 5e-324
+"""The least positive number, as the minimum of those that must be above 0."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class Param:
         if isinstance(self.default, str):
             return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
         if isinstance(self.default, float):
-            if not is_number(value):
-                return "must be a number"
+            if not is_number(value) or value < self.minimum:  # type: ignore[operator]
+                rule = "a positive number" if self.minimum == POSITIVE else "a number"
+                least = f" of at least {self.minimum:g}" if self.minimum != POSITIVE else ""
+                return f"must be {rule}{least}"
         elif not is_int(value):
             return "must be an integer"
         assert isinstance(value, (int, float))

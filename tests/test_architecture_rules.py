@@ -47,11 +47,6 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Mixer.of("pooling", kernel="3"), ["kernel='3'", "integer"]),
         (lambda: Mixer.of("gnconv", order=9), ["gnconv", "order=9", "at most 8"]),
         (lambda: Mixer.of("focal_modulation", post_norm=1), ["post_norm=1", "true or false"]),
-        (lambda: Mixer("gnconv", (("order", 2),)), ["gnconv", "kernel, order", "got order"]),
-        (
-            lambda: Mixer("gnconv", (("order", 2), ("kernel", 7))),
-            ["exactly the parameters kernel, order", "got order, kernel"],
-        ),
         (lambda: block(ratio=0), ["mlp_ratio=0", "positive number"]),
         (lambda: block(ratio=-1.5), ["mlp_ratio=-1.5", "positive number"]),
         (lambda: block(ratio="4"), ["mlp_ratio='4'", "positive number"]),
@@ -79,7 +74,7 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Macro(layer_scale=float("nan")), ["layer_scale=nan", "positive number"]),
         (lambda: replace(small(), resolution=0), ["resolution=0", "positive integer"]),
         (lambda: replace(small(), resolution=32.0), ["resolution=32.0", "positive integer"]),
-        (lambda: replace(small(), stages=small().stages[:3]), ["4 stages", "not 3"]),
+        (lambda: replace(small(), stages=()), ["at least one stage"]),
         (
             lambda: replace(small(), resolution=15),
             ["resolution=15", "too small", "(7, 3, 1, 0)", "take a larger one"],
