@@ -9,7 +9,7 @@ from typing import Any
 
 from predictors.devices import find_device
 from predictors.estimates.estimate import estimate_entry
-from predictors.estimates.operators import operators
+from predictors.operators import operators
 from predictors.proxies.deepmad import effectiveness_of_ends
 from predictors.proxies.space_tables import architecture_ends, score_architecture
 from search.scaling.cost import NetworkCosts

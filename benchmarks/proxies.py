@@ -39,8 +39,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from predictors.proxies.length_distortion import length_distortion
-from predictors.proxies.ntk import condition_number, tangent_kernel
+from predictors.proxies.as_vit import condition_number, length_distortion, tangent_kernel
 from predictors.proxies.preparation import as_vit_weights, unit_scales
 from predictors.proxies.space_tables import CLOSED_FORMS, SpaceScores, score_architecture
 from search_space import Architecture, Stage, known, load_space

@@ -42,7 +42,7 @@ from supernet.training.strategies import SandwichSampler, SubnetSampler
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"
 
 
-class _Fixed(SandwichSampler):
+class FixedSampler(SandwichSampler):
     """The subnets of one step, in every step: what both sides train is the same."""
 
     def __call__(self, step: int, rank: int = 0) -> tuple[Any, ...]:
@@ -133,7 +133,7 @@ def main() -> None:
     config = TrainConfig(epochs=1000, batch_size=options.batch_size, lr=1e-4)
     torch.manual_seed(0)
     supernet = Supernet(space, data.num_classes).to(options.device).train()
-    sampler = _Fixed(space, num_random=2, seed=0)
+    sampler = FixedSampler(space, num_random=2, seed=0)
     networks = [supernet.extract(subnet.architecture) for subnet in sampler(0)]
     largest = supernet.extract(space.largest)
     started = time.perf_counter()

@@ -98,7 +98,7 @@ def resolve(
             config.search_space()
     except ValidationError as error:
         prefix = f"{file}: " if file else ""
-        raise UsageError(prefix + "\n".join(dict.fromkeys(_lines(error, kind)))) from None
+        raise UsageError(prefix + "\n".join(dict.fromkeys(refused(error, kind)))) from None
     except NasError as error:  # a rule of a training, a quantity
         raise UsageError(str(error.located(file) if file else error)) from None
     for path, reason in config.useless().items():
@@ -216,7 +216,7 @@ def _flag(model: type[BaseModel], path: str) -> str | None:
     return next((item.flag.name for item in declared(model) if item.path == path), None)
 
 
-def _lines(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def refused(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """A line for each entry that is refused: the key, its value and the rule."""
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])

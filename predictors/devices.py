@@ -41,14 +41,10 @@ _NAME_RULE = "a name has letters, digits, '-', '_' and '.', and begins with a le
 
 @dataclass(frozen=True)
 class Target:
-    """A device under given conditions.
+    """A device under given conditions, by the name that the user calls it.
 
-    Args:
-        name: What the user calls it.
-        conditions: What its latencies are true under.
-        kind: ``local`` (this machine measures), ``table`` (another machine's measurements) or
-            ``datasheet`` (estimated).
-        path: File of its table, which need not exist yet.
+    ``kind`` is ``local`` (this machine measures), ``table`` (another machine's measurements) or
+    ``datasheet`` (estimated); the table's file at ``path`` need not exist yet.
     """
 
     name: str
@@ -84,13 +80,15 @@ def find_device(
 ) -> Target:
     """Finds the device that ``name`` stands for.
 
+    What is None is the device's usual value, or ``cache_folder()``.
+
     Args:
         name: What the user calls it.
-        runtime: What runs the networks; None, here and below, means the device's usual value.
+        runtime: What runs the networks.
         precision: Number format of weights and inputs.
         batch_size: Images per forward pass.
         threads: Threads of one operator, on CPUs.
-        folder: The folder of tables; None means ``cache_folder()``.
+        folder: The folder of tables.
 
     Raises:
         UnknownNameError: Nothing has that name.
@@ -210,15 +208,16 @@ def latency_table(
 ) -> LatencyTable:
     """Gets the table of ``target`` that can ``compile(space, num_classes)``.
 
-    What this machine can measure is measured, what a datasheet gives is estimated.
+    What this machine can measure is measured, in an order of visits by ``seed``; what a datasheet
+    gives is estimated.
 
     Args:
         target: The device, from ``find_device``.
         space: The space whose entries are needed.
         num_classes: Classes of the head.
         interpolate: Whether missing entries are interpolated between the table's measured ones.
-        seed: Seed of the order of visits, where it is measured.
-        progress: Called with rounds done, the most there will be, and seconds left.
+        seed: Seed of the order of visits.
+        progress: Called after each round.
 
     Raises:
         MissingLatencyError: A table of another machine lacks entries.
@@ -265,19 +264,11 @@ def _comparable(conditions: Conditions, folder: Path) -> LatencyTable | None:
 
 
 def take_in(table: LatencyTable, name: str, folder: Path | None = None) -> tuple[Path, list[str]]:
-    """Keeps a table that was measured elsewhere.
+    """Keeps a table that was measured elsewhere, under ``name``; returns its file and notes.
 
     With a table of that name and these conditions it is merged: new figures win, but no
     interpolated one over a measured one; corrections and a calibration that stood on figures
     that have changed are dropped.
-
-    Args:
-        table: The table.
-        name: What its device is called from now on.
-        folder: The folder of tables; None means ``cache_folder()``.
-
-    Returns:
-        Its file, and notes for the user.
 
     Raises:
         UsageError: The table holds estimates, or the name cannot be used.

@@ -2,10 +2,9 @@
 
 The components run on the meta device while a dispatch mode keeps account of the storages that
 are alive: allocated by an operator, freed when the last tensor on them goes, exactly as in eager
-execution. A network's peak is the largest of its components' peaks, the component's input
-included, since components follow one another and only hand on one tensor. Not in it: weights,
-workspaces that kernels take for themselves, and the stage inputs that eager execution keeps
-until the stage ends (compiled runtimes free them after their last use).
+execution. A network's peak is the largest of its components' peaks, inputs included. Not in it:
+weights, workspaces of kernels, and the stage inputs that eager execution keeps until the stage
+ends (compiled runtimes free them after their last use).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from predictors.measuring.bench import DTYPES
+from predictors.operators import DTYPES
 from predictors.tables.additive import AdditiveTable
 from search_space import ModuleSpec, SearchSpace
 from search_space.components import input_shape
@@ -65,6 +64,8 @@ def peak_elements(spec: ModuleSpec, in_size: int) -> int:
     module = template(spec)
     images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
+    with torch.inference_mode():
+        module(images)  # constants are made by the first call and stay
     with torch.inference_mode(), ledger:
         ledger.hold(images)
         module(images)
@@ -74,16 +75,10 @@ def peak_elements(spec: ModuleSpec, in_size: int) -> int:
 def peak_memory(
     space: SearchSpace, num_classes: int = 1000, *, batch_size: int = 1, precision: str = "fp32"
 ) -> AdditiveTable:
-    """Builds the table of the peaks of live activations.
+    """Builds the table of the peaks of live activations, whose ``predict`` gives bytes.
 
-    Args:
-        space: The space whose components are run.
-        num_classes: Classes of the head.
-        batch_size: Images that go through the network together.
-        precision: Number format of the activations: ``fp32``, ``fp16`` or ``bf16``.
-
-    Returns:
-        A table whose ``predict`` gives bytes.
+    ``batch_size`` images go through the network together, in ``precision`` (``fp32``, ``fp16`` or
+    ``bf16``).
     """
     size = batch_size * DTYPES[precision].itemsize
     return AdditiveTable.build(

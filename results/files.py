@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, RunError
@@ -91,13 +91,7 @@ def to_json(value: object) -> str:
 
 def as_plain(value: Any) -> Any:
     """Plain data as strict JSON gives them back: text for keys, lists for tuples, None for NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=dict)
 
 
 _held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from results.files import FileLock, atomic_write, sync_folder
+from search_space.architecture import Architecture
 from search_space.boundary import explain, read_bytes
 from search_space.errors import CorruptFileError, RunError
 from search_space.names import Digest
@@ -73,16 +74,19 @@ class Evaluation:
         metrics = {name: float(value) for name, value in self.metrics.items()}
         object.__setattr__(self, "metrics", metrics)
 
+    @classmethod
+    def of(
+        cls, architecture: Architecture, metrics: Mapping[str, float], index: int = 0, **more: Any
+    ) -> Self:
+        """The evaluation of an architecture."""
+        return cls(architecture.digest, architecture.to_dict(), metrics, index, **more)
+
     def to_line(self) -> bytes:
         """One line of strict JSON that ends with a checksum of what precedes it, and a newline."""
         body = {  # begins as ``_BEGINNING`` does
-            "digest": self.digest,
-            "index": self.index,
-            "status": self.status,
-            "error": self.error,
+            **vars(self),
             "seconds": _encode_float(self.seconds),
             "metrics": {name: _encode_float(value) for name, value in self.metrics.items()},
-            "architecture": self.architecture,
         }
         text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
         return text + _CHECKSUM_KEY + _checksum(text) + b'"}\n'
@@ -268,16 +272,13 @@ class Journal:
         import pyarrow.parquet as pq
 
         rows = list(self)
-        text, number = pa.string(), pa.float64()
-        kinds = zip(_COLUMNS[:-1], (text, pa.int64(), text, text, number), strict=True)
+        kinds = zip(_COLUMNS[:-1], ("string", "int64", "string", "string", "float64"), strict=True)
         columns = {name: pa.array([getattr(r, name) for r in rows], kind) for name, kind in kinds}
         architectures = [json.dumps(row.architecture, separators=(",", ":")) for row in rows]
-        columns["architecture"] = pa.array(architectures, text)
+        columns["architecture"] = pa.array(architectures, "string")
         for name in sorted({name for row in rows for name in row.metrics}):
-            columns[name] = pa.array([row.metrics.get(name) for row in rows], number)
-        table = pa.table(columns).replace_schema_metadata(
-            {"nas_snapshot_version": str(SNAPSHOT_VERSION)}
-        )
+            columns[name] = pa.array([row.metrics.get(name) for row in rows], "float64")
+        table = pa.table(columns, metadata={"nas_snapshot_version": str(SNAPSHOT_VERSION)})
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
         atomic_write(path, buffer.getvalue().to_pybytes())

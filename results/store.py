@@ -38,6 +38,7 @@ SUPERNET = "supernet"
 EXPORT = "export"
 RESTORE = "Restore it from a copy, or start a new run with another --name."
 _LOCK = ".lock"
+_ABSENT = "(absent)"
 
 
 class RunDirectory:
@@ -158,23 +159,18 @@ class RunDirectory:
         """Set top-level entries of the manifest, atomically."""
         self.write_json(MANIFEST, {**self.manifest, **entries})
 
-    def record_phase(self, name: str, seconds: float, status: str = "done") -> None:
-        """Add a finished (or interrupted) phase and the wall time it took to the manifest."""
-        manifest = self.manifest
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"name": name, "seconds": round(seconds, 3), "status": status, "ended": ended}
-        self.update_manifest(phases=[*manifest["phases"], entry])
-
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase; it is recorded as interrupted where the block raises."""
-        start = time.monotonic()
+        """Note in the manifest how long a phase took, and whether the block raised."""
+        start, status = time.monotonic(), "interrupted"
         try:
             yield
-        except BaseException:
-            self.record_phase(name, time.monotonic() - start, "interrupted")
-            raise
-        self.record_phase(name, time.monotonic() - start)
+            status = "done"
+        finally:
+            seconds = round(time.monotonic() - start, 3)
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = {"name": name, "seconds": seconds, "status": status, "ended": ended}
+            self.update_manifest(phases=[*self.manifest["phases"], entry])
 
     def close(self) -> None:
         """Free the run for other processes; a second call does nothing."""
@@ -205,30 +201,19 @@ def check_resumable(path: Path) -> None:
         )
 
 
-def differences(
-    stored: Mapping[str, Any], wanted: Mapping[str, Any], may_differ: Set[str] = frozenset()
-) -> list[str]:
+def differences(stored: Any, wanted: Any, may_differ: Set[str] = frozenset()) -> list[str]:
     """Lines ``key: stored -> asked`` for each dotted key whose value differs or is on one side."""
-    left, right = _flatten(stored), _flatten(wanted)
-    lines = []
-    for key in sorted(left.keys() | right.keys()):
-        parents = key.split(".")
-        if any(".".join(parents[: i + 1]) in may_differ for i in range(len(parents))):
-            continue
-        old, new = left.get(key, "(absent)"), right.get(key, "(absent)")
-        if old != new:
-            lines.append(f"{key}: {old} -> {new}")
-    return lines
 
+    def lines(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
+        if ".".join(path) in may_differ:
+            return
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for key in sorted(old.keys() | new.keys()):
+                yield from lines(old.get(key, _ABSENT), new.get(key, _ABSENT), (*path, key))
+        elif old != new:
+            yield f"{'.'.join(path)}: {old} -> {new}"
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return list(lines(stored, wanted, ()))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -13,12 +13,10 @@ from results.report.data import (
     Chosen,
     Epoch,
     Export,
-    FrontMember,
     LatencyCheck,
     LatencyPair,
+    Network,
     Phase,
-    Point,
-    RankRow,
     ReportData,
 )
 from results.report.tables import rank_rows
@@ -52,28 +50,28 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
     rng = np.random.default_rng(seed)
     archs = list({a.digest: a for a in space.decode(space.sample(rng, n))}.values())
     points = tuple(
-        Point(digest=a.digest, metrics=made_up_costs(a, rng), architecture=a.to_dict())
+        Network(digest=a.digest, predicted=made_up_costs(a, rng), architecture=a.to_dict())
         for a in archs
     )
     mask = non_dominated(
-        [[p.metrics["accuracy"], p.metrics["latency_ms"]] for p in points], [True, False]
+        [[p.predicted["accuracy"], p.predicted["latency_ms"]] for p in points], [True, False]
     )
     front, pairs = [], []
     for point, arch, keep in zip(points, archs, mask, strict=True):
         if not keep:
             continue
-        measured = point.metrics["latency_ms"] * rng.normal(1.0, 0.05)
+        measured = point.predicted["latency_ms"] * rng.normal(1.0, 0.05)
         spread = {"latency_low_ms": measured * 0.98, "latency_high_ms": measured * 1.03}
         front.append(
-            FrontMember(
+            Network(
                 digest=point.digest,
                 architecture=arch.to_dict(),
-                predicted=point.metrics,
+                predicted=point.predicted,
                 measured={"latency_ms": measured, **spread},
             )
         )
     for point in points[:30]:
-        latency = point.metrics["latency_ms"]
+        latency = point.predicted["latency_ms"]
         pairs.append(
             LatencyPair(
                 digest=point.digest,
@@ -86,7 +84,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
     parts = components(Architecture.from_dict(best.architecture), num_classes=10)
     shares = rng.uniform(0.5, 2.0, len(parts))
     shares *= best.predicted["latency_ms"] / shares.sum()
-    rows = [p.metrics for p in points]
+    rows = [p.predicted for p in points]
     return ReportData(
         run="digits-demo",
         created="2025-03-01T10:20:30+00:00",
@@ -135,20 +133,20 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
         baselines=(
             Baseline(
                 name="largest",
-                metrics=made_up_costs(space.largest, rng),
+                predicted=made_up_costs(space.largest, rng),
                 note="largest subnet of the space, inherited weights",
                 architecture=space.largest.to_dict(),
             ),
             Baseline(
                 name="smallest",
-                metrics=made_up_costs(space.smallest, rng),
+                predicted=made_up_costs(space.smallest, rng),
                 note="smallest subnet of the space, inherited weights",
                 architecture=space.smallest.to_dict(),
             ),
             Baseline(
                 name="random feasible",
-                metrics=points[3].metrics,
-                measured={"latency_ms": points[3].metrics["latency_ms"] * 1.02},
+                predicted=points[3].predicted,
+                measured={"latency_ms": points[3].predicted["latency_ms"] * 1.02},
                 test_accuracy=0.9611,
                 note="best of 20 random feasible subnets, fine-tuned alike",
             ),
@@ -165,27 +163,7 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
             },
             repeatability={"mape": 0.031, "share_within_10": 0.98, "kendall_tau": 0.97},
         ),
-        ranking=(
-            *rank_rows(rows, ["latency_ms", "macs", "num_params", "activations"]),
-            RankRow(
-                name="latency table",
-                against="latency_ms",
-                tau=0.94,
-                low=0.9,
-                high=0.97,
-                n=30,
-                kind="predictor",
-            ),
-            RankRow(
-                name="inherited weights",
-                against="fine-tuned accuracy",
-                tau=0.55,
-                low=-0.1,
-                high=0.9,
-                n=8,
-                kind="predictor",
-            ),
-        ),
+        ranking=rank_rows(rows, ["latency_ms", "macs", "num_params", "activations"]),
         training=tuple(
             Epoch(
                 epoch=e,
@@ -197,8 +175,8 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
             for e in range(1, 31)
         ),
         phases=(
-            Phase(name="profile", seconds=41.2, note="latency table of 212 components"),
-            Phase(name="train", seconds=171.0, note="30 epochs"),
+            Phase(name="profile", seconds=41.2),
+            Phase(name="train", seconds=171.0),
             Phase(name="search", seconds=46.8),
             Phase(name="fine-tune", seconds=22.1),
             Phase(name="export", seconds=14.9),

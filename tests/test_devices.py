@@ -430,7 +430,7 @@ def test_two_devices_compared(space: SearchSpace) -> None:
     assert compared["shared_tenth"] == 0.0
     page = Path("scatter.html").read_text()
     assert page.count("<circle") == compared["count"] == 2000
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "://" not in page
     Path("notes.html").write_text("mine")
     refused = nas("devices", "compare", "phone", "mirror", "--output", "notes.html")
     assert refused.code == 2

@@ -93,6 +93,20 @@ def test_a_training_goes_on_with_every_number_of_workers_that_cuts_the_batch():
                 assert least == 1 or not divides(batch, parts, least - 1)
 
 
+@pytest.mark.parametrize(
+    ("resources", "backend"), [({"GPU": 0.5}, "gloo"), ({"GPU": 1.0}, None), ({"CPU": 2.0}, None)]
+)
+def test_workers_that_share_a_gpu_do_not_meet_through_nccl(monkeypatch, resources, backend):
+    from supernet.cluster import distributed
+
+    made = mock.Mock()
+    monkeypatch.setattr(distributed, "TorchTrainer", made)
+    job = mock.Mock(resources=resources, config=config())
+    job.storage = CheckpointFolder("memory://shared", "run")
+    distributed._trainer(job, distributed.Workers(count=2))
+    assert made.call_args.kwargs["torch_config"].backend == backend
+
+
 @pytest.mark.parametrize("added", [True, False])
 def test_nodes_that_an_autoscaler_was_asked_for_are_not_kept(monkeypatch, added):
     asked: list[list[dict[str, float]]] = []

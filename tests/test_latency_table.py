@@ -82,9 +82,9 @@ def test_a_correction_says_where_it_is_not_to_be_relied_on() -> None:
     calm = found("converged", 2.0, 4.0, 6.0)
     assert (calm.scale, calm.offset_ms, calm.expected_error) == (2.0, 0.0, 0.0)
     assert calm.warnings == ("busy.",)
-    first, limit, error = found("time", 2.0, 8.0, 3.0).warnings
+    first, limit, error = found("rounds", 2.0, 8.0, 3.0).warnings
     assert first == "busy."
-    assert "limit of time" in limit
+    assert "limit of rounds" in limit
     assert "up to 30%" in limit
     assert "measure again on an idle device" in error
 

@@ -22,8 +22,7 @@ from proxy_cases import (
 from torch import Tensor, nn
 
 from predictors.proxies import Network, ScoreSettings, UndefinedProxyError, proxy
-from predictors.proxies.length_distortion import length_distortion
-from predictors.proxies.ntk import _gram, condition_number, tangent_kernel
+from predictors.proxies.as_vit import _gram, condition_number, length_distortion, tangent_kernel
 from predictors.proxies.preparation import (
     WithoutNorms,
     absolute_weights,

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from predictors.proxies import Network, ScoreSettings, UndefinedProxyError, proxy
 from predictors.proxies.dss import roles, saliency
-from predictors.proxies.gradients import loss_gradients
+from predictors.proxies.gradients import loss_gradients, zico
 from predictors.proxies.naswot import Codes, log_determinant
 from predictors.proxies.preparation import absolute_weights
 from predictors.proxies.synflow import log_synaptic_flow
-from predictors.proxies.zico import zico
 
 SIDE = 2
 INPUTS = 3 * SIDE * SIDE

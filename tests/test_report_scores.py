@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +18,11 @@ from results.report.data import (
     Baseline,
     Chosen,
     Export,
-    FrontMember,
     LatencyCheck,
     LatencyPair,
     Metrics,
+    Network,
     Phase,
-    Point,
     ReportData,
 )
 from results.report.front import FRONT_BOX, front_chart
@@ -76,13 +75,13 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
     rng = np.random.default_rng(seed)
     archs = list({a.digest: a for a in space.decode(space.sample(rng, n))}.values())
     points = tuple(
-        Point(digest=a.digest, metrics=scored(a, rng), architecture=a.to_dict()) for a in archs
+        Network(digest=a.digest, predicted=scored(a, rng), architecture=a.to_dict()) for a in archs
     )
     mask = non_dominated(
-        [[p.metrics["score"], p.metrics["latency_ms"]] for p in points], [True, False]
+        [[p.predicted["score"], p.predicted["latency_ms"]] for p in points], [True, False]
     )
     front = tuple(
-        FrontMember(digest=p.digest, architecture=a.to_dict(), predicted=p.metrics)
+        Network(digest=p.digest, architecture=a.to_dict(), predicted=p.predicted)
         for p, a, keep in zip(points, archs, mask, strict=True)
         if keep
     )
@@ -104,7 +103,6 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
             "search": "training-free, NSGA-II",
         },
         quality="score",
-        quality_title="combined score",
         quality_note=NOTE,
         chosen=Chosen(
             digest=best.digest,
@@ -130,7 +128,7 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
         baselines=tuple(
             Baseline(
                 name=name,
-                metrics=scored(arch, rng),
+                predicted=scored(arch, rng),
                 architecture=arch.to_dict(),
                 note="outside the searched space",
             )
@@ -147,7 +145,7 @@ def score_report(n: int = 150, seed: int = 0) -> ReportData:
             }
         ),
         ranking=rank_rows(
-            [p.metrics for p in points],
+            [p.predicted for p in points],
             ["latency_ms", "macs", "num_params", "activations"],
             against="score",
         ),
@@ -191,22 +189,20 @@ def test_a_score_is_never_called_an_accuracy(data: ReportData, page: str) -> Non
         {"chosen": None, "evaluated": ()},
         {"front": (), "baselines": ()},
         {"evaluated": (), "front": (), "baselines": (), "num_seen": None},
-        {"quality_title": "", "num_seen": None, "latency": LatencyCheck()},
+        {"num_seen": None, "latency": LatencyCheck()},
     ):
-        part = dataclasses.replace(data, quality_note="", **missing)
+        part = replace(data, quality_note="", **missing)
         assert "accura" not in render_report(part).lower()
 
 
 def test_the_same_holds_of_any_other_metric() -> None:
     data = ReportData(run="x", quality="entropy")
-    assert "No architecture has both an entropy and a cost" in words(render_report(data))
+    assert "No architecture has a known entropy and a known cost" in words(render_report(data))
 
 
 def test_the_axis_says_what_is_drawn(data: ReportData, page: str) -> None:
     title = r'<text class="axis-title"[^>]*y="12">(.*?)</text>'
-    assert re.findall(title, page) == ["combined score"]
-    untitled = dataclasses.replace(data, quality_title="")
-    assert re.findall(title, render_report(untitled)) == ["score"]
+    assert re.findall(title, page) == ["score"]
     accuracy = render_report(sample_report())
     assert re.findall(title, accuracy) == ["validation accuracy, inherited weights"]
     chart, other = front_chart(data), front_chart(sample_report())
@@ -227,25 +223,25 @@ def test_the_axis_says_what_is_drawn(data: ReportData, page: str) -> None:
 def test_every_value_is_drawn_inside_the_plot(few: ReportData, low: float, extent: float) -> None:
     """Also far from 0..1, in the order of the scores, front and baselines included."""
     data = few
-    known = [m.metrics["score"] or 0.0 for m in (*data.evaluated, *data.baselines)]
+    known = [m.predicted["score"] or 0.0 for m in (*data.evaluated, *data.baselines)]
     least, most = min(known), max(known)
 
     def moved(metrics: Metrics) -> Metrics:
         share = ((metrics["score"] or 0.0) - least) / (most - least)
         return {**metrics, "score": low + extent * share}
 
-    data = dataclasses.replace(
+    data = replace(
         data,
-        evaluated=tuple(dataclasses.replace(p, metrics=moved(p.metrics)) for p in data.evaluated),
-        front=tuple(dataclasses.replace(m, predicted=moved(m.predicted)) for m in data.front),
-        baselines=tuple(dataclasses.replace(b, metrics=moved(b.metrics)) for b in data.baselines),
+        evaluated=tuple(replace(p, predicted=moved(p.predicted)) for p in data.evaluated),
+        front=tuple(replace(m, predicted=moved(m.predicted)) for m in data.front),
+        baselines=tuple(replace(b, predicted=moved(b.predicted)) for b in data.baselines),
     )
     chart = front_chart(data)
     assert chart is not None
     left, top, right, bottom = FRONT_BOX
     at = {d["title"]: p["y"] for d, p in zip(chart["details"], chart["points"], strict=False)}
     drawn = [p for p in data.evaluated if p.digest in at]
-    by_score = sorted(drawn, key=lambda p: p.metrics["score"] or 0.0)
+    by_score = sorted(drawn, key=lambda p: p.predicted["score"] or 0.0)
     heights = [at[p.digest] for p in by_score]
     assert heights == sorted(heights, reverse=True)
     assert heights[0] - heights[-1] > 0.3 * (bottom - top)
@@ -264,10 +260,10 @@ def test_headline_and_verdict_of_a_score(data: ReportData, page: str) -> None:
     assert f"Score{format_metric('score', data.chosen.predicted['score'])}untrained network" in text
     assert "✓ met" in text
     assert "Latency, predicted" in text
-    assert "differs from the untrained network by at most 0.0e+00" in text
+    assert "differs from this network by at most 0.0e+00" in text
     # One that was trained and tested afterwards shows both figures.
-    trained = dataclasses.replace(data.chosen, test_accuracy=0.8123)
-    both = words(render_report(dataclasses.replace(data, chosen=trained)))
+    trained = replace(data.chosen, test_accuracy=0.8123)
+    both = words(render_report(replace(data, chosen=trained)))
     assert "Test accuracy81.23" in both
     assert "untrained network" in both
 
@@ -283,7 +279,7 @@ def test_how_many_were_scored_and_shown(data: ReportData, page: str) -> None:
         "shown without those of the lowest score, which would flatten the rest."
     )
     assert chart["lead"] == lead
-    lone = front_chart(dataclasses.replace(data, evaluated=(), num_seen=None))
+    lone = front_chart(replace(data, evaluated=(), num_seen=None))
     assert lone is not None
     assert lone["lead"].startswith(f"{len(data.front)} architectures were scored; none of them")
 
@@ -299,8 +295,8 @@ def test_columns_without_a_value_are_left_out(data: ReportData) -> None:
         assert all(len(row["cells"]) == len(shared) for row in table["rows"])
         assert "measurement" not in table["caption"]
     # A value in a single row brings its column back, in its place, with dashes elsewhere.
-    member = dataclasses.replace(data.front[0], measured={"latency_ms": 3.0})
-    again = front_table(dataclasses.replace(data, front=(member, *data.front[1:])))
+    member = replace(data.front[0], measured={"latency_ms": 3.0})
+    again = front_table(replace(data, front=(member, *data.front[1:])))
     assert again is not None
     assert again["columns"][2:4] == ["latency, measured", "error"]
     assert [row["cells"][1].text for row in again["rows"]].count("–") == len(data.front) - 1
@@ -310,10 +306,8 @@ def test_columns_without_a_value_are_left_out(data: ReportData) -> None:
 def test_tables_of_accuracies_have_a_loss_where_there_is_one() -> None:
     data = sample_report()
     without = front_table(data)
-    losses = tuple(
-        dataclasses.replace(m, predicted={**m.predicted, "loss": 0.2}) for m in data.front
-    )
-    with_loss = front_table(dataclasses.replace(data, front=losses))
+    losses = tuple(replace(m, predicted={**m.predicted, "loss": 0.2}) for m in data.front)
+    with_loss = front_table(replace(data, front=losses))
     assert without is not None
     assert with_loss is not None
     assert "loss" not in without["columns"]
@@ -339,7 +333,7 @@ def test_baselines_outside_the_space_are_markers(data: ReportData, page: str) ->
     details = {d["title"]: d for d in chart["details"]}
     for b in data.baselines:
         detail = details[b.name]
-        assert ["score", format_metric("score", b.metrics["score"])] in map(list, detail["rows"])
+        assert ["score", format_metric("score", b.predicted["score"])] in map(list, detail["rows"])
         assert len(detail["stages"]) == 4
 
 
@@ -356,19 +350,18 @@ def test_the_source_of_latencies_is_told_without_pairs(data: ReportData, page: s
     assert "Supernet training" not in text
     pair = LatencyPair(predicted_ms=3.0, measured_ms=3.3)
     assert data.latency is not None
-    measured = dataclasses.replace(data, latency=dataclasses.replace(data.latency, pairs=(pair,)))
+    measured = replace(data, latency=replace(data.latency, pairs=(pair,)))
     assert "Predicted against measured latency" in words(render_report(measured))
 
 
 def test_ranks_are_against_the_score(data: ReportData, page: str) -> None:
     assert "How the score ranks against each cheap metric" in words(page)
-    assert "against score" not in words(page)
-    assert "cheap metric" not in words(render_report(dataclasses.replace(data, ranking=())))
+    assert "cheap metric" not in words(render_report(replace(data, ranking=())))
 
 
 def test_what_was_written_before_is_an_accuracy_report(data: ReportData) -> None:
     stored = sample_report().to_dict()
-    for name in ("quality", "quality_title", "quality_note"):
+    for name in ("quality", "quality_note"):
         del stored[name]
     assert ReportData.from_dict(json.loads(json.dumps(stored))) == sample_report()
     again = ReportData.from_dict(json.loads(json.dumps(data.to_dict())))
@@ -379,11 +372,11 @@ def test_what_was_written_before_is_an_accuracy_report(data: ReportData) -> None
 def test_an_undefined_score_is_not_drawn(data: ReportData) -> None:
     lost = data.evaluated[0].digest
     points = tuple(
-        dataclasses.replace(p, metrics={**p.metrics, "score": -math.inf}) if p.digest == lost else p
+        replace(p, predicted={**p.predicted, "score": -math.inf}) if p.digest == lost else p
         for p in data.evaluated
     )
     front = tuple(m for m in data.front if m.digest != lost)
-    changed = dataclasses.replace(data, evaluated=points, front=front)
+    changed = replace(data, evaluated=points, front=front)
     chart = front_chart(changed)
     assert chart is not None
     assert lost not in {d["title"] for d in chart["details"]}

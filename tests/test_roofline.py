@@ -36,9 +36,9 @@ from predictors.estimates.estimate import (
     estimate,
     estimated_conditions,
 )
-from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
 from predictors.measuring.runtimes import runtime_names
+from predictors.operators import operators
 from predictors.tables.additive import entries
 from predictors.tables.latency_table import LatencyTable
 from search_space import (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -52,6 +55,7 @@ from predictors.measuring.runtimes import (
     registry,
     runtime_names,
 )
+from predictors.measuring.runtimes.eager import CudaGraph
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
@@ -264,6 +268,17 @@ def lively(subject: Subject) -> Subject:
     return subject
 
 
+class Into(nn.Module):
+    """Leaves what a module computes in a tensor that lives on."""
+
+    def __init__(self, module: nn.Module, output: torch.Tensor) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.output.copy_(self.module(images))
+
+
 @pytest.mark.gpu
 @NEEDS_CUDA
 @pytest.mark.parametrize("name", runtime_names())
@@ -277,9 +292,12 @@ def test_runtimes_on_a_gpu_compute_what_eager_computes(name: str, precision: str
         subject = entry_subject(spec, in_size, conditions, pool)
         with steady(conditions):
             expected = subject.module(subject.images)
-            run = find_runtime(name).prepare(subject.module, subject.images, conditions)
-            run()
+            into = Into(subject.module, torch.zeros_like(expected))
+            module = into if name == "cudagraph" else subject.module
+            run = find_runtime(name).prepare(module, subject.images, conditions)
+            into.output.zero_()
             actual = run()
+            actual = into.output if name == "cudagraph" else actual
         torch.cuda.synchronize()
         assert isinstance(actual, torch.Tensor)
         torch.testing.assert_close(actual, expected, atol=2e-2, rtol=2e-2)
@@ -291,6 +309,48 @@ def test_profile_by_cuda_graphs(space: SearchSpace, tmp_path: Path) -> None:
     conditions = local_conditions("cuda", runtime="cudagraph", precision="fp16")
     table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
     assert table.complete(space, CLASSES)
+
+
+class FakeGraph:
+    """A CUDA graph that computes at once and counts its replays."""
+
+    begun: ClassVar[list[object]] = []
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def capture_begin(self, pool: object) -> None:
+        FakeGraph.begun.append(pool)
+
+    def capture_end(self) -> None:
+        pass
+
+    def pool(self) -> object:
+        return "shared"
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_living_cuda_graphs_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: MagicMock())
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda which: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(FakeGraph, "begun", [])
+    runtime, layer = CudaGraph(), MagicMock(spec=nn.Linear(2, 3))
+    conditions, images = settings(), torch.zeros(1, 2)
+    runs = [runtime.prepare(layer, images, conditions) for _ in range(3)]
+    assert FakeGraph.begun == [None, "shared", "shared"]
+    calls = layer.call_count  # warm-up and capture; replays call no module
+    assert calls > 3
+    assert runs[0]() is None
+    assert layer.call_count == calls
+    del runs
+    gc.collect()
+    runtime.prepare(layer, images, conditions)
+    assert FakeGraph.begun[-1] is None  # a pool that no graph uses may be gone
 
 
 # The cost of a call ---------------------------------------------------------------------------
@@ -308,14 +368,16 @@ def test_methods_take_the_cost_of_a_call_out(space: SearchSpace) -> None:
     assert len(constant.subjects(WeightPool(constant.conditions))) == 3
 
 
-def test_slopes_are_differences_of_statistics(space: SearchSpace) -> None:
+def test_slopes_are_differences_of_statistics(
+    space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = entries(space, CLASSES)[:2]
     plan = EntryPlan(asked, replace(settings(), runtime="cudagraph"))
     assert len(plan) == len(plan.names()) == len(set(plan.names())) == 4
     rng = np.random.default_rng(0)
     once, twice = rng.uniform(1, 2, (2, 9)).tolist(), rng.uniform(3, 4, (2, 9)).tolist()
     for n in (1, 3):
-        plan.copies = [n, n]
+        monkeypatch.setattr(plan.runtime, "copies", n)
         for values, one, two in zip(plan.latencies(once + twice), once, twice, strict=True):
             assert statistic(values) == pytest.approx((statistic(two) - statistic(one)) / n)
 
@@ -379,15 +441,6 @@ def test_a_cpu_quota_is_named_as_that(
     (said,) = meter.warnings()
     assert "CPU quota of this container, 1.5 processors, stopped the measurement in 100%" in said
     assert "other work" not in said
-
-
-def test_copies_overflow_the_cache_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Properties:
-        L2_cache_size = 50_000_000
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    copies, device = find_runtime("cudagraph").copies, torch.device("cuda")
-    assert [copies(size, device) for size in (0, 10_000_000, 30_000_000)] == [16, 5, 4]
 
 
 def test_profile_through_onnxruntime(space: SearchSpace, tmp_path: Path) -> None:

@@ -15,12 +15,7 @@ from tiny_job import FAILED, INFEASIBLE, USAGE, Ran, nas, quick_measurements
 
 from predictors.proxies import Network, ScoreSettings
 from predictors.proxies.base import SampledProxy
-from results.report.family_report import (
-    FamilyReport,
-    growth_curves,
-    path_chart,
-    render_family_report,
-)
+from results.report.family_report import growth_curves, path_chart, render_family_report
 from search_space import Architecture, dump_architecture, load_architecture
 
 
@@ -209,7 +204,7 @@ def test_wrong_wishes_are_answered(
 # The report -------------------------------------------------------------------------------
 
 
-def sample(**changes: Any) -> FamilyReport:
+def sample(**changes: Any) -> dict[str, Any]:
     """A growth by hand: three steps, two members, a limit."""
     path = [
         {
@@ -225,9 +220,11 @@ def sample(**changes: Any) -> FamilyReport:
         {"name": name, "budget": budget, "index": i, "file": f"members/{name}.yaml", **path[i]}
         for name, budget, i in (("2M", 2e6, 1), ("9M", 9e6, 3))
     ]
-    values: dict[str, Any] = {
+    return {
         "name": "toy <b>",
-        "method": "compound",
+        "created": "",
+        "summary": {},
+        "settings": {},
         "rule": "Doubles.",
         "by": "num_params",
         "limits": {"latency_ms@a100": 5.0},
@@ -238,7 +235,6 @@ def sample(**changes: Any) -> FamilyReport:
         "command": "nas scale --seed 'x'",
         **changes,
     }
-    return FamilyReport(**values)
 
 
 def test_the_path_is_drawn_where_the_data_says() -> None:
@@ -286,8 +282,8 @@ def test_the_page_is_whole_escaped_and_offline() -> None:
 
 def test_a_family_without_steps_is_drawn_too() -> None:
     data = sample()
-    alone = dict(data.members[0], index=0, **data.path[0])
-    page = render_family_report(sample(path=data.path[:1], members=[alone], limits={}, notes=()))
+    alone = dict(data["members"][0], index=0, **data["path"][0])
+    page = render_family_report(sample(path=data["path"][:1], members=[alone], limits={}, notes=()))
     assert not Page(page).open
     assert "What changed on the way" not in page
 

@@ -288,7 +288,7 @@ def test_a_network_whose_export_fails_keeps_its_training(
     def fail(*arguments: object, **options: object) -> None:
         raise ExportError("the disk said no")
 
-    monkeypatch.setattr("nas.workflows.network_training.export_network", fail)
+    monkeypatch.setattr("nas.workflows.finishing.export_network", fail)
     file = job / "small.yaml"
     file.write_text(dump_architecture(load_space(str(job / "pebble.yaml")).smallest))
     arguments = ("train", "--architecture", file, "--data", "digits", "--epochs", 1)

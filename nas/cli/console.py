@@ -87,6 +87,10 @@ class PhaseProgress:
             parts = [f"{self._name}: {done:.0f} of {total:.0f}", left, text]
             self._console.say("  " + ", ".join(part for part in parts if part))
 
+    def rounds(self, done: int, total: int, seconds_left: float | None) -> None:
+        """Progress of a measurement."""
+        self(done, total, "rounds", seconds_left)
+
     def stop(self) -> None:
         """Remove the bar."""
         if self._bar is not None:

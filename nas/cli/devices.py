@@ -7,25 +7,12 @@ from typing import Any
 
 import click
 
-from nas.cli.options import (
-    BATCH_SIZE,
-    NUM_CLASSES,
-    PATH,
-    conditions_given,
-    console,
-    json_option,
-    latency_options,
-    option,
-    options_after,
-    print_json,
-    quiet_option,
-    space_option,
-)
+from nas.cli import options as opt
 from search_space.errors import UsageError
 from search_space.units import format_duration, format_latency
 
-classes_option = option(
-    "--num-classes", type=NUM_CLASSES, default=1000, show_default=True, help="Of the head."
+classes_option = opt.option(
+    "--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True, help="Of the head."
 )
 interpolate_option = click.option(
     "--interpolate", is_flag=True, help="Fill a table's gaps from its measured shapes."
@@ -33,14 +20,14 @@ interpolate_option = click.option(
 
 
 @click.group(invoke_without_command=True)
-@space_option
-@option("--device", default="cpu", show_default=True, help="Device of this machine.")
+@opt.space_option
+@opt.option("--device", default="cpu", show_default=True, help="Device of this machine.")
 @classes_option
-@latency_options
+@opt.latency_options
 @click.option("--name", help="Call this device so, here and where the table is carried to.")
 @click.option("--fresh", is_flag=True, help="Forget what was measured and measure again.")
-@json_option
-@quiet_option
+@opt.json_option
+@opt.quiet_option
 @click.pass_context
 def profile(context: click.Context, **options: Any) -> None:
     """Measure the latency table of a space on this machine; only what is missing is measured.
@@ -51,18 +38,10 @@ def profile(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
         _profile(**options)
     else:
-        options_after(context)
+        opt.options_after(context)
 
 
-def _profile(
-    space: str | None,
-    device: str,
-    num_classes: int,
-    name: str | None,
-    fresh: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def _profile(name: str | None, **options: Any) -> None:
     from dataclasses import replace
 
     from predictors.devices import check_name
@@ -71,19 +50,19 @@ def _profile(
     from predictors.tables.folder import table_path
     from search_space import load_space
 
-    chosen = load_space(space or "digits")
-    conditions = local_conditions(device, **conditions_given(options))
+    chosen = load_space(options["space"] or "digits")
+    conditions = local_conditions(options["device"], **opt.conditions_given(options))
     if name is not None:
         check_name(name, conditions.device)
     path = table_path(conditions)
-    screen = console(options)
+    screen = opt.console(options)
     with screen.phase(f"measuring {chosen.name}") as progress:
         table = measure(
             chosen,
-            num_classes,
+            options["num_classes"],
             conditions,
-            progress=lambda done, total, left: progress(done, total, "rounds", left),
-            fresh=fresh,
+            progress=progress.rounds,
+            fresh=options["fresh"],
         )
     correction = table.correction(chosen)
     for warning in correction.warnings:
@@ -93,38 +72,33 @@ def _profile(
             screen.warn(f"this table was called {table.name!r}; from now on it is {name!r}.")
         table = replace(table, name=name)
         table.save(path)
-    if as_json:
-        print_json(
-            {
-                "name": table.name,
-                "device": conditions.to_dict(),
-                "space": chosen.name,
-                "entries": len(table.entries),
-                "expected_error": correction.expected_error,
-                "path": str(path),
-                "warnings": list(correction.warnings),
-            }
-        )
-        return
-    click.echo(f"{len(table.entries)} entries for {conditions}")
-    click.echo(
+    data = {
+        "name": table.name,
+        "device": conditions.to_dict(),
+        "space": chosen.name,
+        "entries": len(table.entries),
+        "expected_error": correction.expected_error,
+        "path": str(path),
+        "warnings": list(correction.warnings),
+    }
+    lines = (
+        f"{len(table.entries)} entries for {conditions}",
         f"error on whole networks left out: {correction.expected_error:.1%} "
         f"({len(correction.checks)} networks, {correction.rounds} rounds, "
-        f"{format_duration(correction.seconds)})"
+        f"{format_duration(correction.seconds)})",
+        f"table: {path}",
     )
-    click.echo(f"table: {path}")
+    opt.answer(options["as_json"], data, lines)
 
 
 @profile.command()
-@click.argument("folder", type=PATH)
-@space_option
+@click.argument("folder", type=opt.PATH)
+@opt.space_option
 @classes_option
-@option("--batch-size", type=BATCH_SIZE, default=1, show_default=True)
-@option("--precision", metavar="fp32|fp16", default="fp32", show_default=True)
-@quiet_option
-def bundle(
-    folder: Path, space: str | None, num_classes: int, batch_size: int, precision: str, quiet: bool
-) -> None:
+@opt.option("--batch-size", type=opt.BATCH_SIZE, default=1, show_default=True)
+@opt.option("--precision", metavar="fp32|fp16", default="fp32", show_default=True)
+@opt.quiet_option
+def bundle(folder: Path, space: str | None, num_classes: int, **options: Any) -> None:
     """Write FOLDER with everything to measure a space on a device without this program.
 
     The device needs Python, numpy and onnxruntime: run `python run.py` in the folder there, carry
@@ -134,27 +108,27 @@ def bundle(
     from search_space import load_space
 
     chosen = load_space(space or "digits")
-    with console({"quiet": quiet}).phase(f"writing the bundle of {chosen.name}") as progress:
+    with opt.console(options).phase(f"writing the bundle of {chosen.name}") as progress:
         write_bundle(
             folder,
             chosen,
             num_classes,
-            batch_size=batch_size,
-            precision=precision,
+            batch_size=options["batch_size"],
+            precision=options["precision"],
             progress=lambda done, total: progress(done, total, "files"),
         )
-    click.echo(f"{folder}: carry it to the device and run there: python run.py")
     click.echo(
+        f"{folder}: carry it to the device and run there: python run.py\n"
         "then, with the results.json that it wrote: "
         f"nas profile import results.json --bundle {folder} --name DEVICE"
     )
 
 
 @profile.command(name="import")
-@click.argument("file", type=PATH)
-@click.option("--bundle", "folder", type=PATH, help="Its bundle's folder.")
+@click.argument("file", type=opt.PATH)
+@click.option("--bundle", "folder", type=opt.PATH, help="Its bundle's folder.")
 @click.option("--name", required=True, help="What the device is called from now on.")
-@json_option
+@opt.json_option
 def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
     """Take in what was measured elsewhere: a bundle's results, or a table's Parquet file."""
     from predictors.bundles.bundle_import import import_bundle
@@ -177,76 +151,56 @@ def import_(file: Path, folder: Path | None, name: str, as_json: bool) -> None:
         click.echo(f"warning: {note}", err=True)
     table = LatencyTable.load(path)
     errors = {c.space: c.expected_error for c in table.corrections.values()}
-    if as_json:
-        print_json(
-            {
-                "name": name,
-                "path": str(path),
-                "entries": len(table.entries),
-                "expected_error": errors,
-            }
-        )
-        return
-    click.echo(f"{name}: {table.conditions}, {len(table.entries)} entries")
-    click.echo(f"use it with: nas search --device {name}")
+    entries = len(table.entries)
+    data = {"name": name, "path": str(path), "entries": entries, "expected_error": errors}
+    lines = (
+        f"{name}: {table.conditions}, {entries} entries",
+        f"use it with: nas search --device {name}",
+    )
+    opt.answer(as_json, data, lines)
 
 
 @click.group(invoke_without_command=True)
-@json_option
+@opt.json_option
 @click.pass_context
 def devices(context: click.Context, as_json: bool) -> None:
     """Devices that latencies are known or estimated for, and their tables."""
     if context.invoked_subcommand is not None:
-        options_after(context)
+        opt.options_after(context)
         return
-    from nas.cli.printing import print_devices
+    from nas.cli.printing import devices_lines
     from nas.workflows.known_devices import overview
 
     known = overview()
     for problem in known["problems"]:
         click.echo(f"warning: {problem}", err=True)
-    if as_json:
-        print_json(known)
-    else:
-        print_devices(known)
+    opt.answer(as_json, known, devices_lines(known))
 
 
 @devices.command(name="show")
 @click.argument("name")
-@latency_options
-@json_option
+@opt.latency_options
+@opt.json_option
 def show_device(name: str, as_json: bool, **options: Any) -> None:
     """All that is known about the latencies of a device, and how sure it is."""
-    from nas.cli.printing import print_device
+    from nas.cli.printing import device_lines
     from nas.workflows.known_devices import describe_device
 
-    described = describe_device(name, conditions_given(options))
-    if as_json:
-        print_json(described)
-    else:
-        print_device(described)
+    described = describe_device(name, opt.conditions_given(options))
+    opt.answer(as_json, described, device_lines(described))
 
 
 @devices.command()
 @click.argument("first")
 @click.argument("second")
-@space_option
+@opt.space_option
 @classes_option
-@latency_options
+@opt.latency_options
 @interpolate_option
-@click.option("--output", type=PATH, help="Also write the scatter as HTML.")
-@json_option
-@quiet_option
-def compare(
-    first: str,
-    second: str,
-    space: str | None,
-    num_classes: int,
-    output: Path | None,
-    interpolate: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@click.option("--output", type=opt.PATH, help="Also write the scatter as HTML.")
+@opt.json_option
+@opt.quiet_option
+def compare(first: str, second: str, output: Path | None, **options: Any) -> None:
     """How differently two devices rank the same architectures: why one searches per device."""
     from nas.workflows.comparing import compare_devices, write_scatter
     from predictors.devices import find_device
@@ -257,59 +211,53 @@ def compare(
         check_parents(output, "choose another --output.")
         if output.exists():
             raise UsageError(f"{output} exists; choose another --output, or delete it.")
-    chosen = load_space(space or "digits")
-    conditions = conditions_given(options)
+    chosen = load_space(options["space"] or "digits")
+    conditions = opt.conditions_given(options)
     one, other = (find_device(name, **conditions) for name in (first, second))
-    compared = compare_devices(one, other, chosen, num_classes, interpolate, console(options))
+    settings = (options["num_classes"], options["interpolate"], opt.console(options))
+    compared = compare_devices(one, other, chosen, *settings)
     if output is not None:
         write_scatter(output, compared)
-    if as_json:
-        print_json(compared.to_dict())
-        return
-    click.echo(
+    lines = [
         f"{first} and {second} on {compared.count} architectures of {chosen.name}: "
-        f"Kendall τ {compared.tau}"
-    )
-    click.echo(
+        f"Kendall τ {compared.tau}",
         f"of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in the fastest tenth "
-        f"on {second}"
-    )
+        f"on {second}",
+    ]
     for name, low, high in compared.ranges:
-        click.echo(f"{name}: {format_latency(low)} to {format_latency(high)}")
-    if output is not None:
-        click.echo(f"scatter: {output}")
+        lines.append(f"{name}: {format_latency(low)} to {format_latency(high)}")
+    lines += [] if output is None else [f"scatter: {output}"]
+    opt.answer(options["as_json"], compared.to_dict(), lines)
 
 
 @click.command()
-@option("--device", required=True, metavar="NAME", help="Whose latencies are corrected.")
+@opt.option("--device", required=True, metavar="NAME", help="Whose latencies are corrected.")
 @click.option(
     "--measured",
     required=True,
-    type=PATH,
+    type=opt.PATH,
     help="CSV with the columns network and latency_ms (or latency_us, latency_s).",
 )
 @classes_option
-@latency_options
+@opt.latency_options
 @click.option("--dry-run", is_flag=True, help="Show the errors and change nothing.")
-@json_option
-def calibrate(
-    device: str, measured: Path, num_classes: int, dry_run: bool, as_json: bool, **options: Any
-) -> None:
+@opt.json_option
+def calibrate(device: str, measured: Path, dry_run: bool, **options: Any) -> None:
     """Correct a device's latencies by a handful of your own whole-network measurements."""
     from dataclasses import asdict
 
     from nas.workflows.known_devices import calibrate_device
 
+    conditions = opt.conditions_given(options)
     calibration, path = calibrate_device(
-        device, measured, num_classes, conditions_given(options), dry_run
+        device, measured, options["num_classes"], conditions, dry_run
     )
-    if as_json:
-        print_json({"device": device, "path": str(path), **asdict(calibration)})
-        return
-    count = len(calibration.networks)
-    click.echo(
-        f"error on {count} networks: {calibration.error_before:.1%} before, "
-        f"{calibration.error_after:.1%} after (each predicted from the others)"
+    lines = (
+        f"error on {len(calibration.networks)} networks: {calibration.error_before:.1%} before, "
+        f"{calibration.error_after:.1%} after (each predicted from the others)",
+        f"latency = {calibration.offset_ms:.4g} ms + {calibration.scale:.4g} × prediction",
+        "nothing was changed (--dry-run)" if dry_run else f"stored in {path}",
     )
-    click.echo(f"latency = {calibration.offset_ms:.4g} ms + {calibration.scale:.4g} × prediction")
-    click.echo("nothing was changed (--dry-run)" if dry_run else f"stored in {path}")
+    opt.answer(
+        options["as_json"], {"device": device, "path": str(path), **asdict(calibration)}, lines
+    )

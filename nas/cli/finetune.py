@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nas.cli.options import (
-    PATH,
-    FlagSet,
-    json_option,
-    option,
-    print_json,
-    quiet_option,
-    run_settings,
-)
+from nas.cli import options as opt
 from nas.workflows.finetune_config import FinetuneConfig
 from search_space.names import check_run_name
 
@@ -26,23 +19,23 @@ if TYPE_CHECKING:
     from supernet.cluster.trials import Trial
 
 
-FLAGS = FlagSet(FinetuneConfig, without=("search",))  # the search has its own
+FLAGS = opt.FlagSet(FinetuneConfig, without=("search",))  # the search has its own
 
 
 @click.command()
-@click.argument("run", type=PATH)
-@option(
+@click.argument("run", type=opt.PATH)
+@opt.option(
     "--networks",
     metavar="chosen|front|DIGEST,…",
     help="What to train (default: the network that the search chose).",
 )
 @FLAGS
 @click.option("--name", help="Name of the fine-tuning (default: the search's, and -finetuned).")
-@option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
+@opt.option("--runs", metavar="DIR", help="Folder of runs (default: the one that RUN is in).")
 @click.option("--resume", is_flag=True, help="Continue the fine-tuning of this name.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and stop.")
-@json_option
-@quiet_option
+@opt.json_option
+@opt.quiet_option
 def finetune(run: Path, **options: Any) -> None:
     """Train networks of the finished search RUN on, and export the best.
 
@@ -66,11 +59,8 @@ def finetune(run: Path, **options: Any) -> None:
         return
     from nas.workflows.finetuning import run_finetuning, summary
 
-    data, trials = run_finetuning(config, source, path, **run_settings(options))
-    if options["as_json"]:
-        print_json(summary(data, trials, path))
-    else:
-        _print_trials(data, trials, path)
+    data, trials = run_finetuning(config, source, path, **opt.run_settings(options))
+    opt.answer(options["as_json"], summary(data, trials, path), _lines(data, trials, path))
 
 
 def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json: bool) -> None:
@@ -83,46 +73,39 @@ def _dry_run(config: FinetuneConfig, source: FinishedSearch, path: Path, as_json
         name: {"low": span.low, "recipe": span.recipe, "high": span.high, "log": span.log}
         for name, span in ranges(config.recipe).items()
     }
-    if as_json:
-        print_json(
-            {
-                "run": str(path),
-                "exists": path.exists(),
-                "networks": networks,
-                "hyperparameters": searched,
-                "config": config.to_dict(),
-            }
-        )
-        return
-    click.echo(f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}")
-    for digest, metrics in networks.items():
-        click.echo(
-            f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
-            f"{format_metric(LATENCY, metrics[LATENCY])}"
-        )
-    click.echo(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
-    for name, span in searched.items():
-        click.echo(
-            f"  {name:15} {span['low']:.4g} to {span['high']:.4g}, first {span['recipe']:.4g}"
-        )
+    plan = {
+        "run": str(path),
+        "exists": path.exists(),
+        "networks": networks,
+        "hyperparameters": searched,
+        "config": config.to_dict(),
+    }
+    lines = [opt.run_line(path)]
+    lines += [
+        f"network {digest}: validation accuracy {metrics['accuracy']:.2%} inherited, "
+        f"{format_metric(LATENCY, metrics[LATENCY])}"
+        for digest, metrics in networks.items()
+    ]
+    lines.append(f"{config.trials} trials of {config.epochs} epochs, {config.workers} at a time")
+    lines += [
+        f"  {name:15} {span['low']:.4g} to {span['high']:.4g}, first {span['recipe']:.4g}"
+        for name, span in searched.items()
+    ]
+    opt.answer(as_json, plan, lines)
 
 
-def _print_trials(data: ReportData, trials: list[Trial], path: Path) -> None:
+def _lines(data: ReportData, trials: list[Trial], path: Path) -> Iterator[str]:
     """A line a trial, best first; then the chosen network as of a search."""
-    from nas.cli.printing import print_result
+    from nas.cli.printing import result_lines
 
     names = list(dict.fromkeys(name for trial in trials for name in trial.hyperparameters))
     heads = [re.sub(r"_(rate|smoothing)$", "", name) for name in names]
-    click.echo(
-        f"{'trial':>5}  {'network':12}  {'status':8}  {'epochs':>6}  {'val. loss':>9}  "
-        + "  ".join(f"{head:>12}" for head in heads)
-    )
+    rows: list[list[object]] = [["trial", "network", "status", "epochs", "val. loss", *heads]]
     # no order among losses of different epochs: those trained to their end come first
     order = {"finished": 0, "stopped": 1}
     for trial in sorted(trials, key=lambda t: (order.get(t.status, 2), t.validation_loss)):
-        cells = (f"{trial.hyperparameters[name]:>12.4g}" for name in names)
-        click.echo(
-            f"{trial.number:>5}  {trial.network:12}  {trial.status:8}  {len(trial.epochs):>6}  "
-            f"{trial.validation_loss:>9.4f}  {'  '.join(cells)}"
-        )
-    print_result(data, path)
+        figures = (f"{trial.hyperparameters[name]:.4g}" for name in names)
+        known = (trial.number, trial.network, trial.status, len(trial.epochs))
+        rows.append([*known, f"{trial.validation_loss:.4f}", *figures])
+    yield from opt.columns(rows, left=(1, 2))
+    yield from result_lines(data, path)

@@ -14,22 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nas.cli import endings
+from nas.cli import options as opt
 from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
-from nas.cli.options import (
-    NUM_CLASSES,
-    PATH,
-    FlagSet,
-    conditions_given,
-    console,
-    json_option,
-    latency_options,
-    option,
-    print_json,
-    quiet_option,
-    run_options,
-    run_settings,
-)
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
@@ -39,10 +26,11 @@ from search_space.names import check_run_name
 
 if TYPE_CHECKING:
     from results.report.data import ReportData
+    from search_space.space import SearchSpace
 
-SEARCH = FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
+SEARCH = opt.FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
-TRAIN = FlagSet(
+TRAIN = opt.FlagSet(
     TrainedConfig,
     without=(
         *("device", "target_latency", "target_throughput", "max", "min", "costs", "minimize"),
@@ -63,7 +51,7 @@ def cli() -> None:
 
 @cli.command()
 @SEARCH
-@run_options
+@opt.run_options
 def search(**options: Any) -> None:
     """Find, re-measure, fine-tune and export the network for a budget.
 
@@ -76,13 +64,13 @@ def search(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_search(config, path, **run_settings(options))
+    data = run_search(config, path, **opt.run_settings(options))
     _print(data, path, options["as_json"])
 
 
 @cli.command()
 @TRAIN
-@run_options
+@opt.run_options
 def train(**options: Any) -> None:
     """Only train a supernet; ``nas search --supernet RUN`` then uses it for any budget."""
     from nas.workflows.pipeline import run_training
@@ -92,87 +80,82 @@ def train(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(config, path, options["as_json"])
         return
-    data = run_training(config, path, **run_settings(options))
+    data = run_training(config, path, **opt.run_settings(options))
     if config.architecture is not None:
         _print(data, path, options["as_json"])
-    elif options["as_json"]:
-        print_json({"run": str(path), "status": data.status, "epochs": len(data.training)})
-    else:
-        epochs = data.training[-1].epoch + 1
-        click.echo(f"trained for {epochs} epochs; use it with: nas search --supernet {path}")
+        return
+    plain = {"run": str(path), "status": data.status, "epochs": len(data.training)}
+    epochs = data.training[-1].epoch + 1
+    line = f"trained for {epochs} epochs; use it with: nas search --supernet {path}"
+    opt.answer(options["as_json"], plain, [line])
 
 
 def _print(data: ReportData, path: Path, as_json: bool) -> None:
-    from nas.cli.printing import print_result
+    from nas.cli.printing import result_lines
     from nas.workflows.reporting import summary
 
-    if as_json:
-        print_json(summary(data, path))
-    else:
-        print_result(data, path)
+    opt.answer(as_json, summary(data, path), result_lines(data, path))
 
 
 @cli.command()
 @click.argument("name", required=False)
-@json_option
+@opt.json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
     from search_space import MIXERS, load_space, space_names
 
     if name is None:
-        rows = [load_space(item) for item in space_names()]
-        if as_json:
-            print_json([{"name": s.name, "size": s.size, "digest": s.digest} for s in rows])
-            return
-        for space in rows:
-            sides = ", ".join(map(str, space.resolutions))
-            click.echo(f"{space.name:8} {space.size:9.1e} architectures, {sides} px")
-        click.echo(f"mixers that spaces choose from: {', '.join(MIXERS)}")
+        known = [load_space(item) for item in space_names()]
+        lines = [
+            f"{s.name:8} {s.size:9.1e} architectures, {', '.join(map(str, s.resolutions))} px"
+            for s in known
+        ]
+        lines.append(f"mixers that spaces choose from: {', '.join(MIXERS)}")
+        opt.answer(as_json, [_facts(space) for space in known], lines)
         return
     space = load_space(name)
-    if as_json:
-        print_json({**space.to_dict(), "size": space.size, "digest": space.digest})
-        return
-    click.echo(f"{space.name}: {space.size:.2e} architectures, digest {space.digest}")
-    click.echo(f"resolution {', '.join(map(str, space.resolutions))} px")
+    lines = [
+        f"{space.name}: {space.size:.2e} architectures, digest {space.digest}",
+        f"resolution {', '.join(map(str, space.resolutions))} px",
+    ]
     for i, stage in enumerate(space.stages):
         mixers = dict.fromkeys(block.label for block in stage.blocks)
-        click.echo(
+        lines.append(
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
             f"{len(stage.blocks)} block choices of {', '.join(mixers)}"
         )
+    opt.answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
+
+
+def _facts(space: SearchSpace) -> dict[str, Any]:
+    return {"name": space.name, "size": space.size, "digest": space.digest}
 
 
 @cli.command()
 @click.argument("name", metavar="NAME_OR_FILE")
-@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
-@option("--device", metavar="NAME", help="Also show the latency measured on this device.")
-@latency_options
-@json_option
+@opt.option("--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True)
+@opt.option("--device", metavar="NAME", help="Also show the latency measured on this device.")
+@opt.latency_options
+@opt.json_option
 def show(name: str, num_classes: int, device: str | None, as_json: bool, **options: Any) -> None:
     """A network as a table: a known design, a YAML or JSON file, or an export's config.json."""
-    from nas.cli.printing import print_network
+    from nas.cli.printing import network_lines
     from nas.workflows.show import describe
     from search_space import load_architecture
 
-    conditions = conditions_given(options)
+    conditions = opt.conditions_given(options)
     described = describe(load_architecture(name), num_classes, device, conditions)
-    if as_json:
-        print_json(described)
-    else:
-        print_network(described)
+    opt.answer(as_json, described, network_lines(described))
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=opt.PATH)
 @click.argument("digest", required=False)
-@click.option("--output", type=PATH, help="Folder (default: in the run).")
-@option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
-@json_option
-@quiet_option
-def export(
-    run: Path, digest: str | None, output: Path | None, opset: int | None, **options: Any
-) -> None:
+@click.option("--output", type=opt.PATH, help="Folder (default: in the run).")
+@opt.option("--opset", type=click.IntRange(*OPSETS), help="Of the ONNX file (default: the run's).")
+@opt.json_option
+@opt.quiet_option
+def export(run: Path, digest: str | None, output: Path | None, **options: Any) -> None:
     """Export any evaluated architecture of a run with inherited weights, or the chosen one.
 
     DIGEST may be shortened. Without it, the chosen and fine-tuned network is exported again.
@@ -181,16 +164,13 @@ def export(
 
     from nas.workflows.exporting import export_from_run
 
-    exported = export_from_run(run, digest, output, console(options), opset)
-    if options["as_json"]:
-        print_json([asdict(item) for item in exported])
-        return
-    for item in exported:
-        click.echo(f"{item.path}\n  {item.load}")
+    exported = export_from_run(run, digest, output, opt.console(options), options["opset"])
+    lines = (f"{item.path}\n  {item.load}" for item in exported)
+    opt.answer(options["as_json"], [asdict(item) for item in exported], lines)
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=opt.PATH)
 def report(run: Path) -> None:
     """Write the report of a finished run again."""
     from nas.workflows.reporting import rebuild_report
@@ -244,6 +224,8 @@ def _default_name(config: RunConfig) -> str:
 
 
 def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
+    import yaml
+
     from predictors.devices import find_device
 
     find_device(config.device, **config.latency.conditions())
@@ -259,17 +241,15 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     plan = {
         "run": str(path),
         "exists": path.exists(),
-        "space": {"name": space.name, "size": space.size, "digest": space.digest},
+        "space": _facts(space),
         "config": config.to_dict(),
     }
-    if as_json:
-        print_json(plan)
-        return
-    import yaml
-
-    click.echo(f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}")
-    click.echo(f"space: {space.name}, {space.size:.2e} architectures")
-    click.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
+    lines = (
+        opt.run_line(path),
+        f"space: {space.name}, {space.size:.2e} architectures",
+        yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(),
+    )
+    opt.answer(as_json, plan, lines)
 
 
 for command in (finetune, profile, devices, calibrate, scale, seed, proxies):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -149,6 +149,35 @@ def print_json(value: Any) -> None:
 
     text = json.dumps(as_plain(value), ensure_ascii=False, allow_nan=False)
     click.echo(text.encode(errors="backslashreplace").decode())  # names need not be UTF-8
+
+
+def answer(as_json: bool, data: Any, lines: Iterable[str]) -> None:
+    """Print what a command has to say: as JSON, or as lines for people."""
+    if as_json:
+        print_json(data)
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def columns(
+    rows: Sequence[Sequence[object]], left: Sequence[int] = (0,), indent: str = ""
+) -> Iterator[str]:
+    """Rows as aligned columns; those that ``left`` numbers stand to the left, others right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    at_left = {number % len(widths) for number in left}
+    for row in cells:
+        padded = (
+            cell.ljust(width) if i in at_left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield (indent + "  ".join(padded)).rstrip()
+
+
+def run_line(path: Path) -> str:
+    """The folder of a run that is only planned."""
+    return f"run: {path}{' (exists: needs --resume)' if path.exists() else ''}"
 
 
 def console(options: dict[str, Any]) -> Console:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
+from nas.cli.options import columns
 from results.report.chosen import beaten_note
 from results.report.classes import unbalanced_note
-from results.report.data import FrontMember, ReportData
+from results.report.data import Network, ReportData
 from search_space.metrics import (
     ACTIVATIONS,
     BALANCED_ACCURACY,
@@ -27,16 +26,18 @@ from search_space.metrics import (
 from search_space.metrics import metrics as registered
 
 
-def print_result(data: ReportData, path: Path) -> None:
+def result_lines(data: ReportData, path: Path) -> Iterator[str]:
     """The front, the chosen network and where its files are."""
     chosen = data.chosen
-    columns = [column for column in _columns() if any(column.value(m) for m in data.front)]
-    if columns:
-        click.echo(f"\n{'digest':12}" + "".join(f"  {c.head:>10}" for c in columns))
-    for member in data.front:
-        mark = " ← chosen" if chosen is not None and member.digest == chosen.digest else ""
-        texts = (column.metric.format(column.value(member)) for column in columns)
-        click.echo(f"{member.digest:12}" + "".join(f"  {text:>10}" for text in texts) + mark)
+    if data.front:
+        shown = [column for column in _columns() if any(column.value(m) for m in data.front)]
+        rows = [["digest", *(column.head for column in shown), ""]]
+        for member in data.front:
+            mark = "← chosen" if chosen is not None and member.digest == chosen.digest else ""
+            texts = (column.metric.format(column.value(member)) for column in shown)
+            rows.append([member.digest, *texts, mark])
+        yield ""
+        yield from columns(rows, left=(0, -1))
     if chosen is not None:
         facts: list[str] = []
         for metrics, how in ((chosen.measured, "measured"), (chosen.predicted, "predicted")):
@@ -52,13 +53,10 @@ def print_result(data: ReportData, path: Path) -> None:
         if quality.get(BALANCED_ACCURACY) is not None and unbalanced_note(data):
             balanced = format_metric(BALANCED_ACCURACY, quality[BALANCED_ACCURACY])
             facts.append(f"{balanced} with all classes counted alike")
-        click.echo(f"\nchosen {chosen.digest}: {', '.join(facts)}")
-        for item in chosen.exports:
-            click.echo(f"  {item.path}")
-    for note in (unbalanced_note(data), beaten_note(data)):
-        if note is not None:
-            click.echo(f"note: {note}")
-    click.echo(f"report: {path / 'report.html'}")
+        yield f"\nchosen {chosen.digest}: {', '.join(facts)}"
+        yield from (f"  {item.path}" for item in chosen.exports)
+    yield from (f"note: {note}" for note in (unbalanced_note(data), beaten_note(data)) if note)
+    yield f"report: {path / 'report.html'}"
 
 
 @dataclass(frozen=True)
@@ -67,122 +65,116 @@ class _Column:
     metric: Metric
     measured: bool = False
 
-    def value(self, member: FrontMember) -> float | None:
+    def value(self, member: Network) -> float | None:
         return (member.measured if self.measured else member.predicted).get(self.metric.name)
 
 
 def _columns() -> list[_Column]:
     """Columns: what tells networks apart, the latency twice, and what they cost."""
-    columns = [_Column(m.short, m) for m in registered() if m.name != LATENCY]
+    others = [_Column(m.short, m) for m in registered() if m.name != LATENCY]
     latency = metric_named(LATENCY)
     both = [_Column("predicted", latency), _Column("measured", latency, measured=True)]
-    costs = [c for c in columns if c.metric.source == TABLE]
-    return [*(c for c in columns if c not in costs), *both, *costs]
+    costs = [c for c in others if c.metric.source == TABLE]
+    return [*(c for c in others if c not in costs), *both, *costs]
 
 
-def print_network(described: Mapping[str, Any]) -> None:
+def network_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A network of ``nas.workflows.show.describe``, a line per module, and its totals."""
     counted = [metric_named(name) for name in (PARAMS, MACS, ACTIVATIONS)]
-    click.echo(
-        f"{'module':22} {'what':44} {'input':>9} " + " ".join(f"{m.short:>11}" for m in counted)
-    )
+    rows = [["module", "what", "input", *(m.short for m in counted)]]
     for row in described["components"]:
-        cells = " ".join(f"{m.format(row[m.name]):>11}" for m in counted)
-        click.echo(f"{row['path']:22} {row['what']:44} {row['input']:>9} {cells}")
+        counts = (m.format(row[m.name]) for m in counted)
+        rows.append([row["path"], row["what"], row["input"], *counts])
+    yield from columns(rows, left=(0, 1))
     totals = ", ".join(f"{m.format(described[m.name])} {m.title}" for m in counted)
-    click.echo(
+    yield (
         f"\n{described['digest']} at {described['resolution']} px, "
         f"{described['num_classes']} classes: {totals}"
     )
     if LATENCY in described:
-        click.echo(
+        yield (
             f"latency {format_metric(LATENCY, described[LATENCY])}, "
             f"{described['latency_provenance']}; {described['latency_conditions']}"
         )
 
 
-def print_devices(known: Mapping[str, Any]) -> None:
-    """Print the data of ``nas.workflows.known_devices.overview``."""
-    click.echo("this machine")
-    for name, identity in known["devices"].items():
-        click.echo(f"  {name:14} {identity}")
-    click.echo("\ntables")
+def devices_lines(known: Mapping[str, Any]) -> Iterator[str]:
+    """The data of ``nas.workflows.known_devices.overview``."""
+    yield "this machine"
+    yield from (f"  {name:14} {identity}" for name, identity in known["devices"].items())
+    yield "\ntables"
     for item in known["tables"]:
         errors = ", ".join(f"{s} ±{e:.1%}" for s, e in item["expected_error"].items())
         origins = ", ".join(f"{n} {origin}" for origin, n in item["origins"].items())
-        click.echo(f"  {item['name'] or '(unnamed)':14} {item['conditions']}")
+        yield f"  {item['name'] or '(unnamed)':14} {item['conditions']}"
         calibrated = "; calibrated" if item["calibrated"] else ""
-        click.echo(f"  {'':14} {origins or 'no entries'}; {errors or 'no correction'}{calibrated}")
-        click.echo(f"  {'':14} {item['path']}")
+        yield f"  {'':14} {origins or 'no entries'}; {errors or 'no correction'}{calibrated}"
+        yield f"  {'':14} {item['path']}"
     if not known["tables"]:
-        click.echo("  none yet; measure one with: nas profile --space NAME")
-    click.echo("\nestimated from datasheets")
-    for name, model in known["estimated"].items():
-        click.echo(f"  {name:14} {model}")
+        yield "  none yet; measure one with: nas profile --space NAME"
+    yield "\nestimated from datasheets"
+    yield from (f"  {name:14} {model}" for name, model in known["estimated"].items())
 
 
-def print_device(described: Mapping[str, Any]) -> None:
-    """Print the data of ``nas.workflows.known_devices.describe_device``."""
+def device_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """The data of ``nas.workflows.known_devices.describe_device``."""
     conditions = dict(described["conditions"])
     device = conditions.pop("device")
-    click.echo(f"{described['name']}: {device['model']}, {described['provenance']}")
-    for key, value in conditions.items():
-        click.echo(f"  {key.replace('_', ' '):16} {value}")
+    yield f"{described['name']}: {device['model']}, {described['provenance']}"
+    facts = {key.replace("_", " "): value for key, value in conditions.items()}
     if described["path"] is not None:
-        click.echo(f"  {'table':16} {described['path']}")
         kinds = ", ".join(f"{count} {kind}" for kind, count in described["kinds"].items())
-        click.echo(f"  {'entries':16} {kinds or 'none'}")
-        if described["created"]:
-            click.echo(f"  {'measured':16} {described['created']}")
-        for correction in described["corrections"]:
-            click.echo(
-                f"  {correction['space']:16} ±{correction['expected_error']:.1%}; "
-                f"{correction['offset_ms']:.3g} ms + {correction['scale']:.4g} × sum, "
-                f"{correction['checks']} networks, {correction['rounds']} rounds, "
-                f"{correction['stopped']}"
-            )
-            for warning in correction["warnings"]:
-                click.echo(f"  {'':16} warning: {warning}")
-        calibration = described["calibration"]
-        if calibration is not None:
-            click.echo(
-                f"  {'calibration':16} {calibration['offset_ms']:.3g} ms + "
-                f"{calibration['scale']:.4g} × sum, from "
-                f"{len(calibration['networks'])} networks: error "
-                f"{calibration['error_before']:.1%} before, {calibration['error_after']:.1%} after"
-            )
-    elif described["kind"] == "local":
-        click.echo("  no table yet; measure one with: nas profile")
+        facts |= {"table": described["path"], "entries": kinds or "none"}
+        facts |= {"measured": described["created"]} if described["created"] else {}
+    yield from (f"  {key:16} {value}" for key, value in facts.items())
+    for correction in described.get("corrections", ()):
+        yield (
+            f"  {correction['space']:16} ±{correction['expected_error']:.1%}; "
+            f"{correction['offset_ms']:.3g} ms + {correction['scale']:.4g} × sum, "
+            f"{correction['checks']} networks, {correction['rounds']} rounds, "
+            f"{correction['stopped']}"
+        )
+        yield from (f"  {'':16} warning: {warning}" for warning in correction["warnings"])
+    if (calibration := described.get("calibration")) is not None:
+        yield (
+            f"  {'calibration':16} {calibration['offset_ms']:.3g} ms + "
+            f"{calibration['scale']:.4g} × sum, from {len(calibration['networks'])} networks: "
+            f"error {calibration['error_before']:.1%} before, {calibration['error_after']:.1%} "
+            "after"
+        )
+    if described["path"] is None and described["kind"] == "local":
+        yield "  no table yet; measure one with: nas profile"
     if described["kind"] == "datasheet":
-        _print_expected_errors(described)
-    rows = described.get("anchors", [])
+        yield from _expected_errors(described["expected_error"], described["conditions"])
     for held_out, title in _HELD_OUT.items():
-        shown = [row for row in rows if row["held_out"] == held_out]
-        if not shown:
-            continue
-        click.echo(f"\nerror against published figures, {title}")
-        for row in shown:
-            click.echo(
-                f"  {row['device'][:10]:10} {row['implementation'][:24]:24} {row['precision']:5} "
-                f"{row['mixer'][:16]:16} {row['n']:3} figures {row['mean_error']:7.1%}   "
-                f"{row['source']}"
+        anchors = [row for row in described.get("anchors", ()) if row["held_out"] == held_out]
+        if anchors:
+            yield f"\nerror against published figures, {title}"
+            yield from columns(
+                [
+                    [
+                        *(row["device"], row["implementation"], row["precision"], row["mixer"]),
+                        *(f"{row['n']} figures", f"{row['mean_error']:.1%}", row["source"]),
+                    ]
+                    for row in anchors
+                ],
+                left=(0, 1, 2, 3, -1),
+                indent="  ",
             )
 
 
-def _print_expected_errors(described: Mapping[str, Any]) -> None:
+def _expected_errors(
+    errors: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any]
+) -> Iterator[str]:
     """Runtimes down, mixers across; below, what the figure of the device's runtime stands on."""
-    rows = described["expected_error"]
-    mixers = list(dict.fromkeys(row["mixer"] for row in rows))
-    click.echo(f"\nexpected error, {described['conditions']['precision']}")
-    click.echo(f"  {'':12}" + "".join(f"{mixer:>18}" for mixer in mixers))
-    for runtime in dict.fromkeys(row["runtime"] for row in rows):
-        cells = [row["error"] for row in rows if row["runtime"] == runtime]
-        click.echo(f"  {runtime:12}" + "".join(f"{f'±{error:.0%}':>18}" for error in cells))
-    reasons = {
-        row["reason"] for row in rows if row["runtime"] == described["conditions"]["runtime"]
-    }
-    for reason in sorted(reasons):
-        click.echo(f"  {described['conditions']['runtime']}: found by {reason}")
+    yield f"\nexpected error, {conditions['precision']}"
+    rows = {"": list(dict.fromkeys(row["mixer"] for row in errors))}
+    for row in errors:
+        rows.setdefault(row["runtime"], []).append(f"±{row['error']:.0%}")
+    yield from columns([[name, *cells] for name, cells in rows.items()], indent="  ")
+    runtime = conditions["runtime"]
+    for reason in sorted({row["reason"] for row in errors if row["runtime"] == runtime}):
+        yield f"  {runtime}: found by {reason}"
 
 
 _HELD_OUT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from nas.cli import options as opt
 from nas.cli.endings import this_command
-from nas.cli.options import (
-    NUM_CLASSES,
-    PATH,
-    SEED,
-    check_compute_device,
-    conditions_given,
-    console,
-    count_option,
-    image_sizes,
-    json_option,
-    latency_options,
-    option,
-    options,
-    print_json,
-    quiet_option,
-)
 from search_space.errors import UsageError
 from search_space.units import parse_latency
 
@@ -34,12 +20,16 @@ if TYPE_CHECKING:
     from nas.workflows.scaling import ScaledFamily
     from predictors.proxies import ScoreSettings
 
-score_options = options(
-    option("--random-seed", type=SEED, default=0, show_default=True),
-    count_option("--repeats", default=5, help="Fresh weights that each score is the mean of."),
-    count_option("--score-images", default=16, least=2, help="Images of each repeat."),
-    option("--score-size", type=image_sizes(32), help="Side of these images (the network's own)."),
-    option("--score-device", default="cpu", show_default=True, help="Where networks are scored."),
+score_options = opt.options(
+    opt.option("--random-seed", type=opt.SEED, default=0, show_default=True),
+    opt.count_option("--repeats", default=5, help="Fresh weights that each score is the mean of."),
+    opt.count_option("--score-images", default=16, least=2, help="Images of each repeat."),
+    opt.option(
+        "--score-size", type=opt.image_sizes(32), help="Side of these images (the network's own)."
+    ),
+    opt.option(
+        "--score-device", default="cpu", show_default=True, help="Where networks are scored."
+    ),
 )
 
 
@@ -66,12 +56,12 @@ score_options = options(
     metavar="5ms@a100",
     help="Keep every member within this latency; may be given for several devices.",
 )
-@option("--device", metavar="NAME", help="Also show the members' latency on this device.")
-@latency_options
-@option("--num-classes", type=NUM_CLASSES, default=1000, show_default=True)
+@opt.option("--device", metavar="NAME", help="Also show the members' latency on this device.")
+@opt.latency_options
+@opt.option("--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True)
 @click.option("--interpolate", is_flag=True, help="Fill a measured table's gaps from its shapes.")
 @click.option("--no-measure", is_flag=True, help="Do not measure members on this machine.")
-@count_option(
+@opt.count_option(
     "--planned-epochs", "epochs", default=300, help="Planned epochs of training (resnet-rs)."
 )
 @click.option(
@@ -82,9 +72,9 @@ score_options = options(
     help="What contract keeps as much of as it can.",
 )
 @score_options
-@click.option("--out", type=PATH, help="Folder (default: in runs).")
-@json_option
-@quiet_option
+@click.option("--out", type=opt.PATH, help="Folder (default: in runs).")
+@opt.json_option
+@opt.quiet_option
 def scale(**values: Any) -> None:
     """Scale one network into a family: a member for each budget.
 
@@ -100,7 +90,6 @@ def scale(**values: Any) -> None:
         raise UsageError(f"--by {values['by']!r} names no device; write it as in latency@a100.")
     if metric.name == MEMORY:
         raise UsageError("--by memory does not add up; give params, macs or activations.")
-    by = metric.name
     budgets = tuple(map(metric.unit.parse, _listed("--to", values["to"])))
     limits: dict[str, float] = {}
     for text in values["max_latency"]:
@@ -114,32 +103,28 @@ def scale(**values: Any) -> None:
     seed = load_architecture(values["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
+    from search.scaling.base import ScalingOptions
 
     name = Path(values["seed_name"]).stem
     if name == "config":  # an export's, as all of them are called
         name = seed.digest
+    options = ScalingOptions(
+        score=_score_settings(values), epochs=values["epochs"], proxy=values["score"]
+    )
     request = ScaleRequest(
-        seed_name=name,
+        name=name,
         seed=seed,
-        by=by,
+        by=metric.name,
         budgets=budgets,
         limits=limits,
-        method=values["method"],
         folder=values["out"] or Path("runs") / _folder_name(name, values),
-        device=values["device"],
-        conditions=conditions_given(values),
-        num_classes=values["num_classes"],
-        interpolate=values["interpolate"],
+        options=options,
+        conditions=opt.conditions_given(values),
         measure=not values["no_measure"],
-        epochs=values["epochs"],
-        proxy=values["score"],
-        score=_score_settings(values),
+        **{key: values[key] for key in ("method", "device", "num_classes", "interpolate")},
     )
-    result = scale_family(request, this_command(), console(values))
-    if values["as_json"]:
-        print_json(result.to_dict())
-    else:
-        _print_family(result)
+    result = scale_family(request, this_command(), opt.console(values))
+    opt.answer(values["as_json"], result.summary(), _family_lines(result))
 
 
 @click.command()
@@ -150,7 +135,7 @@ def scale(**values: Any) -> None:
     metavar="NAME",
     help="reinforce (as published) or evolution.",
 )
-@count_option("--steps", default=500, help="Proposals.")
+@opt.count_option("--steps", default=500, help="Proposals.")
 @click.option(
     "--mixers",
     default="window_attention",
@@ -158,13 +143,17 @@ def scale(**values: Any) -> None:
     metavar="A,B",
     help="Mixers to choose from in each stage, or all.",
 )
-@option("--image-size", type=image_sizes(), default=224, show_default=True)
+@opt.option("--image-size", type=opt.image_sizes(), default=224, show_default=True)
 @score_options
 @click.option(
-    "--out", type=PATH, default=Path("seed.yaml"), show_default=True, help="File of the seed found."
+    "--out",
+    type=opt.PATH,
+    default=Path("seed.yaml"),
+    show_default=True,
+    help="File of the seed found.",
 )
-@json_option
-@quiet_option
+@opt.json_option
+@opt.quiet_option
 def seed(**values: Any) -> None:
     """Search a seed to scale from, without training: one block a stage, 32 channels wide.
 
@@ -183,28 +172,26 @@ def seed(**values: Any) -> None:
         steps=values["steps"],
         settings=_score_settings(values),
         output=values["out"],
-        console=console(values),
+        console=opt.console(values),
     )
     best = result.best
-    if values["as_json"]:
-        print_json(
-            {
-                "method": result.method,
-                "steps": result.steps,
-                "scored": len(result.seen),
-                "digest": best.architecture.digest,
-                **{k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()},
-                "architecture": best.architecture.to_dict(),
-                "file": str(values["out"]),
-            }
-        )
-        return
-    click.echo(f"{best.architecture}, of {len(result.seen)} topologies scored")
-    click.echo(
+    scores = {k: v if isfinite(v) else None for k, v in best.scores.to_dict().items()}
+    data = {
+        "method": result.method,
+        "steps": result.steps,
+        "scored": len(result.seen),
+        "digest": best.architecture.digest,
+        **scores,
+        "architecture": best.architecture.to_dict(),
+        "file": str(values["out"]),
+    }
+    lines = (
+        f"{best.architecture}, of {len(result.seen)} topologies scored",
         f"NTK condition number {best.scores.kappa:.4g}, expected length distortion "
-        f"{best.scores.length:.4g}"
+        f"{best.scores.length:.4g}",
+        f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M",
     )
-    click.echo(f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M")
+    opt.answer(values["as_json"], data, lines)
 
 
 def _listed(name: str, text: str) -> list[str]:
@@ -241,7 +228,7 @@ def _check_used(method: str) -> None:
 def _score_settings(values: dict[str, Any]) -> ScoreSettings:
     from predictors.proxies import ScoreSettings
 
-    check_compute_device("--score-device", values["score_device"])
+    opt.check_compute_device("--score-device", values["score_device"])
     return ScoreSettings(
         seed=values["random_seed"],
         repeats=values["repeats"],
@@ -257,31 +244,24 @@ def _folder_name(seed_name: str, values: dict[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
 
 
-def _print_family(result: ScaledFamily) -> None:
+def _family_lines(result: ScaledFamily) -> Iterator[str]:
     """A line a member, and where the files are."""
     from search_space.metrics import LATENCY, format_metric, title_of
 
     family = result.family
-    columns = list(family.path[0].costs)
-    heads = [title_of(metric) for metric in columns]
+    metrics = list(family.path[0].costs)
+    heads = [title_of(metric) for metric in metrics]
     heads += [f"measured on {device}" for device in result.measured_ms]
-    click.echo(
-        f"{'member':>8}  {'digest':12}  "
-        + "  ".join(f"{head:>11}" for head in heads)
-        + "   px  width×depth"
-    )
+    rows = [["member", "digest", *heads, "px", "width×depth"]]
     for member in family.members:
-        cells = [format_metric(metric, member.costs[metric]) for metric in columns]
-        for by_member in result.measured_ms.values():
-            cells.append(format_metric(LATENCY, by_member[member.name]))
-        shape = ", ".join(f"{s.width}×{s.depth}" for s in member.architecture.stages)
-        padded = (f"{c:>{max(11, len(h))}}" for c, h in zip(cells, heads, strict=True))
-        click.echo(
-            f"{member.name:>8}  {member.architecture.digest}  {'  '.join(padded)}  "
-            f"{member.architecture.resolution:3}  {shape}"
-        )
+        cells = [format_metric(metric, member.costs[metric]) for metric in metrics]
+        cells += [format_metric(LATENCY, of[member.name]) for of in result.measured_ms.values()]
+        architecture = member.architecture
+        shape = ", ".join(f"{s.width}×{s.depth}" for s in architecture.stages)
+        rows.append([member.name, architecture.digest, *cells, str(architecture.resolution), shape])
+    yield from opt.columns(rows, left=(1, -1))
     for device, facts in result.latencies.items():
-        click.echo(f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items()))
+        yield f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items())
     for note in family.notes:
-        click.echo(f"\nnote: {note}")
-    click.echo(f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}")
+        yield f"\nnote: {note}"
+    yield f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from nas.cli.console import Console
 from predictors.devices import Target, latency_table
 from results.pareto import kendall_tau
 from results.report.charts import fit_scale
+from results.report.page import render_page
 from search_space import SearchSpace
 from search_space.metrics import LATENCY
 
@@ -83,7 +83,7 @@ def compare_devices(
                 space,
                 num_classes,
                 interpolate=interpolate,
-                progress=lambda done, total, left: progress(done, total, "rounds", left),
+                progress=progress.rounds,
             )
         predicted.append(table.compile(space, num_classes).predict(rows))
     fastest = [
@@ -102,45 +102,15 @@ def compare_devices(
 def write_scatter(path: Path, compared: Comparison) -> None:
     """One self-contained HTML page: a dot for each architecture, an axis for each device."""
     left, top, right, bottom = _BOX
-    xs, ys = compared.latencies_ms
-    x_scale = fit_scale(xs, left, right, floor=0.0)
-    y_scale = fit_scale(ys, bottom, top, floor=0.0)
-    dots = "".join(
-        f'<circle cx="{x_scale(x):.1f}" cy="{y_scale(y):.1f}" r="2"/>'
-        for x, y in zip(xs, ys, strict=True)
-    )
-    ticks = "".join(
-        f'<line x1="{t.at:.1f}" y1="{top}" x2="{t.at:.1f}" y2="{bottom}"/>'
-        f'<text x="{t.at:.1f}" y="{bottom + 18}" text-anchor="middle">{t.label}</text>'
-        for t in x_scale.ticks(LATENCY, 7)
-    ) + "".join(
-        f'<line x1="{left}" y1="{t.at:.1f}" x2="{right}" y2="{t.at:.1f}"/>'
-        f'<text x="{left - 8}" y="{t.at + 4:.1f}" text-anchor="end">{t.label}</text>'
-        for t in y_scale.ticks(LATENCY, 7)
-    )
-    first, second = (escape(name) for name in compared.names)
-    conditions = "".join(
-        f"<li><b>{escape(name)}</b>: {escape(text)}</li>"
-        for name, text in zip(compared.names, compared.conditions, strict=True)
-    )
+    x = fit_scale(compared.latencies_ms[0], left, right, floor=0.0)
+    y = fit_scale(compared.latencies_ms[1], bottom, top, floor=0.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{first} and {second}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 640px; margin: 2rem auto; }}
-line {{ stroke: #e3e6ea; }} circle {{ fill: #2563eb; fill-opacity: .35; }}
-text {{ font-size: 12px; fill: #475569; }}
-</style></head><body>
-<h1>{first} and {second} on {escape(compared.space)}</h1>
-<p>{compared.count} random architectures, predicted on both devices: Kendall τ
-{compared.tau}. Of the fastest tenth on {first}, {compared.shared_tenth:.0%} are in
-the fastest tenth on {second}.</p>
-<svg viewBox="0 0 600 490" role="img" aria-label="latency on both devices">{ticks}{dots}
-<text x="{(left + right) / 2}" y="{bottom + 40}" text-anchor="middle">{first}, ms</text>
-<text transform="translate(16 {(top + bottom) / 2}) rotate(-90)"
-  text-anchor="middle">{second}, ms</text>
-</svg><ul>{conditions}</ul></body></html>
-""",
-        "utf-8",
+    page = render_page(
+        "devices.html.j2",
+        box=_BOX,
+        compared=compared,
+        dots=[(x(a), y(b)) for a, b in zip(*compared.latencies_ms, strict=True)],
+        x_ticks=x.ticks(LATENCY, 7),
+        y_ticks=y.ticks(LATENCY, 7),
     )
+    path.write_text(page, "utf-8")

@@ -7,16 +7,17 @@ from pathlib import Path
 from nas.cli.console import Console
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
-from nas.workflows.finishing import card_figures, export_untrained, trained_card
+from nas.workflows.finished_search import find_digest
+from nas.workflows.finishing import card_figures, export_trained, export_untrained
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import FINETUNE
 from nas.workflows.with_images import CHECKPOINTS, no_supernet
-from results.export.write import check_replaceable, export_network
+from results.export.write import check_replaceable
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
-from search_space.errors import RunError, UnknownNameError, UsageError
+from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import load_latest
@@ -91,20 +92,19 @@ def export_from_run(
         network.load_state_dict(tuned.trained_weights())
         notes = []
     with console.phase(f"exporting {architecture.digest}"):
-        return export_network(
+        return export_trained(
             network,
             directory,
-            preprocessing=data.at(architecture.resolution).preprocessing,
-            card=trained_card(
-                architecture.digest, card_figures(evaluation.metrics), data, config, notes
-            ),
-            opset=config.opset,
+            card_figures(evaluation.metrics),
+            data,
+            config,
+            notes=notes,
             reference=None if digest is None else lambda x: supernet(x, architecture),
         )
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:
-    evaluations = [e for e in read_journal(run / JOURNAL) if e.status == "ok"]
+    evaluations = {e.digest: e for e in read_journal(run / JOURNAL) if e.status == "ok"}
     if digest is None:
         if not (run / RESULT).exists():
             raise RunError(f"{run} has not chosen a network yet; give a DIGEST, or finish the run.")
@@ -112,10 +112,7 @@ def _find(run: Path, digest: str | None) -> Evaluation:
         if chosen is None:
             raise RunError(f"{run} chose no network; give a DIGEST.")
         digest = chosen.digest
-    matching = [e for e in evaluations if e.digest.startswith(digest)]
-    if len(matching) > 1:
-        digests = ", ".join(e.digest for e in matching)
-        raise UsageError(f"{digest!r} begins {len(matching)} digests: {digests}; give more of one.")
-    if not matching:
-        raise UnknownNameError("architecture of this run", digest, [e.digest for e in evaluations])
-    return matching[0]
+    found = find_digest(digest, evaluations)
+    if found is None:
+        raise UnknownNameError("architecture of this run", digest, list(evaluations))
+    return evaluations[found]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from nas.cli.console import Console
 from nas.workflows.finetune_config import FinetuneConfig
@@ -21,7 +22,7 @@ from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import facts
 from nas.workflows.reporting import summary as search_summary
 from nas.workflows.run import MEASURED
-from nas.workflows.starting import header, new_manifest, open_run
+from nas.workflows.starting import Start, header, new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -209,13 +210,11 @@ class Finetuning(TrainedSearch):
 
     def _notes(self, trials: Sequence[Trial]) -> list[str]:
         stopped = sum(trial.status == STOPPED for trial in trials)
-        notes = []
-        if stopped:
-            notes.append(
-                f"{stopped} of {len(trials)} trials were stopped early: their validation loss is "
-                "that of the last epoch they were trained for."
-            )
-        return notes + self._failures(trials)
+        note = (
+            f"{stopped} of {len(trials)} trials were stopped early: their validation loss is "
+            "that of the last epoch they were trained for."
+        )
+        return [*([note] if stopped else []), *self._failures(trials)]
 
     def _tidy(self, trials: Sequence[Trial]) -> None:
         """Keep the last checkpoint of each network's best trial and nothing else."""
@@ -242,10 +241,8 @@ class _Shown:
         if done > self.before:
             left = (total - done) * (time.monotonic() - self.started) / (done - self.before)
         counts = {"done": FINISHED, "running": "running", "stopped": STOPPED, "failed": FAILED}
-        numbers = {
-            name: sum(trial.status == status for trial in trials) for name, status in counts.items()
-        }
-        parts = [f"{count} {name}" for name, count in numbers.items() if count]
+        of_status = Counter(trial.status for trial in trials)
+        parts = [f"{of_status[s]} {name}" for name, s in counts.items() if of_status[s]]
         losses = [trial.validation_loss for trial in trials if trial.epochs]
         parts += [f"best validation loss {min(losses):.4g}"] if losses else []
         self.progress(done, total, f"trials: {', '.join(parts)}" if parts else "", left)
@@ -260,37 +257,26 @@ class _Shown:
 
 def best_by_network(trials: Sequence[Trial]) -> dict[str, Trial]:
     """The best finished trial of each network that has one."""
-    result = {}
-    for digest in dict.fromkeys(trial.network for trial in trials):
-        best = best_trial(trial for trial in trials if trial.network == digest)
-        if best is not None:
-            result[digest] = best
-    return result
+    digests = dict.fromkeys(trial.network for trial in trials)
+    best = {d: best_trial(trial for trial in trials if trial.network == d) for d in digests}
+    return {digest: trial for digest, trial in best.items() if trial is not None}
 
 
 def run_finetuning(
-    config: FinetuneConfig,
-    source: FinishedSearch,
-    path: Path,
-    *,
-    resume: bool = False,
-    command: str = "",
-    console: Console | None = None,
+    config: FinetuneConfig, source: FinishedSearch, path: Path, **start: Unpack[Start]
 ) -> tuple[ReportData, list[Trial]]:
     """Run, or continue, the fine-tuning that ``config`` describes in the directory ``path``.
 
     Returns what the report shows, and all trials. Raises a NasError for everything that the user
     can fix; a new run that fails before anything was trained is removed again.
     """
-    console = console or Console()
+    console, resume = start.get("console") or Console(), start.get("resume", False)
     resumed = ("nas", "finetune", source.path, "--name", path.name, "--resume")
     comments = header("fine-tuning", (), resumed)
-    manifest = new_manifest(config.seed, command, _PACKAGES)
+    manifest = new_manifest(config.seed, start.get("command", ""), _PACKAGES)
     manifest |= {"data": source.fingerprint, "test_data": source.test_fingerprint}
-    with open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments) as (
-        directory,
-        new,
-    ):
+    opened = open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments)
+    with opened as (directory, new):
         run = Finetuning(config, source, directory, console)
         try:
             return run.all_phases(), run.trials()
@@ -308,7 +294,7 @@ def _before(source: FinishedSearch) -> Baseline:
     chosen = source.chosen
     return Baseline(
         name=f"{source.path.name}: {chosen.digest}",
-        metrics=chosen.predicted,
+        predicted=chosen.predicted,
         measured=chosen.measured,
         architecture=chosen.architecture,
         test_accuracy=chosen.test_accuracy,
@@ -336,15 +322,11 @@ def summary(data: ReportData, trials: Sequence[Trial], path: Path) -> dict[str, 
     plain = search_summary(data, path)
     best = best_trial(trials)
     assert best is not None  # a fine-tuning without one ends with an error
+    facts = {"trial": best.number, "validation_loss": best.validation_loss}
     return {
         "run": plain["run"],
         "status": plain["status"],
-        "best": plain["best"]
-        | {
-            "trial": best.number,
-            "hyperparameters": dict(best.hyperparameters),
-            "validation_loss": best.validation_loss,
-        },
+        "best": {**plain["best"], **facts, "hyperparameters": dict(best.hyperparameters)},
         "networks": {
             digest: {"trial": trial.number, "validation_loss": trial.validation_loss}
             for digest, trial in best_by_network(trials).items()

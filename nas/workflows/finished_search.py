@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from nas.config import TrainedConfig
-from nas.resolving import FINETUNING, stored_config
+from nas.resolving import FINETUNING, refused, stored_config
 from nas.workflows.finetune_config import FinetuneConfig
 from results.journal import Evaluation, read_journal
 from results.manifest import read_manifest
-from results.report.data import Chosen, FrontMember, ReportData, read_result
+from results.report.data import Chosen, ReportData, read_result
 from results.store import CONFIG, JOURNAL, MANIFEST, RESULT, is_run
 from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.files import read_mapping
@@ -93,18 +93,12 @@ class FinishedSearch:
     def _front(self) -> tuple[str, ...]:
         """Members of the front that meet the latency budget as measured, in the front's order."""
         limit = self.result.targets.get(LATENCY, math.inf)
-        within = [member for member in self.result.front if _latency(member) <= limit]
+        within = [m for m in self.result.front if (m.figure(LATENCY) or math.inf) <= limit]
         return tuple(m.digest for m in within) or (self.chosen.digest,)
 
-    def _find(self, digest: str, known: Mapping[str, Evaluation]) -> str:
-        matching = [each for each in known if digest and each.startswith(digest)]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            raise UsageError(
-                f"--networks {digest!r} begins {len(matching)} digests: {', '.join(matching)}; "
-                "give more of one."
-            )
+    def _find(self, digest: str, known: Collection[str]) -> str:
+        if (found := find_digest(digest, known, "--networks ")) is not None:
+            return found
         nearest = difflib.get_close_matches(digest, known, n=1, cutoff=0.0)
         hint = f" Nearest: {nearest[0]}." if nearest else ""
         raise UsageError(
@@ -114,9 +108,19 @@ class FinishedSearch:
         )
 
 
-def _latency(member: FrontMember) -> float:
-    latency = member.measured.get(LATENCY, member.predicted.get(LATENCY))
-    return math.inf if latency is None else latency
+def find_digest(beginning: str, known: Iterable[str], flag: str = "") -> str | None:
+    """The one digest among ``known`` that begins so; None where there is none.
+
+    Raises:
+        UsageError: There are several.
+    """
+    matching = [digest for digest in known if beginning and digest.startswith(beginning)]
+    if len(matching) > 1:
+        raise UsageError(
+            f"{flag}{beginning!r} begins {len(matching)} digests: {', '.join(matching)}; give more "
+            "of one."
+        )
+    return matching[0] if matching else None
 
 
 def resolve_finetuning(
@@ -141,10 +145,7 @@ def resolve_finetuning(
     try:
         config = FinetuneConfig.model_validate({**defaults, **(stored or {}), **options, **fixed})
     except ValidationError as error:
-        lines = (
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}." for e in error.errors()
-        )
-        raise UsageError("\n".join(lines)) from None
+        raise UsageError("\n".join(refused(error, FinetuneConfig))) from None
     if config.trials < len(config.networks):
         raise UsageError(
             f"--trials {config.trials} is too few for {len(config.networks)} networks, each of "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.workflows.measuring import Measured
+from predictors.tables.folder import provenance
+from predictors.tables.latency_table import LatencyTable
 from results.export.card import ModelCard
 from results.export.write import export_network
 from results.journal import Evaluation
@@ -68,20 +71,44 @@ def card_figures(metrics: Mapping[str, float | None], latency: str | None = None
     return texts
 
 
-def trained_card(
-    digest: str,
-    metrics: Mapping[str, str],
+def latency_text(
+    predicted: Mapping[str, float | None], measured: Mapping[str, float | None], table: LatencyTable
+) -> str:
+    """A network's latency for its card: how it is known, and under which conditions."""
+    how = "measured" if measured else provenance(table)
+    latency = (measured or predicted)[LATENCY]
+    return f"{format_metric(LATENCY, latency)}, {how}; {table.conditions}"
+
+
+def export_trained(
+    network: Backbone,
+    folder: Path,
+    figures: Mapping[str, str],
     data: ImageData,
     config: TrainedConfig,
+    *,
     notes: Sequence[str] = (),
-) -> ModelCard:
-    """The card of a network that was trained on a run's images."""
-    return ModelCard(
-        title=f"{config.data_name} network {digest}",
-        metrics=metrics,
-        class_names=data.class_names,
-        trained_on=f"{config.data_name}, {len(data.train)} images",
-        notes=notes,
+    reference: Callable[[Tensor], Tensor] | None = None,
+) -> list[Export]:
+    """Export a network that was trained on a run's images, in every format.
+
+    Raises:
+        ExportError: A format does not reproduce the network, or else ``reference``.
+    """
+    architecture = network.architecture
+    return export_network(
+        network,
+        folder,
+        preprocessing=data.at(architecture.resolution).preprocessing,
+        opset=config.opset,
+        card=ModelCard(
+            title=f"{config.data_name} network {architecture.digest}",
+            metrics=figures,
+            class_names=data.class_names,
+            trained_on=f"{config.data_name}, {len(data.train)} images",
+            notes=notes,
+        ),
+        reference=reference,
     )
 
 

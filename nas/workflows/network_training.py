@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from nas.workflows.finishing import card_figures, qualities, trained_card
+from nas.workflows.finishing import card_figures, export_trained, qualities
 from nas.workflows.reporting import curves, facts
 from nas.workflows.with_images import ImageRun, training_text
 from predictors.counts import count_architecture
-from results.export.write import export_network
 from results.report.data import Chosen, ReportData
 from results.store import EXPORT, RESULT
 from search_space import Architecture
@@ -47,17 +46,12 @@ class NetworkTraining(ImageRun):
         self.console.say(f"  test accuracy {accuracy:.2%}")
         counts = count_architecture(architecture, self.num_classes)
         with self.phase("exporting"):
-            exports = export_network(
+            exports = export_trained(
                 network,
                 self.path / EXPORT / architecture.digest,
-                preprocessing=self.data.preprocessing,
-                opset=self.config.opset,
-                card=trained_card(
-                    architecture.digest,
-                    {"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
-                    self.data,
-                    self.config,
-                ),
+                {"test accuracy": f"{accuracy:.2%}", **card_figures(counts)},
+                self.data,
+                self.config,
             )
         data = ReportData(
             summary={"data": self.config.data},

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from nas.cli.console import Console
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
 from nas.workflows.run import Run
-from nas.workflows.starting import header, new_manifest, open_run
+from nas.workflows.starting import Start, header, new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
 from nas.workflows.training_free import TrainingFreeSearch
 from nas.workflows.with_images import CHECKPOINTS, SupernetTraining
@@ -28,20 +29,13 @@ from search_space.errors import UsageError
 _PACKAGES = ("nas", "torch", "timm", "numpy", "onnx", "onnxruntime")
 
 
-def run_search(
-    config: RunConfig,
-    path: Path,
-    *,
-    resume: bool = False,
-    command: str = "",
-    console: Console | None = None,
-) -> ReportData:
+def run_search(config: RunConfig, path: Path, **start: Unpack[Start]) -> ReportData:
     """Run, or continue, the search that ``config`` describes in the directory ``path``.
 
-    Returns what the report shows; the files lie in ``path``. Raises a NasError for everything
-    that the user can fix: RunError where the run exists, InfeasibleError where no architecture
-    meets the limits, DataError, ExportError. A new run that fails before anything was trained is
-    removed again.
+    ``start`` may have ``resume``, ``command`` (for the report) and a ``console``. Returns what the
+    report shows; the files lie in ``path``. Raises a NasError for everything that the user can fix:
+    RunError where the run exists, InfeasibleError where no architecture meets the limits,
+    DataError, ExportError. A new run that fails before anything was trained is removed again.
     """
     if isinstance(config, TrainedConfig):
         if config.architecture is not None:
@@ -49,45 +43,31 @@ def run_search(
                 "this configuration names one architecture to train, and a search would ignore it; "
                 "use nas train, or take 'architecture' out."
             )
-        return _run(partial(TrainedSearch, config), config, path, resume, command, console)
+        return _run(partial(TrainedSearch, config), config, path, start)
     assert isinstance(config, TrainingFreeConfig)
-    return _run(partial(TrainingFreeSearch, config), config, path, resume, command, console)
+    return _run(partial(TrainingFreeSearch, config), config, path, start)
 
 
-def run_training(
-    config: TrainedConfig,
-    path: Path,
-    *,
-    resume: bool = False,
-    command: str = "",
-    console: Console | None = None,
-) -> ReportData:
+def run_training(config: TrainedConfig, path: Path, **start: Unpack[Start]) -> ReportData:
     """Train one architecture where ``config`` names one, otherwise only the supernet.
 
     ``run_search`` with ``supernet`` set to ``path`` then uses the supernet.
     """
     kind = SupernetTraining if config.architecture is None else NetworkTraining
-    return _run(partial(kind, config), config, path, resume, command, console)
+    return _run(partial(kind, config), config, path, start)
 
 
 def _run(
-    kind: Callable[[RunDirectory, Console], Run],
-    config: RunConfig,
-    path: Path,
-    resume: bool,
-    command: str,
-    console: Console | None,
+    kind: Callable[[RunDirectory, Console], Run], config: RunConfig, path: Path, start: Start
 ) -> ReportData:
-    console = console or Console()
+    console, resume = start.get("console") or Console(), start.get("resume", False)
     first = not path.parent.exists()
-    manifest = new_manifest(config.seed, command, _PACKAGES)
+    manifest = new_manifest(config.seed, start.get("command", ""), _PACKAGES)
     nas = ("nas", "search" if config.limits() or config.lower_limits() else "train")
     of_run = (*nas, "--config", path / CONFIG, "--name")
     comments = header("run", (*of_run, "NEW_NAME"), (*of_run, path.name, "--resume"))
-    with open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments) as (
-        directory,
-        new,
-    ):
+    opened = open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments)
+    with opened as (directory, new):
         try:
             return kind(directory, console).all_phases()
         except Exception:

@@ -19,11 +19,10 @@ from results.report.data import (
     Baseline,
     Chosen,
     Epoch,
-    FrontMember,
     LatencyCheck,
     LatencyPair,
+    Network,
     Phase,
-    Point,
     ReportData,
     read_result,
 )
@@ -81,11 +80,11 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
             component_latency_ms=dict(latency.breakdown(space.encode([architecture])[0])),
         ),
         evaluated=tuple(
-            Point(digest=e.digest, metrics=e.metrics, architecture=e.architecture)
+            Network(digest=e.digest, predicted=e.metrics, architecture=e.architecture)
             for e in evaluated
         ),
         front=tuple(
-            FrontMember(
+            Network(
                 digest=digest,
                 architecture=e.architecture,
                 predicted=e.metrics,
@@ -96,7 +95,8 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
         baselines=tuple(
             Baseline(
                 name=name,
-                metrics=e.metrics,
+                digest=e.digest,
+                predicted=e.metrics,
                 measured=_measured(findings, e.digest),
                 architecture=e.architecture,
                 note=_over(e.metrics, limits),

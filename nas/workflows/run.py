@@ -105,14 +105,7 @@ class Run(ABC, Generic[Config]):
     @cached_property
     def target(self) -> Target:
         """The device that is searched for."""
-        latency = self.config.latency
-        return self._target(
-            self.config.device,
-            runtime=latency.runtime,
-            precision=latency.precision,
-            batch_size=latency.batch_size,
-            threads=latency.threads,
-        )
+        return self._target(self.config.device, **self.config.latency.conditions())
 
     @cached_property
     def others(self) -> dict[str, Target]:
@@ -170,7 +163,7 @@ class Run(ABC, Generic[Config]):
                 self.num_classes,
                 interpolate=self.config.latency.interpolate,
                 seed=self.config.seed,
-                progress=lambda done, total, left: progress(done, total, "rounds", left),
+                progress=progress.rounds,
             )
         for warning in table.correction(self.space).warnings:
             self.console.warn(warning)

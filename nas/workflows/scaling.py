@@ -11,11 +11,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -25,7 +26,7 @@ from predictors.measuring.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
 from results.files import atomic_write, check_parents
 from results.journal import Evaluation, Journal, read_journal
-from results.report.family_report import FamilyReport, write_family_report
+from results.report.family_report import render_family_report
 from search.scaling.base import Family, Member, ScalingOptions, ScalingTask, scaling_method
 from search.scaling.cost import NetworkCosts
 from search.scaling.two_criteria import TwoScorer
@@ -36,6 +37,7 @@ from search_space.files import read_mapping
 from search_space.metrics import device_of, title_of, typed
 from search_space.units import format_count
 
+Record = Callable[[Architecture, Mapping[str, float], float], None]
 TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.html"
 
 
@@ -44,49 +46,35 @@ class ScaleRequest:
     """Options of ``nas scale``.
 
     Args:
-        seed_name: What the user calls the seed.
-        seed: The architecture.
-        by, budgets, limits: See ``ScalingTask``.
-        method: Name of the method.
+        name: What the user calls the seed.
+        seed, by, budgets, limits: See ``ScalingTask``.
+        method, options: Name of the method, and its options.
         folder: Where the family goes.
-        device: Also wanted for the report; None for no other than those of ``by`` and ``limits``.
+        device: Also wanted for the report.
         conditions: Options of ``find_device`` for all devices.
         num_classes: Of the head.
         interpolate: Fill the gaps of measured tables.
         measure: Measure the members on devices that are at hand.
-        epochs: Planned epochs of training.
-        proxy: What a contraction keeps as much of as it can.
-        score: How networks are scored, where a method does that.
     """
 
-    seed_name: str
+    name: str
     seed: Architecture
     by: str
     budgets: tuple[float, ...]
+    limits: Mapping[str, float]
     method: str
+    options: ScalingOptions
     folder: Path
-    limits: Mapping[str, float] = field(default_factory=dict)
-    device: str | None = None
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    num_classes: int = 1000
-    interpolate: bool = False
-    measure: bool = True
-    epochs: int = 300
-    proxy: str = "deepmad"
-    score: ScoreSettings = field(default_factory=ScoreSettings)
-
-    def options(self) -> ScalingOptions:
-        """Options of the method, without scores of an earlier run."""
-        return ScalingOptions(score=self.score, epochs=self.epochs, proxy=self.proxy)
-
-    def scoring(self) -> dict[str, Any]:
-        """All that decides a network's scores, as plain data."""
-        return {"method": self.method, "proxy": self.proxy, **asdict(self.score)}
+    device: str | None
+    conditions: Mapping[str, Any]
+    num_classes: int
+    interpolate: bool
+    measure: bool
 
     def decisive(self) -> dict[str, Any]:
         """All that decides the family, as plain data."""
         return {
-            "seed": {"name": self.seed_name, "digest": self.seed.digest},
+            "seed": {"name": self.name, "digest": self.seed.digest},
             "method": self.method,
             "by": self.by,
             "budgets": [typed(self.by, b, digits=12) for b in sorted(self.budgets)],
@@ -94,9 +82,9 @@ class ScaleRequest:
             "conditions": dict(self.conditions),
             "num_classes": self.num_classes,
             "interpolate": self.interpolate,
-            "epochs": self.epochs,
-            "proxy": self.proxy,
-            "score": asdict(self.score),
+            "epochs": self.options.epochs,
+            "proxy": self.options.proxy,
+            "score": asdict(self.options.score),
         }
 
 
@@ -110,9 +98,9 @@ class ScaledFamily:
     latencies: Mapping[str, Mapping[str, str]]
     measured_ms: Mapping[str, Mapping[str, float]]
 
-    def members(self) -> list[dict[str, Any]]:
-        """Members in plain form with their files and measured latencies."""
-        return [
+    def to_dict(self) -> dict[str, Any]:
+        """The family in plain form: members with their files and measured latencies."""
+        members = [
             {
                 **member.to_dict(),
                 "file": str(self.files[member.name]),
@@ -120,19 +108,15 @@ class ScaledFamily:
             }
             for member in self.family.members
         ]
+        latencies = {name: dict(facts) for name, facts in self.latencies.items()}
+        return {**self.family.to_dict(), "members": members, "latencies": latencies}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Members and where everything is; the path is in the folder."""
-        family = self.family.to_dict()
-        del family["path"]
-        return {
-            **family,
-            "members": self.members(),
-            "steps": len(self.family.path) - 1,
-            "latencies": {name: dict(facts) for name, facts in self.latencies.items()},
-            "folder": str(self.folder),
-            "report": str(self.folder / REPORT),
-        }
+    def summary(self) -> dict[str, Any]:
+        """What ``--json`` prints: members and where everything is; the path is in the folder."""
+        plain = self.to_dict()
+        steps = len(plain.pop("path")) - 1
+        places = {"folder": str(self.folder), "report": str(self.folder / REPORT)}
+        return {**plain, "steps": steps, **places}
 
 
 def scale_family(request: ScaleRequest, command: str, console: Console) -> ScaledFamily:
@@ -150,11 +134,13 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
     predicted = [t for name, t in targets.items() if name in guiding or not t.at_hand]
     costs = NetworkCosts(predicted, request.num_classes, interpolate=request.interpolate)
     _check_folder(request)
+    scored = request.options
+    scoring = {"method": request.method, "proxy": scored.proxy, **asdict(scored.score)}
     with (
-        ScoreFile(request.folder / "scores", request.scoring(), console) as scores,
-        console.phase(f"{request.method} from {request.seed_name}") as progress,
+        stored_scores(request.folder / "scores", scoring, console) as (known, record),
+        console.phase(f"{request.method} from {request.name}") as progress,
     ):
-        options = replace(request.options(), known_scores=scores.known, record=scores.record)
+        options = replace(request.options, known_scores=known, record=record)
         task = ScalingTask(
             seed=request.seed,
             by=request.by,
@@ -194,7 +180,7 @@ def _measured_ms(
             list(distinct.values()),
             request.num_classes,
             target.conditions,
-            progress=lambda done, total, left: progress(done, total, "rounds", left),
+            progress=progress.rounds,
         )
     for warning in dict.fromkeys(w for measurement in measurements for w in measurement.warnings):
         console.warn(warning)
@@ -231,43 +217,37 @@ def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
     atomic_write(folder / TASK, text)
     for member in family.members:
         atomic_write(result.files[member.name], dump_architecture(member.architecture))
-    data = {**family.to_dict(), "members": result.members(), "latencies": result.latencies}
+    data = result.to_dict()
     atomic_write(folder / FAMILY, json.dumps(_plain(data), indent=1, ensure_ascii=False))
-    seed_costs = family.path[0].costs
-    report = FamilyReport(
-        name=f"{request.seed_name} by {family.method}",
-        method=family.method,
-        rule=family.rule,
-        by=family.by,
-        limits=family.limits,
-        members=[{**m, "file": f"{MEMBERS}/{Path(m['file']).name}"} for m in result.members()],
-        path=[step.to_dict() for step in family.path],
-        latencies=result.latencies,
-        summary={
-            "seed": f"{request.seed_name} ({family.seed.digest})",
+    page = {
+        **data,
+        "name": f"{request.name} by {family.method}",
+        "members": [{**m, "file": f"{MEMBERS}/{Path(m['file']).name}"} for m in data["members"]],
+        "summary": {
+            "seed": f"{request.name} ({family.seed.digest})",
             "method": family.method,
             "budgets": f"{', '.join(m.name for m in family.members)} {title_of(family.by)}",
             "image size": f"{family.seed.resolution} px for the seed",
             "classes": request.num_classes,
-            "seed MACs": format_count(seed_costs["macs"]),
+            "seed MACs": format_count(family.path[0].costs["macs"]),
         },
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=family.notes,
-        command=command,
-        settings=_settings(request),
-    )
-    write_family_report(folder / REPORT, report)
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": _settings(request),
+    }
+    atomic_write(folder / REPORT, render_family_report(page))
 
 
 def _settings(request: ScaleRequest) -> dict[str, Any]:
     facts: dict[str, Any] = {"Python": sys.version.split()[0]}
-    if scaling_method(request.method).scores_networks(request.options()):
-        side = request.score.image_size or request.seed.resolution
+    if scaling_method(request.method).scores_networks(request.options):
+        score = request.options.score
+        side = score.image_size or request.seed.resolution
         facts |= {
-            "random seed": request.score.seed,
-            "repeats a score": request.score.repeats,
-            "images a repeat": f"{request.score.batch_size} of {side} px",
-            "scored on": request.score.device,
+            "random seed": score.seed,
+            "repeats a score": score.repeats,
+            "images a repeat": f"{score.batch_size} of {side} px",
+            "scored on": score.device,
         }
     return facts
 
@@ -277,44 +257,33 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=dict))
 
 
-class ScoreFile:
-    """Scores of networks in a file beside ``base``, each on the disk as soon as it is known.
+@contextmanager
+def stored_scores(
+    base: Path, settings: Mapping[str, Any], console: Console
+) -> Iterator[tuple[dict[str, Mapping[str, float]], Record]]:
+    """Scores of networks in a file beside ``base``: those known by digest, and what keeps another.
 
-    The file's name carries the settings, so that scores of others are never taken for these; it
-    is made with the first score.
-
-    Args:
-        base: Folder and beginning of the name.
-        settings: All that decides the scores.
-        console: Is told what is known already.
+    Each is on the disk as soon as it is known. The file's name carries the settings, so that scores
+    of others are never taken for these; it is made with the first score.
     """
+    text = json.dumps(dict(settings), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = base.with_name(f"{base.name}-{key}.jsonl")
+    stored = read_journal(path) if path.exists() else ()
+    known = {entry.digest: entry.metrics for entry in stored}
+    if known:
+        console.say(f"  {len(known)} scores are known already, from {path}")
+    with ExitStack() as stack:
+        journals: list[Journal] = []
 
-    def __init__(self, base: Path, settings: Mapping[str, Any], console: Console) -> None:
-        text = json.dumps(dict(settings), sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:8]
-        self.path = base.with_name(f"{base.name}-{key}.jsonl")
-        self._journal: Journal | None = None
-        stored = read_journal(self.path) if self.path.exists() else ()
-        self.known = {entry.digest: entry.metrics for entry in stored}
-        if self.known:
-            console.say(f"  {len(self.known)} scores are known already, from {self.path}")
+        def record(architecture: Architecture, values: Mapping[str, float], seconds: float) -> None:
+            if not journals:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                journals.append(stack.enter_context(Journal(path)))
+            (journal,) = journals
+            journal.append(Evaluation.of(architecture, values, len(journal), seconds=seconds))
 
-    def record(
-        self, architecture: Architecture, values: Mapping[str, float], seconds: float
-    ) -> None:
-        """Keep a new score."""
-        if self._journal is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = Journal(self.path)
-        plain, index = architecture.to_dict(), len(self._journal)
-        self._journal.append(Evaluation(architecture.digest, plain, values, index, seconds=seconds))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        yield known, record
 
 
 # Seeds -------------------------------------------------------------------------------------------
@@ -342,10 +311,10 @@ def find_seed(
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with (
-        ScoreFile(output.with_suffix(".scores"), asdict(settings), console) as stored,
+        stored_scores(output.with_suffix(".scores"), asdict(settings), console) as (known, record),
         console.phase(f"{method} over {space.size:.2e} topologies") as progress,
     ):
-        scorer = TwoScorer(settings=settings, known=stored.known, record=stored.record)
+        scorer = TwoScorer(settings=settings, known=known, record=record)
         result = search_seed(
             space, scorer, method=method, steps=steps, seed=settings.seed, progress=progress
         )

@@ -9,13 +9,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from nas.cli.console import Console
 from nas.config import MAY_DIFFER
 from results.manifest import read_manifest
 from results.store import MANIFEST, RunDirectory, check_resumable, is_run
 from search_space.errors import CorruptFileError
+
+
+class Start(TypedDict, total=False):
+    """How a run is begun: whether it continues one, by which command, and what shows it."""
+
+    resume: bool
+    command: str
+    console: Console
 
 
 def new_manifest(seed: int, command: str, packages: Sequence[str]) -> dict[str, Any]:

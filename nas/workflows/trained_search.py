@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ import numpy as np
 
 from nas.cli.console import Console
 from nas.config import TrainedConfig
-from nas.workflows.finishing import card_figures, judged, trained_card
+from nas.workflows.finishing import card_figures, export_trained, judged, latency_text
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.with_images import ImageRun, training_text
-from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
-from results.export.write import export_network
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
 from results.report.data import Chosen, ReportData
@@ -34,7 +32,6 @@ from search_space.metrics import (
     ACCURACY,
     EVALUATION,
     LATENCY,
-    format_metric,
     metric_of_option,
     metrics,
 )
@@ -42,9 +39,9 @@ from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 from supernet.training.evaluation import evaluate
+from supernet.training.loggers.tensorboard import TensorBoardLogger
 from supernet.training.train import finetune
 
-EVENTS = "tensorboard"
 FINETUNE = "finetune"
 MIN_IMAGES = 16  # of a first look that tells anything
 
@@ -114,19 +111,26 @@ class TrainedSearch(ImageRun):
         for warning in journal.warnings:
             self.console.warn(warning)
         started, known_before = time.perf_counter(), len(journal)
-        events = SearchEvents(self.path / EVENTS)
+        events = TensorBoardLogger(self.path)
         with (
             self.phase("searching") as progress,
-            closing(events),
             closing(self._executor(supernet, parts)) as executor,
+            ExitStack() as stack,
         ):
+            stack.callback(events.close, failed=False)
 
             def show(state: Progress) -> None:
-                events.add(state)
-                best = "none yet" if state.best is None else f"{state.best.metrics[ACCURACY]:.1%}"
-                rate = (state.evaluations - known_before) / (time.perf_counter() - started)
+                figures = {"hypervolume": state.hypervolume, "failed": float(state.failed)}
+                best = "none yet"
+                if state.best is not None:
+                    best = f"{state.best.metrics[ACCURACY]:.1%}"
+                    for name, value in state.best.metrics.items():
+                        figures[f"best_{name.replace('@', '_')}"] = value
+                step = state.evaluations
+                events.log(step, {f"search/{name}": value for name, value in figures.items()})
+                rate = (step - known_before) / (time.perf_counter() - started)
                 text = f"best {best}, hypervolume {state.hypervolume:.4g}, {rate:.2g}/s"
-                progress(state.evaluations, state.total, text)
+                progress(step, state.total, text)
 
             result = search(
                 problem,
@@ -170,34 +174,25 @@ class TrainedSearch(ImageRun):
             )
 
     def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
-        config = self.config
+        config, on_gpu = self.config, self.compute == "cuda"
         if config.workers == 1:
             return InProcessExecutor(self._evaluator(supernet, parts))
         prepare(config.address)  # Ray is imported with the next
         from search.executors.on_ray import RayExecutor
 
-        on_gpu = self.compute == "cuda"
-        gpus = config.gpus_per_worker
         return RayExecutor(
-            SupernetFactory.of(
-                supernet,
-                parts,
-                self.compute,
-                amp=config.train.amp,
-                class_counts=self._class_counts(),
-            ),
+            SupernetFactory.of(supernet, parts, self.compute, **self._judging()),
             workers=config.workers,
             address=config.address,
-            num_gpus=float(on_gpu) if gpus is None else gpus,
+            num_gpus=float(on_gpu) if config.gpus_per_worker is None else config.gpus_per_worker,
         )
 
     def _evaluator(self, supernet: Supernet, parts: list[EvalBatches]) -> SupernetEvaluator:
-        amp, counts = self.config.train.amp, self._class_counts()
-        return SupernetEvaluator(supernet, parts, self.compute, amp=amp, class_counts=counts)
+        return SupernetEvaluator(supernet, parts, self.compute, **self._judging())
 
-    def _class_counts(self) -> tuple[int, ...]:
-        labels = self.data.validation.labels
-        return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
+    def _judging(self) -> dict[str, Any]:
+        counts = np.bincount(self.data.validation.labels, minlength=self.num_classes)
+        return {"amp": self.config.train.amp, "class_counts": tuple(counts.tolist())}
 
     def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
@@ -229,7 +224,7 @@ class TrainedSearch(ImageRun):
             cheap = problem.cheap_metrics(self.space.encode([architecture]))
             metrics = {key: float(values[0]) for key, values in cheap.items()}
             metrics |= evaluator(architecture)
-            result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
+            result[name] = Evaluation.of(architecture, metrics)
         return result
 
     def finetuned(
@@ -278,45 +273,11 @@ class TrainedSearch(ImageRun):
 
     def exported(self, network: Backbone, chosen: Chosen, table: LatencyTable) -> Chosen:
         """The chosen network in every format; it is an error where one does not reproduce it."""
-        latency = f"{format_metric(LATENCY, chosen.predicted[LATENCY])}, {provenance(table)}"
-        if chosen.measured:
-            latency = f"{format_metric(LATENCY, chosen.measured[LATENCY])}, measured"
+        latency = latency_text(chosen.predicted, chosen.measured, table)
         accuracy = f"{chosen.test_accuracy:.2%}"
         accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
-        figures = card_figures(chosen.predicted, f"{latency}; {table.conditions}")
-        card = {"test accuracy": accuracy, **figures}
+        figures = {"test accuracy": accuracy, **card_figures(chosen.predicted, latency)}
+        folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):
-            exports = export_network(
-                network,
-                self.path / EXPORT / chosen.digest,
-                preprocessing=self.data.at(network.architecture.resolution).preprocessing,
-                opset=self.config.opset,
-                card=trained_card(chosen.digest, card, self.data, self.config),
-            )
+            exports = export_trained(network, folder, figures, self.data, self.config)
         return replace(chosen, exports=tuple(exports))
-
-
-class SearchEvents:
-    """TensorBoard scalars of a search: hypervolume, best quality and failures by evaluations."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-
-    def add(self, state: Progress) -> None:
-        """Note the state after an evaluation; those that a continued run repeats are replaced."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder), purge_step=state.evaluations)
-        step = state.evaluations
-        self._writer.add_scalar("search/hypervolume", state.hypervolume, step)
-        self._writer.add_scalar("search/failed", state.failed, step)
-        if state.best is not None:
-            for name, value in state.best.metrics.items():
-                self._writer.add_scalar(f"search/best_{name.replace('@', '_')}", value, step)
-
-    def close(self) -> None:
-        """Write everything."""
-        if self._writer is not None:
-            self._writer.close()

@@ -6,16 +6,16 @@ best few may be ordered anew by the proxies that run networks. What is exported 
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
 
 from nas.config import TrainingFreeConfig
-from nas.workflows.finishing import export_untrained
+from nas.workflows.finishing import export_untrained, latency_text
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.run import Run
@@ -23,11 +23,11 @@ from predictors.counts import count_architecture
 from predictors.estimates.calibrate import predict_network
 from predictors.proxies import ScoreSettings
 from predictors.proxies.combined import RANK_QUALITY
-from predictors.proxies.space_tables import SpaceScores, score_architecture
+from predictors.proxies.space_tables import PathTables, SpaceScores, score_architecture
 from predictors.tables.additive import AdditiveTable
 from predictors.tables.cost_table import total_costs
-from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
+from results.files import as_plain
 from results.journal import Evaluation
 from results.report.data import Chosen, ProofRow, ReportData
 from results.store import EXPORT, SNAPSHOT
@@ -42,7 +42,6 @@ from search.shape import SHAPE, ShapeRule
 from search_space import Architecture, Genes, known, known_names
 from search_space.errors import NasError
 from search_space.metrics import LATENCY, MACS, SCORE, metric_named
-from search_space.units import format_latency
 
 POINT_SECONDS = 120.0  # of the solver, for each member of a proven front
 FRONT_MEMBERS = 30  # shown, exported and measured, evenly over the latency
@@ -110,11 +109,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
     def searched(self, problem: Problem) -> dict[str, Evaluation]:
         """The front by digest, fastest first, thinned evenly; a sample of what was seen."""
         name = self.config.search.score
-        counts = {
-            metric: table
-            for metric, table in problem.tables.items()
-            if isinstance(table, AdditiveTable)
-        }
+        counts = {m: t for m, t in problem.tables.items() if isinstance(t, AdditiveTable)}
         scores = SpaceScores.build(self.space, counts)
 
         def score(genes: Genes) -> Values:
@@ -171,9 +166,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
                 tables[cost],
                 [c for c in problem.constraints if c.metric in tables],
                 tables,
-                effectiveness=(scores.paths, self.config.search.max_effectiveness)
-                if bounded
-                else None,
+                effectiveness=self._effectiveness(scores) if bounded else None,
                 shape_rule=SHAPE in self.rules,
                 maximise=(True, problem.objectives[1].direction == "maximize"),
                 points=FRONT_MEMBERS,
@@ -181,18 +174,10 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
                 seconds=POINT_SECONDS,
                 progress=lambda done, share: progress(done, FRONT_MEMBERS, f"{share:.0%} of costs"),
             )
-        architectures = self.space.decode(front.genes)
+        proven = zip(self.space.decode(front.genes), front.points, strict=True)
         self.proofs = tuple(
-            ProofRow(
-                digest=architecture.digest,
-                value=point.value,
-                bound=point.proof.bound if math.isfinite(point.proof.bound) else None,
-                gap=point.proof.gap if math.isfinite(point.proof.gap) else None,
-                status=point.proof.status,
-                nodes=point.proof.nodes,
-                seconds=point.proof.seconds,
-            )
-            for architecture, point in zip(architectures, front.points, strict=True)
+            ProofRow(digest=a.digest, value=point.value, **as_plain(asdict(point.proof)))
+            for a, point in proven
         )
         stopped = sum(point.proof.status == "stopped" for point in front.points)
         late = f" The solver was stopped at {stopped} of them, whose gaps say what is open."
@@ -213,7 +198,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             scores.paths,
             [c for c in problem.constraints if c.metric in tables],
             tables,
-            effectiveness=(scores.paths, self.config.search.max_effectiveness),
+            effectiveness=self._effectiveness(scores),
             shape_rule=SHAPE in self.rules,
         )
         self.note(
@@ -223,18 +208,16 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         )
         return optimum.genes[None]
 
+    def _effectiveness(self, scores: SpaceScores) -> tuple[PathTables, float]:
+        return scores.paths, self.config.search.max_effectiveness
+
     def _evaluations(
         self, genes: Genes, problem: Problem, score: Callable[[Genes], Values]
     ) -> list[Evaluation]:
         metrics = {**problem.cheap_metrics(genes), SCORE: score(genes)}
         metrics.pop(SHAPE, None)
         return [
-            Evaluation(
-                architecture.digest,
-                architecture.to_dict(),
-                {name: float(values[i]) for name, values in metrics.items()},
-                i,
-            )
+            Evaluation.of(architecture, {name: values[i] for name, values in metrics.items()}, i)
             for i, architecture in enumerate(self.space.decode(genes))
         ]
 
@@ -263,7 +246,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
             metrics[SCORE] = score_architecture(
                 self.config.search.score, architecture, self.num_classes
             )
-            result[name] = Evaluation(architecture.digest, architecture.to_dict(), metrics, 0)
+            result[name] = Evaluation.of(architecture, metrics)
         return result
 
     def best(self, finalists: Sequence[Evaluation]) -> tuple[Evaluation, str]:
@@ -295,21 +278,16 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         self, evaluation: Evaluation, measured: Measured | None, table: LatencyTable, reason: str
     ) -> Chosen:
         """The chosen network with random weights, in every format."""
-        latency = f"{format_latency(evaluation.metrics[LATENCY])}, {provenance(table)}"
-        if measured is not None:
-            latency = f"{format_latency(measured.metrics[LATENCY])}, measured"
+        measurements = {} if measured is None else measured.metrics
+        latency = latency_text(evaluation.metrics, measurements, table)
+        folder = self.path / EXPORT / evaluation.digest
         with self.phase("exporting"):
-            exports = export_untrained(
-                evaluation,
-                self.path / EXPORT / evaluation.digest,
-                self.config,
-                f"{latency}; {table.conditions}",
-            )
+            exports = export_untrained(evaluation, folder, self.config, latency)
         return Chosen(
             digest=evaluation.digest,
             architecture=evaluation.architecture,
             predicted=evaluation.metrics,
-            measured={} if measured is None else measured.metrics,
+            measured=measurements,
             exports=tuple(exports),
             reason=reason,
         )

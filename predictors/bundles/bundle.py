@@ -25,12 +25,13 @@ from torch import nn
 
 from predictors.bundles import runner as bundle_runner
 from predictors.bundles.runner import FORMAT, sha256
-from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, network_subject
+from predictors.measuring.bench import Subject, WeightPool, entry_subject, network_subject
 from predictors.measuring.entry_plan import empty_subject
 from predictors.measuring.profile import check_architectures
 from predictors.measuring.runtimes import find_runtime
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import identify, implementation_digest
+from predictors.operators import DTYPES
 from predictors.tables.additive import entries
 from predictors.tables.conditions import LAYOUT, PRECISIONS, PROTOCOL, Conditions
 from predictors.tables.latency_table import spec_to_json
@@ -55,18 +56,9 @@ def write_bundle(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> Path:
-    """Writes what measures the entries of ``space`` elsewhere.
+    """Writes what measures the entries of ``space`` elsewhere into ``folder``, and returns it.
 
-    Args:
-        folder: Where to write; it appears when it is complete.
-        space: The space whose entries are measured.
-        num_classes: Classes of the head.
-        batch_size: Images per forward pass.
-        precision: Number format of weights and inputs, ``fp32`` or ``fp16``.
-        progress: Called with models done and all models.
-
-    Returns:
-        ``folder``.
+    The folder appears when it is complete. ``progress`` is called with models done and all models.
 
     Raises:
         UsageError: ``folder`` exists and is not empty, or onnxruntime cannot run the precision.

@@ -34,12 +34,9 @@ _LEAST_ROUNDS = 3
 
 
 def import_bundle(results: Path, bundle: Path, name: str) -> LatencyTable:
-    """Imports the latency table of the device that ``bundle`` was run on.
+    """Imports the ``results`` that ``run.py`` wrote, as the table of a device called ``name``.
 
-    Args:
-        results: What ``run.py`` wrote.
-        bundle: The folder that ``write_bundle`` wrote.
-        name: What the device is called from now on.
+    ``bundle`` is the folder that ``write_bundle`` wrote.
 
     Raises:
         CorruptFileError: Files are missing, altered or hold what no measurement gives.

@@ -1,15 +1,12 @@
 """Published latencies that the roofline's constants are fitted on, and what it misses them by.
 
-``anchors.csv`` holds those published figures of GPUs that belong to networks our architectures
-express. Left out are networks of other kinds, and figures whose number format is not certain
-(TensorFlow multiplies fp32 in TF32 by default). The same nominal setting differs by 20 to 50 %
-between sources, so constants come from one source and implementation wherever there is one for
-the runtime: ``constants``. No source measured two mixer kinds under one setting; a factor per
-kind would be the difference between sources, and a search would mistake it for one between
-mixers. So all kinds share the constants, and what differs by kind is the expected error.
+``anchors.csv`` holds those figures of GPUs that belong to networks our architectures express, in a
+number format that is certain. The same nominal setting differs by 20 to 50 % between sources, so
+constants come from one source and implementation wherever there is one for the runtime. No source
+measured two mixer kinds under one setting; a factor per kind would be the difference between
+sources. So all kinds share the constants, and what differs by kind is the expected error.
 
-Errors are those of figures that the fit did not see. Which are held out depends on what an
-estimate stands on (``expected_error``): single figures where the device has its own, all figures
+Errors are those of figures that the fit did not see: single ones where the device has its own, all
 of a device, of a family of networks or of an implementation where it has not.
 """
 
@@ -26,8 +23,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from predictors.estimates.datasheets import Datasheet, datasheet
-from predictors.estimates.operators import operators
 from predictors.estimates.roofline import Constants, Demand, fit
+from predictors.operators import operators
 from search_space import Architecture, components, known
 from search_space.architecture import Stage
 
@@ -38,18 +35,10 @@ _BUSY_BATCH = 16  # from here on the device, not the host, limits a traced netwo
 
 @dataclass(frozen=True)
 class Anchor:
-    """One published figure.
+    """One published figure: milliseconds of one batch of a network on a device with a datasheet.
 
-    Args:
-        device: Name of a datasheet.
-        network: Name of a known design, or ``swin_l``.
-        batch_size: Images of one batch.
-        number_format: What products are computed in: ``fp32``, ``tf32`` or ``fp16``.
-        runtime: The runtime of ours that it stands for, or ``fused`` for hand-fused kernels.
-        implementation: What the source calls it.
-        latency_ms: Milliseconds of one batch.
-        source: Where it is from.
-        note: What is not certain about it.
+    ``number_format`` is what products are computed in, ``runtime`` the one of ours that the figure
+    stands for, or ``fused`` for hand-fused kernels, ``implementation`` what the source calls it.
     """
 
     device: str
@@ -72,20 +61,21 @@ class Anchor:
         return self.runtime == "eager"
 
     @property
+    def half(self) -> bool:
+        return self.number_format == "fp16"
+
+    @property
     def kernels(self) -> tuple[str, bool]:
         """Library whose kernels run, and whether in half precision."""
-        library = "PyTorch" if self.hosted else "FasterTransformer"
-        return library, self.number_format == "fp16"
+        return "PyTorch" if self.hosted else "FasterTransformer", self.half
 
     @property
     def mixer(self) -> str:
         return anchor_network(self.network).stages[0].blocks[0].label
 
-    def demand(self, sheet: Datasheet | None = None) -> Demand:
-        """Returns what the network asks of the anchor's device, or of another."""
-        return _demand(
-            self.network, self.batch_size, self.number_format, sheet or datasheet(self.device)
-        )
+    def demand(self) -> Demand:
+        """Returns what the network asks of the device."""
+        return _demand(self)
 
 
 @cache
@@ -106,11 +96,11 @@ def anchors() -> tuple[Anchor, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _demand(network: str, batch_size: int, number_format: str, sheet: Datasheet) -> Demand:
-    precision = "fp16" if number_format == "fp16" else "fp32"
-    chain = components(anchor_network(network))
+def _demand(anchor: Anchor) -> Demand:
+    batch_size, precision = anchor.batch_size, "fp16" if anchor.half else "fp32"
+    chain = components(anchor_network(anchor.network))
     launched = [op for c in chain for op in operators(c.spec, c.in_size, batch_size, precision)]
-    return Demand.of(launched, sheet, number_format)
+    return Demand.of(launched, datasheet(anchor.device), anchor.number_format)
 
 
 # Fits ---------------------------------------------------------------------------------------------
@@ -120,10 +110,8 @@ def _demand(network: str, batch_size: int, number_format: str, sheet: Datasheet)
 class Basis:
     """Figures that the constants of a runtime and number format are fitted on.
 
-    Args:
-        figures: Those of one source, or all that show how busy a device is where there is none.
-        exact: Whether they belong to the runtime and number format.
-        hosted: Whether the overhead is the host's, see ``Constants``.
+    ``exact`` ones belong to both and are of one source; where there are none, they are all that
+    show how busy a device is. ``hosted`` is what ``Constants`` have.
     """
 
     figures: tuple[Anchor, ...]
@@ -142,20 +130,17 @@ def basis(runtime: str, number_format: str) -> Basis:
 
     All groups means without traced networks in small batches, whose latency is their host's.
     """
-    fitting = [
-        a
-        for a in anchors()
-        if a.runtime == runtime and a.number_format == tensor_format(number_format)
-    ]
-    sizes = Counter(a.group for a in fitting)
-    if sizes and max(sizes.values()) >= _LEAST_FIGURES:
-        group = max(sizes, key=lambda key: sizes[key])
-        figures = tuple(a for a in fitting if a.group == group)
-        return Basis(figures, True, figures[0].hosted)
-    return Basis(_pool(), False, False)
+    wanted = runtime, tensor_format(number_format)
+    fitting = [a for a in anchors() if (a.runtime, a.number_format) == wanted]
+    group, size = max(
+        Counter(a.group for a in fitting).items(), key=lambda x: x[1], default=("", 0)
+    )
+    if size < _LEAST_FIGURES:
+        return Basis(_pool(), False, False)
+    figures = tuple(a for a in fitting if a.group == group)
+    return Basis(figures, True, figures[0].hosted)
 
 
-@cache
 def _pool() -> tuple[Anchor, ...]:
     return tuple(a for a in anchors() if not a.hosted or a.batch_size >= _BUSY_BATCH)
 
@@ -248,56 +233,38 @@ class ExpectedError:
 def expected_error(
     sheet: Datasheet, runtime: str, number_format: str, mixer: str | None = None
 ) -> ExpectedError:
-    """Finds the error to expect of estimates for a device.
+    """Finds the error to expect of estimates for a device with products in ``number_format``.
 
-    A mixer kind without figures in the basis has at least the error of leaving whole kinds out.
-
-    Args:
-        sheet: The device.
-        runtime: The runtime that is estimated.
-        number_format: What products are computed in.
-        mixer: Kind of the networks; None means all kinds.
+    A mixer kind without figures in the basis has at least the error of leaving whole kinds out;
+    without ``mixer`` the error is that of all kinds.
     """
-    fitted = basis(runtime, number_format)
-    result = _device_error(sheet, runtime, number_format, fitted)
-    half = tensor_format(number_format) == "fp16"
-    kinds = {a.mixer for a in fitted.figures if (a.number_format == "fp16") == half}
-    if mixer is None or mixer in kinds:
+    fitted, half = basis(runtime, number_format), tensor_format(number_format) == "fp16"
+    result = _device_error(sheet, runtime, fitted, half)
+    if mixer in (None, *(a.mixer for a in fitted.figures if a.half == half)):
         return result
     held = one_family(runtime)
-    if any(h.anchor.mixer == mixer for h in held):
-        held = [h for h in held if h.anchor.mixer == mixer]
-    other = mean_error(held, lambda a: a.mixer)
+    other = mean_error([h for h in held if h.anchor.mixer == mixer] or held, lambda a: a.mixer)
     if other <= result.error:
         return result
     return ExpectedError(other, f"predicting a mixer kind from others, as {mixer} has no figures")
 
 
-def _device_error(
-    sheet: Datasheet, runtime: str, number_format: str, fitted: Basis
-) -> ExpectedError:
+def _device_error(sheet: Datasheet, runtime: str, fitted: Basis, half: bool) -> ExpectedError:
     if not fitted.exact:
-        half = tensor_format(number_format) == "fp16"
-        held = [h for h in one_implementation() if h.anchor.kernels[1] == half]
+        held = [h for h in one_implementation() if h.anchor.half == half]
         return ExpectedError(
             mean_error(held, lambda a: a.kernels),
             f"predicting an implementation from others, as {runtime} has no figures",
         )
-    here = [
-        h
-        for h in one_figure(fitted.figures, fitted.hosted)
-        if datasheet(h.anchor.device).computes_like(sheet)
-    ]
+    single = one_figure(fitted.figures, fitted.hosted)
+    here = [h for h in single if datasheet(h.anchor.device).computes_like(sheet)]
     if len(here) >= _LEAST_OF_DEVICE:
         return ExpectedError(mean_error(here), f"leaving out each of {len(here)} figures")
     held = one_device(fitted.figures, fitted.hosted)
     if not held:  # one device only in this number format: as in the runtime's other formats
         exact = [a for a in anchors() if a.runtime == runtime]
-        held = [
-            h
-            for group in sorted({a.group for a in exact})
-            for h in one_device([a for a in exact if a.group == group], fitted.hosted)
-        ]
+        for group in sorted({a.group for a in exact}):
+            held += one_device([a for a in exact if a.group == group], fitted.hosted)
     return ExpectedError(
         mean_error(held, lambda a: (a.number_format, a.device)),
         f"predicting a device from others, as {sheet.name} has no figures",

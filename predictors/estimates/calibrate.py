@@ -37,14 +37,7 @@ class MeasurementError(NasError, ValueError):
 
 @dataclass(frozen=True)
 class NetworkMeasurement:
-    """One row: a network and its measured latency.
-
-    Args:
-        name: Name in the file.
-        architecture: The network.
-        latency_ms: Milliseconds, positive.
-        line: Line of the file, from 1.
-    """
+    """One row: a network by its name in the file, its measured latency, and the line, from 1."""
 
     name: str
     architecture: Architecture
@@ -161,16 +154,11 @@ def calibrate(
     names: Sequence[str],
     predicted_ms: Sequence[float] | None = None,
 ) -> Calibration:
-    """Calibrates sums of entries by measurements of the same networks.
+    """Calibrates sums of entries by measurements of the same networks, all positive, shape (n,).
 
     The median ratio; from four networks on a line, where that predicts each network from the
-    others clearly better (``correction.fit_correction``).
-
-    Args:
-        sums_ms: Sums of entries, positive, shape (n,).
-        measured_ms: Measured latencies, positive, shape (n,).
-        names: Names of the networks.
-        predicted_ms: Predictions without calibration, by default the sums.
+    others clearly better (``correction.fit_correction``). ``predicted_ms`` are predictions without
+    calibration, by default the sums.
 
     Raises:
         MeasurementError: There are no networks.

@@ -1,7 +1,4 @@
-"""Datasheets of GPUs: what a device can do at best, for estimates where nobody has measured.
-
-The figures and where they come from are in ``datasheets.yaml``.
-"""
+"""Datasheets of GPUs (``datasheets.yaml``): what a device can do at best, for estimates."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _TF32_BY_DEFAULT = ("onnxruntime", "tensorrt")
 
 @dataclass(frozen=True)
 class Datasheet:
-    """One GPU.
+    """One GPU, as its maker describes it.
 
     Args:
         name: What people call it, such as ``a100-80gb``.
@@ -66,8 +63,8 @@ class Datasheet:
     def number_format(self, precision: str, runtime: str) -> str:
         """Returns what a runtime multiplies in, by default, when weights have ``precision``.
 
-        TensorRT and ONNX Runtime use TF32 for fp32 networks unless told otherwise; PyTorch
-        does not.
+        TensorRT and ONNX Runtime use TF32 for fp32 networks unless told otherwise; PyTorch does
+        not.
 
         Raises:
             UsageError: The device lacks the format.

@@ -73,17 +73,12 @@ def estimate(
     *,
     measured: LatencyTable | None = None,
 ) -> LatencyTable:
-    """Estimates all entries of ``space``.
+    """Estimates all entries of ``space`` under ``conditions``, which ``estimated_conditions`` made.
 
     The range of an entry is that of its kind's expected error, a correction's expected error that
-    of the space's worst mixer: a search prefers what is underestimated.
-
-    Args:
-        conditions: What is estimated, from ``estimated_conditions``.
-        space: The space whose entries are needed.
-        num_classes: Classes of the head.
-        measured: A table of a GPU with a datasheet, which is transferred where its runtime,
-            precision and batch size are these and left aside otherwise.
+    of the space's worst mixer: a search prefers what is underestimated. A table that was
+    ``measured`` on a GPU with a datasheet is transferred where its runtime, precision and batch
+    size are these.
 
     Raises:
         UnknownNameError: The device has no datasheet.
@@ -99,22 +94,13 @@ def estimate(
         (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
         key=lambda each: each.error,
     )
-    wanted = entries(space, num_classes)
-    correction = Correction(
-        space=space.name,
-        scale=1.0,
-        offset_ms=0.0,
-        expected_error=expected.error,
-        checks=(),
-        rounds=0,
-        seconds=0.0,
-        stopped="estimated",
-        warnings=(
-            "estimated, not measured: by the roofline model from a datasheet; expect errors of "
-            f"±{expected.error:.0%} (found by {expected.reason}).",
-        ),
+    correction = Correction.estimated(
+        space.name,
+        expected.error,
+        "by the roofline model from a datasheet; expect errors of "
+        f"±{expected.error:.0%} (found by {expected.reason}).",
     )
-    estimates = {entry: estimate_entry(conditions, entry) for entry in wanted}
+    estimates = {entry: estimate_entry(conditions, entry) for entry in entries(space, num_classes)}
     return LatencyTable(conditions, estimates, {space.digest: correction}, name=sheet.name)
 
 
@@ -125,8 +111,8 @@ def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
     demand = Demand.of_entry(entry, conditions, sheet)
     value = demand.latency_ms(constants(conditions.runtime, number_format))
     mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
-    spread = 1 + expected_error(sheet, conditions.runtime, number_format, mixer).error
-    return EntryLatency(value, value / spread, value * spread, 0, "estimated")
+    error = expected_error(sheet, conditions.runtime, number_format, mixer).error
+    return EntryLatency.estimated(value, error)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -134,16 +120,12 @@ def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
 
 @dataclass(frozen=True)
 class AnchorError:
-    """Error of estimates on published figures that the fit did not see.
+    """Error of estimates on ``n`` published figures that the fit did not see.
 
-    Args:
-        held_out: What the fit did not see: the ``figure`` itself, all of its ``device``, its
-            ``mixer`` kind, or its ``implementation``, whose kernels other runtimes do not share.
-        source, implementation, device, runtime, precision, mixer: What the figures are of;
-            ``precision`` is the number format of products.
-        n: Number of figures.
-        mean_error: Mean of |prediction / figure − 1|.
-        within_10: Share of figures with at most 10 % error.
+    ``held_out`` says what that is: the ``figure`` itself, all of its ``device``, its ``mixer``
+    kind, or its ``implementation``, whose kernels other runtimes do not share. ``precision`` is the
+    number format of products, ``mean_error`` that of |prediction / figure − 1|, ``within_10`` the
+    share of figures with at most 10 % error.
     """
 
     held_out: str
@@ -161,9 +143,8 @@ class AnchorError:
 def anchor_errors(name: str | None = None) -> list[AnchorError]:
     """Lists what the expected errors of device ``name`` stand on; of all devices without a name.
 
-    Figures of the device itself are held out one by one and as a whole. Errors of leaving out
-    mixer kinds and implementations hold for devices without figures too, so they are always
-    listed.
+    Errors of leaving out mixer kinds and implementations hold for devices without figures too, so
+    they are always listed.
 
     Raises:
         UnknownNameError: The device has no datasheet.
@@ -173,18 +154,15 @@ def anchor_errors(name: str | None = None) -> list[AnchorError]:
     for a in anchors():
         groups[a.group].append(a)
     result: list[AnchorError] = []
-    for figures in groups.values():
-        hosted = figures[0].hosted
-        result += _rows("figure", one_figure(figures, hosted), sheet)
-    for figures in groups.values():
-        result += _rows("device", one_device(figures, figures[0].hosted), sheet)
+    for held_out, held in (("figure", one_figure), ("device", one_device)):
+        for figures in groups.values():
+            result += _rows(held_out, held(figures, figures[0].hosted), sheet)
     result += _rows("mixer", one_family("eager"), None)
-    result += _rows("implementation", one_implementation(), None)
-    return result
+    return [*result, *_rows("implementation", one_implementation(), None)]
 
 
 def _rows(held_out: str, held: Iterable[Held], sheet: Datasheet | None) -> Iterator[AnchorError]:
-    parts: dict[tuple[str, str, str, str, str, str], list[Held]] = defaultdict(list)
+    parts = defaultdict(list)
     for h in held:
         a = h.anchor
         if sheet is None or datasheet(a.device).computes_like(sheet):

@@ -1,9 +1,8 @@
 """Interpolation of entries that a table lacks from measured ones of other shapes.
 
 Within a family (same kind of module, same mixer and mixer parameters) latency is close to
-linear in the work: multiply-adds, activations, parameters, and a constant for the calls. The
-line is fitted with non-negative coefficients to the family's nearest measured shapes, in
-relative error; its own leave-one-out error is stored with the entry.
+linear in multiply-adds, activations, parameters, and a constant for the calls. The line is fitted
+with non-negative coefficients to the nearest measured shapes, in relative error.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ def _interpolate(
         errors.append(abs(predicted - times[i]) / times[i])
     error = float(np.mean(errors))
     value = max(value, float(times.min()) * 1e-3)
-    low, high = value / (1 + error), value * (1 + error)
-    return EntryLatency(value, low, high, 0, "interpolated"), error
+    return EntryLatency.estimated(value, error, "interpolated"), error
 
 
 def _fit(features: Values, times: Values) -> Values:

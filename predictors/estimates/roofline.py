@@ -3,10 +3,9 @@
     t = Σ over operators of  max(FLOPs / (e_c · peak), bytes / (e_m · bandwidth)) + overhead
 
 (Williams, Waterman & Patterson, Roofline, 2009, for each operator). The efficiencies e_c and
-e_m and the overhead are the only fitted constants. In eager execution the host launches one
-operator while the device still computes another, so there the overhead is a floor of each
-operator's time instead of an addition to it: on published figures of traced networks that
-halves the error at small batches.
+e_m and the overhead are fitted. In eager execution the host launches one operator while the device
+still computes another, so there the overhead is a floor of each operator's time instead: on
+published figures of traced networks that halves the error at small batches.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from predictors.estimates.datasheets import Datasheet
-from predictors.estimates.operators import Operator, operators
+from predictors.operators import Operator, operators
 from predictors.tables.additive import Entry, Values
 from predictors.tables.conditions import Conditions
 
@@ -35,12 +34,9 @@ _USUAL_ERROR = 0.1  # of a figure that the model explains
 class Constants:
     """Fitted constants of one runtime.
 
-    Args:
-        compute: Share of the peak that is reached.
-        memory: Share of the bandwidth that is reached. It may exceed 1 where a runtime fuses
-            operators, which are counted one by one here.
-        overhead_ms: Milliseconds of overhead of one operator.
-        hosted: Whether the overhead is the host's, hidden while the device is busy.
+    ``compute`` and ``memory`` are the shares of peak and bandwidth that are reached; the latter may
+    exceed 1 where a runtime fuses operators, which are counted one by one here. ``hosted`` says
+    whether the overhead of an operator is the host's, hidden while the device is busy.
     """
 
     compute: float
@@ -93,13 +89,8 @@ def fit(
 ) -> Constants:
     """Fits constants with the least relative errors, by robust least squares of log ratios.
 
-    Few figures cannot move the constants far from the usual ones (a prior, see above).
-
-    Args:
-        demands: What the networks ask of the device.
-        latencies_ms: Their latencies.
-        hosted: Whether the overhead is the host's.
-        weights: Factors of the squared residuals, 1 by default.
+    Few figures cannot move the constants far from the usual ones (a prior, see above). ``weights``
+    are factors of the squared residuals.
     """
     priors = (*_USUAL_EFFICIENCIES, _USUAL_OVERHEAD_MS[hosted])
     centre = np.log([usual for usual, _ in priors])

@@ -1,9 +1,8 @@
 """From a measured GPU to an unavailable one: measured entries × ratio of rooflines.
 
 The roofline's errors are largely those of kernels, which both devices run: they cancel in the
-ratio, so that only what differs between the devices has to be modelled. One scalar from
-published figures of the target, where there are any for the runtime, takes up what is left.
-Runtime, number format and batch must be the same on both sides.
+ratio. One scalar from published figures of the target, where there are any for the runtime, takes
+up what is left. Runtime, number format and batch must be the same on both sides.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import permutations
 
 import numpy as np
 
@@ -61,21 +61,14 @@ def transfer(
     space: SearchSpace,
     num_classes: int = 1000,
 ) -> LatencyTable:
-    """Estimates a table for one device from a table that was measured on another.
+    """Estimates a table for one device from a table that was measured on another, of ``source``.
 
     An entry that was not measured is the roofline's times what measured entries of its kind
     take in terms of theirs. The correction of the space is carried along; where there is none,
     the typical one of the table.
 
-    Args:
-        measured: The table to start from.
-        source: The device that it was measured on.
-        target: Conditions of the new table, with the same runtime, precision and batch size.
-        space: The space whose entries are estimated.
-        num_classes: Classes of the head.
-
     Raises:
-        UsageError: Runtime, precision or batch size differ.
+        UsageError: Runtime, precision or batch size of the tables differ.
         MissingLatencyError: A kind of component was not measured at all.
         UnknownNameError: The target has no datasheet.
     """
@@ -88,29 +81,21 @@ def transfer(
     sheet, wanted = target_sheet(target), entries(space, num_classes)
     base = measured.typical_correction(space)
     there = _Rooflines(measured, source, wanted)
-    here = _Scaled(there, sheet, target, base)
-    scalar = 1.0 if sheet == source else here.scalar()
+    scalar = 1.0 if sheet == source else _scalar(there, sheet, target, base)
     error = transfer_error(source, sheet, target.runtime, target.precision)
     error = math.hypot(error, base.expected_error)
     new, ratios = {}, []
     for entry in wanted:
-        before, ratio = there.latency_ms(entry), scalar * here.ratio(entry)
-        ratios.append(ratio)
-        value, spread = before * ratio, 1 + error
-        new[entry] = EntryLatency(value, value / spread, value * spread, 0, "estimated")
-    correction = Correction(
-        space=space.name,
+        here_ms = Demand.of_entry(entry, target, sheet).latency_ms(there.constants)
+        ratios.append(scalar * here_ms / there.roofline_ms(entry))
+        new[entry] = EntryLatency.estimated(there.latency_ms(entry) * ratios[-1], error)
+    correction = Correction.estimated(
+        space.name,
+        error,
+        f"transferred from a table of {source.name} by the ratio of rooflines; expect errors of "
+        f"±{error:.0%}.",
         scale=base.scale,
         offset_ms=base.offset_ms * float(np.median(ratios)),
-        expected_error=error,
-        checks=(),
-        rounds=0,
-        seconds=0.0,
-        stopped="estimated",
-        warnings=(
-            f"estimated, not measured: transferred from a table of {source.name} by the ratio of "
-            f"rooflines; expect errors of ±{error:.0%}.",
-        ),
     )
     return LatencyTable(target, new, {space.digest: correction}, name=sheet.name)
 
@@ -130,7 +115,7 @@ class _Rooflines:
             )
         sample = figures[:: math.ceil(len(figures) / _MOST_FITTED)]
         self.constants: Constants = fit(
-            [self.demand(e) for e in sample],
+            [Demand.of_entry(e, measured.conditions, source) for e in sample],
             [measured.entries[e].latency_ms for e in sample],
             hosted=measured.conditions.runtime == "eager",
         )
@@ -141,11 +126,9 @@ class _Rooflines:
         self._bias = {kind: float(np.median(values)) for kind, values in biases.items()}
         self._usual_bias = float(np.median([b for values in biases.values() for b in values]))
 
-    def demand(self, entry: Entry) -> Demand:
-        return Demand.of_entry(entry, self.measured.conditions, self.source)
-
     def roofline_ms(self, entry: Entry) -> float:
-        return self.demand(entry).latency_ms(self.constants)
+        demand = Demand.of_entry(entry, self.measured.conditions, self.source)
+        return demand.latency_ms(self.constants)
 
     def bias(self, kind: str) -> float:
         """Latency of a kind of component over its roofline; of all kinds if it was not measured."""
@@ -163,41 +146,22 @@ class _Rooflines:
         return self._bias[kind] * self.roofline_ms(entry)
 
 
-class _Scaled:
-    """The same rooflines on another device."""
+def _scalar(there: _Rooflines, sheet: Datasheet, target: Conditions, base: Correction) -> float:
+    """Median of published over transferred figures at the nearest batch size; 1 without any."""
 
-    def __init__(
-        self, there: _Rooflines, sheet: Datasheet, target: Conditions, base: Correction
-    ) -> None:
-        self.there, self.sheet, self.target, self.base = there, sheet, target, base
-
-    def roofline_ms(self, entry: Entry) -> float:
-        demand = Demand.of_entry(entry, self.target, self.sheet)
-        return demand.latency_ms(self.there.constants)
-
-    def ratio(self, entry: Entry) -> float:
-        return self.roofline_ms(entry) / self.there.roofline_ms(entry)
-
-    def scalar(self) -> float:
-        """Median of published over transferred figures at the nearest batch size; 1 without any."""
-        ratios = [
-            (a.batch_size, a.latency_ms / self._network_ms(a))
-            for a in _figures_of(self.sheet, self.target.runtime, self.target.precision)
-        ]
-        return _at_nearest_batch(ratios, self.target.batch_size)
-
-    def _network_ms(self, anchor: Anchor) -> float:
-        """Corrected latency of an anchor's network on this device in the anchor's batch."""
+    def corrected_ms(anchor: Anchor) -> float:
         total = before = 0.0
-        conditions = replace(self.target, batch_size=anchor.batch_size)
+        conditions = replace(target, batch_size=anchor.batch_size)
         for part in components(anchor_network(anchor.network)):
-            demand = Demand.of_entry(
-                (part.spec, part.in_size), conditions, datasheet(anchor.device)
-            )
-            bias = self.there.bias(entry_kind(part.spec))
-            total += bias * demand.latency_ms(self.there.constants)
-            before += bias * self.there.roofline_ms((part.spec, part.in_size))
-        return self.base.offset_ms * total / before + self.base.scale * total
+            entry, bias = (part.spec, part.in_size), there.bias(entry_kind(part.spec))
+            demand = Demand.of_entry(entry, conditions, datasheet(anchor.device))
+            total += bias * demand.latency_ms(there.constants)
+            before += bias * there.roofline_ms(entry)
+        return base.offset_ms * total / before + base.scale * total
+
+    figures = _figures_of(sheet, target.runtime, target.precision)
+    ratios = [(a.batch_size, a.latency_ms / corrected_ms(a)) for a in figures]
+    return _at_nearest_batch(ratios, target.batch_size)
 
 
 def _at_nearest_batch(ratios: Iterable[tuple[int, float]], batch_size: int) -> float:
@@ -234,7 +198,7 @@ def transfer_error(source: Datasheet, target: Datasheet, runtime: str, precision
     number_format = target.number_format(precision, runtime)
     fitted = basis(runtime, number_format)
     figures = list(fitted.figures) if fitted.exact else []
-    alike = [a for a in anchors() if a.kernels[1] == (tensor_format(number_format) == "fp16")]
+    alike = [a for a in anchors() if a.half == (tensor_format(number_format) == "fp16")]
     if not _pairs(figures):
         figures = [a for a in alike if a.runtime == runtime]
     if not _pairs(figures):
@@ -249,13 +213,7 @@ def _pairs(figures: Iterable[Anchor]) -> list[tuple[list[Anchor], list[Anchor]]]
     groups: dict[tuple[str, ...], dict[str, list[Anchor]]] = defaultdict(dict)
     for a in figures:
         groups[a.group].setdefault(a.device, []).append(a)
-    return [
-        (devices[a], devices[b])
-        for devices in groups.values()
-        for a in devices
-        for b in devices
-        if a != b
-    ]
+    return [pair for devices in groups.values() for pair in permutations(devices.values(), 2)]
 
 
 def transferred(

@@ -1,10 +1,9 @@
 """Timing many modules against each other so that the machine's drift hits all of them alike.
 
 Every round visits every subject once, in a new random order, and times the first run of the
-visit: weights are then as cold as in a whole network, and minutes of drift are shared by all.
-The statistic is the 25th percentile, which ignores disturbances without chasing the best
-case. Weights are views into one shared pool of noise: speed does not depend on their values,
-and a table of a large space needs no more memory than its largest networks.
+visit: weights are then as cold as in a whole network. The statistic is the 25th percentile, which
+ignores disturbances without chasing the best case. Weights are views into one shared pool of noise:
+speed does not depend on their values, and a table needs no more memory than its largest networks.
 """
 
 from __future__ import annotations
@@ -20,21 +19,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from predictors.measuring.disturbances import ClockMeter
+from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.runtimes import Run, find_runtime
 from predictors.measuring.this_machine import torch_device
+from predictors.operators import DTYPES
 from predictors.tables.conditions import Conditions
 from search_space import Architecture, ModuleSpec
 from search_space.components import input_shape
 from supernet import build
 from supernet.network.modules import build_module
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
 _ALIGNMENT = 64  # elements
 _WARM_UP = 2
-_LEAST_ROUNDS = 3
 SPLIT_HALF_LIMIT = 0.05
+
+Progress = Callable[[int, int, float], None]
+"""Called with what is done, the most there will be, and the seconds that the rest takes at most."""
 
 
 def statistic(samples: Sequence[float]) -> float:
@@ -95,7 +96,7 @@ class Subject:
 def entry_subject(
     spec: ModuleSpec, in_size: int, conditions: Conditions, pool: WeightPool
 ) -> Subject:
-    """Makes a subject of one component with a contiguous input, as it gets it in a network."""
+    """Makes a subject of one component with a contiguous input, as in a network."""
     with torch.device("meta"):
         module = build_module(spec)
     shape = input_shape(spec, in_size, conditions.batch_size)
@@ -114,15 +115,19 @@ def network_subject(
 
 
 class Bench:
-    """Subjects that are timed in turn; ``samples[i]`` are the milliseconds of subject i."""
+    """Subjects that are timed in turn: ``samples`` are milliseconds of each run, by subject.
+
+    ``seconds`` is the measuring time, ``warnings`` say what may have spoilt the measurement.
+    """
 
     def __init__(self, subjects: Sequence[Subject], conditions: Conditions, seed: int = 0) -> None:
-        self.subjects = list(subjects)
+        self.subjects, self.conditions = list(subjects), conditions
         self.samples: list[list[float]] = [[] for _ in self.subjects]
+        self.seconds = 0.0
+        self.warnings: list[str] = []
         self._rng = np.random.default_rng(seed)
         self._device = torch_device(conditions)
         self._time = self._time_cuda if self._device.type == "cuda" else self._time_cpu
-        self._conditions = conditions
         self._runs: list[Run] = []
 
     @property
@@ -130,21 +135,18 @@ class Bench:
         """Number of rounds that are complete."""
         return min((len(samples) for samples in self.samples), default=0)
 
-    def warm_up(self, progress: Callable[[int, int, float], None] | None = None) -> None:
+    def warm_up(self, progress: Progress | None = None) -> None:
         """Prepares every subject and runs it twice without a record, inside ``steady``.
 
         Kernels are chosen and memory is mapped then.
 
-        Args:
-            progress: Called with subjects done, all subjects, and the seconds that the rest takes.
-
         Raises:
             UsageError: The runtime cannot run a subject.
         """
-        runtime, begin = find_runtime(self._conditions.runtime), time.monotonic()
+        runtime, begin = find_runtime(self.conditions.runtime), time.monotonic()
         total = len(self.subjects)
         for done, subject in enumerate(self.subjects[len(self._runs) :], len(self._runs) + 1):
-            run = runtime.prepare(subject.module, subject.images, self._conditions)
+            run = runtime.prepare(subject.module, subject.images, self.conditions)
             for _ in range(_WARM_UP):
                 run()
             self._runs.append(run)
@@ -152,9 +154,7 @@ class Bench:
                 progress(done, total, (total - done) * (time.monotonic() - begin) / done)
 
     def round(self) -> None:
-        """Visits every subject once, in random order, inside ``steady``."""
-        if len(self._runs) < len(self.subjects):
-            self.warm_up()
+        """Visits every prepared subject once, in random order, inside ``steady``."""
         for i in self._rng.permutation(len(self.subjects)).tolist():
             run = self._runs[i]
             for _ in range(self.subjects[i].settle):
@@ -199,64 +199,53 @@ class Limits:
     """Limits of a measurement.
 
     It stops not before ``min_rounds`` and ``min_seconds``, then as soon as the figures are
-    stable, at the latest after ``max_rounds`` and twice ``min_seconds`` or at the budget.
-    Rounds of small networks take milliseconds while a machine drifts over tens of seconds, so
-    counting rounds alone would end too early.
+    stable, at the latest after ``max_rounds`` and twice ``min_seconds``. Rounds of small networks
+    take milliseconds while a machine drifts over tens of seconds, so counting rounds alone would
+    end too early.
     """
 
     min_rounds: int = 10
     max_rounds: int = 40
     min_seconds: float = 12.0
-    budget_s: float | None = None
 
 
 def run_rounds(
     bench: Bench,
     limits: Limits,
     stable: Callable[[Bench], bool],
-    after_round: Callable[[int, int, float], None] | None = None,
-    seconds_before: float = 0.0,
-    clock: ClockMeter | None = None,
+    after_round: Progress | None = None,
+    preparing: Progress | None = None,
 ) -> str:
-    """Runs rounds until ``limits`` say stop, inside ``steady``.
+    """Prepares the subjects and runs rounds until ``limits`` say stop.
 
-    Args:
-        bench: The subjects.
-        limits: When to stop.
-        stable: Whether the figures are stable.
-        after_round: Called with rounds done, the most that there will be, and the seconds these
-            take at most.
-        seconds_before: What rounds of an earlier process took.
-        clock: Read between rounds.
+    What an earlier process measured, samples and seconds, counts where ``bench`` has it.
 
     Returns:
-        Why it stopped: ``converged``, ``rounds`` or ``time``.
+        Why it stopped: ``converged``, since ``stable`` said so, or ``rounds``.
     """
-    begin, checked = time.monotonic(), -math.inf
-    rounds_before = bench.rounds
-    while True:
-        bench.round()
-        if clock is not None:
+    with steady(bench.conditions):
+        bench.warm_up(preparing)
+        load, clock = LoadMeter(), ClockMeter(bench.conditions)
+        begin, checked = time.monotonic(), -math.inf
+        seconds_before, rounds_before = bench.seconds, bench.rounds
+        stopped = ""
+        while not stopped:
+            bench.round()
             clock.sample()
-        now = time.monotonic()
-        seconds, rounds = seconds_before + now - begin, bench.rounds
-        per_round = (now - begin) / (rounds - rounds_before)
-        total = max(limits.max_rounds, rounds, math.ceil(2 * limits.min_seconds / per_round))
-        eta = (total - rounds) * per_round
-        if limits.budget_s is not None:
-            eta = min(eta, max(0.0, limits.budget_s - (now - begin)))
-        if after_round is not None:
-            after_round(rounds, total, eta)
-        if (
-            limits.budget_s is not None
-            and now - begin > limits.budget_s
-            and rounds >= _LEAST_ROUNDS
-        ):
-            return "time"
-        if rounds >= limits.max_rounds and seconds >= 2 * limits.min_seconds:
-            return "rounds"
-        enough = rounds >= limits.min_rounds and seconds >= limits.min_seconds
-        if enough and (now - checked > 0.5 or per_round > 0.5):
-            if stable(bench):
-                return "converged"
-            checked = time.monotonic()
+            now, rounds = time.monotonic(), bench.rounds
+            bench.seconds = seconds_before + now - begin
+            per_round = (now - begin) / (rounds - rounds_before)
+            total = max(limits.max_rounds, rounds, math.ceil(2 * limits.min_seconds / per_round))
+            if after_round is not None:
+                after_round(rounds, total, (total - rounds) * per_round)
+            if rounds >= limits.max_rounds and bench.seconds >= 2 * limits.min_seconds:
+                stopped = "rounds"
+            elif (
+                rounds >= limits.min_rounds
+                and bench.seconds >= limits.min_seconds
+                and (now - checked > 0.5 or per_round > 0.5)
+            ):
+                stopped = "converged" if stable(bench) else ""
+                checked = time.monotonic()
+        bench.warnings += [*load.warnings(), *clock.warnings()]
+    return stopped

@@ -24,10 +24,7 @@ _SAMPLE_SECONDS = {"cpu": 1.0, "cuda": 5.0}
 class Quota:
     """Processor time that the control group of a container allows.
 
-    Args:
-        processors: Number that may be busy on average, such as 1.5.
-        periods: Periods so far.
-        throttled: Periods in which all was used up and work stopped.
+    Of ``periods`` so far all was used up and work stopped in the ``throttled`` ones.
     """
 
     processors: float

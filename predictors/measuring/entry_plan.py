@@ -1,28 +1,24 @@
 """Plans of what is timed to learn the latency of entries, and how samples become it.
 
-A component that is timed alone pays for a call of the runtime, a component of a network does
-not. By the runtime's method (``runtimes.base``) a plan adds subjects that only serve to take
-this cost out: one empty network for all entries, or for each entry a chain of twice as many
-copies.
+A component that is timed alone pays for a call of the runtime, a component of a network does not.
+By the runtime's method (``runtimes.base``) a plan adds subjects that only serve to take this cost
+out: one empty network for all entries, or for each entry a chain of twice as many copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from predictors.counts import count_entry
-from predictors.measuring.bench import DTYPES, Subject, WeightPool, entry_subject, statistic
+from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
 from predictors.measuring.runtimes import find_runtime
-from predictors.measuring.this_machine import torch_device
+from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import ModuleSpec
-from supernet.network.modules import build_module
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
@@ -35,9 +31,9 @@ _PER_ACTIVATION = 3  # elements kept: memory grows by doubling, and masks are as
 class Copies(nn.Module):
     """Several copies of a component, with weights of their own.
 
-    Blocks form a chain, as in a network. Others change the shape of the map, so they stand side
-    by side with inputs of their own, ``images`` being ``(copies, batch, …)``; otherwise a
-    compiler would find that they share work.
+    Blocks form a chain, as in a network. Others change the shape of the map, so they stand side by
+    side with inputs of their own, ``images`` being ``(copies, batch, …)``; otherwise a compiler
+    would find that they share work.
     """
 
     def __init__(self, copies: Sequence[nn.Module], chained: bool) -> None:
@@ -62,7 +58,6 @@ class EntryPlan:
         self.method = self.runtime.method if self.entries else "direct"
 
     def __len__(self) -> int:
-        """Number of subjects."""
         more = {"direct": 0, "constant": 1, "slope": len(self.entries)}
         return len(self.entries) + more[self.method]
 
@@ -76,25 +71,13 @@ class EntryPlan:
                 return [*names, *(f"twice {name}" for name in names)]
         return names
 
-    @cached_property
-    def copies(self) -> list[int]:
-        """n of the ``slope`` method for each entry."""
-        numbers: dict[ModuleSpec, int] = {}
-        for spec, _ in self.entries:
-            if spec not in numbers:
-                with torch.device("meta"):
-                    weights = sum(p.numel() for p in build_module(spec).parameters())
-                size = weights * DTYPES[self.conditions.precision].itemsize
-                numbers[spec] = self.runtime.copies(size, torch_device(self.conditions))
-        return [numbers[spec] for spec, _ in self.entries]
-
     def subjects(self, pool: WeightPool) -> list[Subject]:
         """Makes the subjects, with weights of ``pool``."""
         if self.method == "slope":
             return [
-                copies_subject(*entry, factor * n, self.conditions, pool)
+                copies_subject(*entry, factor * self.runtime.copies, self.conditions, pool)
                 for factor in (1, 2)
-                for entry, n in zip(self.entries, self.copies, strict=True)
+                for entry in self.entries
             ]
         result = [entry_subject(*entry, self.conditions, pool) for entry in self.entries]
         if self.method == "constant":
@@ -102,14 +85,9 @@ class EntryPlan:
         return result
 
     def latencies(self, samples: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Takes the cost of a call out of the samples.
+        """Takes the cost of a call out of the samples: milliseconds of each run, per entry.
 
-        Args:
-            samples: Milliseconds of each run, per subject.
-
-        Returns:
-            Milliseconds of each run, per entry. Their statistic is the difference of the
-            subjects' statistics, over n for slopes.
+        Their statistic is the difference of the subjects' statistics, over n for slopes.
         """
         alone, added = samples[: len(self.entries)], samples[len(self.entries) :]
         match self.method:
@@ -117,8 +95,8 @@ class EntryPlan:
                 return [without_cost(values, statistic(added[0])) for values in alone]
             case "slope":
                 return [
-                    [value / n for value in without_cost(twice, statistic(once))]
-                    for once, twice, n in zip(alone, added, self.copies, strict=True)
+                    [value / self.runtime.copies for value in without_cost(twice, statistic(once))]
+                    for once, twice in zip(alone, added, strict=True)
                 ]
         return [list(values) for values in alone]
 

@@ -1,15 +1,15 @@
 """Profiling: measures what a space needs and a table lacks, and fits its correction.
 
-Entries and whole check networks are timed in the same rounds (see ``bench``), which go on
-until the check networks' halves agree and the sum of the entries stands still. Samples are
-saved every few seconds, so a killed profile continues where it was.
+Entries and whole check networks are timed in the same rounds (see ``bench``), which go on until the
+check networks' halves agree and the sum of the entries stands still. Samples are saved every few
+seconds, so a killed profile continues where it was.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,13 @@ from pydantic import BaseModel
 from predictors.measuring.bench import (
     Bench,
     Limits,
+    Progress,
     WeightPool,
     network_subject,
     run_rounds,
     split_half_disagreement,
     statistic,
-    steady,
 )
-from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.entry_plan import EntryPlan, first_portion
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
@@ -51,8 +50,6 @@ _CHECKS_AGREE = 0.02
 _SUM_STANDS = 0.01
 _PARTIAL_KEY = b"nas.latency_samples"
 _PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
-
-Progress = Callable[[int, int, float], None]
 
 
 def check_architectures(space: SearchSpace) -> list[Architecture]:
@@ -87,13 +84,10 @@ def profile(
         conditions: What is measured under, by default this machine's CPU in eager execution.
         cache_dir: Folder of tables, by default ``cache_folder()``.
         seed: Seed of the order of visits.
-        progress: Called with rounds done, the most there will be, and how many seconds these take
-            at most; while the runtime compiles or loads 0 rounds are done, and the seconds are
-            what is left of that.
-        limits: Rounds, seconds and budget of a portion. After the budget the measurement ends
-            with what it has, and the correction says so.
-        fresh: Whether everything is measured anew and the rest forgotten; what is on disk stays
-            until that is done.
+        progress: Called after each round; while the runtime compiles or loads 0 rounds are done,
+            and the seconds are what is left of that.
+        limits: Rounds and seconds of a portion.
+        fresh: Whether everything is measured anew; what is on disk stays until that is done.
 
     Raises:
         UnknownNameError: ``conditions`` are another machine's.
@@ -165,10 +159,9 @@ class _Session:
         subjects += [network_subject(a, self.num_classes, conditions, pool) for a in self.checks]
         self.bench = bench = Bench(subjects, conditions, seed)
         names = [*self.plan.names(), *(f"network {a.digest}" for a in self.checks)]
-        before = 0.0
         if earlier := _load_partial(self.partial, names, conditions):
-            bench.samples, before = earlier
-        begin = saved = time.monotonic()
+            bench.samples, bench.seconds = earlier
+        saved = time.monotonic()
 
         def preparing(done: int, total: int, eta_s: float) -> None:
             nonlocal saved
@@ -182,7 +175,7 @@ class _Session:
             metadata = {
                 "schema_version": SCHEMA_VERSION,
                 "conditions_digest": conditions.digest,
-                "seconds": before + time.monotonic() - begin,
+                "seconds": bench.seconds,
             }
             rows = pa.table({"subject": names, "samples_ms": whole}, schema=_PARTIAL_SCHEMA)
             write_parquet(self.partial, rows, _PARTIAL_KEY, metadata)
@@ -195,19 +188,15 @@ class _Session:
             if progress is not None:
                 progress(done, total, eta_s)
 
-        with steady(conditions):
-            bench.warm_up(preparing)
-            load, clock = LoadMeter(), ClockMeter(conditions)
-            begin = saved = time.monotonic()  # preparing is no measuring
-            try:
-                stopped = run_rounds(bench, self.limits, self._stable, after_round, before, clock)
-            except KeyboardInterrupt:
-                if bench.rounds:
-                    save()
-                raise
-        self.seconds += before + time.monotonic() - begin
+        try:
+            stopped = run_rounds(bench, self.limits, self._stable, after_round, preparing)
+        except KeyboardInterrupt:
+            if bench.rounds:
+                save()
+            raise
+        self.seconds += bench.seconds
         self.stopped = stopped if self.stopped == "converged" else self.stopped
-        self.warnings += [*load.warnings(), *clock.warnings()]
+        self.warnings += bench.warnings
 
     def _stable(self, bench: Bench) -> bool:
         """Decides whether the checks' halves agree and the entries' sum moved little of late."""
@@ -222,9 +211,8 @@ class _Session:
         then = np.percentile(values[:, :-late], 25, axis=1).sum()
         return bool(abs(now - then) < _SUM_STANDS * now)
 
-    def _split(
-        self, samples: Sequence[list[float]]
-    ) -> tuple[Sequence[list[float]], Sequence[list[float]]]:
+    def _split(self, samples: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
+        """Parts the samples of the plan's subjects from those of the check networks."""
         return samples[: len(self.plan)], samples[len(self.plan) :]
 
     def extend(self, table: LatencyTable) -> LatencyTable:

@@ -1,11 +1,8 @@
-"""Measurements of whole networks: predictions are checked on the device before they are claimed.
-
-Networks are interleaved as entries are, so that comparisons between them are fair.
-"""
+"""Measurements of whole networks, interleaved as entries are: predictions are checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +11,13 @@ from predictors.measuring.bench import (
     SPLIT_HALF_LIMIT,
     Bench,
     Limits,
+    Progress,
     WeightPool,
     network_subject,
     run_rounds,
     split_half_disagreement,
     statistic,
-    steady,
 )
-from predictors.measuring.disturbances import ClockMeter, LoadMeter
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import NotNegative, Positive
@@ -32,15 +28,10 @@ _AGREE = 0.02
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measured latency of a network.
+    """Measured latency of a network: 25th, 10th and 90th percentile of its runs, milliseconds.
 
-    Args:
-        latency_ms: 25th percentile of the runs, milliseconds.
-        low_ms: 10th percentile.
-        high_ms: 90th percentile.
-        runs: Number of timed runs.
-        split_half_disagreement: Relative difference between the figures of both halves of the runs.
-        warnings: What may have spoilt this measurement or those made together with it.
+    ``split_half_disagreement`` is the relative difference between both halves of the runs;
+    ``warnings`` say what may have spoilt this measurement or those made together with it.
     """
 
     latency_ms: Positive
@@ -58,21 +49,11 @@ def measure_networks(
     *,
     seed: int = 0,
     limits: Limits | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
-    """Measures the latency of each network on this machine.
+    """Measures the latency of each network on this machine, in the order given.
 
-    Args:
-        architectures: The networks.
-        num_classes: Classes of their heads.
-        conditions: What is measured under, by default this machine's CPU in eager execution.
-        seed: Seed of the order of visits.
-        limits: When to stop.
-        progress: Called with rounds done, the most there will be, and the seconds these take at
-            most.
-
-    Returns:
-        Measurements, in the order of ``architectures``.
+    ``conditions`` are by default those of this machine's CPU in eager execution.
 
     Raises:
         UnknownNameError: ``conditions`` are another machine's.
@@ -89,12 +70,9 @@ def measure_networks(
     def stable(bench: Bench) -> bool:
         return max(map(split_half_disagreement, bench.samples)) <= _AGREE
 
-    with steady(conditions):
-        bench.warm_up()
-        load, clock = LoadMeter(), ClockMeter(conditions)
-        run_rounds(bench, limits, stable, progress, clock=clock)
+    run_rounds(bench, limits, stable, progress)
     halves = [split_half_disagreement(samples) for samples in bench.samples]
-    notes = [*load.warnings(), *clock.warnings()]
+    notes = bench.warnings
     drifted = [half for half in halves if half > SPLIT_HALF_LIMIT]
     if drifted:
         notes.append(

@@ -90,12 +90,7 @@ def local_conditions(
 ) -> Conditions:
     """Makes the conditions of a measurement on this machine.
 
-    Args:
-        device: Name of the device, such as ``cuda:1``.
-        threads: Threads of one operator, by default as many as torch uses.
-        batch_size: Images per forward pass.
-        precision: Number format of weights and inputs.
-        runtime: Name of what runs the networks.
+    ``device`` is a name such as ``cuda:1``; ``threads`` are by default as many as torch uses.
 
     Raises:
         UnknownNameError: There is no such device, precision or runtime.

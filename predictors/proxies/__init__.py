@@ -1,15 +1,13 @@
 """Training-free proxies: scores of networks that were not trained; each file registers its own."""
 
 from predictors.proxies import (  # noqa: F401
+    as_vit,
     combined,
     deepmad,
     dss,
     gradients,
-    length_distortion,
     naswot,
-    ntk,
     synflow,
-    zico,
 )
 from predictors.proxies.base import (
     Network,

@@ -32,8 +32,7 @@ class UndefinedProxyError(NasError):
 class Score:
     """A proxy's value: the mean over repeats and their sample standard deviation.
 
-    ``spread`` is None where nothing is random. Where ``value`` is None, ``reason`` says why the
-    proxy is not defined for the network.
+    ``spread`` is None where nothing is random. Where ``value`` is None, ``reason`` says why.
     """
 
     value: float | None
@@ -45,12 +44,8 @@ class Score:
 class ScoreSettings:
     """Settings of proxies that run the network.
 
-    Args:
-        seed: Seed of the weights and inputs of the first repeat; repeat i takes seed + i.
-        repeats: Number of repeats with fresh weights and inputs.
-        batch_size: Images per repeat, where a proxy needs several.
-        device: Where the network runs.
-        image_size: Side of the square images; None means the network's own.
+    Repeat i takes weights and inputs of ``seed + i``, and ``batch_size`` images where a proxy needs
+    several. ``image_size`` is the side of the square images; None means the network's own.
     """
 
     seed: int = 0
@@ -67,10 +62,8 @@ DEFAULTS = ScoreSettings()
 class Network:
     """A network that proxies may build as often as they need.
 
-    Args:
-        name: What people call it.
-        image_size: Side of its square images.
-        make: Makes a new module with freshly drawn weights.
+    ``make`` makes a new module with freshly drawn weights, for square images of side
+    ``image_size``.
 
     Example:
         >>> network = Network.of_architecture(known("swin_t"))
@@ -94,11 +87,7 @@ class Network:
 
     @classmethod
     def of_timm(cls, name: str, image_size: int | None = None) -> Network:
-        """Wraps a model of timm with freshly drawn weights.
-
-        Args:
-            name: What timm calls it.
-            image_size: Side of the images; None means the model's own.
+        """Wraps a model of timm with freshly drawn weights; ``image_size`` None means its own.
 
         Raises:
             UnknownNameError: timm has no such model.

@@ -42,15 +42,10 @@ RANK_QUALITY = (
 
 
 def combined_score(num_params: Values, activations: Values, effectiveness: Values) -> Values:
-    """Computes the weighted mean of the three standardised logarithms.
+    """Computes the weighted mean of the three standardised logarithms; 0 is the mean of the 55.
 
-    Args:
-        num_params: Numbers of parameters.
-        activations: Output elements of layers and matrix products, for one image.
-        effectiveness: ρ at the end of the last stage, without a unit.
-
-    Returns:
-        Scores in the shape of the arguments; 0 is the mean of the 55 networks.
+    Activations are output elements of layers and matrix products for one image, ``effectiveness``
+    is ρ at the end of the last stage.
     """
     measures: dict[str, Values] = {
         "num_params": num_params,

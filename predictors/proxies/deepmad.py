@@ -31,11 +31,8 @@ LAST_WEIGHT = 8.0
 class StageEnd:
     """End of a stage, for the formulas; sums are over all layers from the image to there.
 
-    Args:
-        channels: Channels of the feature map there.
-        positions: Positions of that map, the product of its sides.
-        entropy: Σ ½·log w.
-        layers: Number of layers.
+    The map there has ``channels`` and ``positions`` (the product of its sides); ``entropy`` is
+    Σ ½·log w of that many ``layers``.
     """
 
     channels: int

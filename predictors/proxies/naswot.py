@@ -18,10 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from predictors.proxies.base import SampledProxy, UndefinedProxyError, register_proxy
-from predictors.proxies.preparation import BatchStatistics, first_argument, unit_scales
+from predictors.proxies.preparation import BatchStatistics, Interceptor, first_argument, unit_scales
 
 _NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu"),
@@ -37,17 +36,14 @@ ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
 _UNITS = 2**22  # float32 counts exactly to 2^24
 
 
-class Codes(TorchFunctionMode):
+class Codes(Interceptor):
     """While active, adds the kernel of every activation's code to ``kernel`` ``(batch, batch)``."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
         self.kernel = torch.zeros(batch, batch, dtype=torch.float64)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in ACTIVATIONS:
             self._add(first_argument(args, kwargs))
         return func(*args, **kwargs)

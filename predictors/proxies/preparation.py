@@ -99,17 +99,26 @@ def layer_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 # Norms --------------------------------------------------------------------------------------------
 
 
-class WithoutNorms(TorchFunctionMode):
+class Interceptor(TorchFunctionMode):
+    """While active, calls of torch's functions go through ``call``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+
+class WithoutNorms(Interceptor):
     """While active, norms give back a copy of their input; with ``number``, that norm alone."""
 
     def __init__(self, number: int | None = None) -> None:
         super().__init__()
         self._number, self._called = number, 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in NORMS:
             self._called += 1
             if self._number in (None, self._called):
@@ -118,17 +127,14 @@ class WithoutNorms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class BatchStatistics(TorchFunctionMode):
+class BatchStatistics(Interceptor):
     """While active, batch norms use the statistics of their batch, as in training.
 
     Those of a fresh network would be no norms at all. Only possible where a channel has more
     than one value.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func is F.batch_norm:
             x = first_argument(args, kwargs)
             weight, bias = _argument(args, kwargs, 3, "weight"), _argument(args, kwargs, 4, "bias")
@@ -138,7 +144,7 @@ class BatchStatistics(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _NormRecorder(TorchFunctionMode):
+class _NormRecorder(Interceptor):
     """Remembers the last norm: its number, its output and how often that had been changed."""
 
     def __init__(self) -> None:
@@ -146,10 +152,8 @@ class _NormRecorder(TorchFunctionMode):
         self.number, self.version = 0, -1
         self.output: Tensor | None = None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         if func in NORMS:
             self.number, self.output, self.version = self.number + 1, result, result._version
         return result

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from predictors.proxies.base import SampledProxy, UndefinedProxyError, register_proxy
 from predictors.proxies.preparation import (
     NORMS,
+    Interceptor,
     absolute_weights,
     first_argument,
     plain_attention,
@@ -38,7 +38,7 @@ _PRODUCTS = {
 _MASKED = -50.0  # some models mask attention by −100 instead of −∞
 
 
-class _Linearised(TorchFunctionMode):
+class _Linearised(Interceptor):
     """While active, a network is of first degree in each of its layers, as synaptic flow assumes.
 
     Norms are the identity. Attention gives all keys that are not masked the same weight, as a
@@ -48,10 +48,7 @@ class _Linearised(TorchFunctionMode):
     activations from weights.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in NORMS:
             return first_argument(args, kwargs).clone()
         if func in _SOFTMAX:
@@ -100,11 +97,9 @@ def _equal_attention(
 
 
 def log_synaptic_flow(module: nn.Module, shape: Sequence[int]) -> float:
-    """Computes log Σ θ · ∂R/∂θ for one image of ones.
+    """Computes log Σ θ · ∂R/∂θ for one image of ones, of ``shape`` (channels, height, width).
 
-    Args:
-        module: The network, in double precision and without negative parameters.
-        shape: Shape of the image: channels, height, width.
+    The network is in double precision and without negative parameters.
 
     Raises:
         UndefinedProxyError: The flow is not a positive finite number.

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from predictors.surrogates.base import Prediction, Values, rank_quality
+from predictors.surrogates.base import Prediction, Surrogate, Values
 from predictors.surrogates.features import AdditiveFeatures
 from predictors.tables.additive import AdditiveTable
 from search_space import Genes, SearchSpace
-from search_space.errors import UsageError
 
 FINER = (0.3, 0.6, 1.0, 1.5)
 PENALTIES = tuple(np.logspace(-3, 4, 29).tolist())
@@ -36,13 +35,10 @@ class _Fit:
     left_out: Values  # prediction of each value by all others
 
 
-class AdditiveAccuracy:
+class AdditiveAccuracy(Surrogate):
     """Accuracy as a sum over components, learnt from evaluations.
 
-    Args:
-        space: The space whose rows it predicts.
-        finer: Scales of finer groups of features to choose from.
-        penalties: Penalties of ridge to choose from.
+    ``finer`` are scales of finer groups of features, ``penalties`` those of ridge to choose from.
 
     Example:
         >>> model = AdditiveAccuracy(space)
@@ -59,24 +55,11 @@ class AdditiveAccuracy:
         self._features = [AdditiveFeatures(space, value) for value in finer]
         self._penalties = penalties
 
-    def fit(self, genes: Genes, values: Values) -> None:
-        """Learns from rows and their values.
-
-        Args:
-            genes: Valid rows, shape (n, genes), n ≥ 2.
-            values: Finite values, shape (n,).
-
-        Raises:
-            UsageError: There are fewer than two rows.
-        """
-        if len(genes) < 2:
-            raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
-        self._values = np.asarray(values, dtype=np.float64)
-        fits = [_fit(features, genes, self._values, self._penalties) for features in self._features]
+    def _learn(self, genes: Genes, values: Values) -> None:
+        fits = [_fit(features, genes, values, self._penalties) for features in self._features]
         self._fit = min(fits, key=lambda fit: fit.error)
 
     def predict(self, genes: Genes) -> Prediction:
-        """Predicts mean and standard deviation without noise of rows, shape (n, genes)."""
         fit = self._fit
         centred = fit.features.encode(genes) - fit.mean
         along = centred @ fit.basis
@@ -91,13 +74,7 @@ class AdditiveAccuracy:
         return fit.features.table(weights, fit.offset - float(fit.mean @ weights))
 
     @property
-    def rank_quality(self) -> float | None:
-        """Kendall τ of values and their leave-one-out predictions; None where undefined."""
-        return rank_quality(self._values, self._fit.left_out)
-
-    @property
     def left_out(self) -> Values:
-        """Prediction of each value by a fit to all others, same penalty, shape (n,)."""
         return self._fit.left_out
 
 

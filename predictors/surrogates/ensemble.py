@@ -11,21 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from predictors.surrogates.base import Prediction, Values, rank_quality
+from predictors.surrogates.base import Prediction, Surrogate, Values, rank_quality
 from predictors.surrogates.features import AdditiveFeatures
 from search_space import Genes, SearchSpace
-from search_space.errors import UsageError
 
 MIN_LEAF = 2
 
 
-class EnsembleSurrogate:
-    """Accuracy model of trees over additive features and the costs.
-
-    Args:
-        space: The space whose rows it predicts.
-        costs: Predictions of cheap metrics, that accuracy may follow.
-        trees: Number of trees.
+class EnsembleSurrogate(Surrogate):
+    """Accuracy model of trees over additive features and predicted costs, which it may follow.
 
     Example:
         >>> model = EnsembleSurrogate(space, [latency.predict])
@@ -56,28 +50,14 @@ class EnsembleSurrogate:
         costs = [cost(genes)[:, None] for cost in self._costs]
         return np.hstack([self._features.encode(genes), *costs])
 
-    def fit(self, genes: Genes, values: Values) -> None:
-        """Learns from rows and their values.
-
-        Args:
-            genes: Valid rows, shape (n, genes), n ≥ 2.
-            values: Finite values, shape (n,).
-
-        Raises:
-            UsageError: There are fewer than two rows.
-        """
-        if len(genes) < 2:
-            raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
-        self._values = np.asarray(values, dtype=np.float64)
-        self._forest.fit(self._encode(genes), self._values)
+    def _learn(self, genes: Genes, values: Values) -> None:
+        self._forest.fit(self._encode(genes), values)
 
     def predict(self, genes: Genes) -> Prediction:
-        """Predicts mean and standard deviation over the trees of rows, shape (n, genes)."""
         encoded = self._encode(genes).astype(np.float32)
         votes = np.stack([tree.predict(encoded) for tree in self._forest.estimators_])
         return Prediction(votes.mean(axis=0), votes.std(axis=0))
 
     @property
-    def rank_quality(self) -> float | None:
-        """Kendall τ of values and out-of-bag predictions; None where undefined."""
-        return rank_quality(self._values, self._forest.oob_prediction_)
+    def left_out(self) -> Values:
+        return np.asarray(self._forest.oob_prediction_)

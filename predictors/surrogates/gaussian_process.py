@@ -18,10 +18,9 @@ import numpy.typing as npt
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from predictors.surrogates.base import Prediction, Values, rank_quality
+from predictors.surrogates.base import Prediction, Surrogate, Values
 from predictors.surrogates.features import AdditiveFeatures, GeneFeatures
 from search_space import Genes, SearchSpace
-from search_space.errors import UsageError
 
 COST_WEIGHT = 3.0
 GROWTH = 1.3  # parameters are tuned again when there is so much more to learn from
@@ -38,12 +37,9 @@ LOWEST, HIGHEST = -9.0, 4.0  # of logarithms
 class Tuning:
     """Parameters of the covariance, all positive, in units of the values' variance.
 
-    Args:
-        amplitudes: Variances of the linear trend, the smooth part, the sum over genes and the
-            joint part of all genes, shape (4,).
-        length: Length of the smooth part, in root mean squared distances.
-        noise: Variance of the noise.
-        weights: Weights of the genes in the joint part, shape (genes,).
+    ``amplitudes`` are variances of the linear trend, the smooth part, the sum over genes and the
+    joint part of all genes, shape (4,); ``length`` is that of the smooth part, in root mean squared
+    distances; ``weights`` are those of the genes in the joint part, shape (genes,).
     """
 
     amplitudes: Values
@@ -58,13 +54,12 @@ class Tuning:
         return cls(values[:4], float(values[4]), float(values[5]), values[6:])
 
 
-class GaussianProcess:
+class GaussianProcess(Surrogate):
     """Accuracy model with uncertainty for up to a few thousand evaluations.
 
-    Args:
-        space: The space whose rows it predicts.
-        costs: Predictions of cheap metrics, that accuracy may follow.
-        finer: Scale of finer features.
+    Accuracy may follow ``costs``, predictions of cheap metrics; ``finer`` scales finer features.
+    Parameters are tuned only when there are some more rows than at the last tuning, from where
+    that ended; most fits only solve a linear system.
 
     Example:
         >>> model = GaussianProcess(space, [latency.predict])
@@ -90,22 +85,7 @@ class GaussianProcess:
         """The parameters of the latest fit."""
         return Tuning.of(self._logarithms)
 
-    def fit(self, genes: Genes, values: Values) -> None:
-        """Learns from rows and their values.
-
-        Parameters are tuned only when there are some more rows than at the last tuning, from where
-        that ended; most fits only solve a linear system.
-
-        Args:
-            genes: Valid rows, shape (n, genes), n ≥ 2.
-            values: Finite values, shape (n,).
-
-        Raises:
-            UsageError: There are fewer than two rows.
-        """
-        if len(genes) < 2:
-            raise UsageError(f"{len(genes)} evaluations fit no accuracy model; give 2 or more.")
-        values = np.asarray(values, dtype=np.float64)
+    def _learn(self, genes: Genes, values: Values) -> None:
         encoded, single = self._encode(genes), self._genes.encode(genes)
         self._frame = _Frame.of(encoded, values, len(self._costs))
         points = self._frame.points(encoded)
@@ -121,7 +101,6 @@ class GaussianProcess:
         self._factor = np.linalg.cholesky(covariance)
         inverse = cho_solve((self._factor, True), np.eye(len(rest)))
         self._weights = inverse @ rest
-        self._values = values
         self._left_out = values - self._frame.scale * self._weights / np.diag(inverse)
 
     def _encode(self, genes: Genes) -> Values:
@@ -130,14 +109,10 @@ class GaussianProcess:
         return np.hstack([self._features.encode(genes), *costs])
 
     def covariance(self, a: Values, b: Values, c: Values, d: Values) -> Values:
-        """Computes covariances of values without noise.
+        """Computes covariances without noise of points ``a`` and ``b``, shape (n, m).
 
-        Args:
-            a, b: Points, shapes (n, features) and (m, features).
-            c, d: Their encoded genes, shapes (n, columns) and (m, columns).
-
-        Returns:
-            Covariances, shape (n, m).
+        Points have shape (n, features) and (m, features), their encoded genes ``c`` and ``d``
+        (n, columns) and (m, columns).
         """
         tuning = self.tuning
         trend, smooth, sums, joint = tuning.amplitudes
@@ -148,7 +123,6 @@ class GaussianProcess:
         return np.asarray(result)
 
     def predict(self, genes: Genes) -> Prediction:
-        """Predicts mean and standard deviation without noise of rows, shape (n, genes)."""
         points, single = self._frame.points(self._encode(genes)), self._genes.encode(genes)
         cross = self.covariance(points, self._points, single, self._single)
         trend, smooth, sums, joint = self.tuning.amplitudes
@@ -160,9 +134,8 @@ class GaussianProcess:
         return Prediction(mean, self._frame.scale * np.sqrt(variance))
 
     @property
-    def rank_quality(self) -> float | None:
-        """Kendall τ of values and their leave-one-out predictions; None where undefined."""
-        return rank_quality(self._values, self._left_out)
+    def left_out(self) -> Values:
+        return self._left_out
 
 
 def _prior(num_genes: int) -> tuple[Values, Values]:

@@ -1,9 +1,7 @@
 """Conditions of a latency: the device that it belongs to, and all else that it depends on.
 
-A latency without device, runtime, precision, batch size and threads means nothing, and eager
-latency also depends on the version of torch and on the code of the modules. ``Conditions``
-holds all of them; its digest names the table on disk, so that a table is never used for
-anything else than what it was measured for.
+Their digest names the table on disk, so that a table is never used for anything else than what
+it was measured for.
 """
 
 from __future__ import annotations
@@ -25,13 +23,11 @@ ROOFLINE = "roofline, v1"  # the protocol of what is estimated, not measured
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """Identity of a device: what makes two machines give different latencies.
+    """What makes two machines give different latencies.
 
-    Args:
-        kind: ``cpu`` or ``cuda``.
-        model: Name of the processor or GPU.
-        cores: Physical cores, or multiprocessors of a GPU.
-        capability: Vector instructions that torch uses, or the CUDA compute capability.
+    ``model`` is the name of the processor or GPU, ``cores`` are physical ones, or multiprocessors
+    of a GPU, ``capability`` the vector instructions that torch uses, or the CUDA compute
+    capability.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -54,7 +50,7 @@ class Conditions:
         precision: ``fp32``, ``fp16`` or ``bf16``; weights and inputs have it.
         batch_size: Images per forward pass.
         threads: Threads of one operator, on CPUs.
-        runtime_version: Name and version of what runs the network, such as ``torch 2.9.0``.
+        runtime_version: Such as ``torch 2.9.0``.
         layout: Memory layout at the borders of modules.
         implementation: Digest of the code of the static modules.
         protocol: How it was measured.
@@ -93,10 +89,7 @@ class Conditions:
         return asdict(self)
 
     def differences(self, other: Conditions) -> list[str]:
-        """Lists which of runtime, precision and batch size differ.
-
-        Latencies of two devices can be compared where none does.
-        """
+        """Lists which of runtime, precision and batch size differ: none where devices compare."""
         names = ("runtime", "precision", "batch_size")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 

@@ -41,14 +41,14 @@ class Correction:
 
     Args:
         space: Name of the space it was fitted on.
-        scale: Factor of the sum, positive.
+        scale: Factor of the sum.
         offset_ms: Milliseconds that are added.
         expected_error: Mean relative error of predicting each check network from the others; of
             a single one, which has no others, that of the sum.
         checks: What it was fitted on.
         rounds: Visits of every subject.
         seconds: Measuring time.
-        stopped: ``converged``, ``rounds`` (the cap) or ``time`` (the budget).
+        stopped: ``converged``, ``rounds`` (the cap), or how else it came about.
         warnings: What may have spoilt the measurement.
     """
 
@@ -56,25 +56,35 @@ class Correction:
     scale: Positive
     offset_ms: Finite
     expected_error: NotNegative
-    checks: tuple[CheckNetwork, ...]
-    rounds: int
-    seconds: Finite
+    checks: tuple[CheckNetwork, ...] = ()
+    rounds: int = 0
+    seconds: Finite = 0.0
     stopped: str
     warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def estimated(
+        cls, space: str, error: float, how: str, *, scale: float = 1.0, offset_ms: float = 0.0
+    ) -> Correction:
+        """Makes the correction of a table of estimates, which says so."""
+        return cls(
+            space=space,
+            scale=scale,
+            offset_ms=offset_ms,
+            expected_error=error,
+            stopped="estimated",
+            warnings=(f"estimated, not measured: {how}",),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """``latency = offset_ms + scale × sum of entries``, from whole networks the user measured.
 
-    Args:
-        scale: Factor of the sum, in place of the corrections of all spaces.
-        offset_ms: Milliseconds that are added, likewise.
-        error_before: Mean relative error on those networks without calibration.
-        error_after: The same with a calibration that was fitted on the others (leave one out);
-            a single network, which leaves no others, has the error before.
-        networks: Their names.
-        created: UTC, ISO 8601.
+    It stands in place of the corrections of all spaces. ``error_before`` is the mean relative error
+    on those networks without it, ``error_after`` with one that was fitted on the others (leave one
+    out); a single network, which leaves no others, has the error before. ``created`` is UTC, ISO
+    8601.
     """
 
     scale: Positive
@@ -88,8 +98,8 @@ class Calibration:
         """Computes the mean relative error to expect of other networks than those measured.
 
         As if to the n networks one came that is as wrong as the table was expected to be
-        ``before``: a handful of networks says little about mixers and sizes unlike theirs. A
-        single one says nothing.
+        ``before``: a handful of networks says little about mixers and sizes unlike theirs. A single
+        one says nothing.
         """
         n = len(self.networks)
         return before if n < 2 else (n * self.error_after + before) / (n + 1)
@@ -124,14 +134,10 @@ def correction_of(
     stopped: str,
     warnings: Sequence[str] = (),
 ) -> Correction:
-    """Fits a correction, with warnings where it is not to be relied on.
+    """Fits a correction on check networks, with warnings where it is not to be relied on.
 
-    Args:
-        space: Name of the space.
-        checks: What it is fitted on.
-        halves: Largest relative difference between the figures of the first and the second half
-            of a check network's runs.
-        rounds, seconds, stopped, warnings: See ``Correction``.
+    ``halves`` is the largest relative difference between the figures of the first and the second
+    half of a check network's runs.
     """
     sums, times = [c.sum_ms for c in checks], [c.measured_ms for c in checks]
     scale, offset = fit_correction(sums, times)
@@ -177,8 +183,7 @@ def _line(x: Values, y: Values) -> tuple[float, float]:
     """Fits Huber's regression of relative errors (Huber, 1964; k = 1.345), or the ratio.
 
     The ratio where the line would fall, or have a negative offset, which gives small networks
-    negative latencies. By iteratively reweighted least squares, so that a disturbed check network
-    hardly moves the line.
+    negative latencies. By iteratively reweighted least squares.
     """
     line = np.array(_ratio(x, y))
     design = np.stack([x / y, 1 / y], axis=1)

@@ -33,12 +33,10 @@ _NAME = re.compile("[a-z][a-z0-9_]{0,40}")
 
 
 def save_costs(path: Path, column: str, values: Mapping[Entry, float]) -> None:
-    """Writes a cost table.
+    """Writes a cost table, in place of a file that may be there.
 
-    Args:
-        path: The Parquet file, which is replaced.
-        column: Name of the cost and its unit, such as ``energy_mJ``.
-        values: The cost of each component with its input's side, in that unit.
+    ``column`` is the name of the cost and its unit, such as ``energy_mJ``; ``values`` are in that
+    unit.
     """
     columns = {
         "component": [spec_to_json(spec) for spec, _ in values],

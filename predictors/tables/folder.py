@@ -1,8 +1,4 @@
-"""The folder of latency tables: one file per conditions, all of them readable by ``nas devices``.
-
-A table's name is a label inside it, so that a file copied from another machine is known here by
-the same name.
-"""
+"""The folder of latency tables: one file per conditions, which ``nas devices`` lists."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""The latency table: measured components, the conditions they hold under, and a correction.
+"""The latency table: measured components, the conditions they hold under, and corrections.
 
 One file per conditions holds the entries of every space that was profiled under them, so that
-spaces share entries. Sums of entries are turned into end-to-end latencies by an affine
-correction that is fitted, per space, on whole check networks; its expected error is that of
-predicting each check network from the others. Parquet, with all provenance in the schema
-metadata: any data tool can read it.
+spaces share entries. Parquet, with all provenance in the schema metadata.
 """
 
 from __future__ import annotations
@@ -72,14 +69,10 @@ class MissingLatencyError(NasError, LookupError):
 
 @dataclass(frozen=True)
 class EntryLatency:
-    """Milliseconds of one entry, and where they come from.
+    """Milliseconds of one entry: statistic, 10th and 90th percentile; or estimate and range.
 
-    Args:
-        latency_ms: The statistic, or the estimate.
-        low_ms: 10th percentile, or the lower end of an estimate's range.
-        high_ms: 90th percentile, or the upper end of an estimate's range.
-        runs: Number of timed runs, 0 where nothing was measured.
-        origin: ``measured``, ``interpolated`` between measured entries, or ``estimated``.
+    ``runs`` is 0 where nothing was measured; ``origin`` is ``measured``, ``interpolated`` between
+    measured entries, or ``estimated``.
     """
 
     latency_ms: float
@@ -94,18 +87,19 @@ class EntryLatency:
         low, high = np.percentile(samples, [10, 90])
         return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
 
+    @classmethod
+    def estimated(cls, latency_ms: float, error: float, origin: str = "estimated") -> EntryLatency:
+        """Makes an entry that was not measured, with the range of a relative ``error``."""
+        return cls(latency_ms, latency_ms / (1 + error), latency_ms * (1 + error), 0, origin)
+
 
 @dataclass(frozen=True)
 class LatencyTable:
     """Entries, their conditions, and corrections by the digest of their space.
 
-    Args:
-        conditions: What the latencies are true under.
-        entries: Latencies of components by spec and input side.
-        corrections: Corrections of their sums by the digest of a space.
-        calibration: What takes the place of all corrections once the user has calibrated.
-        name: What people call the device; empty for this machine's own tables.
-        created: When the last entry was measured, UTC, ISO 8601; empty where none was.
+    ``calibration`` takes the place of all corrections once the user has calibrated. ``name`` is
+    what people call the device, empty for this machine's own tables; ``created`` when the last
+    entry was measured, UTC, ISO 8601.
 
     Example:
         >>> table = profile(space, num_classes=10)
@@ -143,8 +137,7 @@ class LatencyTable:
     def typical_correction(self, space: SearchSpace | None = None) -> Correction:
         """Returns the correction of ``space``, or what those of other spaces have in common.
 
-        That is their median, expected to err like the worst of them; where there are none, the
-        plain sum.
+        Their median, expected to err like the worst of them; where there are none, the plain sum.
         """
         if space is not None and space.digest in self.corrections:
             return self.corrections[space.digest]
@@ -154,9 +147,6 @@ class LatencyTable:
             scale=float(np.median([c.scale for c in known])) if known else 1.0,
             offset_ms=float(np.median([c.offset_ms for c in known])) if known else 0.0,
             expected_error=max((c.expected_error for c in known), default=0.0),
-            checks=(),
-            rounds=0,
-            seconds=0.0,
             stopped="interpolated",
         )
 
@@ -240,15 +230,12 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path, fix: str = MEASURE_AGAIN) -> LatencyTable:
-        """Loads the table in ``path``.
-
-        Args:
-            path: A file that ``save`` wrote.
-            fix: What an error advises.
+        """Loads a table that ``save`` wrote; ``fix`` is what an error advises.
 
         Raises:
-            CorruptFileError: The file is missing, cut short, of another schema version, larger
-                than any table, or holds what no measurement gives.
+            CorruptFileError: The file is missing, cut short, of another schema version, larger than
+                any
+                table, or holds what no measurement gives.
         """
         try:
             cells, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
@@ -361,10 +348,9 @@ def read_parquet(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Reads rows and metadata of a file that ``write_parquet`` wrote.
 
-    How much there is to read is known from the file's end before anything is read.
-
     Raises:
-        CorruptFileError: The file is something else, damaged, or larger than any table.
+        CorruptFileError: The file is something else, damaged, or larger than any table, which is
+            known from its end before anything is read.
     """
     texts = [field.name for field in schema if field.type == pa.string()]
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from results.export.formats import FILES, load_line
+from results.export.formats import FORMATS, load_line
 from results.report.data import Export
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
@@ -52,27 +52,17 @@ def model_card(
         "## Loading",
         "",
     ]
-    needs = {
-        "timm": "with this package and timm (fine-tuning, feature extraction)",
-        "onnx": "without this package, on onnxruntime",
-        "torch_export": "without this package, on PyTorch",
-    }
-    hints = {
-        "timm": "With `features_only=True` its maps are channels last: (batch, height, width, "
-        "channels).",
-        "onnx": f"Images must be {side} px high and wide, any number of them.",
-        "torch_export": f"Images must be {side} px high and wide, any number of them.",
-    }
     for item in exported:
+        kind = FORMATS[item.format]
         lines += [
-            f"{FILES[item.format]}, {needs[item.format]}; checked on export, logits within "
+            f"{kind.file}, {kind.needs}; checked on export, logits within "
             f"{item.max_difference:.1e} of the network's:",
             "",
             "```python",
             load_line(item.format, Path(".")),
             "```",
             "",
-            hints[item.format],
+            kind.hint.format(side=side),
             "",
         ]
     if card.class_names:

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
 
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
-FORMATS = ("timm", "onnx", "torch_export")
-FILES = {"timm": "model.safetensors", "onnx": "model.onnx", "torch_export": "model.pt2"}
 
 Reference = Callable[[Tensor], Tensor]
 
@@ -136,11 +135,50 @@ def _load_program(folder: Path) -> Reference:
     return lambda images: module(images)
 
 
-_LOADERS: dict[str, Callable[[Path], Reference]] = {
-    "timm": _load_timm,
-    "onnx": _load_onnx,
-    "torch_export": _load_program,
+@dataclass(frozen=True)
+class Format:
+    """A format: its file, what it needs, and how it is loaded.
+
+    Args:
+        file: Name of the file.
+        needs: With what it is loaded, in words.
+        hint: What to know of it, with ``side`` for the images'.
+        line: Python that loads it, with ``folder`` of the export.
+        load: Loads it from an export's folder.
+    """
+
+    file: str
+    needs: str
+    hint: str
+    line: str
+    load: Callable[[Path], Reference]
+
+
+_FIXED = "Images must be {side} px high and wide, any number of them."
+FORMATS = {
+    "timm": Format(
+        "model.safetensors",
+        "with this package and timm (fine-tuning, feature extraction)",
+        "With `features_only=True` its maps are channels last: (batch, height, width, channels).",
+        'import nas.timm, timm; model = timm.create_model("local-dir:{folder}", pretrained=True)',
+        _load_timm,
+    ),
+    "onnx": Format(
+        "model.onnx",
+        "without this package, on onnxruntime",
+        _FIXED,
+        'import onnxruntime; session = onnxruntime.InferenceSession("{file}")',
+        _load_onnx,
+    ),
+    "torch_export": Format(
+        "model.pt2",
+        "without this package, on PyTorch",
+        _FIXED,
+        'import torch; model = torch.export.load("{file}").module()',
+        _load_program,
+    ),
 }
+FILES = {name: format.file for name, format in FORMATS.items()}
 
 
 def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: Tensor) -> Export:
@@ -156,7 +194,7 @@ def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: 
     Raises:
         ExportError: They differ by more than ``ABSOLUTE_TOLERANCE``.
     """
-    run = _LOADERS[name](staging)
+    run = FORMATS[name].load(staging)
     with torch.inference_mode():
         actual = torch.cat([run(images), run(images[:1]), run(images[1:2])])
     expected = torch.cat([expected, expected[:2]])
@@ -179,13 +217,4 @@ def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: 
 
 def load_line(name: str, directory: Path) -> str:
     """A line of Python that loads a format."""
-    match name:
-        case "timm":
-            load = f'timm.create_model("local-dir:{directory}", pretrained=True)'
-            return f"import nas.timm, timm; model = {load}"
-        case "onnx":
-            path = directory / FILES["onnx"]
-            return f'import onnxruntime; session = onnxruntime.InferenceSession("{path}")'
-        case _:
-            path = directory / FILES["torch_export"]
-            return f'import torch; model = torch.export.load("{path}").module()'
+    return FORMATS[name].line.format(folder=directory, file=directory / FILES[name])

@@ -56,7 +56,7 @@ def export_network(
     preprocessing: Preprocessing,
     card: ModelCard,
     reference: Reference | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = tuple(FORMATS),
     opset: int = OPSET,
 ) -> list[Export]:
     """Write ``network`` to ``directory`` in every format, each verified.

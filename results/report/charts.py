@@ -7,10 +7,11 @@ contains is escaped in one place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from search_space.metrics import metric_named
+from search_space.metrics import metric_named, title_of
 
 
 def capitalised(text: str) -> str:
@@ -21,6 +22,11 @@ def capitalised(text: str) -> str:
 def format_metric(name: str, value: float | None) -> str:
     """A metric's value with its unit, which stays on its line; a dash where unknown."""
     return _fixed(metric_named(name).format(value))
+
+
+def tile(name: str, metric: str, number: float | None, note: str = "") -> dict[str, str]:
+    """A figure with its name above it and a note below."""
+    return {"name": name, "value": format_metric(metric, number), "note": note}
 
 
 def thousands(count: int) -> str:
@@ -37,6 +43,10 @@ def _fixed(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
+CURVE_BOX = (56.0, 16.0, 428.0, 214.0)  # left, top, right, bottom of a 520×262 picture
+STEP = "step"
+LABEL_GAP = 15.0
+LINE_STYLES = {"network": "largest", "": "largest"}  # alone in their pictures
 DRAWN = 1e100  # larger numbers, as of a damaged file, have no place on an axis
 
 
@@ -112,6 +122,70 @@ def fit_scale(
     low = low if floor is None else max(floor, low)
     high = high if ceiling is None else min(ceiling, high)
     return Scale(low, high, start, end)
+
+
+def axis_view(axis: str, scale: Scale, limit: float | None) -> dict[str, Any]:
+    """One horizontal axis among several of a picture: its button, title, ticks and limit."""
+    ticks = scale.ticks(axis, 7)
+    return {
+        "metric": axis,
+        "button": capitalised(title_of(axis)),
+        "title": f"{metric_named(axis).axis_title}{', logarithmic' if scale.log else ''}",
+        "ticks": [tick for tick in ticks if axis != STEP or "." not in tick.label],
+        "limit": limit and {"x": scale(limit), "text": f"limit {format_metric(axis, limit)}"},
+    }
+
+
+def line_chart(
+    title: str,
+    along: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    metric: str,
+    **limits: Any,
+) -> dict[str, Any] | None:
+    """Named lines over whole steps; None where no point is finite.
+
+    Args:
+        title: Of the picture.
+        along: What is counted along the horizontal axis: epochs, steps.
+        lines: Points by name, ascending; what is not finite is left out.
+        metric: Writes the values.
+        limits: Options of ``fit_scale`` for the values.
+    """
+    known = {name: [p for p in points if math.isfinite(p[1])] for name, points in lines.items()}
+    known = {name: points for name, points in known.items() if points}
+    if not known:
+        return None
+    left, top, right, bottom = CURVE_BOX
+    steps = [step for points in lines.values() for step, _ in points]
+    values = [value for points in known.values() for _, value in points]
+    x = Scale(min(steps), max(max(steps), min(steps) + 1), left, right)
+    y = fit_scale(values, bottom, top, **limits)
+    whole = all(float(value).is_integer() for value in values)
+    drawn: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "style": LINE_STYLES.get(name, name.replace(" ", "-")),
+            "path": path([(x(step), y(value)) for step, value in points]),
+            "end": (x(points[-1][0]), y(points[-1][1])),
+            "last": format_metric(metric, points[-1][1]),
+        }
+        for name, points in known.items()
+    ]
+    label_y = -math.inf
+    for line in sorted(drawn, key=lambda line: float(line["end"][1])):
+        label_y = max(label_y + LABEL_GAP, line["end"][1])
+        line["label_y"] = label_y + 4
+    return {
+        "title": title,
+        "along": along,
+        "box": CURVE_BOX,
+        "x_ticks": [tick for tick in x.ticks(STEP, 6) if "." not in tick.label],
+        "y_ticks": [t for t in y.ticks(metric, 5) if not (whole and "." in t.label)],
+        "lines": drawn,
+        "marks": [],
+        "scale": x,
+    }
 
 
 def path(points: Sequence[tuple[float, float]]) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from results.report.charts import thousands
-from results.report.data import ReportData, SplitQuality
+from results.report.data import ReportData, SplitQuality, value
 from results.report.tables import Cell, table_of
-from results.report.words import value
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, LOSS, SHARE, format_metric, title_of
 
 UNBALANCED = 2.0  # times as many images of a class as of another one
@@ -37,7 +36,8 @@ def class_view(data: ReportData) -> dict[str, Any] | None:
         "figures": _figures(chosen.quality),
         "note": unbalanced_note(data),
         "table": _class_table(names, quality["recalls"], confusion),
-        "matrix": _matrix(names, confusion) if confusion and len(names) <= MATRIX else None,
+        "names": names,
+        "confusion": confusion if len(names) <= MATRIX else None,
     }
 
 
@@ -97,29 +97,8 @@ def _class_table(
             cells.insert(0, Cell("images", sum(row), thousands(sum(row))))
             cells.append(Cell("most often taken for", row[wrong], mistaken if wrong != i else "–"))
         rows.append({"name": name, "cells": cells})
-    order = sorted(range(len(rows)), key=lambda i: (recalls[i] is None, recalls[i]))
-    rows = [rows[i] for i in order]
+    rows = [
+        rows[i] for i in sorted(range(len(rows)), key=lambda i: (recalls[i] is None, recalls[i]))
+    ]
     caption = "Recall: the share of a class's images that are recognised as it."
     return {**table_of("class", rows), "caption": caption}
-
-
-def _matrix(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Rows of true classes; a cell's colour is its share of the row."""
-    return {
-        "names": names,
-        "rows": [
-            {
-                "name": name,
-                "cells": [
-                    {
-                        "text": thousands(count) if count else "",
-                        "share": round(100 * count / max(1, sum(row))),
-                        "right": i == j,
-                        "title": f"{thousands(count)} of {name} taken for {names[j]}",
-                    }
-                    for j, count in enumerate(row)
-                ],
-            }
-            for i, (name, row) in enumerate(zip(names, confusion, strict=True))
-        ],
-    }

@@ -8,6 +8,7 @@ are 0..1, metrics carry the names used everywhere (``num_params``, ``macs``, ``l
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,27 +31,29 @@ from search_space.names import Digest
 Metrics = Mapping[str, FiniteFloat | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A judged architecture; ``metrics`` as the search saw them (predicted, validation)."""
-
-    digest: Digest
-    metrics: Metrics
-    architecture: Mapping[str, Any] | None = None
+def value(metrics: Metrics, name: str) -> float | None:
+    """A metric, or None where it is missing or not finite."""
+    known = metrics.get(name)
+    return known if known is not None and math.isfinite(known) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontMember:
-    """A member of the front, re-measured where the device was at hand.
+class Network:
+    """A judged architecture: ``predicted`` as the search saw it, re-measured where possible.
 
     ``measured`` holds ``latency_ms`` and, for the spread of its repetitions, ``latency_low_ms``
     and ``latency_high_ms``.
     """
 
     digest: Digest
-    architecture: Mapping[str, Any]
-    predicted: Metrics
+    architecture: Mapping[str, Any] | None = None
+    predicted: Metrics = field(default_factory=dict)
     measured: Metrics = field(default_factory=dict)
+
+    def figure(self, name: str) -> float | None:
+        """The measured value of a metric where there is one, otherwise the predicted."""
+        measured = value(self.measured, name)
+        return value(self.predicted, name) if measured is None else measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +92,15 @@ SplitQuality = Annotated[dict[str, Any], AfterValidator(_checked)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class Chosen(Network):
     """The network that the run ends with.
 
     ``test_accuracy_before`` is with inherited weights, ``test_accuracy`` after fine-tuning.
     ``component_latency_ms`` maps component paths (``stem``, ``stages.2.blocks.5``, …) to their
-    share of the predicted latency. ``reason`` says in a sentence why this one.
-
-    ``quality`` says how well the final network does on the splits ``test`` and ``validation``,
-    each as ``supernet.training.evaluation.Quality.to_dict`` gives it: accuracy, balanced accuracy,
-    macro F1, AUC, recall by class, confusion matrix. Classes are in the order of ``class_names``.
+    share of the predicted latency. ``reason`` says in a sentence why this one. ``quality`` is that
+    of the final network by split, its classes in the order of ``class_names``.
     """
 
-    digest: Digest
-    architecture: Mapping[str, Any]
-    predicted: Metrics
-    measured: Metrics = field(default_factory=dict)
     test_accuracy_before: FiniteFloat | None = None
     test_accuracy: FiniteFloat | None = None
     exports: tuple[Export, ...] = ()
@@ -115,16 +111,11 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A design to compare with; ``metrics`` as for ``Point``, ``measured`` as for the front.
-
-    It need not be of the searched space.
-    """
+class Baseline(Network):
+    """A design to compare with; it need not be of the searched space."""
 
     name: str
-    metrics: Metrics
-    measured: Metrics = field(default_factory=dict)
-    architecture: Mapping[str, Any] | None = None
+    digest: str = ""
     test_accuracy: FiniteFloat | None = None
     note: str = ""
 
@@ -154,19 +145,16 @@ class LatencyCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow:
-    """Kendall's tau of ``name`` against ``against`` over ``n`` architectures of this run.
+    """Kendall's tau of the metric ``name`` against the quality over ``n`` architectures.
 
-    ``kind`` is ``metric`` for a cheap metric, ``predictor`` for something that predicts
-    ``against``. ``low`` and ``high`` are the ends of the 95 % bootstrap interval.
+    ``low`` and ``high`` are the ends of the 95 % bootstrap interval.
     """
 
     name: str
-    against: str
     tau: FiniteFloat | None
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     n: int = 0
-    kind: str = "metric"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +217,6 @@ class Phase:
 
     name: str
     seconds: FiniteFloat
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +240,6 @@ class ReportData:
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
             what a search without data maximised, ``score``.
-        quality_title: of the chart's axis where the metric's own name does not say enough.
         quality_note: a sentence under the chart on what the quality is and how far to trust it.
     """
 
@@ -264,9 +250,9 @@ class ReportData:
     minima: Mapping[str, FiniteFloat] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     chosen: Chosen | None = None
-    evaluated: tuple[Point, ...] = ()
+    evaluated: tuple[Network, ...] = ()
     num_seen: int | None = None
-    front: tuple[FrontMember, ...] = ()
+    front: tuple[Network, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     latency: LatencyCheck | None = None
     proofs: tuple[ProofRow, ...] = ()
@@ -281,7 +267,6 @@ class ReportData:
     command: str = ""
     notes: tuple[str, ...] = ()
     quality: str = "accuracy"
-    quality_title: str = ""
     quality_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,133 +9,85 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from results.files import atomic_write
-from results.report.charts import Scale, capitalised, fit_scale, format_metric, path, place_labels
+from results.report import charts
+from results.report.front import FRONT_BOX
 from results.report.page import render_page
 from results.report.words import moment, summarise
 from search_space.metrics import LATENCY, MACS, metric_named, title_of
 
-PATH_BOX = (64.0, 20.0, 744.0, 400.0)  # left, top, right, bottom of a 760×452 picture
-CURVE_BOX = (56.0, 16.0, 428.0, 214.0)  # of a 520×262 picture
-STEP = "step"
 SCORE_TITLES = {
     "ntk_condition": "NTK condition number κ",
     "length_distortion": "expected length distortion",
     "deepmad": "entropy (DeepMAD)",
 }
-_LABEL_GAP = 15.0
+Data = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FamilyReport:
-    """Data of a family's page.
+def render_family_report(data: Data) -> str:
+    """The report as one self-contained HTML page.
 
     Args:
-        name: of the family.
-        method, rule: how it was made, the rule in a sentence.
-        by: metric of the budgets: ``num_params``, ``macs``, ``activations`` or
-            ``latency_ms@DEVICE``.
-        limits: upper limits of further metrics.
-        members: each with ``name``, ``budget``, ``index`` in the path, ``digest``, ``costs`` by
-            metric, ``architecture`` in plain form, and ``file``; ``measured_ms`` by device where
-            it was measured.
-        path: steps from the seed on, each with ``digest``, ``change``, ``costs``, ``scores`` and
-            ``architecture``.
-        latencies: of each device, facts in words: where its figures come from, their error.
-        summary: facts for the head of the page, in order.
-        created: ISO 8601 time.
-        notes: what a reader must know.
-        command: that made it.
-        settings: facts about the run, in order.
+        data: A family in plain form, with ``members`` (also with their ``file`` and their
+            ``measured_ms`` by device), and beside it ``name``, ``created`` (ISO 8601),
+            ``command``, and facts in order: ``summary``, ``settings``, ``latencies`` by device.
     """
-
-    name: str
-    method: str
-    rule: str
-    by: str
-    limits: Mapping[str, float]
-    members: Sequence[Mapping[str, Any]]
-    path: Sequence[Mapping[str, Any]]
-    latencies: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    created: str = ""
-    notes: Sequence[str] = ()
-    command: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def write_family_report(target: Path, data: FamilyReport) -> None:
-    """Replace the file ``target`` by the report, atomically."""
-    atomic_write(target, render_family_report(data))
-
-
-def render_family_report(data: FamilyReport) -> str:
-    """The report as one self-contained HTML page."""
     return render_page(
         "family.html.j2",
         data=data,
-        created=moment(data.created),
+        created=moment(data["created"]),
         tiles=_tiles(data),
         columns=_columns(data),
         rows=_rows(data),
         chart=path_chart(data),
         curves=growth_curves(data),
-        stages=[(m["name"], m["file"], summarise(m["architecture"])) for m in data.members],
+        stages=[(m["name"], m["file"], summarise(m["architecture"])) for m in data["members"]],
     )
 
 
-def _metrics(data: FamilyReport) -> list[str]:
-    return list(data.path[0]["costs"])
+def _metrics(data: Data) -> list[str]:
+    return list(data["path"][0]["costs"])
 
 
-def _tiles(data: FamilyReport) -> list[dict[str, str]]:
-    first, last = data.members[0], data.members[-1]
-    seed = data.path[0]["costs"]
+def _tiles(data: Data) -> list[dict[str, str]]:
+    by, members = data["by"], data["members"]
+    low, high = (charts.format_metric(by, members[i]["costs"][by]) for i in (0, -1))
+    seed = charts.format_metric(by, data["path"][0]["costs"][by])
+    steps = f"on {len(data['path']) - 1} steps from the seed"
     tiles = [
+        {"name": "Members", "value": str(len(members)), "note": steps},
         {
-            "name": "Members",
-            "value": str(len(data.members)),
-            "note": f"on {len(data.path) - 1} steps from the seed",
-        },
-        {
-            "name": capitalised(title_of(data.by)),
-            "value": f"{format_metric(data.by, first['costs'][data.by])} to "
-            f"{format_metric(data.by, last['costs'][data.by])}",
-            "note": f"the seed has {format_metric(data.by, seed[data.by])}",
+            "name": charts.capitalised(title_of(by)),
+            "value": f"{low} to {high}",
+            "note": f"the seed has {seed}",
         },
     ]
-    for metric, limit in data.limits.items():
-        largest = max(member["costs"][metric] for member in data.members)
+    for metric, limit in data["limits"].items():
+        largest = max(member["costs"][metric] for member in members)
+        title = f"{charts.capitalised(title_of(metric))}, at most"
         tiles.append(
-            {
-                "name": f"{capitalised(title_of(metric))}, at most",
-                "value": format_metric(metric, largest),
-                "note": f"limit {format_metric(metric, limit)}",
-            }
+            charts.tile(title, metric, largest, f"limit {charts.format_metric(metric, limit)}")
         )
     return tiles
 
 
-def _measured_devices(data: FamilyReport) -> list[str]:
-    return list(dict.fromkeys(d for m in data.members for d in m.get("measured_ms", {})))
+def _measured_devices(data: Data) -> list[str]:
+    return list(dict.fromkeys(d for m in data["members"] for d in m.get("measured_ms", {})))
 
 
-def _columns(data: FamilyReport) -> list[str]:
+def _columns(data: Data) -> list[str]:
     predicted = [f"{title_of(m)}, predicted" if "@" in m else title_of(m) for m in _metrics(data)]
     measured = [f"latency on {device}, measured" for device in _measured_devices(data)]
     return ["member", "of its budget", *predicted, *measured, "pixels", "widths", "depths"]
 
 
-def _rows(data: FamilyReport) -> list[dict[str, Any]]:
+def _rows(data: Data) -> list[dict[str, Any]]:
     """Rows of the table of members; cells are (sort value, text)."""
     rows = []
-    for member in data.members:
+    for member in data["members"]:
         costs, architecture = member["costs"], member["architecture"]
-        share = costs[data.by] / member["budget"]
+        share = costs[data["by"]] / member["budget"]
         widths = [stage["width"] for stage in architecture["stages"]]
         depths = [len(stage["blocks"]) for stage in architecture["stages"]]
         measured = member.get("measured_ms", {})
@@ -146,9 +98,9 @@ def _rows(data: FamilyReport) -> list[dict[str, Any]]:
                 "order": f"{member['budget']:030.6f}",  # the first column is sorted as text
                 "cells": [
                     (share, f"{100 * share:.1f}\u00a0%"),
-                    *((costs[m], format_metric(m, costs[m])) for m in _metrics(data)),
+                    *((costs[m], charts.format_metric(m, costs[m])) for m in _metrics(data)),
                     *(
-                        (measured.get(d), format_metric(LATENCY, measured.get(d)))
+                        (measured.get(d), charts.format_metric(LATENCY, measured.get(d)))
                         for d in _measured_devices(data)
                     ),
                     (architecture["resolution"], str(architecture["resolution"])),
@@ -163,20 +115,16 @@ def _rows(data: FamilyReport) -> list[dict[str, Any]]:
 # The path ----------------------------------------------------------------------------------------
 
 
-def path_chart(data: FamilyReport) -> dict[str, Any]:
+def path_chart(data: Data) -> dict[str, Any]:
     """The budgets' metric along the path, against the step or another metric; members marked."""
-    left, top, right, bottom = PATH_BOX
-    values = [step["costs"][data.by] for step in data.path]
-    budgets = [member["budget"] for member in data.members]
-    y_scale = fit_scale([*values, *budgets], bottom, top, floor=0.0, pad=0.04)
-    axes = [STEP, *(metric for metric in _metrics(data) if metric != data.by)]
+    left, top, right, bottom = FRONT_BOX
+    by, steps = data["by"], data["path"]
+    values = [step["costs"][by] for step in steps]
+    budgets = [member["budget"] for member in data["members"]]
+    y_scale = charts.fit_scale([*values, *budgets], bottom, top, floor=0.0, pad=0.04)
     members: dict[int, list[str]] = {}
-    for member in data.members:
+    for member in data["members"]:
         members.setdefault(member["index"], []).append(member["name"])
-
-    def x_value(axis: str, index: int) -> float:
-        return float(index) if axis == STEP else data.path[index]["costs"][axis]
-
     points: list[dict[str, Any]] = [
         {
             "y": y_scale(value),
@@ -187,115 +135,74 @@ def path_chart(data: FamilyReport) -> dict[str, Any]:
         for i, value in enumerate(values)
     ]
     views = []
-    for axis in axes:
-        xs = [x_value(axis, i) for i in range(len(data.path))]
-        limit = data.limits.get(axis)
-        scale = _step_scale(len(xs), left, right)
-        if axis != STEP:
-            within = [*xs, limit] if limit is not None else xs
-            scale = fit_scale(within, left, right, floor=0.0)
+    for axis in (charts.STEP, *(metric for metric in _metrics(data) if metric != by)):
+        limit = data["limits"].get(axis)
+        if axis == charts.STEP:
+            xs = [float(i) for i in range(len(steps))]
+            scale = charts.Scale(0.0, max(xs[-1], 1.0), left, right)
+        else:
+            xs = [step["costs"][axis] for step in steps]
+            scale = charts.fit_scale(
+                [*xs, *([] if limit is None else [limit])], left, right, floor=0.0
+            )
         for point, x in zip(points, xs, strict=True):
             point["x"][axis] = scale(x)
         at = [(point["x"][axis], point["y"]) for point in points]
         named = [(*at[i], ", ".join(names)) for i, names in members.items()]
+        labels = charts.place_labels(named, at, FRONT_BOX)
         views.append(
-            {
-                "metric": axis,
-                "button": capitalised(axis if axis == STEP else title_of(axis)),
-                "title": _axis_title(axis, scale),
-                "ticks": _ticks(scale, axis),
-                "line": path(at),
-                "labels": place_labels(named, at, PATH_BOX),
-                "limit": None
-                if limit is None
-                else {"x": scale(limit), "text": f"limit {format_metric(axis, limit)}"},
-            }
+            {**charts.axis_view(axis, scale, limit), "line": charts.path(at), "labels": labels}
         )
+    logarithmic = ", logarithmic" if y_scale.log else ""
     return {
-        "box": PATH_BOX,
-        "axes": axes,
+        "box": FRONT_BOX,
+        "axes": [view["metric"] for view in views],
         "views": views,
         "points": points,
-        "title": _axis_title(data.by, y_scale),
-        "y_ticks": y_scale.ticks(data.by, 6),
-        "budgets": [{"y": y_scale(b), "text": format_metric(data.by, b)} for b in budgets],
+        "title": metric_named(by).axis_title + logarithmic,
+        "y_ticks": y_scale.ticks(by, 6),
+        "budgets": [{"y": y_scale(b), "text": charts.format_metric(by, b)} for b in budgets],
     }
 
 
-def _axis_title(axis: str, scale: Scale) -> str:
-    title = axis if axis == STEP else metric_named(axis).axis_title
-    return f"{title}{', logarithmic' if scale.log else ''}"
-
-
-def _step_scale(steps: int, left: float, right: float) -> Scale:
-    return Scale(0.0, float(max(steps - 1, 1)), left, right)
-
-
-def _ticks(scale: Scale, axis: str) -> list[Any]:
-    ticks = scale.ticks(axis, 7)
-    return [tick for tick in ticks if "." not in tick.label] if axis == STEP else ticks
-
-
-def _detail(data: FamilyReport, index: int, names: Sequence[str]) -> dict[str, Any]:
+def _detail(data: Data, index: int, names: Sequence[str]) -> dict[str, Any]:
     """Text of a step's tooltip."""
-    step = data.path[index]
+    step = data["path"][index]
     role = "seed" if index == 0 else f"step {index}: {step['change']}"
     if names:
         role = f"member {', '.join(names)}; {role}"
-    rows = [(title_of(m), format_metric(m, v)) for m, v in step["costs"].items()]
+    rows = [(title_of(m), charts.format_metric(m, v)) for m, v in step["costs"].items()]
     rows += [(SCORE_TITLES.get(n, n), f"{v:.4g}") for n, v in step["scores"].items()]
-    return {
-        "title": step["digest"],
-        "role": role,
-        "rows": rows,
-        "stages": summarise(step["architecture"]),
-    }
+    stages = summarise(step["architecture"])
+    return {"title": step["digest"], "role": role, "rows": rows, "stages": stages}
 
 
-# What changed on the way -------------------------------------------------------------------------
-
-
-def growth_curves(data: FamilyReport) -> list[dict[str, Any]]:
+def growth_curves(data: Data) -> list[dict[str, Any]]:
     """Widths, depths, resolution and scores along the path; what never changes is left out."""
-    shapes = [step["architecture"] for step in data.path]
+    shapes = [step["architecture"] for step in data["path"]]
     stages = range(len(shapes[0]["stages"]))
-    widths = {f"stage {i + 1}": [float(s["stages"][i]["width"]) for s in shapes] for i in stages}
-    depths = {
-        f"stage {i + 1}": [float(len(s["stages"][i]["blocks"])) for s in shapes] for i in stages
+    changes: dict[str, dict[str, list[float]]] = {
+        "Width": {f"stage {i + 1}": [s["stages"][i]["width"] for s in shapes] for i in stages},
+        "Blocks": {
+            f"stage {i + 1}": [len(s["stages"][i]["blocks"]) for s in shapes] for i in stages
+        },
+        "Resolution (px)": {"": [s["resolution"] for s in shapes]},
     }
-    changes = [("Width", widths), ("Blocks", depths)]
-    changes.append(("Resolution (px)", {"": [float(s["resolution"]) for s in shapes]}))
-    names = dict.fromkeys(itertools.chain(*(step["scores"] for step in data.path)))
-    for name in names:
-        values = [step["scores"].get(name, math.nan) for step in data.path]
-        changes.append((capitalised(SCORE_TITLES.get(name, name)), {"": values}))
-    return [
-        _curve(data, title, lines)
-        for title, lines in changes
-        if any(len({v for v in values if math.isfinite(v)}) > 1 for values in lines.values())
-    ]
-
-
-def _curve(data: FamilyReport, title: str, lines: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    left, top, right, bottom = CURVE_BOX
-    x = _step_scale(len(data.path), left, right)
-    every = [v for v in itertools.chain(*lines.values()) if math.isfinite(v)]
-    y = fit_scale(every, bottom, top, floor=0.0 if min(every) >= 0 else None)
-    unit = MACS if max(map(abs, every)) >= 1e4 else "value"
-    whole = all(v.is_integer() for v in every)
-    drawn: list[dict[str, Any]] = []
-    for number, (name, values) in enumerate(lines.items()):
-        at = [(x(i), y(v)) for i, v in enumerate(values) if math.isfinite(v)]
-        drawn.append({"name": name, "colour": number, "path": path(at), "end": at[-1]})
-    label_y = -math.inf
-    for line in sorted(drawn, key=lambda line: float(line["end"][1])):
-        label_y = max(label_y + _LABEL_GAP, line["end"][1])
-        line["label_y"] = label_y + 4
-    return {
-        "title": title,
-        "box": CURVE_BOX,
-        "x_ticks": _ticks(x, STEP),
-        "y_ticks": [t for t in y.ticks(unit, 5) if not (whole and "." in t.label)],
-        "lines": drawn,
-        "members": sorted({x(member["index"]) for member in data.members}),
-    }
+    for name in dict.fromkeys(itertools.chain(*(step["scores"] for step in data["path"]))):
+        values = [step["scores"].get(name, math.nan) for step in data["path"]]
+        changes[charts.capitalised(SCORE_TITLES.get(name, name))] = {"": values}
+    curves = []
+    for title, lines in changes.items():
+        known = {name: {v for v in line if math.isfinite(v)} for name, line in lines.items()}
+        if max(map(len, known.values())) < 2:
+            continue
+        every = set[float]().union(*known.values())
+        metric = MACS if max(map(abs, every)) >= 1e4 else "value"
+        points = {name: list(enumerate(line)) for name, line in lines.items()}
+        floor = 0.0 if min(every) >= 0 else None
+        if (
+            curve := charts.line_chart(title, charts.STEP, points, metric, floor=floor)
+        ) is not None:
+            curve["marks"] = sorted({curve["scale"](m["index"]) for m in data["members"]})
+            curves.append(curve)
+    return curves

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from results.files import atomic_write
-from results.report import chosen, classes, curves, front, tables, words
+from results.report import charts, chosen, classes, curves, front, tables, words
 from results.report.data import ReportData
+from search_space.metrics import title_of
+from search_space.units import format_duration
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"
@@ -45,11 +47,9 @@ def render_report(data: ReportData) -> str:
         classes=classes.class_view(data),
         blocks=chosen.block_picture(data),
         latency=curves.latency_chart(data),
-        ranks=tables.rank_tables(data),
         training=curves.training_charts(data),
         trials=tables.trial_table(data),
         baselines=tables.baseline_table(data),
-        phases=curves.phase_bars(data),
         config=yaml.safe_dump(data.to_dict()["config"], sort_keys=False, allow_unicode=True)
         if data.config
         else "",
@@ -78,7 +78,13 @@ def render_page(template: str, *folders: Path, **values: Any) -> str:
         escaped = str(markupsafe.escape(text))
         return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
-    environment.filters["commands"] = commands
+    environment.filters |= {
+        "commands": commands,
+        "duration": format_duration,
+        "signed": charts.signed,
+        "thousands": charts.thousands,
+        "title_of": title_of,
+    }
 
     def asset(name: str) -> markupsafe.Markup:
         # A style sheet or script of this package, not a template: it may hold braces.

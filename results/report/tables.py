@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from results.pareto import kendall_tau
-from results.report.charts import Scale, format_metric, signed
-from results.report.data import Metrics, RankRow, ReportData
-from results.report.words import SAME_FOR_ALL, cheap_metrics, quality_of, spread, value
+from results.report.charts import format_metric, signed
+from results.report.data import Metrics, Network, RankRow, ReportData, value
+from results.report.words import cheap_metrics, known_names, quality_of, spread
 from search_space.metrics import ACCURACY, LATENCY, LOSS, title_of
-from search_space.metrics import metrics as registered
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,12 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
     for m in data.front:
         predicted, measured = value(m.predicted, LATENCY), value(m.measured, LATENCY)
         error = predicted / measured - 1 if predicted is not None and measured else None
+        shown = "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"
+        cells = _figures(quality.noun, quality.metric, m.predicted, m.measured)
+        cells.insert(2, Cell("error", error, shown))
+        order = measured if measured is not None else predicted or 0.0
         rows.append(
-            {
-                "digest": m.digest,
-                "chosen": data.chosen is not None and data.chosen.digest == m.digest,
-                "order": measured if measured is not None else predicted or 0.0,
-                "cells": [
-                    _cell("latency, predicted", LATENCY, predicted),
-                    _cell("latency, measured", LATENCY, measured, spread(m.measured)),
-                    Cell(
-                        "error", error, "–" if error is None else f"{signed(100 * error, 1)}\u00a0%"
-                    ),
-                    _cell(quality.noun, quality.metric, value(m.predicted, quality.metric)),
-                    *_further(m.predicted, quality.metric),
-                ],
-            }
+            {"name": m.digest, "chosen": _is_chosen(data, m), "order": order, "cells": cells}
         )
     table = table_of("digest", sorted(rows, key=lambda row: float(row["order"])))
     treatment = quality.treatment
@@ -71,12 +62,19 @@ def front_table(data: ReportData) -> dict[str, Any] | None:
     return {**table, "caption": f"Members of the front. {treatment}{against}."}
 
 
-def _further(metrics: Metrics, quality: str) -> list[Cell]:
-    """All metrics beside the quality and the latency, the registered ones first."""
-    names = [m.name for m in registered() if m.name in metrics]
-    names += [name for name in metrics if name not in names]
-    skipped = {quality, LATENCY, *SAME_FOR_ALL}
-    return [_cell(title_of(n), n, value(metrics, n)) for n in names if n not in skipped]
+def _is_chosen(data: ReportData, member: Network) -> bool:
+    return data.chosen is not None and data.chosen.digest == member.digest
+
+
+def _figures(title: str, quality: str, predicted: Metrics, measured: Metrics) -> list[Cell]:
+    """The latency twice, the quality, and all other metrics, the registered ones first."""
+    others = (n for n in known_names(predicted) if n not in (quality, LATENCY))
+    return [
+        _cell("latency, predicted", LATENCY, value(predicted, LATENCY)),
+        _cell("latency, measured", LATENCY, value(measured, LATENCY), spread(measured)),
+        _cell(title, quality, value(predicted, quality)),
+        *(_cell(title_of(name), name, value(predicted, name)) for name in others),
+    ]
 
 
 def baseline_table(data: ReportData) -> dict[str, Any] | None:
@@ -84,30 +82,19 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
     if not data.baselines:
         return None
     quality = quality_of(data)
-    networks = [(b.name, b.note, b.metrics, b.measured, b.test_accuracy) for b in data.baselines]
-    if data.chosen is not None:
-        c = data.chosen
+    networks = [(b.name, b.note, b.predicted, b.measured, b.test_accuracy) for b in data.baselines]
+    if (c := data.chosen) is not None:
         networks.insert(0, (f"chosen: {c.digest}", "", c.predicted, c.measured, c.test_accuracy))
-    rows = [
-        {
-            "name": name,
-            "note": note,
-            "chosen": data.chosen is not None and i == 0,
-            "cells": [
-                _cell("latency, predicted", LATENCY, value(metrics, LATENCY)),
-                _cell("latency, measured", LATENCY, value(measured, LATENCY)),
-                _cell(quality.full_name, quality.metric, value(metrics, quality.metric)),
-                _cell("test accuracy", ACCURACY, test),
-                *_further(metrics, quality.metric),
-            ],
-        }
-        for i, (name, note, metrics, measured, test) in enumerate(networks)
-    ]
-    how = (
-        "; below each name is how it was treated"
-        if quality.metric == ACCURACY
-        else f", {quality.judged} alike"
-    )
+    rows = []
+    for i, (name, note, predicted, measured, test) in enumerate(networks):
+        cells = _figures(quality.full_name, quality.metric, predicted, measured)
+        cells.insert(3, _cell("test accuracy", ACCURACY, test))
+        rows.append(
+            {"name": name, "note": note, "chosen": c is not None and i == 0, "cells": cells}
+        )
+    how = f", {quality.judged} alike"
+    if quality.metric == ACCURACY:
+        how = "; below each name is how it was treated"
     caption = f"Designs to compare with{how}. {quality.treatment}."
     return {**table_of("network", rows), "caption": caption}
 
@@ -119,7 +106,7 @@ def trial_table(data: ReportData) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for trial in data.trials for name in trial.hyperparameters))
     rows = [
         {
-            "number": trial.number,
+            "name": trial.number,
             "note": f"{trial.network}, {trial.status}" + (f": {trial.note}" if trial.note else ""),
             "chosen": trial.chosen,
             "cells": [
@@ -138,44 +125,8 @@ def trial_table(data: ReportData) -> dict[str, Any] | None:
     return {**table_of("trial", rows), "caption": caption}
 
 
-def rank_tables(data: ReportData) -> list[dict[str, Any]]:
-    """Kendall's taus as bars between -1 and 1, cheap metrics and predictors apart."""
-    quality = quality_of(data)
-    tables = []
-    for kind, title, column in (
-        ("metric", f"How {quality.ranked} ranks against each cheap metric", "metric"),
-        ("predictor", "How well each predictor ranked", "predictor"),
-    ):
-        rows = []
-        for row in (r for r in data.ranking if r.kind == kind):
-            scale = Scale(-1.0, 1.0, 4.0, 196.0)
-            rows.append(
-                {
-                    "name": title_of(row.name),
-                    "against": title_of(row.against),
-                    "n": row.n,
-                    "tau": "–" if row.tau is None else signed(row.tau, 2),
-                    "interval": ""
-                    if row.low is None or row.high is None
-                    else f"{signed(row.low, 2)} to {signed(row.high, 2)}",
-                    "bar": None if row.tau is None else scale(row.tau),
-                    "zero": scale(0.0),
-                    "low": None if row.low is None else scale(row.low),
-                    "high": None if row.high is None else scale(row.high),
-                }
-            )
-        if rows:
-            assumed = quality.noun if kind == "metric" else None  # what the title already says
-            tables.append({"title": title, "column": column, "assumed": assumed, "rows": rows})
-    return tables
-
-
 def rank_rows(
-    metrics: Sequence[Mapping[str, float]],
-    names: Sequence[str] = (),
-    *,
-    against: str = ACCURACY,
-    kind: str = "metric",
+    metrics: Sequence[Mapping[str, float]], names: Sequence[str] = (), *, against: str = ACCURACY
 ) -> tuple[RankRow, ...]:
     """Kendall's tau of each of ``names`` against ``against`` over evaluated architectures.
 
@@ -183,22 +134,9 @@ def rank_rows(
     ``metrics`` holds one mapping an architecture; those that lack one of the two are left out
     of that row.
     """
-    nan = float("nan")
-    names = names or cheap_metrics(metrics)
-    rows = []
-    for name in names:
-        rank = kendall_tau(
-            [m.get(name, nan) for m in metrics], [m.get(against, nan) for m in metrics]
-        )
-        rows.append(
-            RankRow(
-                name=name,
-                against=against,
-                tau=rank.tau,
-                low=rank.low,
-                high=rank.high,
-                n=rank.n,
-                kind=kind,
-            )
-        )
-    return tuple(rows)
+
+    def column(name: str) -> list[float]:
+        return [m.get(name, math.nan) for m in metrics]
+
+    ranks = {n: kendall_tau(column(n), column(against)) for n in names or cheap_metrics(metrics)}
+    return tuple(RankRow(name=name, **vars(rank)) for name, rank in ranks.items())

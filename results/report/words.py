@@ -6,14 +6,13 @@ nobody trained, which must never be taken for an accuracy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from results.report.charts import format_metric
-from results.report.data import Metrics, ReportData
+from results.report.data import Metrics, ReportData, value
 from search_space.architecture import Architecture
 from search_space.metrics import ACCURACY, IMAGES, LATENCY, TABLE, metric_named, title_of
 from search_space.metrics import metrics as registered
@@ -29,86 +28,54 @@ MIXERS = {
 SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart by
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quality:
     """Words for the metric that a run is judged by.
 
     Args:
-        metric: its name in all metrics.
-        noun: how sentences and the front's table call it.
-        article: of the noun.
-        ranked: the same as the subject of a sentence.
-        compared: what the front's members are best in.
-        axis: title of the chart's axis.
-        full_name: in the table of baselines and, capitalised, on a tile.
-        tile_note: what the tile says of the weights.
-        treatment: the sentence at a table that says with what weights it was found.
-        judged: what was done to an architecture that has it.
-        lowest: the architectures that have least of it.
-        overtaken: what front members are that a faster one beats once measured.
-        verified: what an export was compared with.
-        floor, ceiling: between which all its values lie, if any.
+        metric: Its name in all metrics.
+        noun: What sentences and the front's table call it.
+        compared: What the front's members are best in.
+        axis: Title of the chart's axis.
+        full_name: Its name in the table of baselines and, capitalised, on a tile.
+        judged: What was done to an architecture that has it.
+        weights: With what weights it was found, as a tile says it.
+        treatment: The same as a sentence at a table.
     """
 
     metric: str
     noun: str
-    article: str
-    ranked: str
     compared: str
     axis: str
     full_name: str
-    tile_note: str
-    treatment: str
     judged: str
-    lowest: str
-    overtaken: str
-    verified: str
-    floor: float | None = None
-    ceiling: float | None = None
+    weights: str
+    treatment: str
+
+
+def objective_of(data: ReportData) -> str:
+    """Name of what the search was for: a metric on the validation images, or the score."""
+    return str(data.config.get("search", {}).get("objective", data.quality))
 
 
 def quality_of(data: ReportData) -> Quality:
     """The words for what ``data`` is judged by."""
-    if data.quality == ACCURACY:
-        return Quality(
-            metric=ACCURACY,
-            noun="accuracy",
-            article="an",
-            ranked=ACCURACY,
-            compared=f"validation {data.config.get('search', {}).get('objective', 'accuracy')}",
-            axis=data.quality_title or "validation accuracy, inherited weights",
-            full_name="validation accuracy",
-            tile_note="inherited weights; not tested",
-            treatment="Validation accuracy is with inherited weights",
-            judged="evaluated",
-            lowest="the least accurate",
-            overtaken="less accurate than a faster one, by measured latency or by a few images",
-            verified="the supernet's subnet",
-            floor=0.0,
-            ceiling=1.0,
-        )
     noun = title_of(data.quality)
+    if data.quality != ACCURACY:
+        treatment = f"The {noun} is of untrained networks"
+        return Quality(
+            data.quality, noun, noun, noun, noun, "scored", "untrained network", treatment
+        )
     return Quality(
-        metric=data.quality,
-        noun=noun,
-        article="an" if noun.startswith(("a", "e", "i", "o", "u")) else "a",
-        ranked=f"the {noun}",
-        compared=noun,
-        axis=data.quality_title or noun,
-        full_name=noun,
-        tile_note="untrained network",
-        treatment=f"The {noun} is of untrained networks",
-        judged="scored",
-        lowest=f"those of the lowest {noun}",
-        overtaken=f"of a lower {noun} than a faster one, by measured latency",
-        verified="the untrained network",
+        ACCURACY,
+        noun,
+        compared=f"validation {objective_of(data)}",
+        axis="validation accuracy, inherited weights",
+        full_name="validation accuracy",
+        judged="evaluated",
+        weights="inherited weights; not tested",
+        treatment="Validation accuracy is with inherited weights",
     )
-
-
-def value(metrics: Metrics, name: str) -> float | None:
-    """A metric, or None where it is missing or not finite."""
-    known = metrics.get(name)
-    return known if known is not None and math.isfinite(known) else None
 
 
 def spread(measured: Metrics) -> str:
@@ -160,12 +127,16 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def known_names(metrics: Metrics) -> list[str]:
+    """Names of metrics that tell networks apart, the registered ones first."""
+    names = dict.fromkeys([*(m.name for m in registered()), *metrics])
+    return [name for name in names if name in metrics and name not in SAME_FOR_ALL]
+
+
 def metric_rows(metrics: Metrics, measured: Metrics | None = None) -> list[tuple[str, str]]:
     """Names and formatted values, the usual metrics first; a measured latency beside its own."""
-    names = [m.name for m in registered() if m.name in metrics]
-    names += [n for n in metrics if n not in (*names, *SAME_FOR_ALL)]
     rows = []
-    for name in names:
+    for name in known_names(metrics):
         if value(metrics, name) is None:
             continue
         title = title_of(name)

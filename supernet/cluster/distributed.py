@@ -272,13 +272,15 @@ def _run(job: Job, workers: Workers, listener: _Listener) -> None:
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:
     train: Any = ray.train  # mypy sees the classes of Ray's first version of it
+    # NCCL refuses two workers on one GPU; Gloo copies through main memory, which is soon done there
+    shared = 0 < job.resources.get("GPU", 0) < 1
     least = workers.count
     if workers.elastic:
         least = fewest_workers(job.config.batch_size, job.config.accumulate, workers.count)
     return TorchTrainer(
         work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(),
+        torch_config=TorchConfig(backend="gloo" if shared else None),
         scaling_config=train.ScalingConfig(
             num_workers=workers.count if least == workers.count else (least, workers.count),
             use_gpu="GPU" in job.resources,

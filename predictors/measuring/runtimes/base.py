@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from search_space.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from predictors.tables.conditions import Conditions
@@ -47,6 +46,8 @@ class Runtime(ABC):
     name: str = ""
     """Under which it is registered."""
     method: ClassVar[Method]
+    copies: ClassVar[int] = 4
+    """n of the ``slope`` method: the clocks of GPUs resolve half a microsecond."""
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     settle: ClassVar[int] = 1
     """Runs of a whole network that go before each timed one: 1 for a network that runs again and
@@ -67,20 +68,12 @@ class Runtime(ABC):
 
         Whatever is done once per network, such as compilation, is done here. On CUDA the call
         enqueues work on the current stream. It returns the output where the runtime gives it
-        without a copy: a tensor, or an array on the CPU.
-
-        Args:
-            module: The network, in eval mode.
-            images: Its input, on the device that ``conditions`` name.
-            conditions: What is measured under.
+        without a copy: a tensor, or an array on the CPU. The module is in eval mode, ``images`` lie
+        on the device that ``conditions`` name.
 
         Raises:
             UsageError: The runtime cannot run the module in this precision.
         """
-
-    def copies(self, weight_bytes: int, device: torch.device) -> int:
-        """Returns n of the ``slope`` method, for a component with weights of this size."""
-        return 1
 
     def require(self, device_kind: str, precision: str = "fp32") -> None:
         """Checks that this runtime can be used.

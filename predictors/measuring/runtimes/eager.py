@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import weakref
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from predictors.measuring.runtimes.base import Method, Run, Runtime
 from predictors.tables.conditions import Conditions
 
-_WARM_UP = 3  # before capture: libraries choose kernels and allocate workspaces
-_FEWEST, _MOST = 4, 16  # copies: events resolve half a microsecond; graphs must stay small
+_WARM_UP = 2  # before capture: libraries choose kernels and allocate workspaces
 
 
 class Eager(Runtime):
@@ -29,34 +28,51 @@ class Eager(Runtime):
 
 
 class CudaGraph(Runtime):
-    """Eager kernels, captured once in a CUDA graph and replayed: no launch overhead per kernel."""
+    """Eager kernels, captured once in a CUDA graph and replayed: no launch overhead per kernel.
+
+    Graphs are replayed one after another and nobody keeps what they give, so all of a device share
+    one pool of memory: thousands of them need no more than the largest.
+    """
 
     method: ClassVar[Method] = "slope"
     device_kinds = ("cuda",)
 
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._latest: dict[torch.device, weakref.ref[torch.cuda.CUDAGraph]] = {}
+
     def version(self) -> str:
         return f"torch {torch.__version__}, CUDA {torch.version.cuda}"
 
-    def copies(self, weight_bytes: int, device: torch.device) -> int:
-        """As many as overflow the second-level cache, within bounds."""
-        properties = torch.cuda.get_device_properties(device)
-        cache = int(getattr(properties, "L2_cache_size", 0))
-        return min(max(math.ceil(cache / max(weight_bytes, 1)), _FEWEST), _MOST)
-
     def prepare(self, module: nn.Module, images: Tensor, conditions: Conditions) -> Run:
-        stream = torch.cuda.Stream(images.device)
-        stream.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.inference_mode(), torch.cuda.device(images.device):
+        device = images.device
+        with torch.inference_mode(), torch.cuda.device(device):
+            # the workspaces of libraries belong to a stream, and blocks of the pool too
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)
+            stream = self._streams[device]
+            stream.wait_stream(torch.cuda.current_stream(device))
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
                     module(images)
-            torch.cuda.current_stream(images.device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                output = module(images)
+                stream.synchronize()
+                # not ``torch.cuda.graph``, which gives all cached memory back before each capture
+                graph.capture_begin(self._pool(device))
+                try:
+                    module(images)
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream(device).wait_stream(stream)
+        self._latest[device] = weakref.ref(graph)
+        return partial(_replay, graph, (module, images))
 
-        def run() -> object:
-            graph.replay()
-            return output  # lives in the graph's memory: the next replay overwrites it
+    def _pool(self, device: torch.device) -> Any:
+        """Finds the pool of the graphs that live; None, for a new one, where there are none."""
+        latest = self._latest.get(device, lambda: None)()
+        return None if latest is None else latest.pool()
 
-        return run
+
+def _replay(graph: torch.cuda.CUDAGraph, owners: object) -> None:
+    """``owners``, module and images, must live as long as the graph reads them."""
+    graph.replay()

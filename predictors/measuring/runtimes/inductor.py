@@ -1,9 +1,8 @@
 """``torch.compile`` with its default backend: C++ on CPUs, Triton on GPUs.
 
 Compilation costs seconds per graph. A compiled call has a fixed cost, guards and wrapper, that a
-network pays once: it is taken out as that of an empty network. Slopes over copies take it out
-too, but need three times the compilation, and being differences of two figures they predicted
-networks worse (space ``digits`` on a CPU: 11 % mean error against 6 %).
+network pays once: it is taken out as that of an empty network. Slopes over copies need three times
+the compilation, and predicted networks worse (space ``digits`` on a CPU: 11 % error against 6 %).
 """
 
 from __future__ import annotations

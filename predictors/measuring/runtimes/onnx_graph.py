@@ -1,9 +1,8 @@
 """Modules as ONNX graphs: for runtimes that read ONNX, and for bundles.
 
 Uses the exporter that traces (``dynamo=False``): 10–100 ms per component where the other takes
-seconds, which hundreds of components could not bear; networks of both exporters run equally
-fast on onnxruntime, which brings them to the same form when it loads them. Nothing is folded
-here for the same reason.
+seconds; networks of both run equally fast on onnxruntime, which brings them to the same form when
+it loads them. Nothing is folded here for the same reason.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ OPSET = 18
 
 
 def to_onnx(module: nn.Module, images: Tensor) -> onnx.ModelProto:
-    """Graph of ``module`` for inputs of exactly this shape, weights included.
-
-    Its input is called ``images``, its output ``output``.
-    """
+    """Makes the graph of ``module`` for inputs of exactly this shape, weights included."""
     buffer = io.BytesIO()
     log = logging.getLogger("torch.onnx")
     level = log.level

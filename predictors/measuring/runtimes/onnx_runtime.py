@@ -1,13 +1,11 @@
 """onnxruntime: graph optimisation at load, fused kernels, hardly any cost per operator.
 
 Inputs and outputs are bound once and stay where they are, so that a call neither copies nor
-allocates. Threads stop spinning when a call ends: hundreds of sessions are loaded at once,
-and those that wait must not take the cores of the one that is timed.
+allocates. Threads stop spinning when a call ends: hundreds of sessions are loaded at once, and
+those that wait must not take the cores of the one that is timed.
 
-Networks are timed cold, as entries are: what is left of a small network's time is mostly
-whether its weights and the session's own data are in the cache, and sums of components predict
-a network cold within 3–4 % but one that was just run only within 10 % (space ``digits``; for
-larger networks both are the same).
+Networks are timed cold, as entries are: sums of components predict a network cold within 3–4 % but
+one that was just run only within 10 % (space ``digits``; for larger networks both are the same).
 """
 
 from __future__ import annotations
