@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from search_space import ModuleSpec
 from search_space.components import input_shape
-from supernet.network.mixers import build_mixer, register_mixer
+from supernet.network.mixers import build_mixer, mixer_class
 from supernet.network.modules import build_module
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -114,7 +114,7 @@ def operators(
 
     inside = (mixer, params, shape, dtype)
     # by the other options only: which mixer a block has does not matter to what is around it
-    outside = (*options.items(), register_mixer[mixer].inside_mlp, shape, dtype)
+    outside = (*options.items(), mixer_class(mixer).inside_mlp, shape, dtype)
     for key, build in (
         (inside, lambda: build_mixer(mixer, options["dim"], **dict(params))),
         (outside, around),

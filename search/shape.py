@@ -52,8 +52,9 @@ class ShapeRule:
         for before, after in itertools.pairwise(widths):
             total += np.maximum(before - after, 0)
         deepest = deepest_of(len(depths))
-        for depth in depths if deepest is not None else ():
-            total += np.maximum(depth - depths[deepest], 0)
+        if deepest is not None:
+            for depth in depths:
+                total += np.maximum(depth - depths[deepest], 0)
         return total
 
     def argmin(self) -> Genes:

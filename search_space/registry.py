@@ -11,6 +11,7 @@ asked for, and registers rules and module class:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def is_int(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) < float("inf")  # type: ignore[arg-type,operator]
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 class Named(Protocol):

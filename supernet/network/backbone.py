@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from search_space.architecture import Architecture
 from search_space.components import components
 from search_space.preprocessing import Preprocessing
+from supernet.network.axes import StaticModule
 from supernet.network.heads import Head
 from supernet.network.modules import build_module, drop_path_rates
 
@@ -81,7 +82,7 @@ class Backbone(nn.Module):
         self.architecture = architecture
         self.in_chans, self.num_classes = in_chans, num_classes
         self.feature_info = []
-        modules: dict[str, nn.Module] = {}
+        modules: dict[str, StaticModule] = {}
         chain = components(architecture, num_classes)
         for item in chain:
             extra: dict[str, Any] = {}
@@ -101,7 +102,7 @@ class Backbone(nn.Module):
             reduction *= architecture.strides[i]
             stages.append(
                 Stage(
-                    modules.get(f"stages.{i}.downsample", nn.Identity()),
+                    modules.get(f"stages.{i}.downsample") or nn.Identity(),
                     {j: modules[path] for j, path in paths.items() if path in modules},
                 )
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ class _Convolutions(StaticModule):
     """
 
     def __init__(
-        self, widths: tuple[int, ...], kernel: int, stride: int, in_chans: int, **style: object
+        self, widths: tuple[int, ...], kernel: int, stride: int, in_chans: int, **style: Any
     ) -> None:
         super().__init__()
         self.in_chans, self.names = in_chans, ("hidden", "dim")[-len(widths) :]
@@ -57,7 +59,7 @@ class _Convolutions(StaticModule):
         for i, width in enumerate(widths):
             self.add_module(
                 f"conv{i}" if i else "conv", ConvNorm(before, width, kernel, stride, **style)
-            )  # type: ignore[arg-type]
+            )
             before = width
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class _Convolutions(StaticModule):
 class ConvActStem(_Convolutions):
     """Strided convolution, norm and activation (MobileNet)."""
 
-    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: object):
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
         super().__init__((dim,), kernel, stride, in_chans, **style)
 
 
@@ -94,7 +96,7 @@ class ConvActStem(_Convolutions):
 class ConvPoolStem(_Convolutions):
     """Convolution, norm, activation, and 3 × 3 max-pooling of stride 2 (ResNet)."""
 
-    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: object):
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
         super().__init__((dim,), kernel, stride // 2, in_chans, **style)
         self.pool = nn.MaxPool2d(3, 2, 1)
 
@@ -103,5 +105,5 @@ class ConvPoolStem(_Convolutions):
 class ConvsStem(_Convolutions):
     """Two convolutions of half the stride each, by way of half the channels (EfficientFormer)."""
 
-    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: object):
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
         super().__init__((max(1, dim // 2), dim), kernel, stride // 2, in_chans, **style)

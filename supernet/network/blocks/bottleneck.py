@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from supernet.network.blocks.basic import PostActivation
 from supernet.network.layers import ConvNorm
 from supernet.network.registry import register_block
@@ -35,7 +37,7 @@ class Bottleneck(PostActivation):
     ) -> None:
         super().__init__(dim, out_dim, stride, activation, norm, norm_eps)
         self.widths |= {"hidden": hidden, "inner": hidden, "kernel": 3}
-        style = {"norm": norm, "norm_eps": norm_eps}
+        style: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps}
         reduce = ConvNorm(dim, hidden, activation=activation, **style)
         middle = ConvNorm(
             hidden, hidden, 3, stride, activation=activation, padding=padding, **style

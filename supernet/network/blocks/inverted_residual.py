@@ -5,6 +5,8 @@ With squeeze-excite as in EfficientNet (Tan & Le, 2019) and MobileNetV3 (Howard 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from supernet.network.blocks.residual import ConvBlock
@@ -29,7 +31,7 @@ class _Depthwise(ConvBlock):
         padding: str,
     ) -> None:
         self.widths |= {inner: width, "kernel": kernel}
-        style = {"norm": norm, "norm_eps": norm_eps}
+        style: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps}
         depthwise = ConvNorm(
             width,
             width,

@@ -42,4 +42,9 @@ class Mixer(StaticModule):
 
 def build_mixer(name: str, dim: int, **params: Any) -> Mixer:
     """Builds mixer ``name`` for ``dim`` channels; raises as the registry of mixers does."""
-    return cast(type[Mixer], register_mixer[name])(dim, **params)
+    return mixer_class(name)(dim, **params)
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """Returns the module class of mixer ``name``; raises as the registry of mixers does."""
+    return cast(type[Mixer], register_mixer[name])
