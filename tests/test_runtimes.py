@@ -25,10 +25,11 @@ from latency_cases import (
 )
 from torch import nn
 
-from predictors.bundles import runner as bundle_runner
 from predictors.measuring import disturbances as load
 from predictors.measuring import entry_plan
 from predictors.measuring import profile as profiling
+from predictors.measuring import runner as bundle_runner
+from predictors.measuring import runtimes as registry
 from predictors.measuring.bench import (
     Bench,
     Subject,
@@ -48,13 +49,7 @@ from predictors.measuring.entry_plan import (
 )
 from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
-from predictors.measuring.runtimes import (
-    find_runtime,
-    inductor,
-    onnx_runtime,
-    registry,
-    runtime_names,
-)
+from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
 from predictors.measuring.runtimes.eager import CudaGraph
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
