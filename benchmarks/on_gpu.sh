@@ -28,7 +28,7 @@ part() { # seconds at most, then arguments of python
 }
 
 if [ $dry = 1 ]; then
-  common="$out --device cpu --precision fp32 --space digits --choices few --networks 3 --seconds 2"
+  common="$out --device cpu --precision fp32 --space digits --choices few --networks 3 --seconds 1"
   for runtime in eager onnxruntime inductor; do
     part 600 benchmarks/on_gpu_latency.py $common --runtime $runtime --estimate h100
   done
@@ -48,9 +48,9 @@ else
   for preset in $presets; do
     for runtime in cudagraph eager; do
       part 150 $run --space $preset --runtime $runtime --batch-size 1 --choices $choices \
-        --seconds $((45 / number))
+        --seconds $((8 / number))
       part 120 $run --space $preset --runtime $runtime --batch-size 64 \
-        --choices largest_resolution --seconds $((45 / number))
+        --choices largest_resolution --seconds $((8 / number))
     done
     choices=largest_resolution
   done
@@ -58,7 +58,7 @@ else
   for preset in $presets; do # last, since a compiler needs seconds for every entry
     for batch in 1 64; do
       part 150 $run --space $preset --runtime inductor --batch-size $batch --choices few \
-        --networks 12 --seconds $((20 / number))
+        --networks 12 --seconds $((5 / number))
     done
   done
 fi

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from search_space import ModuleSpec
 from search_space.components import input_shape
+from search_space.errors import UsageError
 from supernet.network.mixers import build_mixer, mixer_class
 from supernet.network.modules import build_module
 
@@ -100,6 +101,9 @@ def operators(
     Operators of a block's mixer come first, those around it afterwards: both are found once
     for all blocks that share them, which makes a space's thousands of blocks a matter of
     seconds. That is exact since a mixer gets and returns contiguous maps.
+
+    Raises:
+        UsageError: The component's mixer changes the shape of the map.
     """
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
     options = spec.as_dict()
@@ -120,7 +124,14 @@ def operators(
         (outside, around),
     ):
         if key not in _parts:
-            _parts[key] = trace(build, shape, dtype)[0]
+            launched, _, outputs = trace(build, shape, dtype)
+            if [output.shape for output in outputs] != [shape]:
+                raise UsageError(
+                    f"mixer {mixer!r} makes {[output.shape for output in outputs]} of a map of "
+                    f"shape {shape}; it must return one map (batch, height, width, dim) of the "
+                    "same shape."
+                )
+            _parts[key] = launched
     return _parts[inside] + _parts[outside]
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,6 @@ class SeedSpace:
 
     Args:
         image_size: side of the square images, in pixels.
-        mixers: names of the mixers to choose from.
 
     Raises:
         UnknownNameError: There is no such mixer.
@@ -81,10 +80,8 @@ class SeedSpace:
             )
         least = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
         if self.image_size < least:
-            raise UsageError(
-                f"images of {self.image_size} px are too small for four stages; take at least "
-                f"{least}."
-            )
+            small = f"images of {self.image_size} px are too small for four stages"
+            raise UsageError(f"{small}; take at least {least}.")
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -162,23 +159,23 @@ def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
 # Samplers ----------------------------------------------------------------------------------------
 
 
-class SeedSampler(ABC):
+class SeedSampler(Protocol):
     """Proposes topologies one at a time and learns from their scores; deterministic for a seed."""
 
-    @abstractmethod
     def ask(self) -> Topology:
         """The next topology to score."""
+        ...
 
-    @abstractmethod
     def tell(self, topology: Topology, scores: TwoScores) -> None:
         """The scores of the topology that was asked for last."""
+        ...
 
     def last(self) -> Topology | None:
         """A topology that the sampler would end with, to be scored once more at the end."""
-        return None
+        ...
 
 
-class Reinforce(SeedSampler):
+class Reinforce:
     """Samples from independent categoricals that REINFORCE updates with Adam.
 
     The reward is ``−Δκ / range₂₀(κ) + ΔL^E / range₂₀(L^E)``: differences to the sample before over
@@ -186,8 +183,6 @@ class Reinforce(SeedSampler):
     before, and is left out of the ranges.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         learning_rate: of Adam.
         decay: of the moving average of rewards, which is the baseline.
     """
@@ -215,9 +210,8 @@ class Reinforce(SeedSampler):
         return tuple(int(self._rng.choice(len(p), p=p)) for p in self.probabilities())
 
     def tell(self, topology: Topology, scores: TwoScores) -> None:
-        reward = _change(self._length, scores.length, -1.0) - _change(
-            self._kappa, scores.kappa, 1.0
-        )
+        reward = _change(self._length, scores.length, -1.0)
+        reward -= _change(self._kappa, scores.kappa, 1.0)
         self._told += 1
         if self._told == 1:  # nothing to compare with
             return
@@ -246,15 +240,13 @@ def _change(recent: deque[float], value: float, worst: float) -> float:
     return (value - before) / span if span > 0 else 0.0
 
 
-class Evolution(SeedSampler):
+class Evolution:
     """Mutates the best of a few and lets the oldest die: regularised evolution.
 
     Fitness is the sum of the ranks of κ and L^E among everything seen, so it needs neither units
     nor weights. What was seen is not proposed again while mutations find something new.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         population: how many of the latest topologies may be mutated.
         tournament: how many of them compete.
     """
@@ -271,14 +263,12 @@ class Evolution(SeedSampler):
 
     def ask(self) -> Topology:
         parent = self._parent() if len(self._population) == self._population.maxlen else None
+        space, rng = self._space, self._rng
         for _ in range(self.TRIES):
-            if parent is None:
-                topology = self._space.sample(self._rng)
-            else:
-                topology = self._space.mutate(parent, self._rng)
+            topology = space.sample(rng) if parent is None else space.mutate(parent, rng)
             if topology not in self._seen:
                 return topology
-        return self._space.sample(self._rng)
+        return space.sample(rng)
 
     def _parent(self) -> Topology:
         """The fittest of a few random members of the population, of equal ones the older."""
@@ -291,6 +281,9 @@ class Evolution(SeedSampler):
     def tell(self, topology: Topology, scores: TwoScores) -> None:
         self._seen[topology] = scores
         self._population.append(topology)
+
+    def last(self) -> None:
+        """No topology."""
 
 
 # The search --------------------------------------------------------------------------------------
@@ -310,7 +303,6 @@ class SeedResult:
     """The result of a search for seeds.
 
     Args:
-        method: name of the sampler.
         best: the smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
         seen: every distinct topology, in order.
         steps: number of topologies proposed, repetitions counted.
@@ -329,11 +321,7 @@ SAMPLERS: dict[str, Callable[[SeedSpace, int], SeedSampler]] = {
 
 
 def seed_sampler(name: str, space: SeedSpace, seed: int = 0) -> SeedSampler:
-    """The sampler ``name``.
-
-    Raises:
-        UnknownNameError: There is no such sampler; names the nearest.
-    """
+    """The sampler ``name``; UnknownNameError names the nearest where there is none."""
     if name not in SAMPLERS:
         raise UnknownNameError("seed search", name, SAMPLERS)
     return SAMPLERS[name](space, seed)
@@ -353,11 +341,8 @@ def search_seed(
         result = search_seed(SeedSpace(224), TwoScorer(), steps=100)
 
     Args:
-        space: where to search.
         evaluate: gives κ and L^E; called once for each distinct network.
         method: one of ``SAMPLERS``. With REINFORCE the most probable topology is scored at the end.
-        steps: number of proposals.
-        seed: seed of everything random.
         progress: is told the steps done, all steps, and a text.
 
     Raises:
@@ -376,8 +361,7 @@ def search_seed(
         progress(done, steps, f"{len(seen)} distinct topologies")
         topology = sampler.ask()
         sampler.tell(topology, score(topology))
-    last = sampler.last()
-    if last is not None:
+    if (last := sampler.last()) is not None:
         score(last)
     every = tuple(seen.values())
     winner = every[best([item.scores for item in every])]

@@ -110,7 +110,10 @@ class Registry(Generic[S]):
     def add(self, rules: S) -> S:
         """Makes a name known, which must be new; raises ValueError."""
         if rules.name in self._rules:
-            raise ValueError(f"a {self.noun} named {rules.name!r} is registered already")
+            raise ValueError(
+                f"a {self.noun} named {rules.name!r} is registered already; give another name, or, "
+                f"where its rules stand in search_space, register the class by its name alone"
+            )
         self._rules[rules.name] = rules
         return rules
 
@@ -131,7 +134,8 @@ class Registry(Generic[S]):
         if name not in self._rules and name in self._points():
             self._import(self._points()[name])
         if name not in self._rules:
-            raise UnknownNameError(self.noun, str(name), self.names())
+            further = "Another package's is known once that package is installed here."
+            raise UnknownNameError(self.noun, str(name), self.names(), further)
         return self._rules[name]
 
     def files(self) -> list[Path]:
@@ -158,7 +162,7 @@ class Registry(Generic[S]):
             problem = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"{self.noun} {point.name!r} of the package {package!r} cannot be used ({problem}); "
-            f"install the package again, or remove it: pip uninstall {package}"
+            f"correct it and install the package again, or remove it: pip uninstall {package}"
         )
 
 

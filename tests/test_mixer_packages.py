@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from nas.cli.main import cli
-from predictors.counts import count_architecture
+from predictors.counts import count_architecture, count_entry
 from predictors.measuring.this_machine import implementation_digest
 from search_space import MIXERS, Macro, Mixer, metaformer
 from search_space.components import block_spec
@@ -79,7 +79,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 def test_a_space_uses_it_like_one_of_ours() -> None:
     assert "scaled" in MIXERS.names()
-    assert "pooling, scaled, window_attention" in CliRunner().invoke(cli, "spaces").output
+    assert ", ".join(MIXERS.names()) in CliRunner().invoke(cli, "spaces").output
     assert "scaled_mixer" not in sys.modules  # names cost no import
     stage = {"width": [8, 16], "depth": [1, 2], "mixers": [{"scaled": {"power": [1, 2]}}]}
     macro = {"stem_kernel": 2, "stem_stride": 2}
@@ -135,3 +135,27 @@ def test_latencies_are_keyed_by_its_code_too(other_package: Path) -> None:
     before = implementation_digest.__wrapped__()
     other_package.write_text(MODULE.replace("x * self.gamma", "self.gamma * x"))
     assert implementation_digest.__wrapped__() != before
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("power: int", "exponent: int", r"TypeError: Scaled.__init__ must take dim, power: "),
+        ('MixerSpec("scaled"', 'MixerSpec("pooling"', "'pooling' is registered already; give"),
+    ],
+)
+def test_rules_and_class_must_agree(
+    other_package: Path, right: str, wrong: str, problem: str
+) -> None:
+    other_package.write_text(MODULE.replace(right, wrong))
+    with pytest.raises(UsageError, match=problem):
+        Mixer.of("scaled")
+
+
+def test_a_mixer_that_changes_the_maps_shape_is_refused_before_anything_is_measured(
+    other_package: Path,
+) -> None:
+    other_package.write_text(MODULE.replace("x * self.gamma**self.power", "x.mean(1)"))
+    spec = block_spec(Macro(), 24, metaformer(Mixer.of("scaled"), 2.0), 0)
+    with pytest.raises(UsageError, match=r"'scaled' makes \[\(1, 8, 24\)\].*\(1, 8, 8, 24\)"):
+        count_entry(spec, 8)

@@ -25,10 +25,11 @@ from latency_cases import (
 )
 from torch import nn
 
-from predictors.bundles import runner as bundle_runner
 from predictors.measuring import disturbances as load
 from predictors.measuring import entry_plan
 from predictors.measuring import profile as profiling
+from predictors.measuring import runner as bundle_runner
+from predictors.measuring import runtimes as registry
 from predictors.measuring.bench import (
     Bench,
     Subject,
@@ -48,13 +49,7 @@ from predictors.measuring.entry_plan import (
 )
 from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
-from predictors.measuring.runtimes import (
-    find_runtime,
-    inductor,
-    onnx_runtime,
-    registry,
-    runtime_names,
-)
+from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
 from predictors.measuring.runtimes.eager import CudaGraph
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
@@ -125,13 +120,17 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         "    method = 'direct'\n"
         "    def version(self): return 'fast 1.0'\n"
         "    def prepare(self, module, images, conditions): return partial(module, images)\n"
+        "class Odd(Fast):\n"
+        "    method = 'straight'\n"
+        "class Bare(Runtime):\n"
+        "    method = 'direct'\n"
     )
     info = tmp_path / "fast_runtime-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-runtime\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[nas.runtimes]\nfast = fast_runtime:Fast\nbroken = no_such_module:Fast\n"
-        "eager = fast_runtime:Fast\n"
+        "eager = fast_runtime:Fast\nodd = fast_runtime:Odd\nbare = fast_runtime:Bare\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for cached in (registry._known, registry.find_runtime):
@@ -155,8 +154,15 @@ def test_a_package_adds_a_runtime(other_package: Path, space: SearchSpace) -> No
 def test_a_runtime_that_cannot_be_imported_names_its_package(other_package: Path) -> None:
     with pytest.raises(UsageError, match=r"'broken' of the package 'fast-runtime'.*no_such_module"):
         settings("broken")
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'fast'.*Known: broken, cudagraph"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'fast'.*Known: bare, broken, cuda"):
         settings("fasd")
+
+
+def test_an_incomplete_runtime_says_what_it_lacks(other_package: Path) -> None:
+    with pytest.raises(UsageError, match=r"'odd' .*method must be one of direct, constant, slope"):
+        settings("odd")
+    with pytest.raises(UsageError, match=r"'bare' of the package 'fast-runtime'.*abstract.*"):
+        settings("bare")
 
 
 def test_tables_of_a_runtime_that_is_not_installed_can_be_read(

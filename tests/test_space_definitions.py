@@ -98,7 +98,13 @@ def test_presets_are_what_they_describe(name: str, resolutions: tuple[int, int])
     if name == "digits":
         assert mixers == {"pooling", "depthwise_conv", "window_attention"}
     else:
-        assert mixers == set(MIXERS.names())
+        assert mixers == {
+            "depthwise_conv",
+            "focal_modulation",
+            "gnconv",
+            "pooling",
+            "window_attention",
+        }
     assert space.size > 1e12  # worth searching
 
 

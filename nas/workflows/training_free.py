@@ -71,7 +71,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
     def all_phases(self) -> ReportData:
         if (done := self.complete()) is not None:
             return done
-        _ = self.target, self.others  # what is not there is an error before anything is made
+        _ = self.target, self.others, self.cost_tables  # errors before anything is made
         table = self.latency_table()
         problem = self.problem(table)
         front = self.searched(problem)

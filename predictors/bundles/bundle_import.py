@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from predictors.bundles import runner as bundle_runner
+from predictors.measuring import runner as bundle_runner
 from predictors.measuring.bench import split_half_disagreement, statistic
 from predictors.measuring.entry_plan import without_cost
 from predictors.tables.additive import Entry

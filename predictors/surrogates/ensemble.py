@@ -28,10 +28,7 @@ class EnsembleSurrogate(Surrogate):
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        costs: Sequence[Callable[[Genes], Values]] = (),
-        trees: int = 100,
+        self, space: SearchSpace, costs: Sequence[Callable[[Genes], Values]] = (), trees: int = 100
     ) -> None:
         from sklearn.ensemble import ExtraTreesRegressor
 

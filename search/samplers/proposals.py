@@ -8,6 +8,7 @@ import numpy as np
 
 from search.feasibility import diverse_sample, extreme_rows, repair
 from search.problem import Problem, Values
+from search.samplers.archive import Judged
 from search.samplers.base import Screen
 from search_space.space import Genes
 
@@ -50,9 +51,14 @@ class PopulationSampler(ABC):
     def _propose(self, n: int) -> Genes:
         """Up to ``n`` new feasible rows that the method thinks well of, marked as seen."""
 
-    @abstractmethod
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
         """Results of candidates, as in ``Sampler.tell``."""
+        self._screen.mark(genes)
+        self._learn(Judged(genes, objectives, violations))
+
+    @abstractmethod
+    def _learn(self, told: Judged) -> None:
+        """Takes in results; their rows are marked as seen."""
 
     def _no_rows(self) -> Genes:
         return np.zeros((0, self.problem.space.num_genes), dtype=np.int64)

@@ -7,6 +7,7 @@ once. Every test, table and count then covers them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Generic, TypeVar
 
 from search_space.blocks import BLOCKS, BlockKind
@@ -21,10 +22,17 @@ C = TypeVar("C", bound=type[StaticModule])
 
 
 class Modules(Generic[S]):
-    """Module classes by the names of a registry of rules."""
+    """Module classes by the names of a registry of rules.
 
-    def __init__(self, rules: Registry[S]) -> None:
-        self.rules = rules
+    Args:
+        rules: The registry.
+        arguments: Names that a class must be made with, of its rules; unchecked if None.
+    """
+
+    def __init__(
+        self, rules: Registry[S], arguments: Callable[[S], tuple[str, ...]] | None = None
+    ) -> None:
+        self.rules, self.arguments = rules, arguments
         self._classes: dict[str, type[StaticModule]] = {}
 
     def __call__(self, rules: str | S) -> Callable[[C], C]:
@@ -34,11 +42,23 @@ class Modules(Generic[S]):
             rules: The rules of a new name, or a name whose rules are registered.
 
         Raises:
+            TypeError: The class cannot be made with the arguments that the rules name.
             ValueError: The name is taken.
         """
 
         def register(cls: C) -> C:
-            name = self.rules[rules].name if isinstance(rules, str) else self.rules.add(rules).name
+            known = self.rules[rules] if isinstance(rules, str) else rules
+            if self.arguments is not None:
+                wanted = self.arguments(known)
+                try:
+                    signature(cls).bind(**dict.fromkeys(wanted))
+                except TypeError as error:
+                    raise TypeError(
+                        f"{cls.__name__}.__init__ must take {', '.join(wanted)}: {error}"
+                    ) from None
+            if known is rules:
+                self.rules.add(known)
+            name = known.name
             if name in self._classes:
                 raise ValueError(f"a {self.rules.noun} named {name!r} is registered already")
             self._classes[name] = cls
@@ -58,7 +78,11 @@ class Modules(Generic[S]):
         return sorted(self._classes)
 
 
-register_mixer: Modules[MixerSpec] = Modules(MIXERS)
+def _of_mixer(rules: MixerSpec) -> tuple[str, ...]:
+    return "dim", *rules.params, *(("shifted",) if rules.alternates else ())
+
+
+register_mixer: Modules[MixerSpec] = Modules(MIXERS, _of_mixer)
 register_block: Modules[BlockKind] = Modules(BLOCKS)
 register_stem: Modules[Part] = Modules(STEMS)
 register_transition: Modules[Part] = Modules(TRANSITIONS)
