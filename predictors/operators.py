@@ -100,9 +100,9 @@ def operators(
     blocks that share them, which is exact since a mixer gets and returns contiguous maps.
     """
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
-    if spec.kind != "block":
-        return trace(lambda: build_module(spec), shape, dtype)[0]
     options = spec.as_dict()
+    if "mixer" not in options:
+        return trace(lambda: build_module(spec), shape, dtype)[0]
     mixer, params = options.pop("mixer"), options.pop("params")
 
     def around() -> nn.Module:

@@ -71,7 +71,7 @@ class Anchor:
 
     @property
     def mixer(self) -> str:
-        return anchor_network(self.network).stages[0].blocks[0].mixer.name
+        return anchor_network(self.network).stages[0].blocks[0].label
 
     @cached_property
     def demand(self) -> Demand:

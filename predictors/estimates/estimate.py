@@ -89,7 +89,7 @@ def estimate(
         if source is not None:
             return transfer(measured, source, conditions, space, num_classes)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
-    names = {block.mixer.name for stage in space.stages for block in stage.blocks}
+    names = {block.label for stage in space.stages for block in stage.blocks}
     expected = max(
         (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
         key=lambda each: each.error,

@@ -39,7 +39,7 @@ _LEAST_FITTED = 8
 
 def entry_kind(spec: ModuleSpec) -> str:
     """Returns the mixer of a block, the kind of another component."""
-    return str(spec.as_dict()["mixer"]) if spec.kind == "block" else spec.kind
+    return spec.label
 
 
 def target_sheet(conditions: Conditions) -> Datasheet:

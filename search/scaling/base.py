@@ -1,8 +1,8 @@
 """Interface of scaling methods: a task goes in, a family comes out, both plain data.
 
 A method walks from a seed along a path of architectures, step by step, and the members of the
-family are the steps that come closest to their budgets from below. A method is one file of this
-package with a class under ``@register_method``.
+family are the steps that come closest to their budgets from below. A method is a class under
+``@register_method`` in a file of this package.
 """
 
 from __future__ import annotations
