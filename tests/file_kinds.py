@@ -30,9 +30,9 @@ from nas.resolving import resolve, stored_config
 from nas.workflows.finished_search import stored_finetuning
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import curves, rebuild_report
-from predictors.bundles import runner
 from predictors.bundles.bundle_import import import_bundle
 from predictors.estimates.calibrate import read_measurements
+from predictors.measuring import runner
 from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs

@@ -17,8 +17,8 @@ from search.samplers.acquisition import (
     expected_improvement,
 )
 from search.samplers.evolution import evolve
-from search.samplers.priced import priced, priced_optima
 from search.samplers.ranking import best_first
+from search.samplers.surrogate import priced, priced_optima
 
 SPACE = small_space()
 coordinates = st.integers(0, 6).map(float)

@@ -14,6 +14,7 @@ stays bounded. A model depends on what it was fitted to only, so the state needs
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,12 +25,11 @@ from predictors.surrogates import (
     Surrogate,
 )
 from predictors.tables.additive import AdditiveTable
-from search.feasibility import diverse_sample
+from search.feasibility import diverse_sample, unique_rows
 from search.problem import Problem, Values
 from search.samplers.acquisition import MOST_BOXES, boxes, expected_hypervolume_improvement
 from search.samplers.archive import Archive, Indices, Judged, row_keys
 from search.samplers.evolution import evolve
-from search.samplers.priced import priced_optima
 from search.samplers.proposals import PopulationSampler
 from search.samplers.ranking import best_first
 from search_space.errors import UnknownNameError
@@ -233,3 +233,37 @@ class SurrogateSampler(PopulationSampler):
         self._archive.tell(told)
         for key in row_keys(told.genes):
             self._open.pop(key, None)
+
+
+def priced_optima(gain: AdditiveTable, cost: AdditiveTable, prices: int = 16) -> Genes:
+    """Exact maximisers of ``gain − price × cost`` for prices from nothing to forbidding.
+
+    They are the corners of the convex hull of the front of the two tables, unconstrained.
+    Shape (≤ prices + 1, genes).
+    """
+    ends = np.stack([gain.argmax(), cost.argmin()])
+    gains, costs = gain.predict(ends), cost.predict(ends)
+    if costs[0] <= costs[1]:
+        return ends[:1]
+    slope = max(float((gains[0] - gains[1]) / (costs[0] - costs[1])), 1e-300)
+    rows = [
+        priced(gain, cost, slope * factor).argmax() for factor in np.geomspace(0.05, 20, prices)
+    ]
+    return unique_rows(np.stack([ends[0], *rows]))
+
+
+def priced(gain: AdditiveTable, cost: AdditiveTable, price: float) -> AdditiveTable:
+    """The table of ``gain − price × cost``; both must add up (``combine`` is ``sum``)."""
+    assert gain.combine == cost.combine == "sum"
+    a, b = gain.scale, -price * cost.scale
+    return replace(
+        gain,
+        stem=a * gain.stem + b * cost.stem,
+        blocks=tuple(a * x + b * y for x, y in zip(gain.blocks, cost.blocks, strict=True)),
+        transitions=tuple(
+            a * x + b * y for x, y in zip(gain.transitions, cost.transitions, strict=True)
+        ),
+        head=a * gain.head + b * cost.head,
+        scale=1.0,
+        offset=gain.offset - price * cost.offset,
+    )

@@ -1,8 +1,8 @@
 """Interface of scaling methods: a task goes in, a family comes out, both plain data.
 
 A method walks from a seed along a path of architectures, step by step, and the members of the
-family are the steps that come closest to their budgets from below. A method is one file of this
-package with a class under ``@register_method``.
+family are the steps that come closest to their budgets from below. A method is a class under
+``@register_method`` in a file of this package.
 """
 
 from __future__ import annotations
@@ -294,11 +294,7 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
 
 
 def scaling_method(name: str) -> type[ScalingMethod]:
-    """The method ``name``.
-
-    Raises:
-        UnknownNameError: There is no such method; names the nearest.
-    """
+    """The method ``name``. Raises UnknownNameError: there is no such method; names the nearest."""
     methods = _methods()
     if name not in methods:
         raise UnknownNameError("scaling method", name, methods)

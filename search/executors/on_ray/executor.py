@@ -170,11 +170,8 @@ class RayExecutor:
             return
         self._closed = True
         actors = [worker.actor for worker in (*self._busy.values(), *self._idle)]
-        self._queue.clear()
-        self._open.clear()
-        self._busy.clear()
-        self._idle.clear()
-        self._ended.clear()
+        for held in (self._queue, self._open, self._busy, self._idle, self._ended):
+            held.clear()
         del self._factory
         _kill(actors).join(_CLOSE_S)
         self._connection.close()
@@ -248,14 +245,12 @@ class RayExecutor:
 
     def _patience(self) -> float:
         """Gives the seconds until the next worker would be given up, a second at most."""
-        now = time.monotonic()
-        ends = [worker.since + self._limit(worker) for worker in self._busy.values()]
-        return max(0.0, min(_POLL_S, min(ends) - now))
+        end = min(worker.since + self._limit(worker) for worker in self._busy.values())
+        return max(0.0, min(_POLL_S, end - time.monotonic()))
 
     def _limit(self, worker: _Worker) -> float:
-        if worker.ticket is None:
-            return self.start_timeout_s
-        return self._limit_of_evaluations.seconds
+        starting = worker.ticket is None
+        return self.start_timeout_s if starting else self._limit_of_evaluations.seconds
 
     # Losses -----------------------------------------------------------------------------------
 
