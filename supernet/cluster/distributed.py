@@ -48,7 +48,7 @@ class Workers:
 
     Attributes:
         gpus: Of each; None for one where the cluster has any.
-        address: Of the cluster, see ``supernet.cluster.connection.connect``.
+        address: Of the cluster, see ``supernet.cluster.connection.connected``.
         storage: Folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
             default they are in the training's directory, which all nodes must share then.
         max_failures: Lost workers until the training is given up.
