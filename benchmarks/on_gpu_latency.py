@@ -56,7 +56,7 @@ def with_choices(space: SearchSpace, choices: str) -> SearchSpace:
 
 
 def _few(stage: StageSpace) -> StageSpace:
-    blocks = {block.mixer.name: block for block in stage.blocks}  # the heaviest of each mixer
+    blocks = {block.label: block for block in stage.blocks}  # the heaviest of each mixer
     return StageSpace(stage.widths[-1:], stage.depths[:2], tuple(blocks.values()))
 
 

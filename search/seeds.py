@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 
 from search.scaling.two_criteria import TwoScores, best, rank_sums
-from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
-from search_space.architecture import NUM_STAGES, feature_sizes
+from search_space import MIXERS, Architecture, Macro, Mixer, Stage, metaformer
 from search_space.errors import UnknownNameError, UsageError
+from search_space.macro import feature_sizes
 
 Topology = tuple[int, ...]
 """Index of the choice of each gene: stem kernel, downsampling kernel, number of heads, then mixer
@@ -40,6 +40,7 @@ MLP_RATIOS = (2, 3, 4, 5, 6)
 WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
 HEADS = (16, 32, 64)  # of the last stage
 STEPS = 500
+NUM_STAGES = 4
 
 
 # The space ---------------------------------------------------------------------------------------
@@ -71,8 +72,8 @@ class SeedSpace:
 
     def __post_init__(self) -> None:
         for name in self.mixers:
-            if name not in mixer_names():
-                raise UnknownNameError("mixer", name, mixer_names())
+            if name not in MIXERS.names():
+                raise UnknownNameError("mixer", name, MIXERS.names())
         if not self.mixers or len(set(self.mixers)) != len(self.mixers):
             raise UsageError(
                 f"mixers {', '.join(self.mixers) or '(none)'} must be distinct and at least one."
@@ -97,7 +98,9 @@ class SeedSpace:
     @cached_property
     def _mixers(self) -> tuple[tuple[Mixer, ...], ...]:
         """The mixers to choose from by stage, attention with any number of heads."""
-        sides = feature_sizes(_macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0]), self.image_size)
+        macro = _macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0])
+        strides = (1, *(2,) * (NUM_STAGES - 1))
+        sides = feature_sizes(macro, strides, self.image_size)
         return tuple(
             tuple(itertools.chain(*(_mixers_of(name, i, sides[i]) for name in self.mixers)))
             for i in range(NUM_STAGES)
@@ -111,7 +114,7 @@ class SeedSpace:
             if mixer.name == ATTENTION:
                 head_dim = WIDTH * 2 ** (NUM_STAGES - 1) // HEADS[topology[2]]
                 mixer = Mixer.of(ATTENTION, window=mixer["window"], head_dim=head_dim)
-            stages.append(Stage(WIDTH * 2**i, (Block(mixer, ratio),)))
+            stages.append(Stage(WIDTH * 2**i, (metaformer(mixer, ratio),)))
         macro = _macro(STEM_KERNELS[topology[0]], DOWNSAMPLE_KERNELS[topology[1]])
         return Architecture(macro, self.image_size, tuple(stages))
 

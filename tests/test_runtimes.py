@@ -56,10 +56,10 @@ from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import LatencyTable
-from search_space import Block, Mixer, ModuleSpec, SearchSpace
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space import Mixer, ModuleSpec, SearchSpace, metaformer
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import UnknownNameError, UsageError
-from search_space.mixers import mixer_names
+from search_space.mixers import MIXERS
 
 
 def usable(kind: str) -> list[str]:
@@ -77,14 +77,14 @@ def usable(kind: str) -> list[str]:
 ON_CPU = usable("cpu")
 NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OTHER_MIXERS = [name for name in mixer_names() if name != ATTENTION.mixer.name]
+OTHER_MIXERS = [name for name in MIXERS.names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
-    *((block_spec(MACRO, 16, Block(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
+    *((block_spec(MACRO, 16, metaformer(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
     (block_spec(MACRO, 16, ATTENTION, 0), 8),
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
     (stem_spec(MACRO, 16), 16),
-    (downsample_spec(MACRO, 16, 24), 8),
+    (transition_spec(MACRO, 16, 24, 2), 8),
     (head_spec(MACRO, 16, CLASSES), 4),
 ]
 

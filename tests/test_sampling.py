@@ -182,7 +182,7 @@ def smaller_in(subnet: StepSubnet) -> set[str]:
             result.add("depth")
         for block in stage.blocks:
             alike = [b for b in allowed.blocks if b.mixer.name == block.mixer.name]
-            if block.mlp_ratio != max(b.mlp_ratio for b in alike):
+            if block["mlp_ratio"] != max(b["mlp_ratio"] for b in alike):
                 result.add("mlp_ratio")
             if block.mixer.params != max(b.mixer.params for b in alike):
                 result.add("kernel")
@@ -242,7 +242,7 @@ def test_clamped_rows_are_valid_and_clamped_for_good(
                 own = stage.blocks[j % stage.depth]
                 assert block.mixer.name == own.mixer.name
                 assert block.mixer == own.mixer or "kernel" not in released
-                assert block.mlp_ratio == own.mlp_ratio or "mlp_ratio" not in released
+                assert block["mlp_ratio"] == own["mlp_ratio"] or "mlp_ratio" not in released
     largest = space.encode([space.largest])
     np.testing.assert_array_equal(clamp(space, largest, frozenset(released)), largest)
 

@@ -1,10 +1,9 @@
 """Bundles: measurements of a device that this package is not installed on.
 
-``write_bundle`` leaves a folder with an ONNX file per component and check network, a manifest,
-and ``run.py``, which needs numpy and onnxruntime only. Carried to the device and run there, it
-writes a results file that ``import_bundle`` turns into a latency table. Weights do not change
-the speed, so all models read theirs from one file of noise, and constants that several share
-are stored once.
+``write_bundle`` leaves a folder with an ONNX file per component and check network, a manifest, and
+``run.py``, which needs numpy and onnxruntime only. Run on the device, it writes a results file that
+``import_bundle`` turns into a latency table. Weights do not change the speed, so all models read
+theirs from one file of noise, and constants that several share are stored once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Calibration: a handful of the user's own whole-network measurements correct a table.
 
-The measurements come in a CSV file with a column ``network``, the name of a known design or the
-path of an architecture's YAML or JSON file (relative to the CSV), and one column that carries
-the unit in its name: ``latency_ms``, ``latency_us`` or ``latency_s``. Other columns are notes.
+They come in a CSV file with a column ``network``, the name of a known design or the path of an
+architecture's file (relative to the CSV), and one that carries the unit in its name:
+``latency_ms``, ``latency_us`` or ``latency_s``. Other columns are notes.
 """
 
 from __future__ import annotations

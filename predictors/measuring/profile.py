@@ -53,10 +53,7 @@ _PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(p
 
 
 def check_architectures(space: SearchSpace) -> list[Architecture]:
-    """Chooses the networks that a space's correction is fitted on: both extremes and random ones.
-
-    Always the same for a space, so that sessions can be compared.
-    """
+    """Chooses the networks that a correction is fitted on: both extremes and random ones."""
     rng = np.random.default_rng(int(space.digest, 16))
     drawn = space.decode(space.sample(rng, NUM_CHECKS - 2))
     return list(dict.fromkeys([space.smallest, space.largest, *drawn]))
@@ -205,8 +202,8 @@ class _Session:
     def extend(self, table: LatencyTable) -> LatencyTable:
         """Returns ``table`` with this session's entries and, once it has all, a correction.
 
-        Entries are brought to the level of the session that the correction was fitted in, or of
-        the first portion, by the ratio of what the check networks took then and now.
+        Entries are brought to the level of the session that the correction was fitted in, or of the
+        first portion, by the ratio of what the check networks took then and now.
         """
         entries_part, checks_part = self._split(self.bench.samples)
         checked = {a.digest: statistic(s) for a, s in zip(self.checks, checks_part, strict=True)}

@@ -4,10 +4,9 @@ Needs Python 3.10 or newer, numpy and onnxruntime; nothing else of the project t
 
     python run.py [--threads N] [--out results.json]
 
-Every round visits all models in a new random order and times one run of each, so that the
-machine's drift hits all of them alike; the figures stop changing before it ends. What was
-measured is saved every few seconds: run it again to continue after an interruption. Take the
-results file back and read it with `nas profile import`.
+Every round visits all models in a new random order and times one run of each, so that the machine's
+drift hits all of them alike. What was measured is saved every few seconds: run it again to continue
+after an interruption. Take the results file back and read it with `nas profile import`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,10 @@ import torch
 from predictors.measuring.runner import processor, processor_name
 from predictors.measuring.runtimes import find_runtime
 from predictors.tables.conditions import Conditions, DeviceIdentity
+from search_space.blocks import BLOCKS
 from search_space.errors import UnknownNameError, UsageError
-from search_space.mixers import mixer_files
+from search_space.macro import HEADS, STEMS, TRANSITIONS
+from search_space.mixers import MIXERS
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -131,7 +133,8 @@ def implementation_digest() -> str:
     package = resources.files("supernet.network")
     files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
-    files += mixer_files()
+    for registry in (MIXERS, BLOCKS, STEMS, TRANSITIONS, HEADS):
+        files += registry.files()
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith(".py"):

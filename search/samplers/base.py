@@ -93,7 +93,7 @@ def enumerate_rows(space: SearchSpace) -> Genes:
             range(len(stage.widths)), enumerate(stage.depths)
         ):
             rest = (INACTIVE,) * (stage.max_depth - depth)
-            for choice in itertools.product(range(len(stage.blocks)), repeat=depth):
+            for choice in itertools.product(*(range(len(c)) for c in stage.positions[:depth])):
                 rows.append((width, index, *choice, *rest))
         parts.append(np.array(rows, dtype=np.int64))
     picks = np.indices([len(part) for part in parts]).reshape(len(parts), -1)

@@ -118,7 +118,9 @@ def neighbours(problem: Problem, row: Genes) -> Genes:
     result = np.concatenate(changed) if changed else row[None][:0].copy()
     for i in range(len(space.stages)):
         columns = space.block_columns(i)
-        last = int(row[columns][active[columns]][-1])
-        blocks = result[:, columns]
-        result[:, columns] = np.where(blocks < 0, last, blocks)
+        depth = int(active[columns].sum())
+        blocks, stage = result[:, columns], space.stages[i]
+        last = np.full(blocks.shape, row[columns][depth - 1])
+        copied = stage.copied(last, np.full(blocks.shape, depth - 1))
+        result[:, columns] = np.where(blocks < 0, np.maximum(copied, 0), blocks)
     return np.where(space.active(result), result, -1)

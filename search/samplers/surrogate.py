@@ -260,8 +260,8 @@ def priced(gain: AdditiveTable, cost: AdditiveTable, price: float) -> AdditiveTa
         gain,
         stem=a * gain.stem + b * cost.stem,
         blocks=tuple(a * x + b * y for x, y in zip(gain.blocks, cost.blocks, strict=True)),
-        downsamples=tuple(
-            a * x + b * y for x, y in zip(gain.downsamples, cost.downsamples, strict=True)
+        transitions=tuple(
+            a * x + b * y for x, y in zip(gain.transitions, cost.transitions, strict=True)
         ),
         head=a * gain.head + b * cost.head,
         scale=1.0,

@@ -131,7 +131,7 @@ class NetworkLatency:
         sheet = datasheet_of(conditions.device)
         if conditions.estimated and sheet is not None:
             number_format = sheet.number_format(conditions.precision, conditions.runtime)
-            names = {b.mixer.name for a in architectures for s in a.stages for b in s.blocks}
+            names = {b.label for a in architectures for s in a.stages for b in s.blocks}
             before = max(
                 expected_error(sheet, conditions.runtime, number_format, name).error
                 for name in names
@@ -175,7 +175,7 @@ class NetworkLatency:
 def _space_of(architecture: Architecture) -> SearchSpace:
     """A space that contains ``architecture`` and little else."""
     stages = tuple(
-        StageSpace((s.width,), (s.depth,), tuple(dict.fromkeys(s.blocks)))
+        StageSpace((s.width,), (s.depth,), tuple((block,) for block in s.blocks), s.stride)
         for s in architecture.stages
     )
     return SearchSpace("SPACE", architecture.macro, (architecture.resolution,), stages)

@@ -94,5 +94,6 @@ def space_around(
         widths = {low.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
         depths = range(low.depth, max(low.depth, math.ceil(deepest * stage.depth)) + 1)
         allowed = tuple(sorted(w for w in widths if w >= low.width))
-        stages.append(StageSpace(allowed, tuple(depths), tuple(dict.fromkeys(stage.blocks))))
+        blocks = tuple(dict.fromkeys(stage.blocks))
+        stages.append(StageSpace(allowed, tuple(depths), blocks, stage.stride))
     return SearchSpace("around the seed", seed.macro, (seed.resolution,), tuple(stages))

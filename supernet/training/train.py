@@ -82,7 +82,7 @@ def train_supernet(
     if sampler is None:
         sampler = make_sampler(space, config, total_steps, cost)
     teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
-    TokenSchedule(config.tokens).check(space.macro, min(space.resolutions))
+    TokenSchedule(config.tokens).check(space, min(space.resolutions))
     objective = SupernetObjective(
         supernet.to(device),
         sampler,

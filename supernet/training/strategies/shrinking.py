@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from search_space.errors import UsageError
-from search_space.space import INACTIVE, Genes, SearchSpace
+from search_space.space import INACTIVE, Genes, SearchSpace, StageSpace
 from supernet.training.strategies.base import Observation, StepSubnet, SubnetSampler, Target
 
 DIMENSIONS = ("kernel", "depth", "mlp_ratio", "width")
@@ -140,23 +140,28 @@ def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
         if "depth" not in released:
             depth = np.asarray(stage.depths)[genes[:, column + 1]]
             source = np.arange(stage.max_depth) % depth[:, None]
-            result[:, columns] = np.take_along_axis(genes[:, columns], source, axis=1)
+            taken = np.take_along_axis(genes[:, columns], source, axis=1)
+            result[:, columns] = np.maximum(stage.copied(taken, source), 0)
             result[:, column + 1] = len(stage.depths) - 1
-        table = _heaviest_choices(space, i, released)
+        table = _heaviest_choices(stage, released)
         blocks = result[:, columns]
-        result[:, columns] = np.where(blocks == INACTIVE, INACTIVE, table[blocks])
+        heaviest = table[np.arange(stage.max_depth), blocks]
+        result[:, columns] = np.where(blocks == INACTIVE, INACTIVE, heaviest)
     return result
 
 
-def _heaviest_choices(space: SearchSpace, stage: int, released: frozenset[str]) -> Genes:
-    """The last block choice that agrees in what is released, for each block choice."""
-    traits = [
-        (
-            block.mixer.name,
-            block.mixer.params if "kernel" in released else None,
-            block.mlp_ratio if "mlp_ratio" in released else None,
-        )
-        for block in space.stages[stage].blocks
-    ]
-    last = {trait: j for j, trait in enumerate(traits)}
-    return np.array([last[trait] for trait in traits], dtype=np.int64)
+def _heaviest_choices(stage: StageSpace, released: frozenset[str]) -> Genes:
+    """The last choice that agrees in what is released, for each position and choice."""
+    table = np.zeros((stage.max_depth, max(map(len, stage.positions))), dtype=np.int64)
+    for row, choices in zip(table, stage.positions, strict=True):
+        traits = [
+            (
+                block.label,
+                block.without_ratios if "kernel" in released else None,
+                block.ratios if "mlp_ratio" in released else None,
+            )
+            for block in choices
+        ]
+        last = {trait: j for j, trait in enumerate(traits)}
+        row[: len(choices)] = [last[trait] for trait in traits]
+    return table
