@@ -55,7 +55,7 @@ class Findings:
 
 
 def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: Any) -> ReportData:
-    """The data of a run's report, also written to its ``result.json``.
+    """The data of a run's report.
 
     Args:
         run: The run.
@@ -67,7 +67,7 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
     architecture = Architecture.from_dict(findings.chosen.architecture)
     space, config, limits = run.space, run.config, run.limits
     latency = table.compile(space, run.num_classes)
-    data = ReportData(
+    return ReportData(
         targets=limits,
         minima=config.lower_limits(),
         summary={
@@ -111,8 +111,6 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
         **facts(run.directory, config),
         **quality,
     )
-    run.directory.write_json(RESULT, data.to_dict())
-    return data
 
 
 def facts(directory: RunDirectory, config: RunConfig | FinetuneConfig) -> dict[str, Any]:
