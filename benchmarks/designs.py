@@ -34,7 +34,7 @@ from scipy.stats import kendalltau
 
 from predictors.estimates.anchors import constants, expected_error
 from predictors.estimates.datasheets import datasheet
-from search_space import Block, Mixer, Stage, known, load_space
+from search_space import Mixer, Stage, known, load_space, metaformer
 from search_space.known import known_names
 from search_space.metrics import LATENCY, on_device
 
@@ -129,7 +129,7 @@ def mixers(yardstick: Yardstick) -> list[dict[str, Any]]:
     )
     swin, rows = known("swin_t"), []
     for name, params in settings:
-        block = Block(Mixer.of(name, **params), 4.0)
+        block = metaformer(Mixer.of(name, **params), 4.0)
         stages = tuple(Stage(stage.width, (block,) * stage.depth) for stage in swin.stages)
         figures = yardstick.figures(replace(swin, stages=stages))
         rows.append({"mixer": name, "params": params, "figures": figures})

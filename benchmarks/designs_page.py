@@ -155,7 +155,7 @@ def render_designs_page(data: DesignsPage) -> str:
 def _legend(data: DesignsPage) -> list[tuple[str, int]]:
     """Mixers of all designs with their colours."""
     names = [
-        block.mixer.name
+        block.label
         for case in data.cases
         for design in case.designs
         for stage in Architecture.from_dict(design.architecture).stages
@@ -363,9 +363,9 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
     for stage in architecture.stages:
         begin, tall = x, round(_TALL * math.sqrt(stage.width / widest), 1)
         for block in stage.blocks:
-            name, colour = mixer_style(block.mixer.name)
+            name, colour = mixer_style(block.label)
             settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in block.mixer.params)
-            cap = round(_CAP * block.mlp_ratio, 1)
+            cap = round(_CAP * block["mlp_ratio"], 1)
             boxes.append(
                 {
                     "x": round(x, 1),
@@ -376,7 +376,7 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
                     "cap": cap,
                     "colour": colour,
                     "text": f"{name} ({settings}), {stage.width} channels, "
-                    f"MLP ×{block.mlp_ratio:g}",
+                    f"MLP ×{block['mlp_ratio']:g}",
                 }
             )
             x += _BLOCK + _GAP

@@ -111,7 +111,7 @@ def additive_accuracy(macs: AdditiveTable) -> AdditiveTable:
         macs.space,
         worth(macs.stem),
         tuple(map(worth, macs.blocks)),
-        tuple(map(worth, macs.downsamples)),
+        tuple(map(worth, macs.transitions)),
         worth(macs.head),
     )
 

@@ -63,11 +63,11 @@ def landscape(space: SearchSpace, seed: int, entangled: float, pairs: int = 40) 
         worths[column] = np.r_[np.log(np.array(stage.widths) / stage.widths[0]), 0.0]
         worths[column] *= rng.uniform(0.5, 1.5)
         worths[column + 1] = np.zeros(len(stage.depths) + 1)
-        mixers = sorted({block.mixer.name for block in stage.blocks})
+        mixers = sorted({block.label for block in stage.blocks})
         of_mixer = dict(zip(mixers, rng.normal(0.5, 0.4, len(mixers)), strict=True))
         of_choice = np.array(
             [
-                of_mixer[block.mixer.name] + 0.15 * block.mlp_ratio + rng.normal(0, 0.2)
+                of_mixer[block.label] + 0.15 * block["mlp_ratio"] + rng.normal(0, 0.2)
                 for block in stage.blocks
             ]
         )

@@ -6,7 +6,7 @@
 #     benchmarks/on_gpu.sh [--dry] [OUT]
 #
 # Tables and figures are left in the folder OUT, by default benchmarks/results/on_gpu, and all
-# figures in OUT.json. --dry goes through every line on a CPU, with little of everything. Part
+# figures in OUT.json. --dry goes through every line on a CPU, with little of everything. A part
 # that fails or takes too long is named, and the others are measured all the same.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -15,39 +15,52 @@ export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 dry=0
 if [ "${1:-}" = --dry ]; then dry=1; shift; fi
 out=${1:-benchmarks/results/on_gpu}
+limit=590 # seconds for all parts
 failed=0
 
 part() { # seconds at most, then arguments of python
-  local most=$1 begin=$SECONDS
+  local most=$1 begin=$SECONDS left=$((limit - SECONDS))
   shift
-  timeout --kill-after=5 "$most" "$python" "$@" || { failed=1; echo "FAILED ($?): $*"; }
+  if [ $dry = 0 ] && [ $left -lt "$most" ]; then most=$left; fi
+  if [ "$most" -le 0 ]; then failed=1; echo "LEFT OUT, the time is over: $*"; return; fi
+  timeout --kill-after=5 "$most" "$python" "$@" || { echo "FAILED ($?): $*"; failed=1; }
   echo "[$((SECONDS - begin)) s: $*]"
 }
 
 if [ $dry = 1 ]; then
-  common="$out --device cpu --precision fp32 --networks 3 --seconds 2 --estimate h100"
+  common="$out --device cpu --precision fp32 --space digits --choices few --networks 3 --seconds 1"
   for runtime in eager onnxruntime inductor; do
-    part 600 benchmarks/on_gpu_latency.py $common --space digits --runtime $runtime --choices few
+    part 600 benchmarks/on_gpu_latency.py $common --runtime $runtime --estimate h100
   done
   part 600 benchmarks/on_gpu_training.py "$out" --device cpu --spaces digits:8 --rounds 2 \
     --workers digits:64 --epochs 1
 else
   presets=
+  number=0
   for preset in tiny mobile; do # those that there are
-    [ -e "search_space/presets/$preset.yaml" ] && presets="$presets $preset"
+    if [ -e "search_space/presets/$preset.yaml" ]; then
+      presets="$presets $preset"
+      number=$((number + 1))
+    fi
   done
+  run="benchmarks/on_gpu_latency.py $out --networks 40"
+  choices=all # of the first preset, with which tables of other GPUs are estimated
   for preset in $presets; do
-    run="benchmarks/on_gpu_latency.py $out --space $preset"
-    # all runtimes see the largest resolution at batch 64, and a compiler few entries
-    part 150 $run --runtime cudagraph --batch-size 1 --choices all --seconds 50
-    part 80 $run --runtime eager --batch-size 1 --choices all --seconds 30
-    part 120 $run --runtime cudagraph --batch-size 64 --choices largest_resolution --seconds 50
-    part 80 $run --runtime eager --batch-size 64 --choices largest_resolution --seconds 35
-    for batch in 1 64; do
-      part 120 $run --runtime inductor --batch-size $batch --choices few --networks 12 --seconds 20
+    for runtime in cudagraph eager; do
+      part 150 $run --space $preset --runtime $runtime --batch-size 1 --choices $choices \
+        --seconds $((8 / number))
+      part 120 $run --space $preset --runtime $runtime --batch-size 64 \
+        --choices largest_resolution --seconds $((8 / number))
     done
+    choices=largest_resolution
   done
   part 120 benchmarks/on_gpu_training.py "$out"
+  for preset in $presets; do # last, since a compiler needs seconds for every entry
+    for batch in 1 64; do
+      part 150 $run --space $preset --runtime inductor --batch-size $batch --choices few \
+        --networks 12 --seconds $((5 / number))
+    done
+  done
 fi
-part 60 benchmarks/on_gpu.py "$out" "$out.json"
+limit=$((limit + 60)) part 60 benchmarks/on_gpu.py "$out" "$out.json"
 exit $failed

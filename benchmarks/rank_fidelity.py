@@ -93,29 +93,15 @@ def cost_of_epoch(
 ) -> float:
     """Images × MACs of an epoch's forward passes, mean over ``epochs``."""
     total_steps = steps * epochs
-    sampler = make_sampler(
-        space,
-        strategy=config.strategy,
-        shrinking=config.shrinking,
-        seed=config.seed,
-        total_steps=total_steps,
-        num_random=config.num_random,
-        groups=config.groups,
-        banks=config.banks,
-        cost=macs.predict,
-        teacher=False,
-        shrink_start=config.shrink_start,
-        shrink_epsilon=config.shrink_epsilon,
-    )
-    tokens = TokenSchedule(config.tokens) if config.tokens else None
+    sampler = make_sampler(space, config, total_steps, macs.predict)
+    tokens = TokenSchedule(config.tokens)
     sampled = np.linspace(0, total_steps - 1, min(400, total_steps)).astype(int)
     total = 0.0
     for step in sampled:
         subnets = sampler(int(step))
         cost = macs.predict(space.encode([subnet.architecture for subnet in subnets]))
         share = np.array([1 / subnet.part[1] for subnet in subnets])
-        factor = 1 if tokens is None else tokens.factor(step / total_steps)
-        total += float((cost * share).sum()) / factor**2
+        total += float((cost * share).sum()) / tokens.factor(step / total_steps) ** 2
     return total / len(sampled) * steps * batch_size
 
 

@@ -21,7 +21,7 @@ from predictors.estimates.anchors import anchors, basis, constants, expected_err
 from predictors.estimates.datasheets import datasheet
 from predictors.estimates.estimate import anchor_errors
 from predictors.estimates.transfer import transfer_error
-from search_space import mixer_names
+from search_space import MIXERS
 
 DEVICES = ("a100-40gb", "a100-80gb", "h100", "t4")  # others have no figures, as the H100
 RUNTIMES = ("eager", "cudagraph", "inductor", "tensorrt")
@@ -36,8 +36,7 @@ def expectations() -> list[dict[str, object]]:
                 sheet = datasheet(name)
                 number_format = sheet.number_format(precision, runtime)
                 errors = {
-                    mixer: expected_error(sheet, runtime, number_format, mixer)
-                    for mixer in mixer_names()
+                    mixer: expected_error(sheet, runtime, number_format, mixer) for mixer in MIXERS
                 }
                 rows.append(
                     {

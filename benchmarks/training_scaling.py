@@ -201,7 +201,7 @@ def on_paper(space_name: str, strategy: str, num_classes: int) -> dict[str, Any]
         supernet = Supernet(space, num_classes)
     num_params = sum(weight.numel() for weight in supernet.parameters())
     steps, kernels, macs = 16, Kernels(), 0.0
-    sampler = make_sampler(space, strategy=strategy, total_steps=steps)
+    sampler = make_sampler(space, TrainConfig(strategy=strategy), steps)
     for subnet in (subnet for step in range(steps) for subnet in sampler(step)):
         of_all_images = subnet.part[1] * steps
         macs += count_architecture(subnet.architecture, num_classes)["macs"] / of_all_images

@@ -64,23 +64,14 @@ def loop_of(module: nn.Module, objective: Any, data: ImageData, config: TrainCon
 def supernet_step(
     supernet: Supernet, sampler: SubnetSampler, data: ImageData, config: TrainConfig, device: str
 ) -> Callable[[Batch], Any]:
-    objective = SupernetObjective(
-        supernet,
-        sampler,
-        drop_path_rate=0.0,
-        label_smoothing=config.label_smoothing,
-        temperature=1.0,
-        amp="auto",
-    )
+    objective = SupernetObjective(supernet, sampler, config)
     return loop_of(supernet, objective, data, config, device)._step
 
 
 def static_step(
     network: Backbone, data: ImageData, config: TrainConfig, device: str
 ) -> Callable[[Batch], Any]:
-    objective = NetworkObjective(
-        network, label_smoothing=config.label_smoothing, temperature=1.0, amp="auto"
-    )
+    objective = NetworkObjective(network, config)
     return loop_of(network, objective, data, config, device)._step
 
 

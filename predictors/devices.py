@@ -6,7 +6,7 @@ Every command that takes ``--device`` looks names up here; the tables lie in one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from predictors.estimates.datasheets import datasheet_names, datasheet_of
 from predictors.estimates.estimate import estimate, estimated_conditions
 from predictors.estimates.interpolate import interpolated
+from predictors.measuring.bench import Progress
 from predictors.measuring.profile import profile
 from predictors.measuring.this_machine import (
     identify,
@@ -23,19 +24,12 @@ from predictors.measuring.this_machine import (
     local_device_names,
 )
 from predictors.tables.conditions import Conditions, DeviceIdentity
-from predictors.tables.folder import (
-    cache_folder,
-    provenance,
-    readable_tables,
-    table_path,
-    writable,
-)
+from predictors.tables.folder import cache_folder, provenance, readable_tables, table_path, writable
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import SearchSpace
 from search_space.errors import CorruptFileError, NasError, UnknownNameError, UsageError
 
 Kind = Literal["local", "table", "datasheet"]
-Progress = Callable[[int, int, float], None]
 _NAME_RULE = "a name has letters, digits, '-', '_' and '.', and begins with a letter"
 
 
@@ -153,19 +147,13 @@ def stored_target(name: str, table: LatencyTable) -> Target:
 
 def is_local(conditions: Conditions) -> bool:
     """Decides whether this machine, as installed today, measures under ``conditions``."""
-    names = [name for name in local_device_names() if identify(name) == conditions.device]
-    if not names:
-        return False
-    try:
-        return conditions == local_conditions(
-            names[0],
-            threads=conditions.threads,
-            batch_size=conditions.batch_size,
-            precision=conditions.precision,
-            runtime=conditions.runtime,
-        )
-    except NasError:  # the runtime is not installed here
-        return False
+    names = ("threads", "batch_size", "precision", "runtime")
+    options: dict[str, Any] = {name: getattr(conditions, name) for name in names}
+    for device in local_device_names():
+        if identify(device) == conditions.device:
+            with suppress(NasError):  # the runtime is not installed here
+                return conditions == local_conditions(device, **options)
+    return False
 
 
 def _short(conditions: Conditions) -> str:
@@ -225,13 +213,12 @@ def latency_table(
     """
     stored, folder = _stored(target), target.path.parent
     if target.kind == "datasheet":
-        calibration = None if stored is None else stored.calibration
+        calibration = stored.calibration if stored else None
         if calibration is None:  # it is one of the roofline, not of another GPU's table
             measured = _comparable(target.conditions, folder)
             with suppress(MissingLatencyError):  # a table of too few components
                 return estimate(target.conditions, space, num_classes, measured=measured)
-        estimated = estimate(target.conditions, space, num_classes)
-        return replace(estimated, calibration=calibration)
+        return replace(estimate(target.conditions, space, num_classes), calibration=calibration)
     if interpolate:
         if stored is None:
             raise UsageError(

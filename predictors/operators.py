@@ -1,15 +1,13 @@
 """The operators that a module launches, with what each computes, moves and connects.
 
 A module is run once on the meta device, where tensors have shapes and strides but no data, under
-a dispatch mode that sees every operator. Nothing here knows any mixer, so a new one needs no
-formula. An operator that only looks at the same memory in another way (``permute``, most of
-``reshape``) launches nothing; one that must copy does. Operators whose inputs are all constants
-(masks, index tables) are left out: modules compute them once.
+a dispatch mode that sees every operator, so a new mixer needs no formula. What only looks at the
+same memory in another way launches nothing; what must copy does. Operators whose inputs are all
+constants (masks, index tables) are left out: modules compute them once.
 
 One multiply-add counts as 1 ("MACs"), and activations are the output elements of convolutions,
-linear layers and matrix products, both as fvcore counts them with handles for attention. Bytes
-are those of all operands read once and all results written once, the least that any kernel
-without fusion has to move.
+linear layers and matrix products, both as fvcore counts them with handles for attention. Bytes are
+those of all operands read once and all results written once, the least without fusion.
 """
 
 from __future__ import annotations
@@ -28,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from search_space import ModuleSpec
 from search_space.components import input_shape
+from search_space.errors import UsageError
 from supernet.network.mixers import build_mixer, mixer_class
 from supernet.network.modules import build_module
 
@@ -97,14 +96,13 @@ def operators(
 ) -> tuple[Operator, ...]:
     """Lists what a component launches for ``batch_size`` square inputs of side ``in_size``.
 
-    Operators of a block's mixer come first, those around it afterwards: both are found once
-    for all blocks that share them, which makes a space's thousands of blocks a matter of
-    seconds. That is exact since a mixer gets and returns contiguous maps.
+    Operators of a block's mixer come first, those around it afterwards: both are found once for all
+    blocks that share them, which is exact since a mixer gets and returns contiguous maps.
     """
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
-    if spec.kind != "block":
-        return trace(lambda: build_module(spec), shape, dtype)[0]
     options = spec.as_dict()
+    if "mixer" not in options:
+        return trace(lambda: build_module(spec), shape, dtype)[0]
     mixer, params = options.pop("mixer"), options.pop("params")
 
     def around() -> nn.Module:
@@ -120,7 +118,14 @@ def operators(
         (outside, around),
     ):
         if key not in _parts:
-            _parts[key] = trace(build, shape, dtype)[0]
+            launched, _, outputs = trace(build, shape, dtype)
+            if [output.shape for output in outputs] != [shape]:
+                raise UsageError(
+                    f"mixer {mixer!r} makes {[output.shape for output in outputs]} of a map of "
+                    f"shape {shape}; it must return one map (batch, height, width, dim) of the "
+                    "same shape."
+                )
+            _parts[key] = launched
     return _parts[inside] + _parts[outside]
 
 
@@ -140,8 +145,7 @@ def trace(
     """Runs what ``build`` makes on one input of ``shape``.
 
     Returns:
-        The operators in the order of their launch, the input, and the outputs: operands in the
-        structure that the module gives them.
+        The operators in the order of their launch, the input, and the outputs.
     """
     with torch.device("meta"):
         module = build().eval().to(dtype)

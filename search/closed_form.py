@@ -15,6 +15,7 @@ import numpy as np
 from results.pareto import non_dominated
 from search.feasibility import diverse_sample, extreme_rows, repair, unique_rows
 from search.problem import Problem, Values
+from search.samplers.archive import Judged
 from search.samplers.evolution import evolve
 from search_space.space import Genes
 
@@ -54,10 +55,7 @@ def scored_front(
     Args:
         problem: with tables for all other metrics; has at least one feasible architecture.
         score: rows of shape (n, genes) to (n,); NaN for what may not be chosen.
-        metric: its name in the problem.
-        seed: of everything random.
         population: survivors of a generation, which has as many children.
-        generations: how many.
         start: rows that join the first population, shape (k, genes).
         sample: how many feasible rows to remember for pictures.
         progress: called with generation, generations and the best objectives so far.
@@ -67,8 +65,7 @@ def scored_front(
     rows, _ = repair(problem, rows, rng, wanted=population)
     if start is not None:
         rows = unique_rows(np.concatenate([start, rows]))
-    archive, archived = rows[:0], np.zeros((0, len(problem.objectives)))
-    shown, seen = rows[:0], 0
+    archive, shown, seen = Judged.nothing(problem), rows[:0], 0
 
     def judge(genes: Genes) -> tuple[Values, Values]:
         metrics = {**problem.cheap_metrics(genes), metric: score(genes)}
@@ -76,19 +73,17 @@ def scored_front(
 
     per_generation = -(-sample // generations)
     run = evolve(problem, rows, judge, rng, size=population, generations=generations)
-    for number, generation in enumerate(run, 1):
-        fresh = np.arange(generation.known, len(generation.genes))
+    for number, (generation, known) in enumerate(run, 1):
+        fresh = generation[known:]
         seen += len(fresh)
-        scored = ~np.isnan(generation.objectives[fresh]).any(axis=1)
-        feasible = fresh[(generation.violations[fresh] <= 0) & scored]
-        archive = np.concatenate([archive, generation.genes[feasible]])
-        archived = np.concatenate([archived, generation.objectives[feasible]])
-        keep = non_dominated(archived)
-        archive, archived = archive[keep], archived[keep]
-        shown = np.concatenate([shown, generation.genes[feasible[:per_generation]]])
-        if progress is not None and len(archived):
-            progress(number, generations, archived.min(axis=0))
-    order = np.argsort(archived[:, -1], kind="stable")
-    unique = unique_rows(archive[order])
+        scored = ~np.isnan(fresh.objectives).any(axis=1)
+        feasible = fresh[(fresh.violations <= 0) & scored]
+        archive += feasible
+        archive = archive[non_dominated(archive.objectives)]
+        shown = np.concatenate([shown, feasible.genes[:per_generation]])
+        if progress is not None and len(archive):
+            progress(number, generations, archive.objectives.min(axis=0))
+    order = np.argsort(archive.objectives[:, -1], kind="stable")
+    unique = unique_rows(archive.genes[order])
     objectives, _ = judge(unique)
     return ScoredFront(unique, objectives, seen, unique_rows(shown))

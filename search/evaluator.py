@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+@dataclass(eq=False)
 class SupernetEvaluator:
     """Judges architectures: ``evaluator(architecture)`` is a mapping of metrics by name.
 
@@ -42,25 +43,19 @@ class SupernetEvaluator:
         supernet: trained; moved to ``device`` and otherwise left as it is.
         parts: of the validation images, each as batches, iterated once per call: (images
             (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
-        device: where to evaluate.
         amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
         class_counts: images of each class in all parts; None where single parts are not asked for.
     """
 
-    def __init__(
-        self,
-        supernet: Supernet,
-        parts: Sequence[Batches],
-        device: str | torch.device = "cpu",
-        *,
-        amp: str = "auto",
-        class_counts: Sequence[int] | None = None,
-    ) -> None:
-        self.supernet = supernet.to(device)
-        self.class_counts = class_counts
-        self.parts = parts
-        self.device = device
-        self.amp = amp
+    supernet: Supernet
+    parts: Sequence[Batches]
+    _: KW_ONLY
+    device: str | torch.device = "cpu"
+    amp: str = "auto"
+    class_counts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.supernet.to(self.device)
 
     def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
         from supernet.training.evaluation import evaluate
@@ -93,49 +88,36 @@ class SupernetFactory:
     too many for memory are not held but read by each worker, from the same paths.
 
     Attributes:
-        weights: the supernet's state by name.
         parts: of the images, each (images (n, 3, side, side), labels (n,)) as arrays, or something
             picklable that gives them as tensors whenever it is iterated.
-        device: ``cuda`` is the GPU, or the part of one, that the worker is given.
         threads: that torch uses in a worker on the CPU; None for what ``OMP_NUM_THREADS`` says,
             which Ray sets to the worker's share of the CPUs.
-        class_counts: as of ``SupernetEvaluator``.
+        options: further ones of ``SupernetEvaluator``; the device ``cuda`` is the GPU, or the part
+            of one, that the worker is given.
     """
 
     space: SearchSpace
     num_classes: int
     weights: Mapping[str, Array]
     parts: list[list[tuple[Array, Array]]] | Sequence[Batches]
-    device: str = "cpu"
-    amp: str = "auto"
-    threads: int | None = None
-    class_counts: Sequence[int] | None = None
+    threads: int | None
+    options: Mapping[str, Any]
 
     @classmethod
     def of(
         cls,
         supernet: Supernet,
         parts: Sequence[Batches],
-        device: str = "cpu",
         *,
-        amp: str = "auto",
         threads: int | None = None,
-        class_counts: Sequence[int] | None = None,
+        **options: Any,
     ) -> SupernetFactory:
         """A factory of evaluators like the one made of the same arguments here."""
         weights = {
-            name: tensor.detach().cpu().numpy() for name, tensor in supernet.state_dict().items()
+            name: each.detach().cpu().numpy() for name, each in supernet.state_dict().items()
         }
-        return cls(
-            supernet.space,
-            supernet.num_classes,
-            weights,
-            _as_arrays(parts) or parts,
-            device,
-            amp,
-            threads,
-            class_counts,
-        )
+        held = _as_arrays(parts) or parts
+        return cls(supernet.space, supernet.num_classes, weights, held, threads, options)
 
     def __call__(self) -> SupernetEvaluator:
         import torch
@@ -155,9 +137,7 @@ class SupernetFactory:
                 else part
                 for part in self.parts
             ]
-        return SupernetEvaluator(
-            supernet.eval(), parts, self.device, amp=self.amp, class_counts=self.class_counts
-        )
+        return SupernetEvaluator(supernet.eval(), parts, **self.options)
 
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:

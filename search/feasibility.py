@@ -29,7 +29,6 @@ class FeasibleRange:
     """The range of one constrained metric in the space.
 
     Attributes:
-        constraint: the bounds.
         smallest, largest: exact extremes over the whole space.
         share: fraction of uniformly random architectures that meet this constraint.
     """
@@ -46,13 +45,11 @@ def feasible_range(
     """Range of every cheap constrained metric, and the share of ``n`` random rows that pass."""
     genes = problem.space.sample(rng, n)
     result = {}
-    for constraint in problem.constraints:
-        table = problem.tables[constraint.metric]
-        low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
-        passed = constraint.violation(table.predict(genes)) == 0
-        result[constraint.metric] = FeasibleRange(
-            constraint, float(low), float(high), float(passed.mean())
-        )
+    for limit in problem.constraints:
+        table = problem.tables[limit.metric]
+        low, high = table.predict(np.stack([table.argmin(), table.argmax()])).tolist()
+        passed = limit.violation(table.predict(genes)) == 0
+        result[limit.metric] = FeasibleRange(limit, low, high, float(passed.mean()))
     return result
 
 
@@ -161,11 +158,7 @@ def check_feasible(problem: Problem, members: int = 1) -> tuple[Genes, bool]:
 
 
 def _check_alone(problem: Problem, constraint: Constraint) -> None:
-    """Check a limit against the extremes of its table.
-
-    Raises:
-        InfeasibleError: The extremes miss it.
-    """
+    """Checks a limit against the extremes of its table; raises InfeasibleError."""
     table = problem.tables[constraint.metric]
     for bound, extreme, sign, word in (
         (constraint.maximum, table.argmin, 1.0, "smallest"),

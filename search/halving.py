@@ -9,8 +9,7 @@ front. Who goes on depends on the batch alone, never on timing or on the number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,43 +20,37 @@ from search.samplers.ranking import best_first
 from search_space.metrics import BALANCED_ACCURACY, IMAGES, metric_named
 
 
-@dataclass(eq=False)
-class Trial:
-    """A candidate and what is known of it, one outcome for each part of the images so far."""
-
-    candidate: Candidate
-    outcomes: list[Outcome] = field(default_factory=list)
-
-    def outcome(self) -> Outcome:
-        """All parts as one: means over all images, and the seconds of all."""
-        seconds = sum(outcome.seconds for outcome in self.outcomes)
-        errors = [outcome.error for outcome in self.outcomes if outcome.error is not None]
-        metrics = {} if errors else self.metrics(len(self.outcomes))
-        return Outcome(self.candidate.index, metrics, seconds, errors[0] if errors else None)
-
-    def metrics(self, parts: int) -> dict[str, float]:
-        """Means over the images of the first ``parts`` parts."""
-        rows = [outcome.metrics for outcome in self.outcomes[:parts]]
-        images = np.array([row[IMAGES] for row in rows])
-        means = {
-            name: float(np.average([row[name] for row in rows], weights=images)) for name in rows[0]
-        }
-        return {**means, IMAGES: float(images.sum())}
+def of_all_parts(candidate: Candidate) -> Outcome:
+    """All parts as one outcome: means over all images, and the seconds of all."""
+    outcomes = candidate.outcomes
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    metrics = {} if errors else _means(outcomes)
+    return Outcome(candidate.index, metrics, seconds, errors[0] if errors else None)
 
 
-def better_half(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
+def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means over the images of some parts."""
+    rows = [outcome.metrics for outcome in outcomes]
+    images = np.array([row[IMAGES] for row in rows])
+    means = {
+        name: float(np.average([row[name] for row in rows], weights=images)) for name in rows[0]
+    }
+    return {**means, IMAGES: float(images.sum())}
+
+
+def better_half(problem: Problem, running: Sequence[Candidate]) -> list[Candidate]:
     """The half that goes on, in the order given; the larger half of an odd number."""
-    rows = [{**trial.candidate.cheap, **trial.outcome().metrics} for trial in trials]
+    rows = [{**each.cheap, **_means(each.outcomes)} for each in running]
     names = set().union(*rows)
     columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
     objectives = problem.objective_values(columns)
     order = best_first(objectives, problem.violation(columns))
-    kept = sorted(order[: -(-len(trials) // 2)])
-    return [trials[i] for i in kept]
+    return [running[i] for i in sorted(order[: -(-len(running) // 2)])]
 
 
-def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
-    """The expected outcome of a stopped trial on all images; IMAGES stays as many as it saw.
+def expected(stopped: Candidate, finished: Sequence[Candidate]) -> Outcome:
+    """The expected outcome of a stopped candidate on all images; IMAGES stays as many as it saw.
 
     Its own figures, moved by as much as those of the batch's ``finished`` moved on average from
     the same images to all of them: parts differ in how hard their images are, for all alike. No
@@ -66,22 +59,20 @@ def expected(trial: Trial, finished: Sequence[Trial]) -> Outcome:
     balanced accuracy images count by their classes' frequencies, so those that were not seen may
     add more than their share, and only the whole is at most 1.
     """
-    outcome, parts = trial.outcome(), len(trial.outcomes)
+    outcome, parts = of_all_parts(stopped), len(stopped.outcomes)
     if not finished:
         return outcome
     metrics = dict(outcome.metrics)
-    seen = metrics[IMAGES] / finished[0].outcome().metrics[IMAGES]
+    wholes = [_means(other.outcomes) for other in finished]
+    parted = [_means(other.outcomes[:parts]) for other in finished]
+    seen = metrics[IMAGES] / wholes[0][IMAGES]
     for name in metrics.keys() - {IMAGES}:
         metric, known = metric_named(name), metrics[name]
         low = -np.inf if metric.floor is None else seen * known + (1 - seen) * metric.floor
         high = np.inf if metric.ceiling is None else metric.ceiling
         if name != BALANCED_ACCURACY:
             high = seen * known + (1 - seen) * high
-        moved = known + np.mean([_move(other, name, parts) for other in finished])
+        moves = [whole[name] - part[name] for whole, part in zip(wholes, parted, strict=True)]
+        moved = known + np.mean(moves)
         metrics[name] = float(np.clip(moved, low, high))
     return Outcome(outcome.ticket, metrics, outcome.seconds)
-
-
-def _move(trial: Trial, name: str, parts: int) -> float:
-    whole: Mapping[str, float] = trial.metrics(len(trial.outcomes))
-    return whole[name] - trial.metrics(parts)[name]

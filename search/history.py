@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from results.journal import Evaluation
 from results.pareto import hypervolume, non_dominated
+from search.executors import Outcome
 from search.problem import Problem, Values
 from search_space.architecture import Architecture
 from search_space.errors import NasError
@@ -43,7 +45,6 @@ class SearchResult:
     Attributes:
         front: feasible, non-dominated evaluations, sorted by the last objective, best first.
         front_genes: their rows, shape (len(front), genes).
-        evaluations: all, in the order asked.
         hypervolume: (evaluations so far, hypervolume) after each batch.
         reference: reference point of the hypervolume, minimised, shape (objectives,).
         cached: number of evaluations answered from the journal.
@@ -69,28 +70,37 @@ class SearchResult:
         return sum(evaluation.status == "stopped" for evaluation in self.evaluations)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Candidate:
-    """An architecture that was asked for; ``index`` is its place in the order asked."""
+    """An architecture that was asked for, and what becomes of it.
+
+    Attributes:
+        index: its place in the order asked.
+        cheap: metrics by table.
+        outcomes: one for each part of the images so far.
+        evaluation: what the journal holds of it; None while it is open.
+        objectives, violation: of the evaluation: minimised, shape (objectives,).
+    """
 
     index: int
     key: bytes
     architecture: Architecture
     cheap: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """An evaluation with its minimised objectives (objectives,) and its violation."""
-
-    evaluation: Evaluation
-    objectives: Values
-    violation: float
+    outcomes: list[Outcome] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    objectives: Values = field(default_factory=lambda: np.zeros(0))
+    violation: float = math.inf
 
     @property
     def on_front(self) -> bool:
         """Whether it may be: feasible, and judged on all images."""
-        return self.violation == 0 and self.evaluation.status == "ok"
+        return self.violation == 0 and self.record.status == "ok"
+
+    @property
+    def record(self) -> Evaluation:
+        """What the journal holds of it."""
+        assert self.evaluation is not None
+        return self.evaluation
 
 
 @dataclass
@@ -113,8 +123,8 @@ class History:
 
     def __post_init__(self) -> None:
         self._asked: set[bytes] = set()
-        self._known: dict[bytes, _Known] = {}
-        self._best: _Known | None = None
+        self._known: dict[bytes, Candidate] = {}
+        self._best: Candidate | None = None
         self._front = np.zeros((0, len(self.problem.objectives)))  # of the told ones
         self._worst = np.full(len(self.problem.objectives), np.nan)
         if not np.isnan(self.problem.reference).any():
@@ -149,17 +159,18 @@ class History:
     def finish(self, candidate: Candidate, evaluation: Evaluation, *, cached: bool) -> None:
         """Take in an evaluation; figures of the journal win over those of the tables."""
         (objectives,), (violation,) = self._values([evaluation])
-        known = _Known(evaluation, objectives, float(violation))
-        self._known[candidate.key] = known
+        candidate.evaluation = evaluation
+        candidate.objectives, candidate.violation = objectives, float(violation)
+        self._known[candidate.key] = candidate
         self.num_finished += 1
         self.cached += cached
         self.failed += evaluation.status == "failed"
-        if known.on_front and not np.isnan(objectives[0]):
+        if candidate.on_front and not np.isnan(objectives[0]):
             # of equals the one asked first, whichever ended first
             rank = (objectives[0], evaluation.index)
             best = self._best
-            if best is None or rank < (best.objectives[0], best.evaluation.index):
-                self._best = known
+            if best is None or rank < (best.objectives[0], best.record.index):
+                self._best = candidate
 
     def tell(self, candidates: Sequence[Candidate]) -> None:
         """Add finished candidates to the told ones, in the order asked.
@@ -169,9 +180,8 @@ class History:
         """
         if not candidates:
             return
-        known = [self._known[candidate.key] for candidate in candidates]
-        self.evaluations += [each.evaluation for each in known]
-        points = np.array([k.objectives for k in known if k.on_front])
+        self.evaluations += [candidate.record for candidate in candidates]
+        points = np.array([each.objectives for each in candidates if each.on_front])
         if len(points):
             self._worst = np.fmax(self._worst, np.fmax.reduce(points, axis=0))
             front = np.concatenate([self._front, points])
@@ -179,7 +189,13 @@ class History:
         if self.reference is None and len(self.evaluations) >= self.first:
             self._fix_reference()
         self.volumes.append((len(self.evaluations), self._volume()))
-        self._stop_if_nothing_works()
+        count = len(self.evaluations)
+        if count >= max(2, self.first) and all(e.status == "failed" for e in self.evaluations):
+            raise NasError(
+                f"all {count} evaluations so far failed, the last one with: "
+                f"{self.evaluations[-1].error}. Fix the cause and start a new run; failed "
+                "evaluations stay in this run's journal and are not repeated."
+            )
 
     def results(self, rows: Genes) -> tuple[Values, Values]:
         """The results of rows to tell: NaN and the cheap violation where not evaluated."""
@@ -206,16 +222,14 @@ class History:
         if self.reference is None and self.volumes:  # it ended before ``first`` evaluations
             self._fix_reference()
             self.volumes[-1] = (len(self.evaluations), self._volume())
-        objectives, violations = self._values(self.evaluations)
-        complete = np.array([e.status == "ok" for e in self.evaluations], bool)
-        feasible = np.flatnonzero((violations == 0) & complete)
-        front = feasible[non_dominated(objectives[feasible])]
-        front = front[np.lexsort(objectives[front].T)]
-        members = tuple(self.evaluations[i] for i in front)
-        genes = self.problem.space.encode([Architecture.from_dict(e.architecture) for e in members])
+        may = sorted((c for c in self._known.values() if c.on_front), key=lambda c: c.index)
+        points = np.array([c.objectives for c in may]).reshape(-1, len(self.problem.objectives))
+        front = np.flatnonzero(non_dominated(points))
+        front = front[np.lexsort(points[front].T)]
+        members = [may[i] for i in front]
         return SearchResult(
-            front=members,
-            front_genes=genes,
+            front=tuple(member.record for member in members),
+            front_genes=self.problem.space.encode([member.architecture for member in members]),
             evaluations=tuple(self.evaluations),
             hypervolume=tuple(self.volumes),
             reference=self.problem.reference if self.reference is None else self.reference,
@@ -248,12 +262,3 @@ class History:
         if self.reference is None:
             return 0.0
         return hypervolume(self._front, self.reference.tolist())
-
-    def _stop_if_nothing_works(self) -> None:
-        count = len(self.evaluations)
-        if count >= max(2, self.first) and all(e.status == "failed" for e in self.evaluations):
-            raise NasError(
-                f"all {count} evaluations so far failed, the last one with: "
-                f"{self.evaluations[-1].error}. Fix the cause and start a new run; failed "
-                "evaluations stay in this run's journal and are not repeated."
-            )

@@ -23,7 +23,7 @@ import numpy as np
 from results.journal import Evaluation, Status
 from search.executors import Executor, Outcome
 from search.feasibility import check_feasible
-from search.halving import Trial, better_half, expected
+from search.halving import better_half, expected, of_all_parts
 from search.history import Candidate, History, Progress, SearchResult
 from search.problem import Problem
 from search.samplers.base import Sampler
@@ -126,13 +126,13 @@ class _Batch:
     rows: Genes
     candidates: list[Candidate]
     num_open: int = 0
-    running: list[Trial] = field(default_factory=list)
-    stopped: list[Trial] = field(default_factory=list)
+    running: list[Candidate] = field(default_factory=list)
+    stopped: list[Candidate] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class _Loop:
-    """The state of a search: batches that are not told yet, and open trials by ticket."""
+    """The state of a search: batches that are not told yet, and open candidates by ticket."""
 
     sampler: Sampler
     executor: Executor
@@ -143,7 +143,7 @@ class _Loop:
     halvings: int
     on_progress: Callable[[Progress], None] | None
     _untold: deque[_Batch] = field(default_factory=deque)
-    _open: dict[int, tuple[_Batch, Trial]] = field(default_factory=dict)
+    _open: dict[int, tuple[_Batch, Candidate]] = field(default_factory=dict)
 
     def run(self, warm_start: Genes) -> str:
         """Ask, evaluate and tell until nothing is left to do; why it stopped."""
@@ -182,15 +182,14 @@ class _Loop:
         again = self.halvings > 0 and None in known
         for candidate, evaluation in zip(batch.candidates, known, strict=True):
             if evaluation is None or again:
-                batch.running.append(Trial(candidate))
+                batch.running.append(candidate)
             else:
                 self._finish(candidate, evaluation, cached=True)
         self._submit(batch, part=0)
 
     def _submit(self, batch: _Batch, part: int) -> None:
-        for trial in batch.running:
-            candidate = trial.candidate
-            self._open[candidate.index] = batch, trial
+        for candidate in batch.running:
+            self._open[candidate.index] = batch, candidate
             batch.num_open += 1
             self.executor.submit(
                 candidate.index, candidate.architecture, part if self.halvings else None
@@ -201,11 +200,11 @@ class _Loop:
         batch = self._untold[0]
         while batch.num_open:
             outcome = self.executor.wait()
-            owner, trial = self._open.pop(outcome.ticket)
-            trial.outcomes.append(outcome)
+            owner, candidate = self._open.pop(outcome.ticket)
+            candidate.outcomes.append(outcome)
             owner.num_open -= 1
             if not self.halvings:
-                self._write(trial, outcome)
+                self._write(candidate, outcome)
             elif not owner.num_open:
                 self._halve(owner)
         self._untold.popleft()
@@ -216,32 +215,25 @@ class _Loop:
     def _halve(self, batch: _Batch) -> None:
         """All that run have seen the same images: the better half goes on, or all are written."""
         problem = self.history.problem
-        for trial in [trial for trial in batch.running if self._fails(trial)]:
-            batch.running.remove(trial)
-            self._write(trial, trial.outcome())
-        if not batch.running:
-            finished: list[Trial] = []
-        elif (parts := len(batch.running[0].outcomes)) <= self.halvings:
+        for each in batch.running.copy():
+            outcome = of_all_parts(each)
+            if outcome.error or _unusable(problem, {**each.cheap, **outcome.metrics}):
+                batch.running.remove(each)
+                self._write(each, outcome)
+        parts = len(batch.running[0].outcomes) if batch.running else math.inf
+        if parts <= self.halvings:
             better = better_half(problem, batch.running)
-            batch.stopped += [trial for trial in batch.running if trial not in better]
+            batch.stopped += [each for each in batch.running if each not in better]
             batch.running = better
-            self._submit(batch, part=parts)
+            self._submit(batch, int(parts))
             return
-        else:
-            finished = batch.running
-        for trial in finished:
-            self._write(trial, trial.outcome())
-        for trial in batch.stopped:
-            self._write(trial, expected(trial, finished), status="stopped")
+        for each in batch.running:
+            self._write(each, of_all_parts(each))
+        for each in batch.stopped:
+            self._write(each, expected(each, batch.running), status="stopped")
 
-    def _fails(self, trial: Trial) -> bool:
-        outcome = trial.outcome()
-        metrics = {**trial.candidate.cheap, **outcome.metrics}
-        return bool(outcome.error or _unusable(self.history.problem, metrics))
-
-    def _write(self, trial: Trial, outcome: Outcome, status: Status = "ok") -> None:
+    def _write(self, candidate: Candidate, outcome: Outcome, status: Status = "ok") -> None:
         """Into the journal, unless it is there: then that is what counts."""
-        candidate = trial.candidate
         known = self.journal.get(candidate.architecture.digest)
         evaluation = known or _record(self.history.problem, candidate, outcome, status)
         if known is None:
@@ -271,11 +263,11 @@ def _record(problem: Problem, candidate: Candidate, outcome: Outcome, status: St
 
 def _unusable(problem: Problem, metrics: Mapping[str, float]) -> str | None:
     """The metrics that the problem needs and that are missing or not finite; None without any."""
-    wrong = [n for n in problem.needs_evaluation if not np.isfinite(metrics.get(n, np.nan))]
     said = (
         f"{name} is {metrics[name]}, not a finite number"
         if name in metrics
         else f"the evaluation gave no {name}"
-        for name in wrong
+        for name in problem.needs_evaluation
+        if not np.isfinite(metrics.get(name, np.nan))
     )
     return ", ".join(said) or None

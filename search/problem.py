@@ -69,8 +69,6 @@ class Constraint:
     """Bounds on a metric, both inclusive; at least one is set.
 
     Args:
-        metric: its name.
-        maximum, minimum: the bounds.
         margin: share by which both were lowered (``lowered``), which messages undo: they speak of
             limits that the user can type.
 
@@ -115,12 +113,11 @@ class Constraint:
         return Constraint(self.metric, maximum=high, minimum=low, margin=margin)
 
     def __str__(self) -> str:
-        parts = []
-        if self.minimum is not None:
-            parts.append(f"{self.metric} ≥ {format_metric(self.metric, self.minimum)}")
-        if self.maximum is not None:
-            parts.append(f"{self.metric} ≤ {format_metric(self.metric, self.maximum)}")
-        return " and ".join(parts)
+        return " and ".join(
+            f"{self.metric} {sign} {format_metric(self.metric, bound)}"
+            for sign, bound in (("≥", self.minimum), ("≤", self.maximum))
+            if bound is not None
+        )
 
     def advice(self, value: float, above: bool) -> str:
         """Advice to change the limit, as the user knows it, so that ``value`` meets it.
@@ -150,8 +147,6 @@ class Problem:
     """Objectives and constraints over a space, with a table for each cheap metric.
 
     Args:
-        space: where to search.
-        objectives: at least one.
         constraints: on cheap metrics, so that a candidate meets them before it is evaluated.
         tables: cheap metrics by name.
         evaluated: metrics that every evaluation gives.
@@ -182,12 +177,12 @@ class Problem:
         for constraint in self.constraints:
             if constraint.metric not in self.tables:
                 raise UnknownNameError("cheap metric", constraint.metric, tuple(self.tables))
-        for names, what in (
-            ([o.metric for o in self.objectives], "objective"),
-            ([c.metric for c in self.constraints], "constraint"),
-        ):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
+        named = {
+            "objective": [objective.metric for objective in self.objectives],
+            "constraint": [constraint.metric for constraint in self.constraints],
+        }
+        for what, names in named.items():
+            if twice := {name for name in names if names.count(name) > 1}:
                 raise InvalidQuantityError(
                     f"{what} on {', '.join(sorted(twice))} is given twice; merge the two."
                 )
@@ -209,10 +204,8 @@ class Problem:
     def cost_axis(self, genes: Genes) -> Values:
         """The cheap metric that matters first, by objectives, then constraints; else 0; (n,)."""
         used = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
-        for metric in used:
-            if metric in self.tables:
-                return self.tables[metric].predict(genes)
-        return np.zeros(len(genes))
+        table = next((self.tables[metric] for metric in used if metric in self.tables), None)
+        return np.zeros(len(genes)) if table is None else table.predict(genes)
 
     def cheap_violation(self, genes: Genes) -> Values:
         """Summed relative violation of the constraints by rows, (n,); 0 means that all are met."""

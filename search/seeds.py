@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from search.scaling.two_criteria import TwoScores, best, rank_sums
-from search_space import Architecture, Block, Macro, Mixer, Stage, mixer_names
-from search_space.architecture import NUM_STAGES, feature_sizes
+from search_space import MIXERS, Architecture, Macro, Mixer, Stage, metaformer
 from search_space.errors import UnknownNameError, UsageError
+from search_space.macro import feature_sizes
 
 Topology = tuple[int, ...]
 """Index of the choice of each gene: stem kernel, downsampling kernel, number of heads, then mixer
@@ -40,6 +40,7 @@ MLP_RATIOS = (2, 3, 4, 5, 6)
 WINDOWS_PER_SIDE = ((8, 4, 2), (4, 2, 1), (2, 1), (1,))
 HEADS = (16, 32, 64)  # of the last stage
 STEPS = 500
+NUM_STAGES = 4
 
 
 # The space ---------------------------------------------------------------------------------------
@@ -60,7 +61,6 @@ class SeedSpace:
 
     Args:
         image_size: side of the square images, in pixels.
-        mixers: names of the mixers to choose from.
 
     Raises:
         UnknownNameError: There is no such mixer.
@@ -72,18 +72,16 @@ class SeedSpace:
 
     def __post_init__(self) -> None:
         for name in self.mixers:
-            if name not in mixer_names():
-                raise UnknownNameError("mixer", name, mixer_names())
+            if name not in MIXERS.names():
+                raise UnknownNameError("mixer", name, MIXERS.names())
         if not self.mixers or len(set(self.mixers)) != len(self.mixers):
             raise UsageError(
                 f"mixers {', '.join(self.mixers) or '(none)'} must be distinct and at least one."
             )
         least = STEM_STRIDE * 2 ** (NUM_STAGES - 1)
         if self.image_size < least:
-            raise UsageError(
-                f"images of {self.image_size} px are too small for four stages; take at least "
-                f"{least}."
-            )
+            small = f"images of {self.image_size} px are too small for four stages"
+            raise UsageError(f"{small}; take at least {least}.")
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -100,7 +98,9 @@ class SeedSpace:
     @cached_property
     def _mixers(self) -> tuple[tuple[Mixer, ...], ...]:
         """The mixers to choose from by stage, attention with any number of heads."""
-        sides = feature_sizes(_macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0]), self.image_size)
+        macro = _macro(STEM_KERNELS[0], DOWNSAMPLE_KERNELS[0])
+        strides = (1, *(2,) * (NUM_STAGES - 1))
+        sides = feature_sizes(macro, strides, self.image_size)
         return tuple(
             tuple(itertools.chain(*(_mixers_of(name, i, sides[i]) for name in self.mixers)))
             for i in range(NUM_STAGES)
@@ -114,7 +114,7 @@ class SeedSpace:
             if mixer.name == ATTENTION:
                 head_dim = WIDTH * 2 ** (NUM_STAGES - 1) // HEADS[topology[2]]
                 mixer = Mixer.of(ATTENTION, window=mixer["window"], head_dim=head_dim)
-            stages.append(Stage(WIDTH * 2**i, (Block(mixer, ratio),)))
+            stages.append(Stage(WIDTH * 2**i, (metaformer(mixer, ratio),)))
         macro = _macro(STEM_KERNELS[topology[0]], DOWNSAMPLE_KERNELS[topology[1]])
         return Architecture(macro, self.image_size, tuple(stages))
 
@@ -159,23 +159,23 @@ def _mixers_of(name: str, stage: int, side: int) -> list[Mixer]:
 # Samplers ----------------------------------------------------------------------------------------
 
 
-class SeedSampler(ABC):
+class SeedSampler(Protocol):
     """Proposes topologies one at a time and learns from their scores; deterministic for a seed."""
 
-    @abstractmethod
     def ask(self) -> Topology:
         """The next topology to score."""
+        ...
 
-    @abstractmethod
     def tell(self, topology: Topology, scores: TwoScores) -> None:
         """The scores of the topology that was asked for last."""
+        ...
 
     def last(self) -> Topology | None:
         """A topology that the sampler would end with, to be scored once more at the end."""
-        return None
+        ...
 
 
-class Reinforce(SeedSampler):
+class Reinforce:
     """Samples from independent categoricals that REINFORCE updates with Adam.
 
     The reward is ``−Δκ / range₂₀(κ) + ΔL^E / range₂₀(L^E)``: differences to the sample before over
@@ -183,8 +183,6 @@ class Reinforce(SeedSampler):
     before, and is left out of the ranges.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         learning_rate: of Adam.
         decay: of the moving average of rewards, which is the baseline.
     """
@@ -212,9 +210,8 @@ class Reinforce(SeedSampler):
         return tuple(int(self._rng.choice(len(p), p=p)) for p in self.probabilities())
 
     def tell(self, topology: Topology, scores: TwoScores) -> None:
-        reward = _change(self._length, scores.length, -1.0) - _change(
-            self._kappa, scores.kappa, 1.0
-        )
+        reward = _change(self._length, scores.length, -1.0)
+        reward -= _change(self._kappa, scores.kappa, 1.0)
         self._told += 1
         if self._told == 1:  # nothing to compare with
             return
@@ -243,15 +240,13 @@ def _change(recent: deque[float], value: float, worst: float) -> float:
     return (value - before) / span if span > 0 else 0.0
 
 
-class Evolution(SeedSampler):
+class Evolution:
     """Mutates the best of a few and lets the oldest die: regularised evolution.
 
     Fitness is the sum of the ranks of κ and L^E among everything seen, so it needs neither units
     nor weights. What was seen is not proposed again while mutations find something new.
 
     Args:
-        space: where to search.
-        seed: seed of everything random.
         population: how many of the latest topologies may be mutated.
         tournament: how many of them compete.
     """
@@ -268,14 +263,12 @@ class Evolution(SeedSampler):
 
     def ask(self) -> Topology:
         parent = self._parent() if len(self._population) == self._population.maxlen else None
+        space, rng = self._space, self._rng
         for _ in range(self.TRIES):
-            if parent is None:
-                topology = self._space.sample(self._rng)
-            else:
-                topology = self._space.mutate(parent, self._rng)
+            topology = space.sample(rng) if parent is None else space.mutate(parent, rng)
             if topology not in self._seen:
                 return topology
-        return self._space.sample(self._rng)
+        return space.sample(rng)
 
     def _parent(self) -> Topology:
         """The fittest of a few random members of the population, of equal ones the older."""
@@ -288,6 +281,9 @@ class Evolution(SeedSampler):
     def tell(self, topology: Topology, scores: TwoScores) -> None:
         self._seen[topology] = scores
         self._population.append(topology)
+
+    def last(self) -> None:
+        """No topology."""
 
 
 # The search --------------------------------------------------------------------------------------
@@ -307,7 +303,6 @@ class SeedResult:
     """The result of a search for seeds.
 
     Args:
-        method: name of the sampler.
         best: the smallest sum of the ranks of κ and L^E among ``seen`` (``two_criteria.best``).
         seen: every distinct topology, in order.
         steps: number of topologies proposed, repetitions counted.
@@ -326,11 +321,7 @@ SAMPLERS: dict[str, Callable[[SeedSpace, int], SeedSampler]] = {
 
 
 def seed_sampler(name: str, space: SeedSpace, seed: int = 0) -> SeedSampler:
-    """The sampler ``name``.
-
-    Raises:
-        UnknownNameError: There is no such sampler; names the nearest.
-    """
+    """The sampler ``name``; UnknownNameError names the nearest where there is none."""
     if name not in SAMPLERS:
         raise UnknownNameError("seed search", name, SAMPLERS)
     return SAMPLERS[name](space, seed)
@@ -350,11 +341,8 @@ def search_seed(
         result = search_seed(SeedSpace(224), TwoScorer(), steps=100)
 
     Args:
-        space: where to search.
         evaluate: gives κ and L^E; called once for each distinct network.
         method: one of ``SAMPLERS``. With REINFORCE the most probable topology is scored at the end.
-        steps: number of proposals.
-        seed: seed of everything random.
         progress: is told the steps done, all steps, and a text.
 
     Raises:
@@ -373,8 +361,7 @@ def search_seed(
         progress(done, steps, f"{len(seen)} distinct topologies")
         topology = sampler.ask()
         sampler.tell(topology, score(topology))
-    last = sampler.last()
-    if last is not None:
+    if (last := sampler.last()) is not None:
         score(last)
     every = tuple(seen.values())
     winner = every[best([item.scores for item in every])]

@@ -18,13 +18,18 @@ from search_space.space import Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
 SHAPE = "shape"
-DEEPEST = 2
+
+
+def deepest_of(stages: int) -> int | None:
+    """The stage that must have the most blocks: the third of four; other counts have no rule."""
+    return 2 if stages == 4 else None
 
 
 def keeps_shape(architecture: Architecture) -> bool:
-    """Whether no stage is narrower than the one before, and none deeper than the third."""
+    """Whether no stage is narrower than the one before, and of four none deeper than the third."""
     widths, depths = architecture.widths, architecture.depths
-    return list(widths) == sorted(widths) and max(depths) == depths[DEEPEST]
+    deepest = deepest_of(len(depths))
+    return list(widths) == sorted(widths) and (deepest is None or max(depths) == depths[deepest])
 
 
 class ShapeRule:
@@ -46,8 +51,10 @@ class ShapeRule:
         total = np.zeros(len(genes))
         for before, after in itertools.pairwise(widths):
             total += np.maximum(before - after, 0)
-        for depth in depths:
-            total += np.maximum(depth - depths[DEEPEST], 0)
+        deepest = deepest_of(len(depths))
+        if deepest is not None:
+            for depth in depths:
+                total += np.maximum(depth - depths[deepest], 0)
         return total
 
     def argmin(self) -> Genes:

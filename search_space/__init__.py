@@ -3,17 +3,23 @@
 Pure Python and NumPy; knows nothing of torch.
 """
 
-from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
+from search_space.architecture import Architecture, Stage
+from search_space.blocks import BLOCKS, Block, BlockKind, Mixer, metaformer
 from search_space.components import Component, ModuleSpec, components
 from search_space.files import dump_architecture, load_architecture, load_space, space_names
 from search_space.known import known, known_names
-from search_space.mixers import MixerSpec, Param, mixer_names, mixer_spec, register_mixer_spec
+from search_space.macro import Macro
+from search_space.mixers import MIXERS, MixerSpec
+from search_space.registry import Param
 from search_space.space import Genes, SearchSpace, StageSpace
 from search_space.space_definition import space_from_dict
 
 __all__ = [
+    "BLOCKS",
+    "MIXERS",
     "Architecture",
     "Block",
+    "BlockKind",
     "Component",
     "Genes",
     "Macro",
@@ -30,9 +36,7 @@ __all__ = [
     "known_names",
     "load_architecture",
     "load_space",
-    "mixer_names",
-    "mixer_spec",
-    "register_mixer_spec",
+    "metaformer",
     "space_from_dict",
     "space_names",
 ]

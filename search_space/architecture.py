@@ -1,31 +1,26 @@
 """Architectures as values: frozen trees that check themselves and are the keys of everything.
 
-Four stages of blocks between a stem and a head, in one macro style. Equal architectures have
-equal canonical JSON and so equal digests, on every machine and in every version of Python.
+Stages of blocks between a stem and a head, in one macro style. Equal architectures have equal
+canonical JSON and so equal digests, on every machine and in every version of Python.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
+from search_space.blocks import BLOCKS, Block
 from search_space.errors import (
     CorruptFileError,
     InvalidArchitectureError,
-    NasError,
     UnknownNameError,
 )
-from search_space.mixers import ParamValue, mixer_spec
-
-NUM_STAGES = 4
-DOWNSAMPLES = ("patch_merging", "norm_conv", "conv_norm", "conv")
-NORMS = ("layer_norm", "group_norm")
-HEAD_NORMS = ("before_pool", "after_pool")
+from search_space.macro import BLOCK_TRANSITION, Macro, feature_sizes
+from search_space.registry import is_int
 
 
 def _require(condition: bool, message: str) -> None:
@@ -33,95 +28,20 @@ def _require(condition: bool, message: str) -> None:
         raise InvalidArchitectureError(message)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True)
-class Mixer:
-    """A token mixer and its own parameters, in the order of their names.
-
-    Raises:
-        UnknownNameError: There is no such mixer or parameter.
-        InvalidArchitectureError: A parameter is missing, or its value breaks its rule.
-    """
-
-    name: str
-    params: tuple[tuple[str, ParamValue], ...]
-
-    @classmethod
-    def of(cls, name: str, /, **params: ParamValue) -> Self:
-        """Makes a mixer with ``params``; those left out take the mixer's defaults."""
-        defaults = {key: rule.default for key, rule in mixer_spec(name).params.items()}
-        return cls(name, tuple(sorted({**defaults, **params}.items())))
-
-    def __post_init__(self) -> None:
-        spec = mixer_spec(self.name)
-        names = [key for key, _ in self.params]
-        for key, value in self.params:
-            if key not in spec.params:
-                raise UnknownNameError(f"parameter of mixer {self.name}", str(key), spec.params)
-            problem = spec.params[key].problem(value)
-            _require(problem is None, f"{self.name}: {key}={value!r} {problem}.")
-        _require(
-            names == sorted(spec.params),
-            f"{self.name} needs exactly the parameters {', '.join(sorted(spec.params))}, in this "
-            f"order; got {', '.join(names) or 'none'}.",
-        )
-
-    def __getitem__(self, key: str) -> ParamValue:
-        return dict(self.params)[key]
-
-    @property
-    def width_multiple(self) -> int:
-        """The number that the width of a block with this mixer must be a multiple of."""
-        return mixer_spec(self.name).width_multiple(dict(self.params))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A mixer followed by an MLP whose hidden width is ``mlp_ratio`` times the block's width."""
-
-    mixer: Mixer
-    mlp_ratio: float
-
-    def __post_init__(self) -> None:
-        _require(
-            _is_number(self.mlp_ratio) and self.mlp_ratio > 0,
-            f"mlp_ratio={self.mlp_ratio!r} must be a positive number.",
-        )
-        object.__setattr__(self, "mlp_ratio", float(self.mlp_ratio))
-
-    def hidden(self, width: int) -> int:
-        """Returns the hidden width of the MLP in a block of ``width`` channels."""
-        return max(1, round(width * self.mlp_ratio))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"mixer": self.mixer.name, **dict(self.mixer.params), "mlp_ratio": self.mlp_ratio}
-
-    @classmethod
-    def from_dict(cls, data: object, where: str = "block") -> Self:
-        data = _mapping(data, where)
-        _require("mixer" in data, f"{where}: 'mixer' is missing.")
-        try:
-            name = str(data["mixer"])
-            known = ("mixer", "mlp_ratio", *mixer_spec(name).params)
-            for key in data:
-                if key not in known:
-                    raise UnknownNameError(f"key of a block with mixer {name}", str(key), known)
-            params = {key: data[key] for key in known[2:] if key in data}
-            return cls(Mixer.of(name, **params), data.get("mlp_ratio", 4.0))
-        except NasError as error:
-            raise error.located(where) from None
+def default_stride(index: int) -> int:
+    """Returns the stride of a stage that states none: 1 of the first, 2 of all others."""
+    return 1 if index == 0 else 2
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage: blocks of one width on one feature-map size.
+
+    Args:
+        width: Channels of its maps.
+        blocks: At least one; skipped ones keep their positions.
+        stride: 1 or 2, by which its maps are smaller than those before; None for the usual one,
+            which an architecture puts in its place.
 
     Raises:
         InvalidArchitectureError: The width does not suit a block, or there is no block.
@@ -129,114 +49,47 @@ class Stage:
 
     width: int
     blocks: tuple[Block, ...]
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         _require(
-            _is_int(self.width) and self.width >= 1,
+            is_int(self.width) and self.width >= 1,
             f"width={self.width!r} must be a positive integer.",
         )
         _require(len(self.blocks) >= 1, "a stage needs at least one block.")
+        _require(
+            self.stride is None or (is_int(self.stride) and self.stride in (1, 2)),
+            f"stride={self.stride!r} must be 1 or 2.",
+        )
         for block in self.blocks:
-            multiple = block.mixer.width_multiple
+            multiple = block.width_multiple
             _require(
                 self.width % multiple == 0,
-                f"width={self.width} does not suit {block.mixer.name} with "
-                f"{dict(block.mixer.params)}: it must be a multiple of {multiple}.",
+                f"width={self.width} does not suit {block.label} with {block.traits}: it must be "
+                f"a multiple of {multiple}.",
             )
 
     @property
     def depth(self) -> int:
+        """Positions of blocks, those of skipped ones included."""
         return len(self.blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Macro:
-    """The macro style, which surrounds the blocks: stem, downsampling, norms, layer scale, head.
-
-    Args:
-        stem_kernel: Of the stem's convolution, whose padding is half of the overlap.
-        stem_stride: Of the stem's convolution.
-        stem_norm: Whether a norm follows it.
-        downsample: ``patch_merging`` (Swin, As-ViT: neighbours concatenated, norm, linear),
-            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet) or ``conv`` (PoolFormer).
-        downsample_kernel: Side of the strided convolution, or of the merged patches.
-        norm: ``layer_norm`` over channels, or ``group_norm`` with one group over the whole map.
-        norm_eps: Added to every norm's variance.
-        layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
-        head_norm: Whether the last norm sits before or after global pooling.
-        head_norm_eps: Added to the last norm's variance.
-
-    Raises:
-        UnknownNameError: A style, norm or place of the last norm is unknown.
-        InvalidArchitectureError: A number breaks its rule.
-    """
-
-    stem_kernel: int = 4
-    stem_stride: int = 4
-    stem_norm: bool = True
-    downsample: str = "norm_conv"
-    downsample_kernel: int = 2
-    norm: str = "layer_norm"
-    norm_eps: float = 1e-6
-    layer_scale: float = 0.0
-    head_norm: str = "after_pool"
-    head_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("downsample", DOWNSAMPLES),
-            ("norm", NORMS),
-            ("head_norm", HEAD_NORMS),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UnknownNameError(f"macro {name}", str(value), allowed)
-        for name in ("stem_kernel", "stem_stride", "downsample_kernel"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, f"{name}={value!r} must be a positive integer.")
-        _require(isinstance(self.stem_norm, bool), f"stem_norm={self.stem_norm!r} must be a flag.")
-        _require(
-            self.stem_kernel >= self.stem_stride,
-            f"stem_kernel={self.stem_kernel} must not be smaller than the stride "
-            f"{self.stem_stride}.",
-        )
-        _require(
-            self.downsample_kernel >= 2,
-            f"downsample_kernel={self.downsample_kernel} must be at least 2.",
-        )
-        for name in ("norm_eps", "head_norm_eps"):
-            value = getattr(self, name)
-            _require(
-                _is_number(value) and value > 0, f"{name}={value!r} must be a positive number."
-            )
-        _require(
-            _is_number(self.layer_scale) and self.layer_scale >= 0,
-            f"layer_scale={self.layer_scale!r} must be 0 (none) or a positive number.",
-        )
-        # 0, 0.0 and -0.0 are equal, and so must be their JSON and digests
-        for name in ("norm_eps", "head_norm_eps", "layer_scale"):
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        return cls(**_known_keys(cls, _mapping(data, "macro"), "macro"))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A four-stage vision backbone, independent of the number of classes.
+    """A vision backbone of one or more stages, independent of the number of classes.
 
     Example:
         A small network of one block a stage::
 
-            block = Block(Mixer.of("pooling"), mlp_ratio=2.0)
+            block = metaformer(Mixer.of("pooling"), mlp_ratio=2.0)
             stages = tuple(Stage(width, (block,)) for width in (16, 32, 48, 64))
             architecture = Architecture(Macro(), 64, stages)
 
     Args:
         macro: What surrounds the blocks.
         resolution: Side of the square images.
-        stages: Four stages.
+        stages: One or more; afterwards every one states its stride.
 
     Raises:
         InvalidArchitectureError: A rule is broken.
@@ -247,20 +100,30 @@ class Architecture:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        _require(
-            _is_int(self.resolution) and self.resolution >= 1,
-            f"resolution={self.resolution!r} must be a positive integer.",
+        check_resolution(self.macro, self.resolution, [stage.stride for stage in self.stages])
+        stages = tuple(
+            replace(stage, stride=default_stride(i)) if stage.stride is None else stage
+            for i, stage in enumerate(self.stages)
         )
-        _require(
-            len(self.stages) == NUM_STAGES,
-            f"an architecture has {NUM_STAGES} stages, not {len(self.stages)}.",
-        )
-        sizes = feature_sizes(self.macro, self.resolution)
-        _require(
-            min(sizes) >= 1,
-            f"resolution={self.resolution} is too small: after the stem and three downsampling "
-            f"steps the feature maps have sides {sizes}; take a larger one.",
-        )
+        object.__setattr__(self, "stages", stages)
+        if self.macro.downsample == BLOCK_TRANSITION:
+            for i, (stage, before) in enumerate(zip(stages, self.widths_before, strict=True)):
+                check_entry(i, self.strides[i], [before], [stage.width], stage.blocks[:1])
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stages' strides."""
+        return tuple(stage.stride or 1 for stage in self.stages)
+
+    @property
+    def widths_before(self) -> tuple[int, ...]:
+        """Channels that each stage is given: the stem's, then those of the stages before."""
+        return (self.macro.stem_width or self.widths[0], *self.widths[:-1])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the stages' maps."""
+        return feature_sizes(self.macro, self.strides, self.resolution)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -273,11 +136,12 @@ class Architecture:
     def to_dict(self) -> dict[str, Any]:
         """Returns the plain JSON-able form; ``from_dict`` inverts it."""
         return {
-            "macro": asdict(self.macro),
+            "macro": self.macro.to_dict(),
             "resolution": self.resolution,
             "stages": [
                 {"width": stage.width, "blocks": [block.to_dict() for block in stage.blocks]}
-                for stage in self.stages
+                | ({} if stage.stride == default_stride(i) else {"stride": stage.stride})
+                for i, stage in enumerate(self.stages)
             ],
         }
 
@@ -311,7 +175,7 @@ class Architecture:
                 for j, block in enumerate(stage["blocks"])
             )
             try:
-                stages.append(Stage(stage["width"], blocks))
+                stages.append(Stage(stage["width"], blocks, stage.get("stride")))
             except InvalidArchitectureError as error:
                 raise error.located(where) from None
         result = cls(Macro.from_dict(data.get("macro", {})), data["resolution"], tuple(stages))
@@ -337,25 +201,42 @@ class Architecture:
         return f"{self.digest} ({self.resolution} px: {stages})"
 
 
-def conv_size(size: int, kernel: int, stride: int) -> int:
-    """Returns the side of a convolution's output, padded by half of the overlap, rounded up."""
-    return (size + 2 * conv_padding(kernel, stride) - kernel) // stride + 1
+def check_resolution(macro: Macro, resolution: object, strides: Sequence[int | None]) -> None:
+    """Raises InvalidArchitectureError where a network has no stage, or images are too small."""
+    _require(
+        is_int(resolution) and isinstance(resolution, int) and resolution >= 1,
+        f"resolution={resolution!r} must be a positive integer.",
+    )
+    assert isinstance(resolution, int)
+    _require(len(strides) >= 1, "a network needs at least one stage.")
+    known = tuple(stride or default_stride(i) for i, stride in enumerate(strides))
+    sizes = feature_sizes(macro, known, resolution)
+    _require(
+        min(sizes) >= 1,
+        f"resolution={resolution} is too small: the stages' feature maps have sides {sizes}; take "
+        "a larger one.",
+    )
 
 
-def conv_padding(kernel: int, stride: int) -> int:
-    """Returns the padding that keeps size / stride positions: 0 for patches, 2 for 7/4."""
-    return (kernel - stride + 1) // 2
+def check_entry(
+    index: int, stride: int, before: Sequence[int], widths: Sequence[int], blocks: Sequence[Block]
+) -> None:
+    """Checks the blocks that may enter a stage where blocks are the transitions.
 
-
-def feature_sizes(macro: Macro, resolution: int) -> tuple[int, ...]:
-    """Returns the side of the feature map in each stage."""
-    sizes = [conv_size(resolution, macro.stem_kernel, macro.stem_stride)]
-    for _ in range(NUM_STAGES - 1):
-        if macro.downsample == "patch_merging":
-            sizes.append((sizes[-1] + 1) // 2)
-        else:
-            sizes.append(conv_size(sizes[-1], macro.downsample_kernel, 2))
-    return tuple(sizes)
+    Raises:
+        InvalidArchitectureError: A block cannot change the size or the width where it must.
+    """
+    if stride == 1 and set(before) == set(widths) and len(widths) == 1:
+        return
+    for block in blocks:
+        _require(
+            BLOCKS[block.kind].strided,
+            f"stages[{index}].blocks[0]: a block of kind {block.kind} cannot enter a stage of "
+            f"stride {stride} from {' or '.join(map(str, before))} to "
+            f"{' or '.join(map(str, widths))} channels, as downsample: block asks for; put one of "
+            f"{', '.join(name for name in BLOCKS if BLOCKS[name].strided)} first, or take another "
+            "downsample.",
+        )
 
 
 def _mapping(data: object, where: str) -> Mapping[str, Any]:

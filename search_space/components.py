@@ -1,4 +1,4 @@
-"""The straight chain of modules that an architecture is: stem, blocks, downsampling, head.
+"""The straight chain of modules that an architecture is: stem, transitions, blocks, head.
 
 One list serves the static network, the weight-sharing supernet, the counts and the latency
 table, so that all of them speak of the same modules. A ``ModuleSpec`` holds all that a
@@ -10,15 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from search_space.architecture import Architecture, Block, Macro, feature_sizes
-from search_space.mixers import mixer_spec
-
-OptionValue = int | float | bool | str | tuple[tuple[str, int | bool], ...]
+from search_space.architecture import Architecture
+from search_space.blocks import BLOCKS, Block, OptionValue, Place
+from search_space.macro import BLOCK_TRANSITION, HEADS, STEMS, TRANSITIONS, Macro
+from search_space.mixers import MIXERS
 
 
 @dataclass(frozen=True)
 class ModuleSpec:
-    """Kind (``stem``, ``downsample``, ``block``, ``head``) and keyword options of a module."""
+    """Kind (``stem``, ``downsample``, ``block``, ``head``) and keyword options of a module.
+
+    The option ``style`` is the registered name of the module among those of its kind.
+    """
 
     kind: str
     options: tuple[tuple[str, OptionValue], ...]
@@ -29,6 +32,12 @@ class ModuleSpec:
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.options)
+
+    @property
+    def label(self) -> str:
+        """The kind, and of a block the name of its mixer or of its own kind."""
+        options = self.as_dict()
+        return str(options.get("mixer", options["style"])) if self.kind == "block" else self.kind
 
     def __str__(self) -> str:
         def show(value: OptionValue) -> str:
@@ -56,68 +65,93 @@ def input_shape(spec: ModuleSpec, in_size: int, batch_size: int = 1) -> tuple[in
 
 
 def stem_spec(macro: Macro, width: int) -> ModuleSpec:
-    return ModuleSpec.of(
-        "stem",
-        dim=width,
-        kernel=macro.stem_kernel,
-        stride=macro.stem_stride,
-        norm=macro.norm if macro.stem_norm else "none",
-        norm_eps=macro.norm_eps,
-    )
+    """Returns the spec of the stem before a first stage of ``width`` channels."""
+    options = STEMS[macro.stem].options(macro)
+    return ModuleSpec.of("stem", style=macro.stem, dim=macro.stem_width or width, **options)
 
 
-def downsample_spec(macro: Macro, width_in: int, width_out: int) -> ModuleSpec:
+def transition_spec(macro: Macro, width_in: int, width: int, stride: int) -> ModuleSpec | None:
+    """Returns the spec of the module between two stages, or None where there is none."""
+    if macro.downsample == BLOCK_TRANSITION or (stride == 1 and width_in == width):
+        return None
+    options = TRANSITIONS[macro.downsample].options(macro)
+    if stride == 1:
+        options["kernel"] = 1  # a projection
     return ModuleSpec.of(
         "downsample",
-        dim=width_in,
-        out_dim=width_out,
         style=macro.downsample,
-        kernel=macro.downsample_kernel,
-        norm=macro.norm,
-        norm_eps=macro.norm_eps,
+        dim=width_in,
+        out_dim=width,
+        stride=stride,
+        **options,
     )
 
 
-def block_spec(macro: Macro, width: int, block: Block, position: int) -> ModuleSpec:
-    """Returns the spec of a block at a position of its stage; odd ones shift their windows."""
-    params = dict(block.mixer.params)
-    if mixer_spec(block.mixer.name).alternates:
-        params["shifted"] = position % 2 == 1
-    return ModuleSpec.of(
-        "block",
-        dim=width,
-        mixer=block.mixer.name,
-        params=tuple(sorted(params.items())),
-        hidden=block.hidden(width),
-        norm=macro.norm,
-        norm_eps=macro.norm_eps,
-        layer_scale=macro.layer_scale,
-    )
+def block_spec(
+    macro: Macro,
+    width: int,
+    block: Block,
+    position: int,
+    width_in: int | None = None,
+    stride: int = 1,
+) -> ModuleSpec | None:
+    """Returns the spec of a block at a position of its stage, or None where it is skipped.
+
+    Args:
+        macro: The macro style.
+        width: Channels of the stage.
+        block: The block.
+        position: Its position in the stage; mixers that alternate are shifted at odd ones.
+        width_in: Channels of its input, where it enters the stage.
+        stride: Of the stage, where it enters it.
+    """
+    if block.skipped:
+        return None
+    kind, width_in = BLOCKS[block.kind], width if width_in is None else width_in
+    options = kind.options(Place(macro, width_in, width, stride, position), dict(block.params))
+    if kind.strided:
+        options |= {"out_dim": width, "stride": stride}
+    if block.mixer is not None:
+        params = dict(block.mixer.params)
+        if MIXERS[block.mixer.name].alternates:
+            params["shifted"] = position % 2 == 1
+        options |= {"mixer": block.mixer.name, "params": tuple(sorted(params.items()))}
+    return ModuleSpec.of("block", style=block.kind, dim=width_in, **options)
 
 
 def head_spec(macro: Macro, width: int, num_classes: int) -> ModuleSpec:
-    return ModuleSpec.of(
-        "head",
-        dim=width,
-        num_classes=num_classes,
-        norm=macro.norm,
-        norm_eps=macro.head_norm_eps,
-        norm_after_pool=macro.head_norm == "after_pool",
-    )
+    """Returns the spec of the head after a last stage of ``width`` channels."""
+    options = HEADS[macro.head].options(macro)
+    return ModuleSpec.of("head", style=macro.head, dim=width, num_classes=num_classes, **options)
 
 
 def components(architecture: Architecture, num_classes: int = 1000) -> tuple[Component, ...]:
     """Returns the modules of ``architecture`` in the order in which an image passes them."""
-    macro = architecture.macro
-    sizes = feature_sizes(macro, architecture.resolution)
-    chain = [Component("stem", stem_spec(macro, architecture.widths[0]), architecture.resolution)]
-    for i, stage in enumerate(architecture.stages):
-        if i > 0:
-            spec = downsample_spec(macro, architecture.widths[i - 1], stage.width)
-            chain.append(Component(f"stages.{i}.downsample", spec, sizes[i - 1]))
+    macro, side = architecture.macro, architecture.resolution
+    chain = [Component("stem", stem_spec(macro, architecture.widths[0]), side)]
+    side = STEMS[macro.stem].size(macro, side, macro.stem_stride)
+
+    def add(path: str, spec: ModuleSpec | None) -> None:
+        if spec is not None:
+            chain.append(Component(path, spec, side))
+
+    enters = macro.downsample == BLOCK_TRANSITION
+    for i, (stage, width_in, size, stride) in enumerate(
+        zip(
+            architecture.stages,
+            architecture.widths_before,
+            architecture.sizes,
+            architecture.strides,
+            strict=True,
+        )
+    ):
+        add(f"stages.{i}.downsample", transition_spec(macro, width_in, stage.width, stride))
         for j, block in enumerate(stage.blocks):
-            spec = block_spec(macro, stage.width, block, j)
-            chain.append(Component(f"stages.{i}.blocks.{j}", spec, sizes[i]))
-    head = head_spec(macro, architecture.widths[-1], num_classes)
-    chain.append(Component("head", head, sizes[-1]))
+            first = enters and j == 0
+            if not first:
+                side = size
+            entry = (width_in, stride) if first else (stage.width, 1)
+            add(f"stages.{i}.blocks.{j}", block_spec(macro, stage.width, block, j, *entry))
+        side = size
+    add("head", head_spec(macro, architecture.widths[-1], num_classes))
     return tuple(chain)

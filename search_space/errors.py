@@ -35,13 +35,21 @@ class InvalidSpaceError(NasError, ValueError):
 
 
 class UnknownNameError(NasError, ValueError):
-    """A name (device, space, mixer, preset …) that nothing is registered under."""
+    """A name (device, space, mixer, preset …) that nothing is registered under.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    Args:
+        kind: Of what the name is.
+        name: The name.
+        known: All names of this kind.
+        further: A sentence on how others become known.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], further: str = "") -> None:
         names = sorted(known)
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        text = f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+        super().__init__(f"{text} {further}".rstrip())
 
 
 class InvalidQuantityError(NasError, ValueError):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
+from search_space.architecture import Architecture, Stage
+from search_space.blocks import Mixer, metaformer
 from search_space.errors import UnknownNameError
+from search_space.macro import Macro
 
 SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
 FOCALNET = Macro(downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
@@ -74,7 +76,7 @@ def known(name: str) -> Architecture:
         raise UnknownNameError("design", name, _KNOWN)
     macro, widths, depths, mixers = _KNOWN[name]
     stages = tuple(
-        Stage(width, (Block(mixer, 4.0),) * depth)
+        Stage(width, (metaformer(mixer),) * depth)
         for width, depth, mixer in zip(widths, depths, mixers, strict=True)
     )
     return Architecture(macro, 224, stages)

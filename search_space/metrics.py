@@ -273,7 +273,8 @@ def metric_of_option(
     by_option.update(further or {})
     if option not in by_option or (at and not (device and option == _LATENCY_OPTION)):
         devices = (f"{_LATENCY_OPTION}@DEVICE",) if _LATENCY_OPTION in by_option else ()
-        raise UnknownNameError("metric", text, (*by_option, *devices))
+        own = "One of your own is given by --cost NAME=FILE." if further is not None else ""
+        raise UnknownNameError("metric", text, (*by_option, *devices), own)
     known = by_option[option]
     return metric_named(on_device(known.name, device)) if device else known
 

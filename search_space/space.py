@@ -1,9 +1,10 @@
 """A search space: the set of architectures to choose from, and its integer encoding.
 
 A population is an integer array of shape ``(n, genes)``. A row holds the index of the
-resolution, then for each stage the indices of its width and depth and one block choice per
-position; positions beyond the depth hold −1, so that equal architectures have equal rows. All
-operators work on whole populations and return only valid rows: nothing is ever re-drawn.
+resolution, then for each stage the indices of its width and depth and one choice per position
+among the position's blocks; positions beyond the depth hold −1, so that equal architectures have
+equal rows. All operators work on whole populations and return only valid rows: nothing is ever
+re-drawn.
 """
 
 from __future__ import annotations
@@ -13,15 +14,23 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from search_space.architecture import NUM_STAGES, Architecture, Block, Macro, Stage, feature_sizes
+from search_space.architecture import (
+    Architecture,
+    Stage,
+    check_entry,
+    check_resolution,
+    default_stride,
+)
+from search_space.blocks import Block
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError
+from search_space.macro import BLOCK_TRANSITION, Macro
 
 Genes = npt.NDArray[np.int64]
 INACTIVE = -1
@@ -40,54 +49,143 @@ def _check_choices(name: str, values: Sequence[object]) -> None:
 
 @dataclass(frozen=True)
 class StageSpace:
-    """Choices of one stage: widths, depths and blocks, each from light to heavy.
+    """Choices of one stage: widths, depths and the blocks of each position, from light to heavy.
+
+    Args:
+        widths: Channels to choose from, ascending.
+        depths: Numbers of blocks to choose from, ascending.
+        positions: The blocks that each position chooses from, one tuple for each position of the
+            deepest stage, or one tuple of blocks for all of them.
+        stride: 1 or 2; None for the usual one, which a space puts in its place.
+
+    Attributes:
+        blocks: Distinct blocks of all positions.
 
     Raises:
-        InvalidSpaceError: Choices are missing, not ascending or not distinct.
+        InvalidSpaceError: Choices are missing, not ascending or not distinct, or a stage that may
+            skip blocks has several depths, which would say the same twice.
         InvalidArchitectureError: A block does not suit a width.
     """
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
-    blocks: tuple[Block, ...]
+    positions: tuple[tuple[Block, ...], ...]
+    stride: int | None = None
 
-    def __post_init__(self) -> None:
-        _check_choices("width", self.widths)
-        _check_choices("depth", self.depths)
-        if self.max_depth > MAX_DEPTH:
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        positions: tuple[Block, ...] | tuple[tuple[Block, ...], ...],
+        stride: int | None = None,
+    ) -> None:
+        _check_choices("width", widths)
+        _check_choices("depth", depths)
+        if depths[-1] > MAX_DEPTH:
             raise InvalidSpaceError(
-                f"depth {self.max_depth} is more than {MAX_DEPTH} blocks in a stage; take less."
+                f"depth {depths[-1]} is more than {MAX_DEPTH} blocks in a stage; take less."
             )
-        if not self.blocks or len(set(self.blocks)) != len(self.blocks):
-            raise InvalidSpaceError("block choices must be distinct and at least one.")
+        if not positions or isinstance(positions[0], Block):
+            positions = (positions,) * depths[-1]  # type: ignore[assignment]
+        for name, value in zip(
+            ("widths", "depths", "positions", "stride"),
+            (widths, depths, positions, stride),
+            strict=True,
+        ):
+            object.__setattr__(self, name, value)
+        if len(self.positions) != self.max_depth:
+            raise InvalidSpaceError(
+                f"choices of {len(self.positions)} positions do not fit depths up to "
+                f"{self.max_depth}; list the blocks of each position."
+            )
+        for choices in set(self.positions):
+            if not choices or len(set(choices)) != len(choices):
+                raise InvalidSpaceError("block choices must be distinct and at least one.")
+        if len(depths) > 1 and any(block.skipped for block in self.blocks):
+            raise InvalidSpaceError(
+                f"depth {list(depths)} and the choice 'skip' say the same twice; list one depth, "
+                "or leave out 'skip'."
+            )
         for width in self.widths:
-            Stage(width, self.blocks)  # every choice must suit every width
+            Stage(width, self.blocks, self.stride)  # every choice must suit every width
 
     @property
     def max_depth(self) -> int:
         return self.depths[-1]
 
     @cached_property
-    def neighbours(self) -> tuple[Genes, ...]:
-        """The choices that differ from each block choice in one parameter only."""
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(self.positions)))
 
-        def traits(block: Block) -> set[tuple[str, object]]:
-            return {("mixer", block.mixer.name), ("mlp", block.mlp_ratio), *block.mixer.params}
+    @cached_property
+    def block_index(self) -> Genes:
+        """Index in ``blocks`` of each position's choices, −1 beyond them and for inactive genes.
 
-        near = [
-            [
-                j
-                for j, other in enumerate(self.blocks)
-                if other.mixer.name == block.mixer.name and len(traits(block) - traits(other)) == 1
-            ]
-            for block in self.blocks
-        ]
-        return tuple(np.array(js or [i], dtype=np.int64) for i, js in enumerate(near))
+        Shape (positions, choices of the position with most + 1): the last column is that of −1.
+        """
+        numbers = {block: number for number, block in enumerate(self.blocks)}
+        result = np.full((self.max_depth, max(map(len, self.positions)) + 1), -1, dtype=np.int64)
+        for row, choices in zip(result, self.positions, strict=True):
+            row[: len(choices)] = [numbers[block] for block in choices]
+        return result
+
+    def of_all(self, choices: Genes) -> Genes:
+        """Turns genes of this stage's positions into indices in ``blocks``; −1 stays −1."""
+        return self.block_index[np.arange(self.max_depth), choices]
+
+    def copied(self, choices: Genes, sources: Genes) -> Genes:
+        """Turns choices of the positions ``sources`` into those of the same blocks, where they go.
+
+        Args:
+            choices: Shape (n, positions).
+            sources: For each entry the position that its choice is of.
+
+        Returns:
+            Choices of each column's own position, −1 where it does not have the block.
+        """
+        if len(set(self.positions)) == 1:
+            return choices
+        own = np.full((self.max_depth, len(self.blocks) + 1), -1, dtype=np.int64)
+        for position, row in enumerate(self.block_index):
+            count = len(self.positions[position])
+            own[position, row[:count]] = np.arange(count)
+        block = self.block_index[sources, choices]
+        own[:, -1] = -1
+        return own[np.arange(self.max_depth), block]
+
+    @cached_property
+    def neighbours(self) -> tuple[tuple[Genes, ...], ...]:
+        """For each position the choices that differ from each choice in one parameter only."""
+        of_choices: dict[tuple[Block, ...], tuple[Genes, ...]] = {}
+        for choices in self.positions:
+            if choices not in of_choices:
+                near = ([j for j, b in enumerate(choices) if _alike(a, b)] for a in choices)
+                of_choices[choices] = tuple(
+                    np.array(js or [i], dtype=np.int64) for i, js in enumerate(near)
+                )
+        return tuple(of_choices[choices] for choices in self.positions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plain form, every block choice spelled out."""
+        same = len(set(self.positions)) == 1
+        listed = self.positions[:1] if same else self.positions
+        plain = [[block.to_dict() for block in choices] for choices in listed]
+        return {
+            "width": list(self.widths),
+            "depth": list(self.depths),
+            **({"blocks": plain[0]} if same else {"positions": plain}),
+        }
+
+
+def _alike(a: Block, b: Block) -> bool:
+    """Whether two blocks differ in the value of one parameter only."""
+    differing = set(a.traits.items()) - set(b.traits.items())
+    return a.kind == b.kind and a.label == b.label and len(differing) == 1
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Architectures that share a macro style and choose within four ``StageSpace``s.
+    """Architectures that share a macro style and choose within ``StageSpace``s.
 
     Example:
         Ten random architectures of a preset, and the genes that stand for them::
@@ -100,7 +198,7 @@ class SearchSpace:
         name: Name of the preset, for people; not part of the digest.
         macro: Macro style of every architecture.
         resolutions: Image sides to choose from, ascending.
-        stages: Four stage spaces.
+        stages: One or more stage spaces; afterwards every one states its stride.
 
     Raises:
         InvalidSpaceError: A rule is broken.
@@ -112,15 +210,19 @@ class SearchSpace:
     stages: tuple[StageSpace, ...]
 
     def __post_init__(self) -> None:
-        if len(self.stages) != NUM_STAGES:
-            raise InvalidSpaceError(f"a space has {NUM_STAGES} stages, not {len(self.stages)}.")
         _check_choices("resolution", self.resolutions)
-        sizes = feature_sizes(self.macro, self.resolutions[0])
-        if min(sizes) < 1:
-            raise InvalidSpaceError(
-                f"resolution {self.resolutions[0]} is too small: after the stem and three "
-                f"downsampling steps the feature maps have sides {sizes}; take a larger one."
+        try:
+            check_resolution(self.macro, self.resolutions[0], [s.stride for s in self.stages])
+            stages = tuple(
+                replace(stage, stride=default_stride(i)) if stage.stride is None else stage
+                for i, stage in enumerate(self.stages)
             )
+            object.__setattr__(self, "stages", stages)
+            for i, stage in enumerate(stages if self.enters_by_block else ()):
+                before = self.widths_before[i]
+                check_entry(i, self.strides[i], before, stage.widths, stage.positions[0])
+        except InvalidArchitectureError as error:
+            raise InvalidSpaceError(str(error)) from None
         if self.size > MAX_SIZE:
             depths = [stage.max_depth for stage in self.stages]
             raise InvalidSpaceError(
@@ -128,11 +230,28 @@ class SearchSpace:
                 "architectures; take smaller depths or fewer choices."
             )
 
+    @property
+    def enters_by_block(self) -> bool:
+        """Whether the first block of each stage is also the transition from the stage before."""
+        return self.macro.downsample == BLOCK_TRANSITION
+
+    @property
+    def widths_before(self) -> tuple[tuple[int, ...], ...]:
+        """Widths that each stage may be given: the stem's, then those of the stages before."""
+        stem = self.macro.stem_width
+        first = (stem,) if stem else self.stages[0].widths
+        return (first, *(stage.widths for stage in self.stages[:-1]))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stages' strides."""
+        return tuple(stage.stride or 1 for stage in self.stages)
+
     # Layout of a row of genes ------------------------------------------------------------
 
     @cached_property
     def width_columns(self) -> Genes:
-        """Column of each stage's width gene, shape (4,); the depth gene follows it."""
+        """Column of each stage's width gene, shape (stages,); the depth gene follows it."""
         lengths = [2 + stage.max_depth for stage in self.stages[:-1]]
         return np.cumsum([1, *lengths], dtype=np.int64)
 
@@ -143,7 +262,7 @@ class SearchSpace:
 
     @property
     def num_genes(self) -> int:
-        return self.block_columns(NUM_STAGES - 1).stop
+        return self.block_columns(len(self.stages) - 1).stop
 
     @cached_property
     def cardinalities(self) -> Genes:
@@ -154,7 +273,7 @@ class SearchSpace:
             column = self.width_columns[i]
             result[column] = len(stage.widths)
             result[column + 1] = len(stage.depths)
-            result[self.block_columns(i)] = len(stage.blocks)
+            result[self.block_columns(i)] = [len(choices) for choices in stage.positions]
         return result
 
     def active(self, genes: Genes) -> npt.NDArray[np.bool_]:
@@ -170,10 +289,11 @@ class SearchSpace:
     @cached_property
     def size(self) -> int:
         """The number of architectures."""
-        per_stage = (
-            len(s.widths) * sum(len(s.blocks) ** depth for depth in s.depths) for s in self.stages
-        )
-        return len(self.resolutions) * math.prod(per_stage)
+        total = len(self.resolutions)
+        for stage in self.stages:
+            counts = [len(choices) for choices in stage.positions]
+            total *= len(stage.widths) * sum(math.prod(counts[:depth]) for depth in stage.depths)
+        return total
 
     @cached_property
     def smallest(self) -> Architecture:
@@ -187,7 +307,12 @@ class SearchSpace:
 
     def _extreme(self, index: int) -> Architecture:
         stages = tuple(
-            Stage(s.widths[index], (s.blocks[index],) * s.depths[index]) for s in self.stages
+            Stage(
+                s.widths[index],
+                tuple(choices[index] for choices in s.positions[: s.depths[index]]),
+                s.stride,
+            )
+            for s in self.stages
         )
         return Architecture(self.macro, self.resolutions[index], stages)
 
@@ -205,15 +330,21 @@ class SearchSpace:
                 raise InvalidArchitectureError(
                     f"the macro style of {architecture.digest} is not that of space {self.name!r}."
                 )
+            if architecture.strides != self.strides:
+                raise InvalidArchitectureError(
+                    f"the stages of {architecture.digest} have strides {architecture.strides}, "
+                    f"those of space {self.name!r} {self.strides}."
+                )
             row[0] = self._index(self.resolutions, architecture.resolution, "resolution")
             for i, (space, stage) in enumerate(zip(self.stages, architecture.stages, strict=True)):
                 column = self.width_columns[i]
                 row[column] = self._index(space.widths, stage.width, f"stages[{i}] width")
                 row[column + 1] = self._index(space.depths, stage.depth, f"stages[{i}] depth")
                 start = self.block_columns(i).start
-                for j, block in enumerate(stage.blocks):
-                    where = f"stages[{i}].blocks[{j}]"
-                    row[start + j] = self._index(space.blocks, block, where)
+                for j, (block, choices) in enumerate(
+                    zip(stage.blocks, space.positions, strict=False)
+                ):
+                    row[start + j] = self._index(choices, block, f"stages[{i}].blocks[{j}]")
         return genes
 
     def _index(self, values: Sequence[Any], value: Any, where: str) -> int:
@@ -236,8 +367,11 @@ class SearchSpace:
                 column = int(self.width_columns[i])
                 depth = space.depths[row[column + 1]]
                 choices = row[column + 2 : column + 2 + depth]
-                blocks = tuple(space.blocks[choice] for choice in choices)
-                stages.append(Stage(space.widths[row[column]], blocks))
+                blocks = tuple(
+                    of_position[choice]
+                    for of_position, choice in zip(space.positions, choices, strict=False)
+                )
+                stages.append(Stage(space.widths[row[column]], blocks, space.stride))
             result.append(Architecture(self.macro, self.resolutions[row[0]], tuple(stages)))
         return result
 
@@ -299,12 +433,10 @@ class SearchSpace:
         for i, stage in enumerate(self.stages):
             columns = self.block_columns(i)
             current = np.maximum(genes[:, columns], 0)
-            sizes = np.array([len(near) for near in stage.neighbours])
-            table = np.zeros((len(stage.blocks), sizes.max()), dtype=np.int64)
-            for row, near in zip(table, stage.neighbours, strict=True):
-                row[: len(near)] = near
-            pick = (rng.random(current.shape) * sizes[current]).astype(np.int64)
-            near_choice = table[current, pick]
+            sizes, table = self._near[i]
+            position = np.arange(stage.max_depth)
+            pick = (rng.random(current.shape) * sizes[position, current]).astype(np.int64)
+            near_choice = table[position, current, pick]
             use = local[:, columns] & (near_choice != current)
             proposed[:, columns] = np.where(use, near_choice, proposed[:, columns])
         changeable = active & (self.cardinalities > 1)
@@ -313,15 +445,32 @@ class SearchSpace:
         idle = ~change.any(axis=1) & changeable.any(axis=1)
         change[np.flatnonzero(idle), priority[idle].argmax(axis=1)] = True
         result = np.where(change, proposed, genes)
-        for i in range(NUM_STAGES):
+        for i, stage in enumerate(self.stages):
             columns = self.block_columns(i)
             blocks = result[:, columns]
             old_depth = active[:, columns].sum(axis=1)
             source = (rng.random(blocks.shape) * old_depth[:, None]).astype(np.int64)
-            copied = np.take_along_axis(blocks, source, axis=1)
+            copied = stage.copied(np.take_along_axis(blocks, source, axis=1), source)
+            copied = np.where(copied == INACTIVE, drawn[:, columns], copied)
             fresh = np.where(rng.random(blocks.shape) < 0.5, copied, drawn[:, columns])
             result[:, columns] = np.where(blocks == INACTIVE, fresh, blocks)
         return np.where(self.active(result), result, INACTIVE)
+
+    @cached_property
+    def _near(self) -> list[tuple[Genes, Genes]]:
+        """Per stage the number of neighbours of each choice, (P, C), and they, (P, C, most)."""
+        result = []
+        for stage in self.stages:
+            most = max(map(len, stage.positions))
+            sizes = np.ones((stage.max_depth, most), dtype=np.int64)
+            lists = [[list(near) for near in choices] for choices in stage.neighbours]
+            table = np.zeros((*sizes.shape, max(len(n) for c in lists for n in c)), dtype=np.int64)
+            for p, choices in enumerate(lists):
+                for c, near in enumerate(choices):
+                    sizes[p, c] = len(near)
+                    table[p, c, : len(near)] = near
+            result.append((sizes, table))
+        return result
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
         """Returns children of the pairs of rows in ``first`` and ``second``, shape (n, genes).
@@ -332,7 +481,7 @@ class SearchSpace:
         n = len(first)
         by_stage = np.empty(first.shape, dtype=bool)
         by_stage[:, 0] = rng.random(n) < 0.5
-        for i in range(NUM_STAGES):
+        for i in range(len(self.stages)):
             end = self.block_columns(i).stop
             by_stage[:, self.width_columns[i] : end] = (rng.random(n) < 0.5)[:, None]
         by_gene = rng.random(first.shape) < 0.5
@@ -355,14 +504,11 @@ class SearchSpace:
         """Returns the plain form, every block choice spelled out; see ``space_from_dict``."""
         return {
             "name": self.name,
-            "macro": asdict(self.macro),
+            "macro": self.macro.to_dict(),
             "resolution": list(self.resolutions),
             "stages": [
-                {
-                    "width": list(stage.widths),
-                    "depth": list(stage.depths),
-                    "blocks": [block.to_dict() for block in stage.blocks],
-                }
-                for stage in self.stages
+                stage.to_dict()
+                | ({} if stage.stride == default_stride(i) else {"stride": stage.stride})
+                for i, stage in enumerate(self.stages)
             ],
         }

@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from search_space import Architecture, Block, Macro, Mixer, Stage
-from search_space.architecture import DOWNSAMPLES, HEAD_NORMS, NORMS
+from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
+from search_space.blocks import ACTIVATIONS
+from search_space.macro import HEAD_NORMS, NORMS, PADDINGS, TRANSITIONS
 
 WIDTH_UNIT = 16  # suits every mixer below
 
@@ -16,10 +17,10 @@ WIDTH_UNIT = 16  # suits every mixer below
 def small() -> Architecture:
     """One block a stage, every mixer but one."""
     blocks = (
-        Block(Mixer.of("pooling"), 2),
-        Block(Mixer.of("depthwise_conv", kernel=5), 2),
-        Block(Mixer.of("gnconv", order=2), 3),
-        Block(Mixer.of("window_attention", window=4, head_dim=8), 4),
+        metaformer(Mixer.of("pooling"), 2),
+        metaformer(Mixer.of("depthwise_conv", kernel=5), 2),
+        metaformer(Mixer.of("gnconv", order=2), 3),
+        metaformer(Mixer.of("window_attention", window=4, head_dim=8), 4),
     )
     stages = tuple(Stage(16 * (i + 1), (block,)) for i, block in enumerate(blocks))
     return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)
@@ -46,32 +47,66 @@ def mixers(draw: st.DrawFn) -> Mixer:
 
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
-    stride = draw(st.integers(1, 4))
-    downsample = draw(st.sampled_from(DOWNSAMPLES))
+    stem = draw(st.sampled_from(["conv", "conv_act", "conv_pool", "convs"]))
+    stride = draw(st.integers(1, 4)) if stem == "conv" else draw(st.sampled_from([2, 4]))
     eps = st.floats(1e-8, 1e-2)
+    head = draw(st.sampled_from(["linear", "conv"]))
     return Macro(
-        stem_kernel=stride + draw(st.integers(0, 4)),
+        stem=stem,
+        stem_kernel=stride + draw(st.integers(0, 4)) if stem == "conv" else 3,
         stem_stride=stride,
         stem_norm=draw(st.booleans()),
-        downsample=downsample,
+        stem_width=draw(st.sampled_from([0, 0, 8, 24])),
+        downsample=draw(st.sampled_from(TRANSITIONS.names())),
         downsample_kernel=draw(st.integers(2, 5)),
         norm=draw(st.sampled_from(NORMS)),
         norm_eps=draw(eps),
         layer_scale=draw(st.one_of(st.just(0.0), st.floats(1e-8, 1.0))),
         head_norm=draw(st.sampled_from(HEAD_NORMS)),
         head_norm_eps=draw(eps),
+        head=head,
+        head_width=0 if head == "linear" else draw(st.integers(1, 64)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        conv_norm=draw(st.sampled_from(NORMS)),
+        conv_activation=draw(st.sampled_from(ACTIVATIONS)),
+        padding=draw(st.sampled_from(PADDINGS)),
     )
 
 
-def architectures() -> st.SearchStrategy[Architecture]:
-    """Valid architectures of at most 12 blocks; values only, no network is built."""
-    blocks = st.builds(Block, mixers(), st.floats(0.25, 8.0))
-    stages = st.builds(
-        Stage,
-        st.integers(1, 8).map(lambda n: n * WIDTH_UNIT),
-        st.lists(blocks, min_size=1, max_size=3).map(tuple),
-    )
-    return st.builds(Architecture, macros(), st.integers(32, 256), st.tuples(*[stages] * 4))
+_RATIO = st.floats(0.25, 6.0)
+
+
+@st.composite
+def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
+    """A block of any kind, or of those that can enter a stage."""
+    kinds = [name for name in BLOCKS if BLOCKS[name].strided or not strided]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "skip":
+        return Block.of(kind)
+    if kind == "metaformer":
+        return metaformer(draw(mixers()), draw(_RATIO))
+    params: dict[str, Any] = {"activation": draw(st.sampled_from(ACTIVATIONS))}
+    rules = BLOCKS[kind].params
+    params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
+    if "kernel" in rules:
+        params["kernel"] = draw(st.sampled_from([1, 3, 5]))
+    if "squeeze" in rules:
+        params["squeeze"] = draw(st.sampled_from([0.0, 0.25, 1.5]))
+        params["gate"] = draw(st.sampled_from(["sigmoid", "hard_sigmoid"]))
+    return Block.of(kind, **params)
+
+
+@st.composite
+def architectures(draw: st.DrawFn, sides: tuple[int, int] = (64, 256)) -> Architecture:
+    """Valid architectures of one to five stages; values only, no network is built."""
+    macro = draw(macros())
+    stages = []
+    for _ in range(draw(st.integers(1, 5))):
+        items = draw(st.lists(blocks(), min_size=0, max_size=2))
+        first = draw(blocks(strided=macro.downsample == "block"))
+        width = WIDTH_UNIT * draw(st.integers(1, 8))
+        stages.append(Stage(width, (first, *items), draw(st.sampled_from([None, None, 1, 2]))))
+    return Architecture(macro, draw(st.integers(*sides)), tuple(stages))
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -30,9 +30,9 @@ from nas.resolving import resolve, stored_config
 from nas.workflows.finished_search import stored_finetuning
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import curves, rebuild_report
-from predictors.bundles import runner
 from predictors.bundles.bundle_import import import_bundle
 from predictors.estimates.calibrate import read_measurements
+from predictors.measuring import runner
 from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs
@@ -67,9 +67,6 @@ class Kind:
     read: Callable[[Path], object]
     mutate: Mutation
     share: float = 1.0
-
-
-DATA = [0.5, 0.5, 0.5]
 
 
 def _text(path: Path, text: str) -> Path:
@@ -298,7 +295,7 @@ def _verified(folder: Path) -> Path:
 
 
 def _teach(folder: Path) -> object:
-    return load_teacher(str(folder / "export"), 7, data_mean=DATA, data_std=DATA)
+    return load_teacher(str(folder / "export"), 7, data=Preprocessing(resolution=24))
 
 
 # Images -------------------------------------------------------------------------------------------

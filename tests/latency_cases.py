@@ -11,13 +11,13 @@ from predictors.measuring.bench import Limits
 from predictors.tables.conditions import Conditions, DeviceIdentity
 from predictors.tables.folder import table_path
 from predictors.tables.latency_table import LatencyTable
-from search_space import Block, Macro, Mixer, SearchSpace, StageSpace
+from search_space import Block, Macro, Mixer, SearchSpace, StageSpace, metaformer
 
 QUICK = Limits(min_rounds=3, max_rounds=4, min_seconds=0.0)
 CLASSES = 5
 MACRO = Macro(stem_kernel=2, stem_stride=2)
-POOLING = Block(Mixer.of("pooling"), 2.0)
-ATTENTION = Block(Mixer.of("window_attention", window=4, head_dim=8), 2.0)
+POOLING = metaformer(Mixer.of("pooling"), 2.0)
+ATTENTION = metaformer(Mixer.of("window_attention", window=4, head_dim=8), 2.0)
 PHONE = DeviceIdentity("cpu", "Phone 9", 8, "NEON")
 
 

@@ -15,7 +15,7 @@ from timm.models.metaformer import MetaFormer
 from torch import Tensor, nn
 
 from predictors.proxies import Network
-from search_space import Architecture, Block, Macro, Mixer, Stage
+from search_space import Architecture, Macro, Mixer, Stage, metaformer
 from supernet.network.layers import GroupNorm
 
 MACROS: Mapping[str, Macro] = {
@@ -37,7 +37,7 @@ MACROS: Mapping[str, Macro] = {
 def small(mixer: str, depth: int = 1) -> Architecture:
     """One mixer in its published surroundings: 32 px, widths 8 and 16."""
     params = {"window_attention": {"window": 4, "head_dim": 8}}.get(mixer, {})
-    block = Block(Mixer.of(mixer, **params), 2)
+    block = metaformer(Mixer.of(mixer, **params), 2)
     stages = tuple(Stage(width, (block,) * depth) for width in (8, 8, 16, 16))
     return Architecture(MACROS.get(mixer, Macro()), 32, stages)
 

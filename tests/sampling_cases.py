@@ -8,6 +8,7 @@ import numpy as np
 
 from predictors.counts import counts
 from search_space import SearchSpace, load_space
+from supernet.training.config import TrainConfig
 from supernet.training.strategies import (
     Banks,
     StepSubnet,
@@ -22,7 +23,7 @@ STEPS = 600
 
 
 def make(space: SearchSpace, strategy: str, cost: CostFunction, **options) -> SubnetSampler:
-    return make_sampler(space, strategy=strategy, total_steps=STEPS, cost=cost, **options)
+    return make_sampler(space, TrainConfig(strategy=strategy, **options), STEPS, cost)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from search.scaling.contract import (
 )
 from search.scaling.cost import NetworkCosts
 from search.scaling.two_criteria import TwoScores
-from search_space import Architecture, Block, Macro, Mixer, Stage
+from search_space import Architecture, Macro, Mixer, Stage, metaformer
 
 COSTS = NetworkCosts(num_classes=10)
 CONV = Mixer.of("depthwise_conv", kernel=7)
@@ -28,7 +28,7 @@ def network(
     resolution: int = 32,
 ) -> Architecture:
     stages = tuple(
-        Stage(width, (Block(mixer, 3.0),) * depth)
+        Stage(width, (metaformer(mixer, 3.0),) * depth)
         for width, depth in zip(widths, depths, strict=True)
     )
     return Architecture(Macro(stem_kernel=2, stem_stride=2), resolution, stages)

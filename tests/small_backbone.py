@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-from search_space import Architecture, Block, Macro, Mixer, Stage
+from search_space import MIXERS, Architecture, Macro, Mixer, Stage, metaformer
 from supernet import build
 from supernet.network.backbone import Backbone
 
@@ -37,13 +37,20 @@ styles = pytest.mark.parametrize("style", STYLES)
 
 
 def small(style: str = "swin") -> Architecture:
-    """All five mixers on maps of side 16, 8, 4 and 2."""
-    attention = Block(Mixer.of("window_attention", window=4, head_dim=8), 2)
-    focal = Block(Mixer.of("focal_modulation", levels=2), 2)
-    recursive = Block(Mixer.of("gnconv", order=3, kernel=3), 2)
-    pooling = Block(Mixer.of("pooling"), 2)
-    convolution = Block(Mixer.of("depthwise_conv", kernel=3), 2)
-    blocks = ((attention, attention), (focal, pooling), (recursive, convolution), (attention,))
+    """All registered mixers, on maps of side 16, 8, 4 and 2."""
+    attention = metaformer(Mixer.of("window_attention", window=4, head_dim=8), 2)
+    focal = metaformer(Mixer.of("focal_modulation", levels=2), 2)
+    recursive = metaformer(Mixer.of("gnconv", order=3, kernel=3), 2)
+    pooling = metaformer(Mixer.of("pooling"), 2)
+    convolution = metaformer(Mixer.of("depthwise_conv", kernel=3), 2)
+    chosen = {block.mixer.name for block in (attention, focal, recursive, pooling, convolution)}
+    others = [metaformer(Mixer.of(name), 2) for name in MIXERS if name not in chosen]
+    blocks = (
+        (attention, attention),
+        (focal, pooling),
+        (recursive, convolution, *others),
+        (attention,),
+    )
     stages = tuple(Stage(width, row) for width, row in zip(WIDTHS, blocks, strict=True))
     return Architecture(STYLES[style], 32, stages)
 

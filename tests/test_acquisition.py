@@ -17,8 +17,8 @@ from search.samplers.acquisition import (
     expected_improvement,
 )
 from search.samplers.evolution import evolve
-from search.samplers.priced import priced, priced_optima
 from search.samplers.ranking import best_first
+from search.samplers.surrogate import priced, priced_optima
 
 SPACE = small_space()
 coordinates = st.integers(0, 6).map(float)
@@ -115,7 +115,7 @@ def test_breeding_finds_the_promised_front():
         return genes[problem.cheap_violation(genes) == 0]
 
     start = SPACE.sample(rng, 60)
-    *_, last = evolve(problem, start, promise, rng, size=60, generations=13, accept=accept)
+    *_, (last, _) = evolve(problem, start, promise, rng, size=60, generations=13, accept=accept)
     bred = last.genes[best_first(last.objectives, last.violations)]
     assert (problem.cheap_violation(bred) == 0).all()
     assert len(np.unique(bred, axis=0)) == len(bred)

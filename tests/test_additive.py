@@ -10,7 +10,6 @@ import pytest
 
 from predictors.tables.additive import AdditiveTable, entries
 from search_space import (
-    Block,
     Macro,
     Mixer,
     ModuleSpec,
@@ -18,6 +17,7 @@ from search_space import (
     StageSpace,
     components,
     load_space,
+    metaformer,
     space_names,
 )
 
@@ -36,8 +36,8 @@ def direct_sum(architecture, num_classes: int) -> float:
 def small_space() -> SearchSpace:
     """A few thousand architectures, shifted and unshifted windows, two resolutions."""
     blocks = (
-        Block(Mixer.of("pooling"), 2.0),
-        Block(Mixer.of("window_attention", window=4, head_dim=8), 2.0),
+        metaformer(Mixer.of("pooling"), 2.0),
+        metaformer(Mixer.of("window_attention", window=4, head_dim=8), 2.0),
     )
     stages = (
         StageSpace((8, 16), (1, 2), blocks),

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 
 from search_space import (
     Architecture,
-    Block,
     Macro,
     Mixer,
     Stage,
@@ -24,8 +23,10 @@ from search_space import (
     dump_architecture,
     known,
     known_names,
+    metaformer,
 )
-from search_space.architecture import conv_padding, conv_size, feature_sizes
+from search_space.components import input_shape
+from search_space.macro import conv_padding, conv_size
 
 # Round trips --------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ def test_numbers_that_are_equal_give_equal_digests() -> None:
     other = replace(one, macro=replace(one.macro, layer_scale=-0.0, norm_eps=1.0))
     assert one == other
     assert one.canonical_json() == other.canonical_json()
-    assert Block(Mixer.of("pooling"), 2) == Block(Mixer.of("pooling"), 2.0)
+    assert metaformer(Mixer.of("pooling"), 2) == metaformer(Mixer.of("pooling"), 2.0)
     assert small().to_dict()["stages"][0]["blocks"][0]["mlp_ratio"] == 2.0
 
 
@@ -108,7 +109,7 @@ def test_numbers_that_are_equal_give_equal_digests() -> None:
         lambda a: replace(a, macro=replace(a.macro, norm_eps=2e-6)),
         lambda a: replace(a, stages=(replace(a.stages[0], width=17), *a.stages[1:])),
         lambda a: replace(
-            a, stages=(Stage(16, (Block(Mixer.of("pooling", kernel=5), 2),)), *a.stages[1:])
+            a, stages=(Stage(16, (metaformer(Mixer.of("pooling", kernel=5), 2),)), *a.stages[1:])
         ),
         lambda a: replace(a, stages=(Stage(16, a.stages[0].blocks * 2), *a.stages[1:])),
     ],
@@ -162,42 +163,29 @@ def test_conv_size_of_divisible_images(kernel: int, stride: int) -> None:
 
 
 @given(architectures())
-@settings(max_examples=25, deadline=None)
-def test_feature_sizes_are_those_of_the_chain(architecture: Architecture) -> None:
+@settings(max_examples=40, deadline=None)
+def test_components_are_the_network(architecture: Architecture) -> None:
     torch = pytest.importorskip("torch")
-    macro, side = architecture.macro, architecture.resolution
-    x = torch.empty(1, 1, side, side, device="meta")
-    sizes = []
-    for i in range(4):
-        kernel, stride = (
-            (macro.stem_kernel, macro.stem_stride) if i == 0 else (macro.downsample_kernel, 2)
-        )
-        if i > 0 and macro.downsample == "patch_merging":  # odd maps are padded by one
-            x = torch.nn.functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        conv = torch.nn.Conv2d(1, 1, kernel, stride, conv_padding(kernel, stride), device="meta")
-        x = conv(x)
-        sizes.append(x.shape[-1])
-    assert tuple(sizes) == feature_sizes(macro, side)
+    from supernet import build
 
-
-@given(architectures())
-@settings(max_examples=25, deadline=None)
-def test_components_are_the_chain(architecture: Architecture) -> None:
     chain = components(architecture, num_classes=7)
-    expected = ["stem"]
-    for i, stage in enumerate(architecture.stages):
-        expected += [f"stages.{i}.downsample"] * (i > 0)
-        expected += [f"stages.{i}.blocks.{j}" for j in range(stage.depth)]
-    assert [item.path for item in chain] == [*expected, "head"]
-    sizes = feature_sizes(architecture.macro, architecture.resolution)
-    assert chain[0].in_size == architecture.resolution
-    assert chain[-1].in_size == sizes[-1]
+    side = architecture.resolution
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    with torch.device("meta"):
+        network = build(architecture, 7).eval()
+        for item in chain[:-1]:
+            network.get_submodule(item.path).register_forward_pre_hook(
+                lambda _, args, path=item.path: seen.append((path, tuple(args[0].shape)))
+            )
+        logits = network(torch.empty(2, 3, side, side))
+    assert logits.shape == (2, 7)
+    assert seen == [(i.path, input_shape(i.spec, i.in_size, 2)) for i in chain[:-1]]
+    assert chain[-1].in_size == architecture.sizes[-1]
+    skipped = sum(block.skipped for stage in architecture.stages for block in stage.blocks)
     blocks = [item for item in chain if item.spec.kind == "block"]
+    assert len(blocks) == sum(architecture.depths) - skipped
     for item in blocks:
-        stage, position = (int(part) for part in item.path.split(".")[1::2])
+        position = int(item.path.rpartition(".")[2])
         options = item.spec.as_dict()
-        assert item.in_size == sizes[stage]
-        assert options["dim"] == architecture.widths[stage]
-        shifted = dict(options["params"]).get("shifted")
-        mixer = architecture.stages[stage].blocks[position].mixer.name
-        assert shifted == (position % 2 == 1 if mixer == "window_attention" else None)
+        if options.get("mixer") == "window_attention":
+            assert dict(options["params"])["shifted"] == (position % 2 == 1)

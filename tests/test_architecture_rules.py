@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_space import (
+    MIXERS,
     Architecture,
     Block,
     Macro,
@@ -21,21 +22,19 @@ from search_space import (
     Stage,
     known,
     known_names,
-    mixer_names,
-    mixer_spec,
-    register_mixer_spec,
+    metaformer,
 )
-from search_space.architecture import DOWNSAMPLES
 from search_space.errors import (
     CorruptFileError,
     InvalidArchitectureError,
     NasError,
     UnknownNameError,
 )
+from search_space.macro import TRANSITIONS
 
 
 def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
-    return Block(Mixer.of(name, **params), ratio)
+    return metaformer(Mixer.of(name, **params), ratio)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +47,6 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Mixer.of("pooling", kernel="3"), ["kernel='3'", "integer"]),
         (lambda: Mixer.of("gnconv", order=9), ["gnconv", "order=9", "at most 8"]),
         (lambda: Mixer.of("focal_modulation", post_norm=1), ["post_norm=1", "true or false"]),
-        (lambda: Mixer("gnconv", (("order", 2),)), ["gnconv", "kernel, order", "got order"]),
-        (
-            lambda: Mixer("gnconv", (("order", 2), ("kernel", 7))),
-            ["exactly the parameters kernel, order", "got order, kernel"],
-        ),
         (lambda: block(ratio=0), ["mlp_ratio=0", "positive number"]),
         (lambda: block(ratio=-1.5), ["mlp_ratio=-1.5", "positive number"]),
         (lambda: block(ratio="4"), ["mlp_ratio='4'", "positive number"]),
@@ -80,7 +74,7 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Macro(layer_scale=float("nan")), ["layer_scale=nan", "positive number"]),
         (lambda: replace(small(), resolution=0), ["resolution=0", "positive integer"]),
         (lambda: replace(small(), resolution=32.0), ["resolution=32.0", "positive integer"]),
-        (lambda: replace(small(), stages=small().stages[:3]), ["4 stages", "not 3"]),
+        (lambda: replace(small(), stages=()), ["at least one stage"]),
         (
             lambda: replace(small(), resolution=15),
             ["resolution=15", "too small", "(7, 3, 1, 0)", "take a larger one"],
@@ -97,9 +91,14 @@ def test_broken_rule_says_value_and_rule(make: Callable[[], object], words: list
 @pytest.mark.parametrize(
     ("make", "wrong", "nearest", "every"),
     [
-        (lambda: Mixer.of("windw_attention"), "windw_attention", "window_attention", mixer_names()),
+        (
+            lambda: Mixer.of("windw_attention"),
+            "windw_attention",
+            "window_attention",
+            MIXERS.names(),
+        ),
         (lambda: Mixer.of("pooling", kernl=3), "kernl", "kernel", ["kernel"]),
-        (lambda: Macro(downsample="merging"), "merging", "patch_merging", DOWNSAMPLES),
+        (lambda: Macro(downsample="merging"), "merging", "patch_merging", TRANSITIONS.names()),
         (lambda: Macro(norm="layernorm"), "layernorm", "layer_norm", ["group_norm"]),
         (lambda: Macro(head_norm="after"), "after", "after_pool", ["before_pool"]),
         (lambda: known("swin_tt"), "swin_tt", "swin_t", known_names()),
@@ -217,7 +216,7 @@ def test_left_out_parameters_take_defaults() -> None:
     mixer = Architecture.from_dict(form).stages[0].blocks[0].mixer
     assert mixer == Mixer.of("gnconv", order=3, kernel=7)
     assert mixer["order"] == 3
-    assert Architecture.from_dict(form).stages[0].blocks[0].mlp_ratio == 4.0
+    assert Architecture.from_dict(form).stages[0].blocks[0]["mlp_ratio"] == 4.0
 
 
 def test_altered_content_is_refused() -> None:
@@ -232,5 +231,5 @@ def test_altered_content_is_refused() -> None:
 
 def test_mixer_names_are_taken_once() -> None:
     with pytest.raises(ValueError, match="'pooling' is registered already"):
-        register_mixer_spec(MixerSpec("pooling", {}))
-    assert mixer_spec("window_attention").alternates
+        MIXERS.add(MixerSpec("pooling", {}))
+    assert MIXERS["window_attention"].alternates

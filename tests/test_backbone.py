@@ -13,7 +13,7 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from search_space import Architecture, components, known, load_space, mixer_names, space_names
+from search_space import MIXERS, Architecture, components, known, load_space, space_names
 from search_space.components import ModuleSpec
 from search_space.errors import InvalidArchitectureError
 from supernet import build
@@ -23,7 +23,7 @@ from supernet.network.modules import build_module
 
 def test_the_small_network_has_every_mixer() -> None:
     mixers = {block.mixer.name for stage in small().stages for block in stage.blocks}
-    assert mixers == set(mixer_names())
+    assert mixers == set(MIXERS.names())
 
 
 # Creation -----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ import pytest
 import torch
 from latency_cases import CLASSES, small_space
 
-from predictors.bundles import runner as bundle_runner
 from predictors.bundles.bundle import write_bundle
 from predictors.bundles.bundle_import import import_bundle
+from predictors.measuring import runner as bundle_runner
 from predictors.measuring.profile import check_architectures
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import entries

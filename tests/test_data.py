@@ -31,7 +31,7 @@ from search_space.errors import DataError, RunError
 from supernet.data import batches as loading
 from supernet.data.augmentation import AugmentConfig, build_transform, default_augment, mix_seed
 from supernet.data.batches import eval_batches, resize_images, train_loader
-from supernet.data.dataset import open_data, survey
+from supernet.data.dataset import open_data
 
 
 @pytest.fixture(autouse=True)
@@ -437,7 +437,6 @@ def test_opening_says_what_images_are_and_become(tmp_path, digits):
         "45 × 20 px (median of 12, sides from 20 to 50); scaled to 16 px: scale the shorter side "
         "to 16 px and cut out 16 × 16 px in the centre (--fit squeeze or --fit pad keeps the ends)",
     )
-    assert survey(str(tmp_path)) == (12, 2, data.sizes)
     assert (data.sizes.side, data.sizes.shortest, data.sizes.longest) == (20, 20, 50)
     assert digits.description()[1:] == ("8 × 8 px; scaled to 16 px",)
     with pytest.raises(DataError, match="fit is 'stretch'; it must be one of crop, squeeze, pad"):

@@ -19,6 +19,8 @@ from unittest import mock
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_training import config, fresh
 from worker_pair import small_space
 
@@ -26,8 +28,8 @@ from nas.resolving import resolve
 from search_space import load_space
 from search_space.errors import DataError, RunError, UnknownNameError, UsageError
 from supernet.cluster import connection
-from supernet.cluster.connection import connected, room, share
-from supernet.cluster.worker_images import open_on_worker
+from supernet.cluster.connection import connected, cpu_share, room, share
+from supernet.cluster.jobs import Job
 from supernet.data.dataset import open_data
 from supernet.training.checkpoints import (
     MARKER,
@@ -61,6 +63,37 @@ def test_a_worker_gets_a_gpu_where_there_are_some():
     assert share(nodes, 2) == {"CPU": 1.0, "GPU": 1.0}
     assert share(nodes, 4, gpus=0.5) == {"CPU": 1.0, "GPU": 0.5}
     assert share(nodes, 2, gpus=0) == {"CPU": 4.0}
+
+
+@given(
+    cpus=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    workers=st.integers(1, 30),
+)
+def test_the_share_of_cpus_is_the_largest_that_leaves_room_for_all(cpus, workers):
+    share = cpu_share([{"CPU": float(n)} for n in cpus], workers)
+
+    def fit(each: float) -> int:
+        return sum(int(n / each + 1e-6) for n in cpus)
+
+    if sum(cpus) == 0:
+        assert share == 1.0
+        return
+    assert fit(share) >= workers
+    if share >= 1:
+        assert share == int(share)
+        assert fit(share + 1) < workers
+    else:
+        assert fit(1.0) < workers
+        assert fit(1 / (round(1 / share) - 1)) < workers
+
+
+def test_the_share_counts_nodes_with_the_gpus_that_are_asked_for():
+    nodes = [{"CPU": 64.0}, {"CPU": 16.0, "GPU": 4.0}]
+    assert cpu_share(nodes, 4, gpus=1) == 4
+    assert cpu_share(nodes, 8, gpus=0.5) == 2
+    assert cpu_share(nodes, 100, gpus=0.5) == 2  # eight have room
+    assert cpu_share(nodes, 4) == 16
+    assert cpu_share(nodes[:1], 4, gpus=1) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +148,7 @@ def test_nodes_that_an_autoscaler_was_asked_for_are_not_kept(monkeypatch, added)
     )
     monkeypatch.setattr(connection, "GROW_SECONDS", 0.05)
     cores = 4.0 if added else 1.0
-    monkeypatch.setattr(connection, "nodes", lambda: [{"CPU": cores if asked else 1.0}])
+    monkeypatch.setattr(connection, "nodes", lambda: {"a": {"CPU": cores if asked else 1.0}})
     monkeypatch.setattr(connection.time, "sleep", lambda _: sleep(0.06))
     with nullcontext() if added else pytest.raises(RunError, match="do not fit"):
         assert connection.share_of("auto", 3) == {"CPU": 1.0}
@@ -124,8 +157,8 @@ def test_nodes_that_an_autoscaler_was_asked_for_are_not_kept(monkeypatch, added)
 
 def test_a_cluster_that_cannot_be_used_is_told_without_a_reason_too(monkeypatch):
     monkeypatch.setattr("ray.init", mock.Mock(side_effect=RuntimeError()))
-    with pytest.raises(RunError, match="cannot be used: RuntimeError"):
-        connection.connect()
+    with pytest.raises(RunError, match="cannot be used: RuntimeError"), connected():
+        raise AssertionError
 
 
 # Checkpoints and figures --------------------------------------------------------------------------
@@ -191,7 +224,7 @@ def test_an_answer_that_came_too_late_is_given_again(tmp_path, monkeypatch):
 
 
 def test_an_earlier_epoch_is_not_given_for_the_last(tmp_path, monkeypatch):
-    from supernet.cluster import distributed
+    from supernet.cluster import distributed, jobs
 
     settings = config(epochs=2)
 
@@ -199,8 +232,8 @@ def test_an_earlier_epoch_is_not_given_for_the_last(tmp_path, monkeypatch):
         alone(settings, tmp_path)
         damage(job.storage, job.storage.names()[0])
 
-    monkeypatch.setattr(distributed, "connected", lambda _: nullcontext())
-    monkeypatch.setattr(distributed, "share_of", lambda *_: {"CPU": 1.0})
+    monkeypatch.setattr(jobs, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(jobs, "share_of", lambda *_: {"CPU": 1.0})
     monkeypatch.setattr(distributed, "_board", lambda: None)
     monkeypatch.setattr(distributed, "_run", run)
     with (
@@ -391,12 +424,22 @@ def test_a_training_whose_command_was_killed_goes_on_from_the_storage(cluster, t
 def test_images_that_a_worker_cannot_open_name_it(tmp_path):
     storage = CheckpointFolder(tmp_path, "checkpoints")
     storage.claim("token")
-    nowhere = partial(open_data, "nowhere", 16)
+    job = Job(
+        num_classes=10,
+        config=config(),
+        open_images=partial(open_data, "nowhere", 16),
+        fingerprint="0" * 12,
+        storage=storage,
+        token="token",
+        resources={},
+        loader_workers=0,
+        checkpoint_seconds=60.0,
+    )
     with (
         mock.patch("ray.util.get_node_ip_address", return_value="10.0.0.7"),
         pytest.raises(DataError, match=r"the worker on 10.0.0.7 cannot open the images: .*nowhere"),
     ):
-        open_on_worker(nowhere, "0" * 12, storage, "token")
+        job.images()
 
 
 @pytest.mark.slow

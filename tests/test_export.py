@@ -19,7 +19,7 @@ from results.export import OPSETS
 from results.export.card import ModelCard
 from results.export.formats import FILES
 from results.export.write import export_network, read_export
-from search_space import Architecture, Block, Mixer, Stage, load_space
+from search_space import Architecture, Mixer, Stage, load_space, metaformer
 from search_space.errors import CorruptFileError, ExportError, UsageError
 from search_space.preprocessing import Preprocessing
 from supernet import Supernet, build
@@ -32,10 +32,17 @@ def one_of_each_mixer(shifted_map: int = 24) -> Architecture:
     macro = load_space("digits").macro
     attention = Mixer.of("window_attention", window=4, head_dim=8)
     stages = (
-        Stage(16, (Block(attention, 2), Block(attention, 2), Block(Mixer.of("pooling"), 2))),
-        Stage(24, (Block(Mixer.of("focal_modulation"), 2), Block(attention, 2))),
-        Stage(32, (Block(attention, 2), Block(Mixer.of("gnconv"), 2))),
-        Stage(32, (Block(Mixer.of("depthwise_conv"), 2), Block(attention, 2))),
+        Stage(
+            16,
+            (
+                metaformer(attention, 2),
+                metaformer(attention, 2),
+                metaformer(Mixer.of("pooling"), 2),
+            ),
+        ),
+        Stage(24, (metaformer(Mixer.of("focal_modulation"), 2), metaformer(attention, 2))),
+        Stage(32, (metaformer(attention, 2), metaformer(Mixer.of("gnconv"), 2))),
+        Stage(32, (metaformer(Mixer.of("depthwise_conv"), 2), metaformer(attention, 2))),
     )
     return Architecture(macro, shifted_map, stages)
 

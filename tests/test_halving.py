@@ -20,7 +20,7 @@ from synthetic_search import (
 
 from results.store import Journal
 from search import InProcessExecutor, Outcome, search
-from search.halving import Trial, expected
+from search.halving import expected
 from search.history import Candidate
 from search.samplers import NSGA2
 from search_space import Architecture, load_space
@@ -153,9 +153,9 @@ def test_what_is_expected_of_a_stopped_candidate_is_possible():
     """Nine of ten right in the first half: at best 95 of 100 overall, and at worst 45."""
 
     def trial(index, *parts):
-        candidate = Candidate(index, b"", load_space("digits").smallest, {})
         metrics = [{"accuracy": a, "loss": b, "validation_images": 50} for a, b in parts]
-        return Trial(candidate, [Outcome(index, m, 1.0) for m in metrics])
+        outcomes = [Outcome(index, m, 1.0) for m in metrics]
+        return Candidate(index, b"", load_space("digits").smallest, {}, outcomes)
 
     stopped = trial(0, (0.9, 0.2))
     easier = [trial(1, (0.2, 3.0), (0.8, 1.0))]  # moves by +0.3 and −1.0
@@ -172,9 +172,9 @@ def test_the_balanced_accuracy_of_a_part_may_exceed_1_but_not_that_of_all():
     """Of four images three are of one class, so one of the other counts 2 and these 2/3 each."""
 
     def trial(index, *parts):
-        candidate = Candidate(index, b"", load_space("digits").smallest, {})
         metrics = [{"balanced_accuracy": value, "validation_images": 2} for value in parts]
-        return Trial(candidate, [Outcome(index, m, 1.0) for m in metrics])
+        outcomes = [Outcome(index, m, 1.0) for m in metrics]
+        return Candidate(index, b"", load_space("digits").smallest, {}, outcomes)
 
     def value(stopped, finished):
         return expected(trial(0, stopped), [trial(1, *finished)]).metrics["balanced_accuracy"]

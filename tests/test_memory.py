@@ -14,13 +14,13 @@ from predictors.memory import _Ledger, peak_elements, peak_memory
 from predictors.tables.additive import AdditiveTable
 from search_space import (
     Architecture,
-    Block,
     Macro,
     Mixer,
     SearchSpace,
     StageSpace,
     components,
     known,
+    metaformer,
 )
 from supernet import build
 
@@ -79,7 +79,10 @@ def test_the_ledger_agrees_with_the_allocator() -> None:
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
-    blocks = (Block(Mixer.of("pooling"), 1.0), Block(Mixer.of("depthwise_conv", kernel=3), 4.0))
+    blocks = (
+        metaformer(Mixer.of("pooling"), 1.0),
+        metaformer(Mixer.of("depthwise_conv", kernel=3), 4.0),
+    )
     stages = tuple(StageSpace((8, 24), (1, 2), blocks) for _ in range(4))
     return SearchSpace("small", Macro(stem_kernel=2, stem_stride=2), (16, 24), stages)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from search_space.errors import UnknownNameError
-from search_space.mixers import mixer_names, mixer_spec
+from search_space.mixers import MIXERS
 from supernet.network.axes import shape
 from supernet.network.mixers import (
     DepthwiseConv,
@@ -19,12 +19,12 @@ from supernet.network.mixers import (
     Pooling,
     WindowAttention,
     build_mixer,
-    registry,
+    register_mixer,
 )
 
 
 def test_every_mixer_with_rules_has_a_module_and_the_reverse() -> None:
-    assert sorted(registry._MIXERS) == mixer_names()
+    assert register_mixer.names() == MIXERS.names()
 
 
 def test_unknown_mixer_names_the_nearest_and_all() -> None:
@@ -32,7 +32,7 @@ def test_unknown_mixer_names_the_nearest_and_all() -> None:
         build_mixer("gnconf", 16)
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("name", MIXERS.names())
 @pytest.mark.parametrize("size", [(5, 7), (8, 8), (1, 2)])
 def test_shape_axes_and_gradients(name: str, size: tuple[int, int]) -> None:
     mixer = build_mixer(name, 32)
@@ -49,7 +49,7 @@ def test_shape_axes_and_gradients(name: str, size: tuple[int, int]) -> None:
         assert parameter.grad is not None
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("name", MIXERS.names())
 def test_batch_entries_do_not_mix(name: str) -> None:
     mixer = build_mixer(name, 32).eval()
     x = torch.randn(3, 6, 6, 32)
@@ -172,6 +172,6 @@ def test_pooling_and_depthwise_by_definition() -> None:
 
 def test_spec_defaults_are_the_modules_defaults() -> None:
     """An architecture that names no parameter gets what the bare constructor gives."""
-    for name in mixer_names():
-        defaults = {key: rule.default for key, rule in mixer_spec(name).params.items()}
+    for name in MIXERS.names():
+        defaults = {key: rule.default for key, rule in MIXERS[name].params.items()}
         assert build_mixer(name, 32).sizes() == build_mixer(name, 32, **defaults).sizes()

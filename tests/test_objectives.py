@@ -47,11 +47,7 @@ def test_sandwich_gradient_is_the_mean_of_its_subnets():
     objective = SupernetObjective(
         supernet,
         sampler,
-        drop_path_rate=0.0,
-        label_smoothing=0.1,
-        temperature=2.0,
-        amp="off",
-        distillation=(0.2, 1.0),
+        TrainConfig(temperature=2.0, amp="off", distillation=(0.2, 1.0)),
         total_steps=16,
     )
     roles = []
@@ -176,9 +172,6 @@ class Scripted(SubnetSampler):
     def observe(self, step, observations):
         self.seen.append(observations)
 
-    def to_dict(self):
-        return {"name": "scripted"}
-
 
 def test_targets_parts_and_rates_of_subnets():
     """Each subnet's loss against its own formula, on its own part of the images."""
@@ -195,11 +188,7 @@ def test_targets_parts_and_rates_of_subnets():
     objective = SupernetObjective(
         supernet,
         script,
-        drop_path_rate=0.0,
-        label_smoothing=0.0,
-        temperature=1.0,
-        amp="off",
-        distillation=(1.0, 1.0),
+        TrainConfig(label_smoothing=0.0, amp="off", distillation=(1.0, 1.0)),
         teacher=lambda given: guide[: len(given.images)],
     )
     first, taught, peer = objective.losses(0, batch)
@@ -308,9 +297,7 @@ def test_finetuning_learns_from_labels_and_from_a_teacher():
     assert evaluate(student, eval_batches(more.validation)).accuracy > 0.9
     objective = NetworkObjective(
         student,
-        label_smoothing=0,
-        temperature=1,
-        amp="off",
+        TrainConfig(label_smoothing=0, amp="off"),
         teacher=lambda batch: teacher(batch.images),
     )
     batch = next(train_loader(more, 64, 0, 0))

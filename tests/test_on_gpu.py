@@ -66,14 +66,27 @@ def test_one_part_on_a_cpu(
     assert "| digits-few | eager | 1 |" in capsys.readouterr().out
 
 
+def test_a_part_that_fails_is_named_and_the_others_run(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *eager*64*) exit 3;; esac\n')
+    python.chmod(0o755)
+    done = run_script(tmp_path / "parts", PYTHON=str(python))
+    said = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert [line[:12] for line in said if not line.startswith("[")] == ["FAILED (3): "]
+    assert sum("on_gpu_latency.py" in line for line in said if line.startswith("[")) == 6
+    assert "benchmarks/on_gpu.py" in said[-1]
+
+
+def run_script(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(BENCHMARKS / "on_gpu.sh"), *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_every_line_of_the_script(tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    command = ["bash", str(BENCHMARKS / "on_gpu.sh"), "--dry", str(out)]
-    environment = {"PYTHON": sys.executable}
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=1800
-    )
+    done = run_script("--dry", out, PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     parts = json.loads(Path(f"{out}.json").read_text())["parts"]
     runtimes = {f"digits-{runtime}-1" for runtime in ("eager", "onnxruntime", "inductor")}

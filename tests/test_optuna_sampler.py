@@ -191,10 +191,6 @@ def test_mistakes_are_named(tmp_path):
     problem = bounded_problem(SPACE)
     with pytest.raises(UsageError, match="CmaEs searches for one objective"):
         OptunaSampler(problem, sampler="CmaEs")
-    with pytest.raises(UsageError, match=r"TPESampler takes no swarm"):
-        OptunaSampler(problem, options={"swarm": 3})
-    with pytest.raises(UsageError, match="NSGAIISampler cannot be used"):
-        OptunaSampler(problem, sampler="NSGAII", options={"population_size": 0})
     with pytest.raises(RunError, match="cannot be opened"):
         OptunaSampler(problem, storage=f"sqlite:///{tmp_path}/no/such/folder/study.db")
 

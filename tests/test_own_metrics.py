@@ -71,6 +71,9 @@ def limit_and_check(*more: object) -> None:
     assert "| energy | " in card
     again = nas("report", run)
     assert again.code == 0, again.err
+    plain = searched("--max", f"energy={1e3 * limit:.6g}uJ", "--name", "plain", *more)
+    head = next(line for line in plain.out.splitlines() if line.startswith("digest"))
+    assert head.split().count("energy") == 1
 
 
 @pytest.mark.usefixtures("light_exports")
@@ -95,13 +98,15 @@ def test_a_table_of_the_user_s_own_is_a_metric(job: Path) -> None:
     refused = searched("--max", "energy=5mJ")
     assert refused.code == USAGE
     assert "unknown metric 'energy'" in refused.err
+    assert "--cost NAME=FILE" in refused.err
     wrong = searched("--cost", "energy=table.parquet", "--max", "energy=5ms")
     assert wrong.code == USAGE
     assert "'5ms' is not in J" in wrong.err
     save_costs(Path("few.parquet"), "energy_mJ", dict(list(rows.items())[:3]))
     few = searched("--name", "few", "--cost", "energy=few.parquet", "--max", "energy=5mJ")
     assert few.code == FAILED
-    assert "add a row for every component of the space" in few.err
+    assert "--cost energy: the table has no value for " in few.err
+    assert "write one for every component of the space" in few.err
 
 
 @pytest.mark.parametrize(

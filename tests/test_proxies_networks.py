@@ -11,7 +11,7 @@ import torch
 from proxy_cases import small, small_timm
 
 from predictors.proxies import Network, Score, ScoreSettings, proxy, proxy_names
-from search_space.mixers import mixer_names
+from search_space.mixers import MIXERS
 
 SAMPLED = [name for name in proxy_names() if not proxy(name).closed_form]
 QUICK = ScoreSettings(repeats=1, batch_size=3)
@@ -35,7 +35,7 @@ def test_all_are_there() -> None:
 
 
 @sampled
-@pytest.mark.parametrize("mixer", mixer_names())
+@pytest.mark.parametrize("mixer", MIXERS.names())
 def test_every_mixer_has_a_score(mixer: str, name: str) -> None:
     assert scored(Network.of_architecture(small(mixer), 5), name).value is not None
 
@@ -77,7 +77,7 @@ def test_repeats_are_averaged() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @sampled
-@pytest.mark.parametrize("mixer", mixer_names())
+@pytest.mark.parametrize("mixer", MIXERS.names())
 def test_devices_agree(mixer: str, name: str) -> None:
     network = Network.of_architecture(small(mixer), 5)
     here = scored(network, name).value

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from hypothesis import given
-from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 from ray_evaluations import Faulty, run_search
 from synthetic_search import Accuracy, MemoryJournal, small_space
@@ -30,11 +28,11 @@ from synthetic_search import Accuracy, MemoryJournal, small_space
 from results.journal import read_journal
 from results.store import Journal
 from search import InProcessExecutor, Outcome
-from search.executors.on_ray import ClusterError, RayConnection, RayExecutor, time_limit
-from search.executors.on_ray.cluster import Node, cpu_share
+from search.executors.on_ray import RayExecutor, time_limit
 from search.executors.on_ray.time_limit import TimeLimit
 from search_space import Architecture, load_space
-from search_space.errors import UsageError
+from search_space.errors import RunError, UsageError
+from supernet.cluster.connection import connected, nodes
 
 SPACE = load_space("digits")
 TESTS = Path(__file__).parent
@@ -55,9 +53,8 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("PYTHONPATH", str(TESTS))  # workers import what they evaluate from here
         made = Cluster(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1)
-        connection = RayConnection(made.address)
-        yield made
-        connection.close()
+        with connected(made.address):
+            yield made
         made.shutdown()
 
 
@@ -240,7 +237,7 @@ def test_the_driver_is_killed_and_the_search_goes_on_elsewhere(cluster, start, t
 
 
 def test_a_worker_that_cannot_be_built_is_reported_with_its_reason(start):
-    with pytest.raises(ClusterError, match=r"no worker could be started, 3 tries.*no weights here"):
+    with pytest.raises(RunError, match=r"no worker could be started, 3 tries.*no weights here"):
         outcomes(start(broken_factory, workers=2), some(1))
 
 
@@ -312,29 +309,29 @@ def test_a_supernet_is_evaluated_there_as_here(start):
 
 
 def test_another_cluster_than_the_one_in_use_is_refused(cluster):
-    assert not RayConnection(cluster.address).owned
-    with pytest.raises(ClusterError, match=f"uses the Ray cluster at {cluster.address} already"):
-        RayConnection("127.0.0.1:1")
+    refused = pytest.raises(RunError, match=f"uses the Ray cluster at {cluster.address} already")
+    with connected(cluster.address), refused, connected("127.0.0.1:1"):
+        raise AssertionError
+    assert ray.is_initialized()
 
 
 def test_a_cluster_that_is_gone_is_reported(cluster, monkeypatch):
-    connection = RayConnection(cluster.address)
-    assert len(connection.nodes()) == 2
+    assert len(nodes()) == 2
 
     def gone():
         raise ConnectionError("nobody there")
 
     monkeypatch.setattr(ray, "nodes", gone)
-    with pytest.raises(ClusterError, match=r"not answer any more: nobody there.*--resume"):
-        connection.nodes()
+    with pytest.raises(RunError, match=r"not answer any more: nobody there.*--resume"):
+        nodes()
 
 
 ALONE = """
-from search.executors.on_ray import RayConnection, RayExecutor
+from search.executors.on_ray import RayExecutor
 from search_space.errors import RunError
 for address in {addresses!r}:
     try:
-        RayConnection(address)
+        RayExecutor(print, workers=1, address=address)
     except RunError as error:
         print(error)
 from pathlib import Path
@@ -381,11 +378,12 @@ def test_a_ray_of_its_own_is_quiet_and_ends_with_the_executor(tmp_path):
 
 
 TOO_LARGE = """
-from search.executors.on_ray import ClusterError, RayExecutor
+from search.executors.on_ray import RayExecutor
+from search_space.errors import RunError
 import ray
 try:
     RayExecutor(print, workers=1, num_gpus=64)
-except ClusterError as error:
+except RunError as error:
     print(error)
 print("left", ray.is_initialized())
 """
@@ -396,40 +394,6 @@ def test_a_machine_without_room_for_a_worker_is_refused_at_once():
     said = alone(TOO_LARGE)
     assert "no room for a worker: Each worker asks for 1 CPUs and 64 GPUs" in said[0]
     assert said[1] == "left False"
-
-
-# Shares -------------------------------------------------------------------------------------------
-
-
-@given(
-    cpus=st.lists(st.integers(0, 9), min_size=1, max_size=4),
-    workers=st.integers(1, 30),
-)
-def test_the_share_of_cpus_is_the_largest_that_leaves_room_for_all(cpus, workers):
-    share = cpu_share([Node(float(n)) for n in cpus], workers)
-
-    def room(each: float) -> int:
-        return sum(int(n / each + 1e-6) for n in cpus)
-
-    if sum(cpus) == 0:
-        assert share == 1.0
-        return
-    assert room(share) >= workers
-    if share >= 1:
-        assert share == int(share)
-        assert room(share + 1) < workers
-    else:
-        assert room(1.0) < workers
-        assert room(1 / (round(1 / share) - 1)) < workers
-
-
-def test_the_share_counts_nodes_with_the_gpus_that_are_asked_for():
-    nodes = [Node(64), Node(16, gpus=4)]
-    assert cpu_share(nodes, 4, gpus=1) == 4
-    assert cpu_share(nodes, 8, gpus=0.5) == 2
-    assert cpu_share(nodes, 100, gpus=0.5) == 2  # eight have room
-    assert cpu_share(nodes, 4) == 16
-    assert cpu_share([Node(64)], 4, gpus=1) == 1
 
 
 # Faults at random ---------------------------------------------------------------------------------

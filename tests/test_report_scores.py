@@ -28,7 +28,7 @@ from results.report.data import (
 from results.report.front import FRONT_BOX, front_chart
 from results.report.page import render_report
 from results.report.tables import baseline_table, front_table, rank_rows
-from search_space.architecture import Architecture, Block, Macro, Mixer, Stage
+from search_space import Architecture, Macro, Mixer, Stage, metaformer
 from search_space.components import components
 from search_space.files import load_space
 
@@ -42,7 +42,7 @@ NOTE = (
 
 def _design(mixer: Mixer, widths: Sequence[int], depths: Sequence[int]) -> Architecture:
     stages = tuple(
-        Stage(width, (Block(mixer, 4),) * depth)
+        Stage(width, (metaformer(mixer, 4),) * depth)
         for width, depth in zip(widths, depths, strict=True)
     )
     return Architecture(Macro(stem_kernel=4, stem_stride=4), 224, stages)

@@ -41,11 +41,19 @@ from predictors.measuring.runtimes import runtime_names
 from predictors.operators import operators
 from predictors.tables.additive import entries
 from predictors.tables.latency_table import LatencyTable
-from search_space import Architecture, Block, Mixer, ModuleSpec, components, known, load_space
+from search_space import (
+    Architecture,
+    Mixer,
+    ModuleSpec,
+    components,
+    known,
+    load_space,
+    metaformer,
+)
 from search_space.components import block_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
-from search_space.mixers import mixer_names
+from search_space.mixers import MIXERS
 from supernet import build
 from supernet.network.modules import build_module
 
@@ -85,10 +93,10 @@ def test_operations_of_networks_are_twice_fvcores_multiply_adds(name: str) -> No
     assert network_flops(architecture, 3) == 3 * network_flops(architecture, 1)
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("name", MIXERS.names())
 @pytest.mark.parametrize("size", [4, 7, 10])
 def test_a_block_in_parts_is_the_whole_block(name: str, size: int) -> None:
-    spec = block_spec(CONVNEXT, 32, Block(Mixer.of(name), 3.0), position=1)
+    spec = block_spec(CONVNEXT, 32, metaformer(Mixer.of(name), 3.0), position=1)
     expected = matrix_flops(build_module(spec), torch.zeros(1, size, size, 32))
     for batch_size in (1, 2):
         launched = operators(spec, size, batch_size, "fp16")
@@ -112,19 +120,19 @@ def test_bytes_of_a_head_by_hand() -> None:
 
 
 def test_views_launch_nothing_and_copies_do() -> None:
-    pooling = block_spec(CONVNEXT, 32, Block(Mixer.of("pooling"), 2.0), 0)
+    pooling = block_spec(CONVNEXT, 32, metaformer(Mixer.of("pooling"), 2.0), 0)
     names = [op.name for op in operators(pooling, 8)]
     assert names[:2] == ["avg_pool2d", "sub"]  # two permutations in between
     assert Counter(names) == Counter(
         avg_pool2d=1, sub=1, layer_norm=2, linear=2, gelu=1, mul=2, add=2
     )
-    window = block_spec(CONVNEXT, 32, Block(Mixer.of("window_attention", window=4), 2.0), 0)
+    window = block_spec(CONVNEXT, 32, metaformer(Mixer.of("window_attention", window=4), 2.0), 0)
     copies = [op for op in operators(window, 8, 1, "fp16") if op.name == "reshape"]
     assert [op.bytes for op in copies] == [2 * 2 * 3 * 8 * 8 * 32, 2 * 2 * 8 * 8 * 32]
 
 
 def test_depthwise_convolutions_stay_off_tensor_cores() -> None:
-    spec = block_spec(CONVNEXT, 32, Block(Mixer.of("depthwise_conv"), 2.0), 0)
+    spec = block_spec(CONVNEXT, 32, metaformer(Mixer.of("depthwise_conv"), 2.0), 0)
     assert [op.kind for op in operators(spec, 8) if op.name == "conv2d"] == ["vector"]
     sheet = datasheet("a100")
     demand = Demand.of(operators(spec, 8), sheet, "fp16")

@@ -25,10 +25,11 @@ from latency_cases import (
 )
 from torch import nn
 
-from predictors.bundles import runner as bundle_runner
 from predictors.measuring import disturbances as load
 from predictors.measuring import entry_plan
 from predictors.measuring import profile as profiling
+from predictors.measuring import runner as bundle_runner
+from predictors.measuring import runtimes as registry
 from predictors.measuring.bench import (
     Bench,
     Subject,
@@ -48,23 +49,17 @@ from predictors.measuring.entry_plan import (
 )
 from predictors.measuring.profile import profile
 from predictors.measuring.remeasure import measure_networks
-from predictors.measuring.runtimes import (
-    find_runtime,
-    inductor,
-    onnx_runtime,
-    registry,
-    runtime_names,
-)
+from predictors.measuring.runtimes import find_runtime, inductor, onnx_runtime, runtime_names
 from predictors.measuring.runtimes.eager import CudaGraph
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import LatencyTable
-from search_space import Block, Mixer, ModuleSpec, SearchSpace
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space import Mixer, ModuleSpec, SearchSpace, metaformer
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import UnknownNameError, UsageError
-from search_space.mixers import mixer_names
+from search_space.mixers import MIXERS
 
 
 def usable(kind: str) -> list[str]:
@@ -82,14 +77,14 @@ def usable(kind: str) -> list[str]:
 ON_CPU = usable("cpu")
 NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OTHER_MIXERS = [name for name in mixer_names() if name != ATTENTION.mixer.name]
+OTHER_MIXERS = [name for name in MIXERS.names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
-    *((block_spec(MACRO, 16, Block(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
+    *((block_spec(MACRO, 16, metaformer(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
     (block_spec(MACRO, 16, ATTENTION, 0), 8),
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
     (stem_spec(MACRO, 16), 16),
-    (downsample_spec(MACRO, 16, 24), 8),
+    (transition_spec(MACRO, 16, 24, 2), 8),
     (head_spec(MACRO, 16, CLASSES), 4),
 ]
 
@@ -125,13 +120,17 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         "    method = 'direct'\n"
         "    def version(self): return 'fast 1.0'\n"
         "    def prepare(self, module, images, conditions): return partial(module, images)\n"
+        "class Odd(Fast):\n"
+        "    method = 'straight'\n"
+        "class Bare(Runtime):\n"
+        "    method = 'direct'\n"
     )
     info = tmp_path / "fast_runtime-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-runtime\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[nas.runtimes]\nfast = fast_runtime:Fast\nbroken = no_such_module:Fast\n"
-        "eager = fast_runtime:Fast\n"
+        "eager = fast_runtime:Fast\nodd = fast_runtime:Odd\nbare = fast_runtime:Bare\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for cached in (registry._known, registry.find_runtime):
@@ -155,8 +154,15 @@ def test_a_package_adds_a_runtime(other_package: Path, space: SearchSpace) -> No
 def test_a_runtime_that_cannot_be_imported_names_its_package(other_package: Path) -> None:
     with pytest.raises(UsageError, match=r"'broken' of the package 'fast-runtime'.*no_such_module"):
         settings("broken")
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'fast'.*Known: broken, cudagraph"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'fast'.*Known: bare, broken, cuda"):
         settings("fasd")
+
+
+def test_an_incomplete_runtime_says_what_it_lacks(other_package: Path) -> None:
+    with pytest.raises(UsageError, match=r"'odd' .*method must be one of direct, constant, slope"):
+        settings("odd")
+    with pytest.raises(UsageError, match=r"'bare' of the package 'fast-runtime'.*abstract.*"):
+        settings("bare")
 
 
 def test_tables_of_a_runtime_that_is_not_installed_can_be_read(

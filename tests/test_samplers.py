@@ -19,7 +19,7 @@ from synthetic_search import (
 from results.pareto import hypervolume
 from search import Objective, Problem
 from search.samplers import SAMPLERS, make_sampler
-from search.samplers.archive import Archive
+from search.samplers.archive import Archive, Judged
 from search.samplers.evolution import RegularisedEvolution
 from search.samplers.local_search import LocalSearch
 from search.samplers.proposals import neighbours
@@ -157,7 +157,7 @@ def test_only_the_youngest_breed():
     sampler.tell(old, np.array([[-9.0, 0.0]]), np.zeros(1))  # the best of all, but too old
     sampler.tell(young, np.full((4, 2), 1.0), np.zeros(4))
     assert sampler._winners(50).max() <= 3
-    np.testing.assert_array_equal(sampler._genes, young)
+    np.testing.assert_array_equal(sampler._kept.genes, young)
 
 
 def test_tournaments_prefer_feasible_then_near_along_their_direction():
@@ -233,13 +233,10 @@ def test_the_archive_keeps_latest_results_and_their_front(drawn, chunk):
     latest: dict[int, tuple] = {}
     for start in range(0, len(drawn), chunk):
         part = drawn[start : start + chunk]
-        archive.tell(
-            rows[[p[0] for p in part]],
-            np.array([p[1:3] for p in part]),
-            np.array([p[3] for p in part]),
-        )
+        told = np.array([p[1:] for p in part])
+        archive.tell(Judged(rows[[p[0] for p in part]], told[:, :2], told[:, 2]))
         latest.update({p[0]: p for p in part})
-    np.testing.assert_array_equal(archive.genes, rows[list(latest)])
+    np.testing.assert_array_equal(archive.results.genes, rows[list(latest)])
     known = {i: p for i, p in latest.items() if p[3] == 0 and not np.isnan(p[1])}
     points = np.array([p[1:3] for p in known.values()]).reshape(-1, 2)
     expected = {list(known)[k] for k in brute_force_front(points)} if known else set()

@@ -13,11 +13,8 @@ from scaling_cases import COSTS, SEEDS, contract_by_size, grown, grows_width, ne
 from predictors.counts import count_architecture
 from search.scaling.as_vit import AsViT
 from search.scaling.base import ScalingMethod, ScalingOptions, ScalingTask, scaling_method
-from search.scaling.compound import Compound
 from search.scaling.contract import Contract
-from search.scaling.exponents import ExponentialMethod, Rates
-from search.scaling.fast import FastCompound
-from search.scaling.resnet_rs import ResNetRS
+from search.scaling.exponents import Compound, ExponentialMethod, FastCompound, Rates, ResNetRS
 from search.scaling.shapes import width_multiple
 from search_space import Architecture, known
 from search_space.errors import InfeasibleError, UnknownNameError, UsageError

@@ -36,7 +36,7 @@ from search.scaling.contract import (
     width_notches,
 )
 from search.scaling.shapes import Shape
-from search_space import Architecture, Block, Mixer, Stage, known
+from search_space import Architecture, Mixer, Stage, known, metaformer
 from search_space.errors import UnknownNameError
 
 
@@ -47,7 +47,7 @@ def flat(architecture: Architecture) -> list[tuple[int | float, ...]]:
         architecture.widths,
         (architecture.resolution,),
         *(
-            (s.blocks[0].mlp_ratio, *map(int, dict(s.blocks[0].mixer.params).values()))
+            (s.blocks[0]["mlp_ratio"], *map(int, dict(s.blocks[0].mixer.params).values()))
             for s in architecture.stages
         ),
     ]
@@ -99,7 +99,7 @@ def test_a_reduction_keeps_widths_in_order_and_everything_above_its_least() -> N
     least = replace(
         least,
         resolution=16,
-        stages=tuple(Stage(s.width, (Block(s.blocks[0].mixer, 1.25),)) for s in least.stages),
+        stages=tuple(Stage(s.width, (metaformer(s.blocks[0].mixer, 1.25),)) for s in least.stages),
     )
     found = list(reductions(least, width_notches(least)))
     assert [text for text, _ in found] == ["stage 4: width 16 → 8"]

@@ -22,7 +22,7 @@ from search.scaling.base import (
     ScalingTask,
 )
 from search.scaling.cost import NetworkCosts
-from search.scaling.fast import FastCompound
+from search.scaling.exponents import FastCompound
 from search.scaling.shapes import Shape
 from search_space import Architecture, components
 

@@ -10,13 +10,13 @@ from search.scaling.base import ScalingTask, scaling_method
 from search.scaling.cost import NetworkCosts
 from search.scaling.deepmad import MAX_EFFECTIVENESS, space_around
 from search.shape import ShapeRule
-from search_space import Architecture, Block, Macro, Mixer, Stage, known
+from search_space import Architecture, Macro, Mixer, Stage, known, metaformer
 from search_space.errors import InfeasibleError, UsageError
 
 
 @pytest.fixture(scope="module")
 def seed() -> Architecture:
-    block = Block(Mixer.of("depthwise_conv", kernel=3), 2.0)
+    block = metaformer(Mixer.of("depthwise_conv", kernel=3), 2.0)
     stages = tuple(Stage(width, (block,)) for width in (8, 16, 24, 32))
     return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)
 

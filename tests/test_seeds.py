@@ -24,14 +24,14 @@ from search.seeds import (
     search_seed,
 )
 from search_space import (
+    MIXERS,
     Architecture,
-    Block,
     Macro,
     Mixer,
     SearchSpace,
     StageSpace,
     load_architecture,
-    mixer_names,
+    metaformer,
 )
 from search_space.errors import UnknownNameError, UsageError
 from supernet import Supernet
@@ -49,7 +49,7 @@ def traits(architecture: Architecture) -> list[object]:
         architecture.macro.stem_kernel,
         architecture.macro.downsample_kernel,
         *(block.mixer for block in blocks),
-        *(block.mlp_ratio for block in blocks),
+        *(block["mlp_ratio"] for block in blocks),
     ]
 
 
@@ -97,7 +97,7 @@ def test_transitions_normalise_patches_before_the_linear_layer(kernel: int) -> N
 
 
 def test_transitions_share_weights_bit_for_bit() -> None:
-    block = Block(Mixer.of("pooling"), 2)
+    block = metaformer(Mixer.of("pooling"), 2)
     stages = tuple(StageSpace((8 * 2**i, 16 * 2**i), (1,), (block,)) for i in range(4))
     macro = Macro(stem_kernel=4, downsample="patch_merging", downsample_kernel=3)
     space = SearchSpace("transitions", macro, (64,), stages)
@@ -108,7 +108,7 @@ def test_transitions_share_weights_bit_for_bit() -> None:
             assert torch.equal(supernet(images, architecture), network(images))
 
 
-@pytest.mark.parametrize("mixers", [*((name,) for name in mixer_names()), tuple(mixer_names())])
+@pytest.mark.parametrize("mixers", [*((name,) for name in MIXERS.names()), tuple(MIXERS.names())])
 def test_every_topology_is_a_network_of_one_block_a_stage(mixers: tuple[str, ...]) -> None:
     space, rng = SeedSpace(32, mixers), np.random.default_rng(0)
     extremes = [tuple(0 for _ in space.choices), tuple(count - 1 for count in space.choices)]

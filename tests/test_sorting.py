@@ -12,27 +12,30 @@ import torch
 from small_backbone import STYLES
 from torch import Tensor
 
+import search_space
 from search_space import (
     Architecture,
-    Block,
     Mixer,
     ModuleSpec,
     SearchSpace,
     Stage,
     StageSpace,
     load_space,
-    mixer_names,
+    metaformer,
 )
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from supernet import Supernet
 from supernet.network.axes import StaticModule, names, permute, shape
 from supernet.network.channel_order import ChannelLayout, sort_channels
+from supernet.network.heads import Head
 from supernet.network.mixers import Pooling
-from supernet.network.modules import Downsample, Head, Stem, build_module
+from supernet.network.modules import build_module
+from supernet.network.stems import ConvStem
+from supernet.network.transitions import Transition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MIXERS = (
+CHOSEN = (
     Mixer.of("pooling"),
     Mixer.of("depthwise_conv", kernel=3),
     Mixer.of("depthwise_conv", kernel=5),
@@ -47,10 +50,18 @@ MIXERS = (
         for window, head_dim in ((2, 4), (4, 4), (2, 8))
     ),
 )
+MIXERS = (  # and whatever else is registered
+    *CHOSEN,
+    *(
+        Mixer.of(name)
+        for name in search_space.MIXERS.names()
+        if name not in {mixer.name for mixer in CHOSEN}
+    ),
+)
 
 
 def space_of(style: str, mixers: tuple[Mixer, ...] = MIXERS) -> SearchSpace:
-    blocks = tuple(Block(mixer, ratio) for mixer in mixers for ratio in (1.0, 2.0))
+    blocks = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (1.0, 2.0))
     stages = tuple(StageSpace((8, 8 * (i + 3)), (1, 2), blocks) for i in range(4))
     return SearchSpace(style, STYLES[style], (32,), stages)
 
@@ -59,7 +70,7 @@ def largest_with(space: SearchSpace, mixer: Mixer) -> Architecture:
     stages = []
     for stage in space.stages:
         blocks = [block for block in stage.blocks if block.mixer == mixer]
-        best = max(blocks, key=lambda block: block.mlp_ratio)
+        best = max(blocks, key=lambda block: block["mlp_ratio"])
         stages.append(Stage(stage.widths[-1], (best,) * stage.depths[-1]))
     return Architecture(space.macro, space.resolutions[-1], tuple(stages))
 
@@ -89,7 +100,6 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 def test_the_largest_subnet_of_every_mixer_keeps_its_function(style: str) -> None:
     space = space_of(style)
-    assert {mixer.name for mixer in MIXERS} == set(mixer_names())
     supernet, x = randomised(space), images()
     kept = {mixer: largest_with(space, mixer) for mixer in MIXERS}
     before = {mixer: supernet(x, architecture) for mixer, architecture in kept.items()}
@@ -235,9 +245,9 @@ def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
     def turned(x: Tensor, name: str, dim: int = -1) -> Tensor:
         return x.roll(-1 if name in together else 0, dim)
 
-    stem, head = isinstance(module, Stem), isinstance(module, Head)
+    stem, head = isinstance(module, ConvStem), isinstance(module, Head)
     x = random(2, 3, 8, 8) if stem else random(2, 5, 5, sizes["dim"])
-    out = "out_dim" if isinstance(module, Downsample) else "dim"
+    out = "out_dim" if isinstance(module, Transition) else "dim"
     expected = torch.func.functional_call(module, before, (x,))
     actual = torch.func.functional_call(module, after, (x if stem else turned(x, "dim"),))
     if not head:
@@ -248,7 +258,7 @@ def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
 MACRO_SPECS = [
     spec
     for macro in STYLES.values()
-    for spec in (stem_spec(macro, 6), downsample_spec(macro, 6, 10), head_spec(macro, 6, 5))
+    for spec in (stem_spec(macro, 6), transition_spec(macro, 6, 10, 2), head_spec(macro, 6, 5))
 ]
 
 
@@ -256,9 +266,9 @@ MACRO_SPECS = [
     "spec",
     [
         *(
-            block_spec(macro, 4 * mixer.width_multiple, Block(mixer, 0.75), position)
+            block_spec(macro, 4 * mixer.width_multiple, metaformer(mixer, 0.75), position)
             for macro in (STYLES["swin"], STYLES["convnext"])
-            for mixer in (*MIXERS, *(Mixer.of(name) for name in mixer_names()))
+            for mixer in (*MIXERS, *(Mixer.of(name) for name in search_space.MIXERS.names()))
             for position in (0, 1)
         ),
         *MACRO_SPECS,

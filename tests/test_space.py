@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from search_space import (
     Architecture,
-    Block,
     Genes,
     Macro,
     Mixer,
@@ -21,6 +20,7 @@ from search_space import (
     Stage,
     StageSpace,
     load_space,
+    metaformer,
     space_names,
 )
 from search_space.errors import InvalidArchitectureError
@@ -37,8 +37,8 @@ def preset(name: str) -> SearchSpace:
 
 def small_space() -> SearchSpace:
     """240 architectures: small enough to list."""
-    pooling = Block(Mixer.of("pooling"), 2.0)
-    convolution = Block(Mixer.of("depthwise_conv", kernel=3), 2.0)
+    pooling = metaformer(Mixer.of("pooling"), 2.0)
+    convolution = metaformer(Mixer.of("depthwise_conv", kernel=3), 2.0)
     fixed = StageSpace((16,), (1,), (pooling,))
     return SearchSpace(
         "small",
@@ -151,7 +151,7 @@ def test_contains_and_encode_say_what_lies_outside() -> None:
     space = small_space()
     inside = space.smallest
     stage = inside.stages[0]
-    heavy = Block(Mixer.of("pooling"), 4.0)
+    heavy = metaformer(Mixer.of("pooling"), 4.0)
     outside = [
         (replace(inside, resolution=32), ["resolution 32", "16, 24"]),
         (replace(inside, macro=replace(space.macro, norm_eps=1e-5)), ["macro style"]),
@@ -282,7 +282,7 @@ def test_sampling_is_uniform_per_gene() -> None:
 
 
 def test_a_space_of_one_architecture() -> None:
-    fixed = StageSpace((16,), (2,), (Block(Mixer.of("pooling"), 2.0),))
+    fixed = StageSpace((16,), (2,), (metaformer(Mixer.of("pooling"), 2.0),))
     space = SearchSpace("one", Macro(), (64,), (fixed,) * 4)
     rng = np.random.default_rng(0)
     genes = space.sample(rng, 3)

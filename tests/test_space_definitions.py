@@ -12,18 +12,18 @@ from architecture_strategies import change
 
 from predictors.counts import count_architecture, count_entry
 from search_space import (
-    Block,
+    MIXERS,
     Mixer,
     SearchSpace,
     StageSpace,
     known,
     load_space,
-    mixer_names,
+    metaformer,
     space_names,
 )
-from search_space.architecture import feature_sizes
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError, UnknownNameError
+from search_space.macro import feature_sizes
 from search_space.space_definition import space_from_dict
 
 # Presets ------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def lightest_and_heaviest(space: SearchSpace, resolution: int) -> tuple[int, int
             before = space.stages[i - 1].widths
             parts.append(
                 [
-                    count_entry(downsample_spec(macro, a, b), sizes[i - 1]).macs
+                    count_entry(transition_spec(macro, a, b, 2), sizes[i - 1]).macs
                     for a in (before[0], before[-1])
                     for b in (stage.widths[0], stage.widths[-1])
                 ]
@@ -98,7 +98,13 @@ def test_presets_are_what_they_describe(name: str, resolutions: tuple[int, int])
     if name == "digits":
         assert mixers == {"pooling", "depthwise_conv", "window_attention"}
     else:
-        assert mixers == set(mixer_names())
+        assert mixers == {
+            "depthwise_conv",
+            "focal_modulation",
+            "gnconv",
+            "pooling",
+            "window_attention",
+        }
     assert space.size > 1e12  # worth searching
 
 
@@ -136,7 +142,7 @@ def test_definition_is_the_product_of_its_lists() -> None:
     space = space_from_dict(definition())
     attention = [Mixer.of("window_attention", window=window, head_dim=8) for window in (2, 4)]
     mixers = [Mixer.of("pooling"), *attention]
-    expected = tuple(Block(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
+    expected = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
     assert space.resolutions == (16,)
     assert space.stages == (StageSpace((16, 32), (2,), expected),) * 4
     assert space.size == (2 * 6**2) ** 4
@@ -205,7 +211,7 @@ def test_unknown_mixer_says_the_nearest_and_all(entry: Any) -> None:
     message = str(info.value)
     assert "stages[3]: unknown mixer 'window_atention'" in message
     assert "Did you mean 'window_attention'?" in message
-    assert all(name in message for name in mixer_names())
+    assert all(name in message for name in MIXERS.names())
 
 
 @pytest.mark.parametrize("key", ["windw", "name", 4])

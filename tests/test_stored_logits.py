@@ -25,6 +25,7 @@ from supernet.data.augmentation import AugmentConfig, default_augment
 from supernet.data.batches import Batch, augmented_batches, train_loader
 from supernet.data.dataset import ImageData
 from supernet.training import stored_logits
+from supernet.training.config import TrainConfig
 from supernet.training.stored_logits import StoredLogits, identity_of, store_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +89,7 @@ def test_many_classes_and_several_row_groups(tmp_path, monkeypatch):
     logits = torch.randn(23, 40000, generator=torch.Generator().manual_seed(0)) * 4
     opened = stored(tmp_path, logits, 7)
     path = opened.folder / "variant-00000.parquet"
-    assert pq.ParquetFile(path).num_row_groups == 4
+    assert pq.ParquetFile(path).num_row_groups == 5
     assert pq.read_schema(path).field("classes").type == pa.list_(pa.int32(), 7)
     found = opened(0, torch.arange(23))
     top = logits.topk(7)
@@ -126,12 +127,16 @@ class Net:
         return self.network(images) * 3
 
 
+def asked(**options) -> TrainConfig:
+    return TrainConfig(**{"teacher": "resnet18", "teacher_variants": 2} | options)
+
+
 ERASING = AugmentConfig(crop="pad", padding=2, erase=0.5, auto_augment="rand-m5-n1")
 
 
 @pytest.mark.parametrize("augment", [None, ERASING])
 def test_training_gets_the_teachers_logits_of_its_own_images(data, tmp_path, augment):
-    identity = identity_of(Net().identity, data, seed=5, augment=augment, variants=2)
+    identity = identity_of(Net().identity, data, asked(seed=5, augment=augment))
     opened = store_logits(
         Net(),
         lambda variant: augmented_batches(data, 32, variant, 5, augment=augment),
@@ -149,13 +154,13 @@ def test_training_gets_the_teachers_logits_of_its_own_images(data, tmp_path, aug
 
 def test_whatever_predictions_depend_on_is_in_their_identity(data, monkeypatch):
     def of(**changes):
-        values = {"teacher": {"name": "a"}, "data": data, "seed": 1, "variants": 2} | changes
-        return identity_of(values.pop("teacher"), values.pop("data"), **values)
+        values = {"teacher": {"name": "a"}, "data": data, "seed": 1} | changes
+        return identity_of(values.pop("teacher"), values.pop("data"), asked(**values))
 
     default = default_augment(data.kind, data.resolution)
     assert of() == of(augment=default)
     others = [
-        *(of(teacher={"name": "b"}), of(seed=2), of(variants=3)),
+        *(of(teacher={"name": "b"}), of(seed=2), of(teacher_variants=3)),
         *(of(augment=replace(default, scale=(0.5, 1.0))), of(augment=AugmentConfig(hflip=0))),
         of(data=few_images(validation_fraction=0.6)),
     ]
@@ -167,7 +172,7 @@ def test_whatever_predictions_depend_on_is_in_their_identity(data, monkeypatch):
 @pytest.mark.parametrize("augment", [AugmentConfig(mixup=0.8), AugmentConfig(cutmix=1.0)])
 def test_mixed_images_are_refused(data, augment):
     with pytest.raises(UsageError, match=r"mixed pairs: set both to 0, or give the teacher"):
-        identity_of({}, data, seed=0, augment=augment, variants=1)
+        identity_of({}, data, asked(augment=augment))
 
 
 # Writing that fails or stops, and writers beside each other -------------------------------------

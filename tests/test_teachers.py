@@ -27,7 +27,7 @@ from supernet.training.objectives import distillation_loss
 from supernet.training.teachers import load_teacher
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-STATISTICS: dict[str, Any] = {"data_mean": MEAN, "data_std": STD}
+STATISTICS: dict[str, Any] = {"data": Preprocessing(resolution=24, mean=MEAN, std=STD)}
 EXPORT_MEAN, EXPORT_STD = (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)
 
 

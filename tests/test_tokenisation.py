@@ -10,9 +10,9 @@ from small_backbone import STYLES, images, network, small, stage_outputs, styles
 from torch.nn import functional as F
 
 from search_space import Macro, load_space
-from search_space.architecture import conv_padding
 from search_space.components import stem_spec
 from search_space.errors import RunError
+from search_space.macro import conv_padding
 from supernet.network.modules import build_module
 from supernet.training.tokenisation import TokenSchedule, coarsen
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from search_space import (
     Architecture,
-    Block,
     Macro,
     SearchSpace,
     StageSpace,
     components,
     known,
     load_space,
+    metaformer,
     space_names,
 )
 from search_space import Mixer as Mixer_
@@ -27,7 +27,7 @@ from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
 from supernet.network import supernet as supernet_module
 from supernet.network.axes import Axis, Centre, Concat, Product, extent, permute, shape
-from supernet.network.mixers import Mixer, registry
+from supernet.network.mixers import Mixer, register_mixer
 from supernet.network.slices import Slice, cut
 from supernet.network.supernet import _templates, template
 
@@ -323,10 +323,10 @@ def test_shared_weights_start_as_the_modules_do(monkeypatch: pytest.MonkeyPatch)
         def sizes(self) -> dict[str, int]:
             return {"dim": self.dim, "kernel": self.kernel}
 
-    monkeypatch.setitem(registry._MIXERS, "pooling", Scaled)
+    monkeypatch.setitem(register_mixer._classes, "pooling", Scaled)
     monkeypatch.setattr(supernet_module, "template", template.__wrapped__)
     blocks = tuple(
-        Block(mixer, ratio)
+        metaformer(mixer, ratio)
         for mixer in (Mixer_.of("pooling", kernel=3), Mixer_.of("pooling", kernel=5))
         for ratio in (1.0, 2.0)
     )
@@ -349,7 +349,7 @@ def test_shared_weights_start_as_the_modules_do(monkeypatch: pytest.MonkeyPatch)
 def test_entries_that_no_module_covers_alone_come_from_those_that_use_them() -> None:
     """Many small heads and few large ones: each part has values, the rest is used by none."""
     blocks = tuple(
-        Block(Mixer_.of("window_attention", window=2, head_dim=head_dim), 1.0)
+        metaformer(Mixer_.of("window_attention", window=2, head_dim=head_dim), 1.0)
         for head_dim in (4, 8)
     )
     stages = tuple(StageSpace((8, 16), (1,), blocks) for _ in range(4))

@@ -102,7 +102,7 @@ def _print(data: ReportData, path: Path, as_json: bool) -> None:
 @opt.json_option
 def spaces(name: str | None, as_json: bool) -> None:
     """Preset search spaces, or the choices of one."""
-    from search_space import load_space, mixer_names, space_names
+    from search_space import MIXERS, load_space, space_names
 
     if name is None:
         known = [load_space(item) for item in space_names()]
@@ -110,7 +110,7 @@ def spaces(name: str | None, as_json: bool) -> None:
             f"{s.name:8} {s.size:9.1e} architectures, {', '.join(map(str, s.resolutions))} px"
             for s in known
         ]
-        lines.append(f"mixers that spaces choose from: {', '.join(mixer_names())}")
+        lines.append(f"mixers that spaces choose from: {', '.join(MIXERS)}")
         opt.answer(as_json, [_facts(space) for space in known], lines)
         return
     space = load_space(name)
@@ -119,7 +119,7 @@ def spaces(name: str | None, as_json: bool) -> None:
         f"resolution {', '.join(map(str, space.resolutions))} px",
     ]
     for i, stage in enumerate(space.stages):
-        mixers = dict.fromkeys(block.mixer.name for block in stage.blocks)
+        mixers = dict.fromkeys(block.label for block in stage.blocks)
         lines.append(
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
             f"{len(stage.blocks)} block choices of {', '.join(mixers)}"

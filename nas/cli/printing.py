@@ -30,7 +30,7 @@ def result_lines(data: ReportData, path: Path) -> Iterator[str]:
     """The front, the chosen network and where its files are."""
     chosen = data.chosen
     if data.front:
-        shown = [column for column in _columns() if any(column.value(m) for m in data.front)]
+        shown = [c for c in _columns(data.front) if any(c.value(m) for m in data.front)]
         rows = [["digest", *(column.head for column in shown), ""]]
         for member in data.front:
             mark = "← chosen" if chosen is not None and member.digest == chosen.digest else ""
@@ -69,9 +69,11 @@ class _Column:
         return (member.measured if self.measured else member.predicted).get(self.metric.name)
 
 
-def _columns() -> list[_Column]:
+def _columns(front: Sequence[Network]) -> list[_Column]:
     """Columns: what tells networks apart, the latency twice, and what they cost."""
-    others = [_Column(m.short, m) for m in registered() if m.name != LATENCY]
+    names = [*(m.name for m in registered()), *(name for m in front for name in m.predicted)]
+    metrics = [metric_named(name) for name in dict.fromkeys(names) if name != LATENCY]
+    others = [_Column(m.short, m) for m in metrics]
     latency = metric_named(LATENCY)
     both = [_Column("predicted", latency), _Column("measured", latency, measured=True)]
     costs = [c for c in others if c.metric.source == TABLE]

@@ -161,10 +161,10 @@ def seed(**values: Any) -> None:
     """
     from nas.workflows.scaling import find_seed
     from search.seeds import SeedSpace
-    from search_space import mixer_names
+    from search_space import MIXERS
 
     everything = values["mixers"] == "all"
-    mixers = mixer_names() if everything else _listed("--mixers", values["mixers"])
+    mixers = MIXERS.names() if everything else _listed("--mixers", values["mixers"])
     space = SeedSpace(values["image_size"], tuple(mixers))
     result = find_seed(
         space,

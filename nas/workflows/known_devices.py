@@ -23,7 +23,7 @@ from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Calibration
 from predictors.tables.folder import known_tables, provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
-from search_space.mixers import mixer_names
+from search_space.mixers import MIXERS
 
 
 def overview() -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]
     rows = []
     for runtime in ESTIMATED_RUNTIMES:
         number_format = sheet.number_format(conditions.precision, runtime)
-        for mixer in mixer_names():
+        for mixer in MIXERS:
             expected = expected_error(sheet, runtime, number_format, mixer)
             rows.append({"runtime": runtime, "mixer": mixer, **asdict(expected)})
     return rows

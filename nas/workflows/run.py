@@ -197,6 +197,19 @@ class Run(ABC, Generic[Config]):
             costs.append(load_cost(option, copy))
         return costs
 
+    @cached_property
+    def cost_tables(self) -> dict[str, Table]:
+        """Tables of ``costs`` by name.
+
+        Raises:
+            CorruptFileError: A table of the user's lacks a component of the space.
+        """
+        return {
+            metric.name: AdditiveTable.build(self.space, self.num_classes, metric.cost)
+            for metric in self.costs
+            if metric.cost is not None
+        }
+
     def problem(self, table: LatencyTable) -> Problem:
         """The search problem; what cannot be met is refused before anything is trained.
 
@@ -211,10 +224,8 @@ class Run(ABC, Generic[Config]):
             },
             **counts(self.space, self.num_classes),
             **self.rules,
+            **self.cost_tables,
         }
-        for cost in self.costs:
-            assert cost.cost is not None
-            tables[cost.name] = AdditiveTable.build(self.space, self.num_classes, cost.cost)
         upper, lower = self.limits, self.config.lower_limits()
         minimised = self.config.minimised()
         if MEMORY in (*upper, *lower, *minimised):

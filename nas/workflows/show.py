@@ -78,6 +78,11 @@ def _what(component: Component) -> str:
             return f"{options['style']} {options['dim']} → {options['out_dim']}"
         case "head":
             return f"pool, linear {options['dim']} → {options['num_classes']}"
+    if "mixer" not in options:
+        inside = f", {options['hidden']} inside" if "hidden" in options else ""
+        kernel = f" {options['kernel']}×{options['kernel']}" if "kernel" in options else ""
+        stride = f"/{options['stride']}" if options["stride"] > 1 else ""
+        return f"{options['style']}{kernel}{stride} {options['dim']} → {options['out_dim']}{inside}"
     params = ", ".join(
         f"{key} {value}" for key, value in options["params"] if not isinstance(value, bool)
     )

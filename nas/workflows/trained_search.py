@@ -64,6 +64,7 @@ class TrainedSearch(ImageRun):
         self.open_data(self.space.resolutions[-1])
         self.check_trainings()
         self._check_halvings()
+        _ = self.cost_tables  # what they lack is an error before anything is measured
         table = self.latency_table()
         problem = self.problem(table)
         sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
@@ -173,23 +174,21 @@ class TrainedSearch(ImageRun):
     def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
         config, on_gpu = self.config, self.compute == "cuda"
         if config.workers == 1:
-            return InProcessExecutor(self._evaluator(supernet, parts))
+            return InProcessExecutor(SupernetEvaluator(supernet, parts, **self._judging()))
         prepare(config.address)  # Ray is imported with the next
         from search.executors.on_ray import RayExecutor
 
         return RayExecutor(
-            SupernetFactory.of(supernet, parts, self.compute, **self._judging()),
+            SupernetFactory.of(supernet, parts, **self._judging()),
             workers=config.workers,
             address=config.address,
             num_gpus=float(on_gpu) if config.gpus_per_worker is None else config.gpus_per_worker,
         )
 
-    def _evaluator(self, supernet: Supernet, parts: list[EvalBatches]) -> SupernetEvaluator:
-        return SupernetEvaluator(supernet, parts, self.compute, **self._judging())
-
     def _judging(self) -> dict[str, Any]:
         counts = np.bincount(self.data.validation.labels, minlength=self.num_classes)
-        return {"amp": self.config.train.amp, "class_counts": tuple(counts.tolist())}
+        amp = self.config.train.amp
+        return {"device": self.compute, "amp": amp, "class_counts": tuple(counts.tolist())}
 
     def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
@@ -215,7 +214,9 @@ class TrainedSearch(ImageRun):
         """Extremes of the space and the known designs that it holds, under the same rules."""
         designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
         designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
-        evaluator = self._evaluator(supernet, [eval_batches(self.data.validation)])
+        evaluator = SupernetEvaluator(
+            supernet, [eval_batches(self.data.validation)], **self._judging()
+        )
         result = {}
         for name, architecture in designs.items():
             cheap = problem.cheap_metrics(self.space.encode([architecture]))

@@ -69,7 +69,7 @@ class TrainingFreeSearch(Run[TrainingFreeConfig]):
         return self.config.num_classes
 
     def all_phases(self) -> ReportData:
-        _ = self.target, self.others  # what is not there is an error before anything is made
+        _ = self.target, self.others, self.cost_tables  # errors before anything is made
         table = self.latency_table()
         problem = self.problem(table)
         front = self.searched(problem)

@@ -1,10 +1,9 @@
 """Bundles: measurements of a device that this package is not installed on.
 
-``write_bundle`` leaves a folder with an ONNX file per component and check network, a manifest,
-and ``run.py``, which needs numpy and onnxruntime only. Carried to the device and run there, it
-writes a results file that ``import_bundle`` turns into a latency table. Weights do not change
-the speed, so all models read theirs from one file of noise, and constants that several share
-are stored once.
+``write_bundle`` leaves a folder with an ONNX file per component and check network, a manifest, and
+``run.py``, which needs numpy and onnxruntime only. Run on the device, it writes a results file that
+``import_bundle`` turns into a latency table. Weights do not change the speed, so all models read
+theirs from one file of noise, and constants that several share are stored once.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch import nn
 
-from predictors.bundles import runner as bundle_runner
-from predictors.bundles.runner import FORMAT, sha256
+from predictors.measuring import runner as bundle_runner
 from predictors.measuring.bench import Subject, WeightPool, entry_subject, network_subject
 from predictors.measuring.entry_plan import empty_subject
 from predictors.measuring.profile import check_architectures
+from predictors.measuring.runner import FORMAT, sha256
 from predictors.measuring.runtimes import find_runtime
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import identify, implementation_digest
@@ -77,7 +77,15 @@ def write_bundle(
     shutil.rmtree(staging, ignore_errors=True)
     (staging / MODELS).mkdir(parents=True)
     try:
-        conditions = _export_conditions(batch_size, precision)
+        conditions = Conditions(  # this machine's CPU, on which models are made for any device
+            device=identify("cpu"),
+            runtime=RUNTIME,
+            precision=precision,
+            batch_size=batch_size,
+            threads=1,
+            runtime_version=RUNTIME,
+            implementation=implementation_digest(),
+        )
         manifest = _Writer(staging, conditions, progress).write(space, num_classes)
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         if folder.exists():
@@ -86,19 +94,6 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
-
-
-def _export_conditions(batch_size: int, precision: str) -> Conditions:
-    """Returns conditions of this machine's CPU, on which models are made for any device."""
-    return Conditions(
-        device=identify("cpu"),
-        runtime=RUNTIME,
-        precision=precision,
-        batch_size=batch_size,
-        threads=1,
-        runtime_version=RUNTIME,
-        implementation=implementation_digest(),
-    )
 
 
 @dataclass
@@ -224,13 +219,9 @@ class _SharedTensors:
 
     @staticmethod
     def _place(tensor: TensorProto, file: str, offset: int) -> None:
-        size = len(_content(tensor))
-        if size <= _SMALL:
-            return
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", file), ("offset", offset), ("length", size)):
-            tensor.external_data.add(key=key, value=str(value))
+        if (size := len(_content(tensor))) > _SMALL:
+            set_external_data(tensor, file, offset, size)
+            tensor.ClearField("raw_data")
 
     def write(self, folder: Path, dtype: torch.dtype) -> None:
         count = math.ceil(self._used / dtype.itemsize)

@@ -1,8 +1,4 @@
-"""Import of what a bundle measured on another device.
-
-Nothing in the files is trusted: the bundle must be the one that was measured, every file must
-have the checksum that the manifest states, and every sample must be a time.
-"""
+"""Import of what a bundle measured on another device: nothing in the files is trusted."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from predictors.bundles import runner as bundle_runner
+from predictors.measuring import runner as bundle_runner
 from predictors.measuring.bench import split_half_disagreement, statistic
 from predictors.measuring.entry_plan import without_cost
 from predictors.tables.additive import Entry
@@ -205,21 +201,13 @@ def _combine(manifest: _Manifest, measured: _Results, name: str) -> LatencyTable
         stopped="converged" if {p.stopped for p in portions} == {"converged"} else "rounds",
         warnings=list(dict.fromkeys(text for p in portions for text in p.warnings)),
     )
+    stated = ("precision", "batch_size", "layout", "implementation", "protocol")
     conditions = Conditions(
         device=measured.device,
         runtime="onnxruntime",
-        precision=manifest.precision,
-        batch_size=manifest.batch_size,
         threads=measured.threads,
         runtime_version=measured.runtime_version,
-        layout=manifest.layout,
-        implementation=manifest.implementation,
-        protocol=manifest.protocol,
+        **{key: getattr(manifest, key) for key in stated},
     )
-    return LatencyTable(
-        conditions,
-        entries,
-        {manifest.space.digest: correction},
-        name=name,
-        created=measured.created,
-    )
+    corrections = {manifest.space.digest: correction}
+    return LatencyTable(conditions, entries, corrections, name=name, created=measured.created)

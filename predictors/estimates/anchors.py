@@ -16,7 +16,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 
 import numpy as np
@@ -71,11 +71,15 @@ class Anchor:
 
     @property
     def mixer(self) -> str:
-        return anchor_network(self.network).stages[0].blocks[0].mixer.name
+        return anchor_network(self.network).stages[0].blocks[0].label
 
+    @cached_property
     def demand(self) -> Demand:
-        """Returns what the network asks of the device."""
-        return _demand(self)
+        """What the network asks of the device."""
+        batch_size, precision = self.batch_size, "fp16" if self.half else "fp32"
+        chain = components(anchor_network(self.network))
+        launched = [op for c in chain for op in operators(c.spec, c.in_size, batch_size, precision)]
+        return Demand.of(launched, datasheet(self.device), self.number_format)
 
 
 @cache
@@ -93,14 +97,6 @@ def anchors() -> tuple[Anchor, ...]:
     """Reads all anchors of the package."""
     text = (resources.files("predictors.estimates") / "anchors.csv").read_text("utf-8")
     return TypeAdapter(tuple[Anchor, ...]).validate_python(list(csv.DictReader(text.splitlines())))
-
-
-@lru_cache(maxsize=4096)
-def _demand(anchor: Anchor) -> Demand:
-    batch_size, precision = anchor.batch_size, "fp16" if anchor.half else "fp32"
-    chain = components(anchor_network(anchor.network))
-    launched = [op for c in chain for op in operators(c.spec, c.in_size, batch_size, precision)]
-    return Demand.of(launched, datasheet(anchor.device), anchor.number_format)
 
 
 # Fits ---------------------------------------------------------------------------------------------
@@ -162,7 +158,7 @@ def fit_anchors(figures: tuple[Anchor, ...], hosted: bool) -> Constants:
     groups = Counter(kernels for kernels, _ in {(a.kernels, a.group) for a in figures})
     share = len(figures) / len(groups)
     weights = [share / groups[a.kernels] / sizes[a.group] for a in figures]
-    demands = [a.demand() for a in figures]
+    demands = [a.demand for a in figures]
     return fit(demands, [a.latency_ms for a in figures], hosted=hosted, weights=weights)
 
 
@@ -185,7 +181,7 @@ def leave_out(
     result = []
     for a in figures:
         if rest := tuple(other for other in figures if by(other) != by(a)):
-            predicted = a.demand().latency_ms(fit_anchors(rest, hosted))
+            predicted = a.demand.latency_ms(fit_anchors(rest, hosted))
             result.append(Held(a, predicted / a.latency_ms - 1))
     return result
 

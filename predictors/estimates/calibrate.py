@@ -1,8 +1,8 @@
 """Calibration: a handful of the user's own whole-network measurements correct a table.
 
-The measurements come in a CSV file with a column ``network``, the name of a known design or the
-path of an architecture's YAML or JSON file (relative to the CSV), and one column that carries
-the unit in its name: ``latency_ms``, ``latency_us`` or ``latency_s``. Other columns are notes.
+They come in a CSV file with a column ``network``, the name of a known design or the path of an
+architecture's file (relative to the CSV), and one that carries the unit in its name:
+``latency_ms``, ``latency_us`` or ``latency_s``. Other columns are notes.
 """
 
 from __future__ import annotations
@@ -127,25 +127,21 @@ def _measurement(
             f"{len(cells)} cells where the header has {len(names)} columns; quote cells that "
             "contain commas."
         )
-    name = cells[names.index(NETWORK_COLUMN)].strip()
-    value_ms = _latency_ms(cells[names.index(unit)].strip(), unit)
-    if not name:
-        raise MeasurementError(f"no network; give one of {', '.join(known_names())}, or a path.")
-    where = name if name in known_names() or not Path(name).suffix else str(folder / name)
-    return NetworkMeasurement(name, load_architecture(where), value_ms, line)
-
-
-def _latency_ms(text: str, unit: str) -> float:
+    row = {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+    name, text = row[NETWORK_COLUMN], row[unit]
     try:
-        value = math.nan if "_" in text else float(text) * UNITS_MS[unit]
+        latency_ms = math.nan if "_" in text else float(text) * UNITS_MS[unit]
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
+        latency_ms = math.nan
+    if not 0 < latency_ms < math.inf:
         raise MeasurementError(
             f"{unit} is {text!r:.40} but must be a positive number, with a point for decimals "
             "and no unit."
         )
-    return value
+    if not name:
+        raise MeasurementError(f"no network; give one of {', '.join(known_names())}, or a path.")
+    where = name if name in known_names() or not Path(name).suffix else str(folder / name)
+    return NetworkMeasurement(name, load_architecture(where), latency_ms, line)
 
 
 def calibrate(
@@ -163,10 +159,9 @@ def calibrate(
     Raises:
         MeasurementError: There are no networks.
     """
-    predicted_ms = sums_ms if predicted_ms is None else predicted_ms
     if not names:
         raise MeasurementError("there are no networks to calibrate with: measure at least one.")
-    ratios = np.asarray(predicted_ms, dtype=np.float64) / np.asarray(measured_ms)
+    ratios = np.array(sums_ms if predicted_ms is None else predicted_ms) / np.array(measured_ms)
     before = float(np.mean(np.abs(ratios - 1)))
     scale, offset = fit_correction(sums_ms, measured_ms)
     return Calibration(

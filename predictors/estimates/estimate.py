@@ -2,9 +2,9 @@
 
     estimate(estimated_conditions("a100", runtime="eager"), space, 1000)
 
-The roofline (``roofline``) with constants from published figures (``anchors``), or, where a
-table of another GPU was measured, that table times the ratio of rooflines (``transfer``). Every
-estimate comes with the mean relative error of predicting figures that the fit did not see.
+The roofline with constants from published figures (``anchors``), or, where a table of another GPU
+was measured, that table times the ratio of rooflines (``transfer``). Every estimate comes with the
+mean relative error of predicting figures that the fit did not see.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def estimate(
         if source is not None:
             return transfer(measured, source, conditions, space, num_classes)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
-    names = {block.mixer.name for stage in space.stages for block in stage.blocks}
+    names = {block.label for stage in space.stages for block in stage.blocks}
     expected = max(
         (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
         key=lambda each: each.error,

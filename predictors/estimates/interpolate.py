@@ -60,10 +60,12 @@ def interpolated(table: LatencyTable, space: SearchSpace, num_classes: int = 100
     if not table.corrections:
         table.correction(space)  # says what is missing
     correction = table.typical_correction(space)
-    share = _weighted_error(extended, errors, entries(space, num_classes))
-    total = math.hypot(correction.expected_error, share)
+    wanted = entries(space, num_classes)
+    times = np.array([extended.entries[entry].latency_ms for entry in wanted])
+    each = np.array([errors.get(entry, 0.0) for entry in wanted])  # measured ones have none
+    total = math.hypot(correction.expected_error, float((times * each).sum() / times.sum()))
     warning = (
-        f"{len(missing)} of {len(entries(space, num_classes))} entries are interpolated, "
+        f"{len(missing)} of {len(wanted)} entries are interpolated, "
         f"with an error of {np.mean(list(errors.values())):.0%} each."
         if missing
         else "the correction is that of other spaces."
@@ -110,12 +112,3 @@ def _fit(features: Values, times: Values) -> Values:
     """Fits non-negative coefficients with the least squared relative error."""
     solution, _ = nnls(features / times[:, None], np.ones(len(times)))
     return np.asarray(solution, dtype=np.float64)
-
-
-def _weighted_error(
-    table: LatencyTable, errors: dict[Entry, float], wanted: Sequence[Entry]
-) -> float:
-    """Averages errors of the ``wanted`` entries by their time; measured ones have none."""
-    times = np.array([table.entries[entry].latency_ms for entry in wanted])
-    each = np.array([errors.get(entry, 0.0) for entry in wanted])
-    return float((times * each).sum() / times.sum())

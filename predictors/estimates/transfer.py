@@ -39,7 +39,7 @@ _LEAST_FITTED = 8
 
 def entry_kind(spec: ModuleSpec) -> str:
     """Returns the mixer of a block, the kind of another component."""
-    return str(spec.as_dict()["mixer"]) if spec.kind == "block" else spec.kind
+    return spec.label
 
 
 def target_sheet(conditions: Conditions) -> Datasheet:
@@ -225,7 +225,7 @@ def transferred(
     pairs = []
     for b in target:
         if a := alike.get((b.network, b.batch_size)):
-            ratio = b.demand().latency_ms(constants) / a.demand().latency_ms(constants)
+            ratio = b.demand.latency_ms(constants) / a.demand.latency_ms(constants)
             pairs.append((b, a.latency_ms * ratio))
     errors = []
     for b, predicted in pairs:

@@ -84,13 +84,12 @@ class LoadMeter:
         return max(0.0, (busy - mine) / max(now * (psutil.cpu_count() or 1), 1e-9))
 
     def warnings(self) -> list[str]:
-        quota, share = cpu_quota(), self.others()
-        if quota is not None and self._quota is not None:
-            stopped = quota.throttled - self._quota.throttled
-            throttled = stopped / max(quota.periods - self._quota.periods, 1)
+        now, share, then = cpu_quota(), self.others(), self._quota
+        if now is not None and then is not None:
+            throttled = (now.throttled - then.throttled) / max(now.periods - then.periods, 1)
             if throttled >= THROTTLED_PERIODS:
                 return [
-                    f"the CPU quota of this container, {quota.processors:.3g} processors, stopped "
+                    f"the CPU quota of this container, {now.processors:.3g} processors, stopped "
                     f"the measurement in {throttled:.0%} of its periods: latencies are too high; "
                     "raise the quota (docker run --cpus), or measure with fewer --threads."
                 ]
@@ -155,16 +154,9 @@ def cpu_clock() -> tuple[float, float | None] | None:
     try:
         cores = psutil.cpu_freq(percpu=True)
     except (OSError, NotImplementedError, AttributeError):  # not on every platform
-        cores = []
-    if cores:
-        current, rated = max(core.current for core in cores), max(core.max for core in cores)
-        return (current, rated or None) if current > 0 else None
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-    except (OSError, ValueError):
         return None
-    return (max(clocks), None) if clocks else None
+    current = max((core.current for core in cores or ()), default=0.0)
+    return (current, max(core.max for core in cores) or None) if current > 0 else None
 
 
 def gpu_clock(device: torch.device) -> tuple[float, float | None] | None:

@@ -58,18 +58,13 @@ class EntryPlan:
         self.method = self.runtime.method if self.entries else "direct"
 
     def __len__(self) -> int:
-        more = {"direct": 0, "constant": 1, "slope": len(self.entries)}
-        return len(self.entries) + more[self.method]
+        return len(self.names())
 
     def names(self) -> list[str]:
         """Names the subjects, the same in every process."""
         names = [f"{spec_to_json(spec)}@{size}" for spec, size in self.entries]
-        match self.method:
-            case "constant":
-                return [*names, "empty network"]
-            case "slope":
-                return [*names, *(f"twice {name}" for name in names)]
-        return names
+        more = {"constant": ["empty network"], "slope": [f"twice {name}" for name in names]}
+        return names + more.get(self.method, [])
 
     def subjects(self, pool: WeightPool) -> list[Subject]:
         """Makes the subjects, with weights of ``pool``."""
@@ -90,15 +85,13 @@ class EntryPlan:
         Their statistic is the difference of the subjects' statistics, over n for slopes.
         """
         alone, added = samples[: len(self.entries)], samples[len(self.entries) :]
-        match self.method:
-            case "constant":
-                return [without_cost(values, statistic(added[0])) for values in alone]
-            case "slope":
-                return [
-                    [value / self.runtime.copies for value in without_cost(twice, statistic(once))]
-                    for once, twice in zip(alone, added, strict=True)
-                ]
-        return [list(values) for values in alone]
+        if self.method == "slope":
+            return [
+                [value / self.runtime.copies for value in without_cost(twice, statistic(once))]
+                for once, twice in zip(alone, added, strict=True)
+            ]
+        cost = statistic(added[0]) if self.method == "constant" else 0.0
+        return [without_cost(values, cost) for values in alone]
 
 
 def first_portion(entries: Sequence[Entry], conditions: Conditions) -> list[Entry]:

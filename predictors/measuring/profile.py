@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from predictors.counts import count_entry
 from predictors.measuring.bench import (
     Bench,
     Limits,
@@ -27,6 +28,7 @@ from predictors.measuring.bench import (
     statistic,
 )
 from predictors.measuring.entry_plan import EntryPlan, first_portion
+from predictors.measuring.runner import stable
 from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import CheckNetwork, Correction, NotNegative, correction_of
@@ -46,17 +48,12 @@ log = logging.getLogger(__name__)
 
 NUM_CHECKS = 12
 SAVE_SECONDS = 10.0
-_CHECKS_AGREE = 0.02
-_SUM_STANDS = 0.01
 _PARTIAL_KEY = b"nas.latency_samples"
 _PARTIAL_SCHEMA = pa.schema([("subject", pa.string()), ("samples_ms", pa.list_(pa.float64()))])
 
 
 def check_architectures(space: SearchSpace) -> list[Architecture]:
-    """Chooses the networks that a space's correction is fitted on: both extremes and random ones.
-
-    Always the same for a space, so that sessions can be compared.
-    """
+    """Chooses the networks that a correction is fitted on: both extremes and random ones."""
     rng = np.random.default_rng(int(space.digest, 16))
     drawn = space.decode(space.sample(rng, NUM_CHECKS - 2))
     return list(dict.fromkeys([space.smallest, space.largest, *drawn]))
@@ -130,12 +127,7 @@ class _Session:
     """One measurement of a table's missing entries beside the check networks of a space."""
 
     def __init__(
-        self,
-        table: LatencyTable,
-        space: SearchSpace,
-        num_classes: int,
-        path: Path,
-        limits: Limits,
+        self, table: LatencyTable, space: SearchSpace, num_classes: int, path: Path, limits: Limits
     ) -> None:
         self.table, self.space, self.num_classes, self.limits = table, space, num_classes, limits
         self.checks = check_architectures(space)
@@ -149,6 +141,8 @@ class _Session:
     def go_on(self, table: LatencyTable) -> None:
         """Turns to what ``table`` lacks, or as much of it as may be loaded at once."""
         missing = table.missing(self.space, self.num_classes)
+        for spec, in_size in missing:  # a module that is not what it declares is found here
+            count_entry(spec, in_size)
         self.table, self.missing = table, first_portion(missing, table.conditions)
         self.plan = EntryPlan(self.missing, table.conditions)
 
@@ -188,8 +182,11 @@ class _Session:
             if progress is not None:
                 progress(done, total, eta_s)
 
+        def stands(bench: Bench) -> bool:
+            return stable(bench.samples, len(self.checks))
+
         try:
-            stopped = run_rounds(bench, self.limits, self._stable, after_round, preparing)
+            stopped = run_rounds(bench, self.limits, stands, after_round, preparing)
         except KeyboardInterrupt:
             if bench.rounds:
                 save()
@@ -198,19 +195,6 @@ class _Session:
         self.stopped = stopped if self.stopped == "converged" else self.stopped
         self.warnings += bench.warnings
 
-    def _stable(self, bench: Bench) -> bool:
-        """Decides whether the checks' halves agree and the entries' sum moved little of late."""
-        entries_part, checks_part = self._split(bench.samples)
-        if max(split_half_disagreement(samples) for samples in checks_part) > _CHECKS_AGREE:
-            return False
-        if not entries_part:
-            return True
-        values = np.array([samples[: bench.rounds] for samples in entries_part])
-        late = max(5, bench.rounds // 4)
-        now = np.percentile(values, 25, axis=1).sum()
-        then = np.percentile(values[:, :-late], 25, axis=1).sum()
-        return bool(abs(now - then) < _SUM_STANDS * now)
-
     def _split(self, samples: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
         """Parts the samples of the plan's subjects from those of the check networks."""
         return samples[: len(self.plan)], samples[len(self.plan) :]
@@ -218,8 +202,8 @@ class _Session:
     def extend(self, table: LatencyTable) -> LatencyTable:
         """Returns ``table`` with this session's entries and, once it has all, a correction.
 
-        Entries are brought to the level of the session that the correction was fitted in, or of
-        the first portion, by the ratio of what the check networks took then and now.
+        Entries are brought to the level of the session that the correction was fitted in, or of the
+        first portion, by the ratio of what the check networks took then and now.
         """
         entries_part, checks_part = self._split(self.bench.samples)
         checked = {a.digest: statistic(s) for a, s in zip(self.checks, checks_part, strict=True)}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import platform
 import re
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 import torch
 
+from predictors.measuring.runner import processor, processor_name
 from predictors.measuring.runtimes import find_runtime
 from predictors.tables.conditions import Conditions, DeviceIdentity
+from search_space.blocks import BLOCKS
 from search_space.errors import UnknownNameError, UsageError
-from search_space.mixers import mixer_files
+from search_space.macro import HEADS, STEMS, TRANSITIONS
+from search_space.mixers import MIXERS
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def local_device_names() -> list[str]:
@@ -72,7 +75,8 @@ def identify(name: str) -> DeviceIdentity:
         import psutil
 
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-        return DeviceIdentity("cpu", _cpu_model(), cores, torch.backends.cpu.get_cpu_capability())
+        model, capability = processor_name(processor()), torch.backends.cpu.get_cpu_capability()
+        return DeviceIdentity("cpu", model, cores, capability)
     properties = torch.cuda.get_device_properties(name)
     capability = f"sm_{properties.major}{properties.minor}"
     return DeviceIdentity("cuda", properties.name, properties.multi_processor_count, capability)
@@ -129,34 +133,17 @@ def implementation_digest() -> str:
     package = resources.files("supernet.network")
     files = [package / "layers.py", package / "modules.py"]
     files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
-    files += mixer_files()
+    for registry in (MIXERS, BLOCKS, STEMS, TRANSITIONS, HEADS):
+        files += registry.files()
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith(".py"):
             tree = ast.parse(file.read_text("utf-8"))
             for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and _is_docstring(body[0]):
-                    del body[0]
+                if (
+                    isinstance(node, _DOCUMENTED)
+                    and ast.get_docstring(node, clean=False) is not None
+                ):
+                    del node.body[0]
             digest.update(f"{file.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def _cpu_model() -> str:
-    """Names the processor; on Linux with family, model and stepping, since names are vague."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    info = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
-    name = info.get("model name") or platform.machine()
-    numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
-    return f"{name} ({'/'.join(numbers)})" if numbers else name

@@ -1,14 +1,6 @@
 """Training-free proxies: scores of networks that were not trained; each file registers its own."""
 
-from predictors.proxies import (  # noqa: F401
-    as_vit,
-    combined,
-    deepmad,
-    dss,
-    gradients,
-    naswot,
-    synflow,
-)
+from predictors.proxies import as_vit, combined, deepmad, dss, gradients, naswot, synflow  # noqa: F401
 from predictors.proxies.base import (
     Network,
     Proxy,

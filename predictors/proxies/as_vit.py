@@ -24,8 +24,8 @@ import math
 import warnings
 from collections.abc import Callable
 
-import psutil
 import torch
+from psutil import virtual_memory
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -53,7 +53,9 @@ def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = No
         UndefinedProxyError: No weight matters.
     """
     if max_bytes is None:
-        max_bytes = _free_bytes(images.device) // 2
+        on_gpu = images.device.type == "cuda"
+        free = torch.cuda.mem_get_info(images.device)[0] if on_gpu else virtual_memory().available
+        max_bytes = int(free) // 2
     number = final_norm(module, images[:1])
     weights = [p for name, p in module.named_parameters() if name.endswith("weight")]
 
@@ -67,12 +69,6 @@ def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = No
 
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     return _gram(gradient, len(images), max(1, max_bytes // max(1, size)))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _gram(gradient: Callable[[int], Tensor], count: int, kept: int) -> Tensor:

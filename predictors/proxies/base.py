@@ -172,12 +172,10 @@ class SampledProxy(Proxy):
 
     @abstractmethod
     def sample(self, module: nn.Module, images: Tensor, generator: torch.Generator) -> float:
-        """Computes the value for one draw of weights and images.
+        """Computes the value for one draw of weights and images, of a network in eval mode.
 
-        Args:
-            module: The network with its weights, in eval mode.
-            images: Drawn from N(0, 1), shape (batch, 3, side, side).
-            generator: Source of all that is drawn besides, on the CPU.
+        Images are drawn from N(0, 1), shape (batch, 3, side, side); all that is drawn besides comes
+        from ``generator``, on the CPU.
 
         Raises:
             UndefinedProxyError: There is none for this network.

@@ -3,14 +3,13 @@
 Inside a band of MACs neither MACs nor parameters say much about the accuracy of published networks;
 activations and depth over width, ρ, say more, and parameters help over all sizes. The score is a
 weighted mean of the three logarithms, each standardised over 55 networks whose ImageNet accuracy is
-known, with half the weight for ρ. The choice is judged with each family left out of it, and by 88
-networks of families that it did not see (``benchmarks/proxy_fidelity.py``).
+known. It is judged with each family left out, and by 88 networks of families that its choice did
+not see (``benchmarks/proxy_fidelity.py``).
 
-More depth is better as far as it was seen: a ρ above the largest of the 55 counts as that one, so
-that a search gains nothing from networks that are deeper and narrower than any that was trained.
-
-ρ is that of the whole network, where DeepMAD takes the largest over its stages: in the 55 the two
-hardly differ, but a search would make the first stage narrow and deep for the sake of the latter.
+A ρ above the largest of the 55 counts as that one, so that a search gains nothing from networks
+that are deeper and narrower than any that was trained. ρ is that of the whole network, where
+DeepMAD takes the largest over its stages: in the 55 the two hardly differ, but a search would make
+the first stage narrow and deep for the sake of the latter.
 """
 
 from __future__ import annotations

@@ -29,9 +29,8 @@ _QUERIES = re.compile(r"(to_)?q(_|uery|kv|k|$)|in_proj")
 def roles(module: nn.Module) -> dict[str, str]:
     """Finds ``ATTENTION`` or ``MLP`` for each weight matrix that belongs to one, by its name.
 
-    What a matrix belongs to is said by the innermost module around it whose class or own name
-    has ``attn``, ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it; attention has a child or
-    parameter of its own for queries, too.
+    It is said by the innermost module around it whose class or own name has ``attn``,
+    ``attention``, ``mlp``, ``ffn`` or ``feedforward`` in it; attention has queries of its own, too.
     """
     modules = dict(module.named_modules())
     result: dict[str, str] = {}
@@ -40,16 +39,13 @@ def roles(module: nn.Module) -> dict[str, str]:
         while path and name not in result:
             holder = modules[".".join(path)]
             words = f"{path[-1]} {type(holder).__name__}".lower()
+            own = (*holder.named_children(), *holder.named_parameters(recurse=False))
+            queries = any(_QUERIES.match(child) for child, _ in own)
             for role, marks in _MARKS.items():
-                if any(mark in words for mark in marks) and (role == MLP or _has_queries(holder)):
+                if any(mark in words for mark in marks) and (role == MLP or queries):
                     result.setdefault(name, role)
             path.pop()
     return result
-
-
-def _has_queries(module: nn.Module) -> bool:
-    names = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
-    return any(_QUERIES.match(name) for name in names)
 
 
 def saliency(module: nn.Module, image: Tensor) -> float:

@@ -92,8 +92,8 @@ class Snip(GradNorm):
 def zico(gradients: Sequence[dict[str, Tensor]]) -> float:
     """Computes ZiCo of the gradients of two or more batches, by layer.
 
-    Standard deviations are those of the batches, not estimates for more. Weights whose gradient
-    never changes are left out, and so are layers of them.
+    Standard deviations are those of the batches. Weights whose gradient never changes are left out,
+    and so are layers of them.
 
     Raises:
         UndefinedProxyError: Nothing is left.

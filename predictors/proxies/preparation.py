@@ -1,8 +1,7 @@
 """Preparation of networks for proxies, whatever network it is: weights, norms, features.
 
-Functions are intercepted, not modules: a norm is a call of ``layer_norm``, ``group_norm``,
-``batch_norm``, ``instance_norm`` or ``rms_norm``, wherever a model makes it. Norms that a model
-writes out in elementary operations are not recognised and stay as they are.
+Functions are intercepted, not modules: a norm is a call of ``layer_norm``, ``batch_norm`` or the
+like, wherever a model makes it. What it writes out in elementary operations is not recognised.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ def unit_scales(module: nn.Module, generator: torch.Generator) -> None:
     """Lets no branch start switched off.
 
     Networks start residual branches at or near zero, by the weight of a last norm or by a layer
-    scale, and some their classifier. What follows from gradients then says little about the
-    network. Vectors of one small constant become ones; matrices of zeros are drawn from the
-    normal distribution truncated at two units, with standard deviation 0.02.
+    scale, and some their classifier: gradients then say little about the network. Vectors of one
+    small constant become ones; matrices of zeros are drawn from the normal distribution truncated
+    at two units, with standard deviation 0.02.
     """
     for name, parameter in module.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
@@ -59,10 +58,9 @@ def unit_scales(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def as_vit_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws weights as As-ViT does: linear ones anew, with standard deviation 0.02.
+    """Draws weights of linear layers and 1 × 1 convolutions as As-ViT does, with deviation 0.02.
 
-    Convolutions with kernel 1 are linear layers. Biases of both become zero; all else keeps the
-    network's own initialisation.
+    Biases of both become zero; all else keeps the network's own initialisation.
     """
     for layer in module.modules():
         pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
@@ -130,8 +128,7 @@ class WithoutNorms(Interceptor):
 class BatchStatistics(Interceptor):
     """While active, batch norms use the statistics of their batch, as in training.
 
-    Those of a fresh network would be no norms at all. Only possible where a channel has more
-    than one value.
+    Those of a fresh network would be no norms at all. Only where a channel has more than one value.
     """
 
     def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -197,10 +194,7 @@ def _last_features(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def final_norm(module: nn.Module, image: Tensor) -> int:
-    """Finds the number of the norm, from 1 in the order of calls, whose output are the features.
-
-    0 where something else gives them. ``WithoutNorms(number)`` leaves that norm out.
-    """
+    """Finds the number of the norm, from 1, whose output are the features, or 0."""
     with torch.no_grad(), _NormRecorder() as recorder:
         features = _last_features(module, image)
     last = recorder.output
@@ -220,11 +214,7 @@ def plain_attention() -> AbstractContextManager[Any]:
 
 
 def finite(value: float, what: str) -> float:
-    """Returns ``value``.
-
-    Raises:
-        UndefinedProxyError: It is not finite; the message says so of ``what``.
-    """
+    """Returns ``value``, or raises ``UndefinedProxyError`` where it is not finite."""
     if not math.isfinite(value):
         raise UndefinedProxyError(f"{what} is not finite")
     return value

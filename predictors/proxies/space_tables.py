@@ -30,14 +30,14 @@ from predictors.proxies.deepmad import (
 from predictors.proxies.structure import Path, trace
 from predictors.tables.additive import AdditiveTable
 from search_space import Architecture, Genes, ModuleSpec, SearchSpace, components
-from search_space.architecture import NUM_STAGES, feature_sizes
 from search_space.errors import UnknownNameError
+from search_space.macro import feature_sizes
 from search_space.metrics import MACS, PARAMS
+from supernet.network.blocks.metaformer import Mlp
 from supernet.network.mixers import build_mixer
-from supernet.network.modules import Mlp, build_module
+from supernet.network.modules import build_module
 
 Values = npt.NDArray[np.float64]
-_WEIGHTS = np.array([1.0] * (NUM_STAGES - 1) + [LAST_WEIGHT])
 _SIDE = 8  # any map that is larger than one position gives the same paths
 
 
@@ -51,11 +51,11 @@ def component_path(spec: ModuleSpec) -> Path:
         return _path(build_module, (1, 3, side, side), spec)
     dim = options["dim"]
     shape = (1, _SIDE, _SIDE, dim)
-    if spec.kind == "downsample":
+    if spec.kind == "downsample" or "mixer" not in options:
         return _path(build_module, shape, spec)
     params = tuple((k, v) for k, v in options["params"] if k != "shifted")
     mixer = _path(_mixer, shape, options["mixer"], dim, params)
-    rest = _path(Mlp, shape, dim, options["hidden"])
+    rest = _path(Mlp, shape, dim, options["hidden"], options["activation"])
     return Path(mixer.entropy + rest.entropy, mixer.layers + rest.layers)
 
 
@@ -72,15 +72,17 @@ def _mixer(name: str, dim: int, params: tuple[tuple[str, Any], ...]) -> nn.Modul
 
 def architecture_ends(architecture: Architecture) -> list[StageEnd]:
     """Finds the ends of an architecture's stages without building the network."""
-    sizes = feature_sizes(architecture.macro, architecture.resolution)
+    sums = [Path() for _ in architecture.stages]
+    for component in components(architecture):
+        path = component_path(component.spec)
+        _, _, rest = component.path.partition("stages.")  # the stem is the first stage's
+        stage = int(rest.partition(".")[0]) if rest else 0
+        sums[stage] = Path(sums[stage].entropy + path.entropy, sums[stage].layers + path.layers)
     ends: list[StageEnd] = []
     entropy, layers = 0.0, 0
-    for component in components(architecture):
-        stage = len(ends)
-        if component.spec.kind in ("downsample", "head"):  # the stage before has ended
-            ends.append(StageEnd(architecture.widths[stage], sizes[stage] ** 2, entropy, layers))
-        path = component_path(component.spec)
+    for width, size, path in zip(architecture.widths, architecture.sizes, sums, strict=True):
         entropy, layers = entropy + path.entropy, layers + path.layers
+        ends.append(StageEnd(width, size**2, entropy, layers))
     return ends
 
 
@@ -103,7 +105,7 @@ class PathTables:
     @property
     def weights(self) -> Values:
         """α of each stage, shape (stages,)."""
-        return _WEIGHTS
+        return np.array([1.0] * (len(self.log_maps) - 1) + [LAST_WEIGHT])
 
     @classmethod
     def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
@@ -114,7 +116,9 @@ class PathTables:
                 space, num_classes, lambda spec, size: value(component_path(spec))
             )
 
-        sizes = np.array([feature_sizes(space.macro, side) for side in space.resolutions])
+        sizes = np.array(
+            [feature_sizes(space.macro, space.strides, side) for side in space.resolutions]
+        )
         maps = tuple(
             np.log(np.multiply.outer(sizes[:, i].astype(np.float64) ** 2, stage.widths))
             for i, stage in enumerate(space.stages)
@@ -125,7 +129,9 @@ class PathTables:
         """Computes DeepMAD's score of rows, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         total = np.zeros(len(genes))
-        for i, (column, weight) in enumerate(zip(self.space.width_columns, _WEIGHTS, strict=True)):
+        for i, (column, weight) in enumerate(
+            zip(self.space.width_columns, self.weights, strict=True)
+        ):
             total += weight * self.log_maps[i][genes[:, 0], genes[:, column]] * entropy[:, i]
         return total
 

@@ -41,11 +41,10 @@ _MASKED = -50.0  # some models mask attention by −100 instead of −∞
 class _Linearised(Interceptor):
     """While active, a network is of first degree in each of its layers, as synaptic flow assumes.
 
-    Norms are the identity. Attention gives all keys that are not masked the same weight, as a
-    softmax of equal scores does. In a product of two activations, the branch with fewer weights
-    behind it is divided by its mean: gates neither add to the flow nor multiply magnitudes, which
-    would otherwise grow beyond any number format. Only the images require gradients, which tells
-    activations from weights.
+    Norms are the identity. Attention gives all keys that are not masked the same weight. In a
+    product of two activations, the branch with fewer weights behind it is divided by its mean:
+    gates neither add to the flow nor multiply magnitudes, which would otherwise grow beyond any
+    number format. Only the images require gradients, which tells activations from weights.
     """
 
     def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -57,7 +56,10 @@ class _Linearised(Interceptor):
             return func(_equal(scores, scores == -math.inf), *args[1:], **rest)
         if func is F.scaled_dot_product_attention:
             args, kwargs = _equal_attention(*args, **kwargs)
-        elif func in _PRODUCTS and len(args) > 1 and _activations(args[:2]):
+        elif (
+            func in _PRODUCTS
+            and sum(isinstance(x, Tensor) and x.requires_grad for x in args[:2]) == 2
+        ):
             first, second = args[:2]
             gate = min(first, second, key=_degree)
             mean = gate.abs().mean()

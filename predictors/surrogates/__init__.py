@@ -5,10 +5,4 @@ from predictors.surrogates.base import Prediction, Surrogate
 from predictors.surrogates.ensemble import EnsembleSurrogate
 from predictors.surrogates.gaussian_process import GaussianProcess
 
-__all__ = [
-    "AdditiveAccuracy",
-    "EnsembleSurrogate",
-    "GaussianProcess",
-    "Prediction",
-    "Surrogate",
-]
+__all__ = ["AdditiveAccuracy", "EnsembleSurrogate", "GaussianProcess", "Prediction", "Surrogate"]

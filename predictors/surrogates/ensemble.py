@@ -1,8 +1,7 @@
 """Extremely randomised trees (scikit-learn) with the spread of the trees as uncertainty.
 
-Unlike a sum over components it finds interactions by itself, and unlike a Gaussian process it
-takes ten thousand evaluations in its stride. Each tree sees a bootstrap sample; predictions of
-what it did not see are the cross-validation, at no cost (Breiman 1996).
+Unlike a sum over components it finds interactions by itself, and it takes ten thousand evaluations.
+Predictions of what a tree's bootstrap did not see are the cross-validation (Breiman 1996).
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ class EnsembleSurrogate(Surrogate):
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        costs: Sequence[Callable[[Genes], Values]] = (),
-        trees: int = 100,
+        self, space: SearchSpace, costs: Sequence[Callable[[Genes], Values]] = (), trees: int = 100
     ) -> None:
         from sklearn.ensemble import ExtraTreesRegressor
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from predictors.tables.additive import AdditiveTable
-from search_space import Block, Genes, SearchSpace
+from search_space import BLOCKS, Block, Genes, SearchSpace
 
 Values = npt.NDArray[np.float64]
 
@@ -75,7 +74,7 @@ class AdditiveFeatures:
             parts += [_one_hot(width, len(stage.widths)), _steps(width, len(stage.widths))]
             parts.append(np.asarray(choice >= 0, dtype=np.float64))
             counts = np.zeros((len(genes), len(stage.blocks) + 1))  # −1 counts in the last one
-            for column in choice.T:
+            for column in stage.of_all(choice).T:
                 counts[every, column] += 1.0
             counted.append(counts[:, :-1])
         blocks = np.hstack(counted) @ self._all_choices
@@ -98,21 +97,28 @@ class AdditiveFeatures:
             widths.append(take(num) + _steps(every, num) @ take(num - 1))
             positions.append(take(stage.max_depth))
         of_blocks = take(self._choices[0].shape[1])
-        blocks = []
-        for stage, position, choices in zip(space.stages, positions, self._choices, strict=True):
-            values = position[:, None] + choices @ of_blocks  # (P, C)
-            shape = (len(resolution), stage.max_depth, len(stage.widths), len(stage.blocks))
+        num, blocks, transitions = len(resolution), [], []
+        before = np.zeros(1)
+        for stage, position, choices, width in zip(
+            space.stages, positions, self._choices, widths, strict=True
+        ):
+            of_all = np.append(choices @ of_blocks, 0.0)
+            values = position[:, None] + of_all[stage.block_index[:, :-1]]  # (P, C)
+            into = width[:, None]
+            if space.enters_by_block:
+                into = into + values[0, : len(stage.positions[0])]
+                values[0] = 0.0
+            shape = (num, len(position), len(width), values.shape[1])
             blocks.append(np.broadcast_to(values[None, :, None, :], shape).copy())
-        downsamples = tuple(
-            np.broadcast_to(after, (len(resolution), len(before), len(after))).copy()
-            for before, after in pairwise(widths)
-        )
+            shape = (num, len(before), *into.shape)
+            transitions.append(np.broadcast_to(into, shape).copy())
+            before = width
         return AdditiveTable(
             space,
-            resolution[:, None] + widths[0],
+            np.broadcast_to(resolution[:, None], (num, len(widths[0]))).copy(),
             tuple(blocks),
-            downsamples,
-            np.zeros((len(resolution), len(widths[-1]))),
+            tuple(transitions),
+            np.zeros((num, len(widths[-1]))),
             offset=offset,
         )
 
@@ -136,12 +142,12 @@ class GeneFeatures:
         """Per gene the columns of each choice, and last of none: shape (choices + 1, columns)."""
         tables = [_ordered(int(count)) for count in self.space.cardinalities]
         for i, stage in enumerate(self.space.stages):
-            names = list(dict.fromkeys(trait for block in stage.blocks for trait in _traits(block)))
-            traits = np.array([[name in _traits(b) for name in names] for b in stage.blocks], float)
-            unlike = (traits[:, None] != traits).sum(axis=2).max(initial=1)
-            columns = range(*self.space.block_columns(i).indices(self.space.num_genes))
-            for gene in columns:
-                tables[gene] = _halves(traits / np.sqrt(unlike))
+            start = self.space.block_columns(i).start
+            for j, choices in enumerate(stage.positions):
+                names = list(dict.fromkeys(name for block in choices for name in _traits(block)))
+                traits = np.array([[name in _traits(b) for name in names] for b in choices], float)
+                unlike = (traits[:, None] != traits).sum(axis=2).max(initial=1)
+                tables[start + j] = _halves(traits / np.sqrt(unlike))
         return [np.vstack([table, np.zeros(table.shape[1])]) for table in tables]
 
     @cached_property
@@ -176,6 +182,6 @@ def _steps(indices: Genes, count: int) -> Values:
 
 def _traits(block: Block) -> list[Hashable]:
     """Lists what blocks can have in common; the first is shared by all of them."""
-    name = block.mixer.name
-    params = [(name, key, value) for key, value in block.mixer.params]
-    return ["block", name, *params, ("mlp_ratio", block.mlp_ratio)]
+    shared = BLOCKS[block.kind].ratios
+    own = [(block.label, key, value) for key, value in block.traits.items() if key not in shared]
+    return ["block", block.label, *own, *((key, block[key]) for key in shared)]

@@ -3,9 +3,9 @@
 The covariance is the sum of four: linear over the additive features, squared exponential over the
 same and the costs, linear over single genes, and exponential in the weighted number of genes that
 differ, with a weight for each gene (automatic relevance determination; Rasmussen and Williams
-2006, ch. 4 and 5). The first two know that like blocks do alike wherever they stand, the last two
-know nothing of it and learn what only one position does. Amplitudes, lengths, noise and weights are
-the most probable ones under log-normal priors, found by L-BFGS with exact gradients.
+2006, ch. 4 and 5). Like blocks do alike wherever they stand by the first two; the others learn what
+one position does. Amplitudes, lengths, noise and weights are the most probable ones under
+log-normal priors, found by L-BFGS with exact gradients.
 """
 
 from __future__ import annotations

@@ -1,27 +1,27 @@
-"""The additive table: a cost that is a sum over stem, blocks, downsampling and head.
+"""The additive table: a cost that is a sum over stem, transitions, blocks and head.
 
 Latency, MACs, parameters, activations and layer-wise entropy all add up along the chain of an
 architecture's components. A table holds the value of every component that a space can ask for,
 as dense arrays over gene values, so that a population is costed by NumPy gather and the
 cheapest architecture is found exactly: given the widths everything else is independent, and
-widths couple neighbouring stages only, through the downsampling layer between them. Peak memory
-is the largest of its components' instead of their sum; everything else about it is the same.
+widths couple neighbouring stages only, through the transition between them. Where the first block
+of a stage is its transition, its choice is one of the transition's dimensions. Peak memory is the
+largest of its components' instead of their sum; everything else about it is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from search_space import Genes, ModuleSpec, SearchSpace
-from search_space.architecture import NUM_STAGES, feature_sizes
-from search_space.components import block_spec, downsample_spec, head_spec, stem_spec
+from search_space.components import block_spec, head_spec, stem_spec, transition_spec
+from search_space.macro import STEMS, feature_sizes
 
 Values = npt.NDArray[np.float64]
 Entry = tuple[ModuleSpec, int]
@@ -34,15 +34,18 @@ _CHUNK = 8192  # rows whose genes stay in the second-level cache while their col
 class AdditiveTable:
     """Values of every component of a space, and an affine correction of their sum.
 
-    The prediction is ``offset + scale × (stem + Σ blocks + Σ downsampling + head)``. With
-    R resolutions, and W widths, P positions and C block choices in a stage:
+    The prediction is ``offset + scale × (stem + Σ transitions + Σ blocks + head)``. With R
+    resolutions, and in a stage W widths, P positions and C choices of the position that has most:
 
     Args:
         space: The space whose genes index the arrays.
         stem: Values of stems, shape (R, W of stage 0).
-        blocks: Values of blocks per stage, shape (R, P, W, C).
-        downsamples: Values before stages 1 to 3, shape (R, W of the stage before, W of the stage).
-        head: Values of heads, shape (R, W of stage 3).
+        blocks: Values of blocks per stage, shape (R, P, W, C); 0 where a position has fewer
+            choices, and of the first position where its block is the transition.
+        transitions: Values of what leads into each stage, shape (R, W before, W, E). W before is 1
+            for the first stage; E is 1, or the choices of the first block if that is the
+            transition. 0 where there is none.
+        head: Values of heads, shape (R, W of the last stage).
         scale: Factor of the correction, positive, so that it never reorders architectures.
         offset: Offset of the correction.
         combine: How values of components make that of a network: ``sum``, or ``max`` (of values
@@ -57,7 +60,7 @@ class AdditiveTable:
     space: SearchSpace
     stem: Values
     blocks: tuple[Values, ...]
-    downsamples: tuple[Values, ...]
+    transitions: tuple[Values, ...]
     head: Values
     scale: float = 1.0
     offset: float = 0.0
@@ -76,12 +79,12 @@ class AdditiveTable:
     ) -> AdditiveTable:
         """Builds a table from ``cost(spec, in_size)``, which is called once per distinct entry."""
         index = _index(space, num_classes)
-        values = np.array([cost(spec, size) for spec, size in index.entries], dtype=np.float64)
+        values = np.array([cost(spec, size) for spec, size in index.entries] + [0.0])
         return cls(
             space,
             values[index.stem],
             tuple(values[block] for block in index.blocks),
-            tuple(values[downsample] for downsample in index.downsamples),
+            tuple(values[transition] for transition in index.transitions),
             values[index.head],
             scale,
             offset,
@@ -111,10 +114,10 @@ class AdditiveTable:
     def stage_sums(self, genes: Genes) -> Values:
         """Computes uncorrected values of each stage, shape (n, genes) to (n, stages).
 
-        The first stage's has the stem's in it, the others' that of the downsampling before them,
-        the last one's the head's.
+        Each has the transition's before it in it, the first stage's the stem's, the last one's the
+        head's.
         """
-        result = np.empty((len(genes), NUM_STAGES), dtype=np.float64)
+        result = np.empty((len(genes), len(self.blocks)), dtype=np.float64)
         for start in range(0, len(genes), _CHUNK):
             rows = np.asarray(genes[start : start + _CHUNK])
             result[start : start + _CHUNK] = np.stack(self._by_stage(rows), axis=1)
@@ -129,9 +132,13 @@ class AdditiveTable:
         resolution = columns[0]
         widths = [columns[column] for column in self.space.width_columns]
         join = self._join
-        stages = [self.stem[resolution, widths[0]]]
-        for before, after, values in zip(widths, widths[1:], self.downsamples, strict=False):
-            stages.append(values[resolution, before, after])
+        stages = []
+        before: Genes | int = 0
+        for i, values in enumerate(self.transitions):
+            entry = columns[self.space.block_columns(i).start] if values.shape[3] > 1 else 0
+            stages.append(values[resolution, before, widths[i], entry])
+            before = widths[i]
+        join(stages[0], self.stem[resolution, widths[0]], out=stages[0])
         join(stages[-1], self.head[resolution, widths[-1]], out=stages[-1])
         for i, (block, flat) in enumerate(zip(self.blocks, self._flat_blocks, strict=True)):
             _, _, num_widths, num_choices = block.shape
@@ -151,13 +158,18 @@ class AdditiveTable:
         row = [int(gene) for gene in genes]
         r, widths = row[0], [row[column] for column in self.space.width_columns]
         parts = [("stem", self.stem[r, widths[0]])]
-        for i, block in enumerate(self.blocks):
-            if i > 0:
-                value = self.downsamples[i - 1][r, widths[i - 1], widths[i]]
-                parts.append((f"stages.{i}.downsample", value))
-            for j, choice in enumerate(row[self.space.block_columns(i)]):
-                if choice >= 0:
-                    parts.append((f"stages.{i}.blocks.{j}", block[r, j, widths[i], choice]))
+        before, enters = 0, self.space.enters_by_block
+        for i, (stage, block) in enumerate(zip(self.space.stages, self.blocks, strict=True)):
+            choices = row[self.space.block_columns(i)]
+            entries = self.transitions[i][r, before, widths[i]]
+            entry = entries[choices[0] if len(entries) > 1 else 0]
+            if not enters and (i > 0 or entry):
+                parts.append((f"stages.{i}.downsample", entry))
+            for j, choice in enumerate(choices):
+                if choice >= 0 and not stage.positions[j][choice].skipped:
+                    value = entry if enters and j == 0 else block[r, j, widths[i], choice]
+                    parts.append((f"stages.{i}.blocks.{j}", value))
+            before = widths[i]
         parts.append(("head", self.head[r, widths[-1]]))
         shares = [(path, self.scale * float(value)) for path, value in parts]
         return [*shares, ("correction", self.offset)] if self.offset else shares
@@ -178,20 +190,25 @@ class AdditiveTable:
         join: np.ufunc = np.add
         if self.combine == "max":
             join = np.maximum if sign > 0 else np.minimum
-        choices = [(sign * block).argmin(axis=3) for block in self.blocks]  # each (R, P, W)
+        signed = [
+            np.where(offered[:, None, :], sign * block, np.inf)
+            for block, offered in zip(self.blocks, self.offered, strict=True)
+        ]
         stage_cost, stage_depth = [], []
-        for stage, block in zip(space.stages, self.blocks, strict=True):
-            by_depth = join.accumulate((sign * block).min(axis=3), axis=1)  # (R, P, W)
+        for stage, block in zip(space.stages, signed, strict=True):
+            by_depth = join.accumulate(block.min(axis=3), axis=1)  # (R, P, W)
             by_depth = by_depth[:, np.asarray(stage.depths) - 1]
             stage_depth.append(by_depth.argmin(axis=1))
             stage_cost.append(by_depth.min(axis=1))
         # (R, W): the cheapest chain that ends in this width
-        cost = join(sign * self.stem, stage_cost[0])
-        origins = []
-        for downsample, of_stage in zip(self.downsamples, stage_cost[1:], strict=True):
-            through = join(cost[:, :, None], sign * downsample)
+        origins, cost = [], np.full((len(space.resolutions), 1), 0.0)
+        for i, (transition, of_stage) in enumerate(zip(self.transitions, stage_cost, strict=True)):
+            step = sign * transition
+            through = join(cost[:, :, None], step.min(axis=3)) if i else step.min(axis=3)
             origins.append(through.argmin(axis=1))
             cost = join(through.min(axis=1), of_stage)
+            if i == 0:
+                cost = join(cost, sign * self.stem)
         cost = join(cost, sign * self.head)
         r, width = (int(i) for i in np.unravel_index(cost.argmin(), cost.shape))
         widths = [width]
@@ -199,13 +216,22 @@ class AdditiveTable:
             widths.insert(0, int(origin[r, widths[0]]))
         genes = np.full(space.num_genes, -1, dtype=np.int64)
         genes[0] = r
-        genes[space.width_columns] = widths
-        for i, (stage, width) in enumerate(zip(space.stages, widths, strict=True)):
+        genes[space.width_columns] = widths[1:]
+        for i, (stage, before, width) in enumerate(
+            zip(space.stages, widths, widths[1:], strict=False)
+        ):
             depth_index = int(stage_depth[i][r, width])
             genes[space.width_columns[i] + 1] = depth_index
             start, depth = space.block_columns(i).start, stage.depths[depth_index]
-            genes[start : start + depth] = choices[i][r, :depth, width]
+            genes[start : start + depth] = signed[i][r, :depth, width].argmin(axis=1)
+            if self.transitions[i].shape[3] > 1:
+                genes[start] = (sign * self.transitions[i][r, before, width]).argmin()
         return genes
+
+    @cached_property
+    def offered(self) -> list[npt.NDArray[np.bool_]]:
+        """Says per stage which positions have which choices, shape (P, C)."""
+        return [stage.block_index[:, :-1] >= 0 for stage in self.space.stages]
 
 
 def entries(space: SearchSpace, num_classes: int = 1000) -> list[Entry]:
@@ -220,7 +246,7 @@ class _Index:
     entries: list[Entry]
     stem: Genes
     blocks: list[Genes]
-    downsamples: list[Genes]
+    transitions: list[Genes]
     head: Genes
 
 
@@ -228,33 +254,45 @@ class _Index:
 def _index(space: SearchSpace, num_classes: int) -> _Index:
     """Made once for all tables of a space; its arrays are only read."""
     macro, num = space.macro, len(space.resolutions)
-    widths = [len(stage.widths) for stage in space.stages]
-    sizes = [feature_sizes(macro, resolution) for resolution in space.resolutions]
+    stems = [STEMS[macro.stem].size(macro, side, macro.stem_stride) for side in space.resolutions]
+    sizes = [feature_sizes(macro, space.strides, resolution) for resolution in space.resolutions]
     known: dict[Entry, int] = {}
 
-    def fill(array: Genes, cell: tuple[int, ...], spec: ModuleSpec, in_sizes: list[int]) -> None:
+    def fill(
+        array: Genes, cell: tuple[int, ...], spec: ModuleSpec | None, in_sizes: Sequence[int]
+    ) -> None:
         for r, size in enumerate(in_sizes):
-            array[(r, *cell)] = known.setdefault((spec, size), len(known))
+            if spec is not None:
+                array[(r, *cell)] = known.setdefault((spec, size), len(known))
 
     def empty(*shape: int) -> Genes:
-        return np.empty((num, *shape), dtype=np.int64)
+        return np.full((num, *shape), -1, dtype=np.int64)  # −1 is the entry that costs nothing
 
-    stem, head = empty(widths[0]), empty(widths[-1])
-    blocks = [empty(s.max_depth, len(s.widths), len(s.blocks)) for s in space.stages]
-    downsamples = [empty(before, after) for before, after in pairwise(widths)]
-    for w, width in enumerate(space.stages[0].widths):
-        fill(stem, (w,), stem_spec(macro, width), list(space.resolutions))
-    for i, stage in enumerate(space.stages):
-        in_sizes = [per_stage[i] for per_stage in sizes]
+    first, last = space.stages[0], space.stages[-1]
+    stem, head = empty(len(first.widths)), empty(len(last.widths))
+    blocks, transitions = [], []
+    for w, width in enumerate(first.widths):
+        fill(stem, (w,), stem_spec(macro, width), space.resolutions)
+    in_sizes = stems
+    for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
+        out_sizes = [per_stage[i] for per_stage in sizes]
+        most = max(map(len, stage.positions))
+        entries = stage.positions[0] if space.enters_by_block else (None,)
+        before = (None,) if i == 0 else space.widths_before[i]
+        blocks.append(empty(stage.max_depth, len(stage.widths), most))
+        transitions.append(empty(len(before), len(stage.widths), len(entries)))
         for w, width in enumerate(stage.widths):
-            if i > 0:
-                for v, before in enumerate(space.stages[i - 1].widths):
-                    spec = downsample_spec(macro, before, width)
-                    fill(downsamples[i - 1], (v, w), spec, [s[i - 1] for s in sizes])
-            for c, block in enumerate(stage.blocks):
-                for p in range(stage.max_depth):
-                    fill(blocks[i], (p, w, c), block_spec(macro, width, block, p), in_sizes)
-    for w, width in enumerate(space.stages[-1].widths):
-        spec = head_spec(macro, width, num_classes)
-        fill(head, (w,), spec, [s[NUM_STAGES - 1] for s in sizes])
-    return _Index(list(known), stem, blocks, downsamples, head)
+            for v, e in np.ndindex(len(before), len(entries)):
+                width_in, entry = before[v] or macro.stem_width or width, entries[e]
+                if entry is None:
+                    spec = transition_spec(macro, width_in, width, stride)
+                else:
+                    spec = block_spec(macro, width, entry, 0, width_in, stride)
+                fill(transitions[i], (v, w, e), spec, in_sizes)
+            for p, choices in enumerate(stage.positions):
+                for c, block in enumerate(choices if p or not space.enters_by_block else ()):
+                    fill(blocks[i], (p, w, c), block_spec(macro, width, block, p), out_sizes)
+        in_sizes = out_sizes
+    for w, width in enumerate(last.widths):
+        fill(head, (w,), head_spec(macro, width, num_classes), in_sizes)
+    return _Index(list(known), stem, blocks, transitions, head)

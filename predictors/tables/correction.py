@@ -1,8 +1,4 @@
-"""From sums of entries to latencies of whole networks: the correction, and the calibration.
-
-A correction is fitted when a table is measured, per space, on check networks that were timed in
-the same rounds. A calibration is fitted later, on networks that the user measured.
-"""
+"""From sums of entries to latencies of whole networks: corrections and the calibration."""
 
 from __future__ import annotations
 

@@ -72,8 +72,9 @@ def load_cost(option: str, path: Path) -> Metric:
     def cost(spec: ModuleSpec, in_size: int) -> float:
         if (spec, in_size) not in values:
             raise CorruptFileError(
-                f"{path} has no {option} of {spec} on an input of {in_size} pixels; add a row for "
-                "every component of the space."
+                f"--cost {option}: the table has no value for {spec} on an input of {in_size} "
+                "pixels; write one for every component of the space, with the number of classes "
+                "of the data: predictors.tables.additive.entries(space, num_classes) lists them."
             )
         return values[spec, in_size]
 

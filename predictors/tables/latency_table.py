@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,6 @@ from pydantic import (
     StrictInt,
     StrictStr,
     TypeAdapter,
-    model_validator,
 )
 
 from predictors.tables.additive import AdditiveTable, Entry, entries
@@ -75,11 +74,15 @@ class EntryLatency:
     measured entries, or ``estimated``.
     """
 
-    latency_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    origin: str = "measured"
+    latency_ms: Positive
+    low_ms: Positive
+    high_ms: Positive
+    runs: Annotated[int, Field(ge=0)]
+    origin: Literal["measured", "interpolated", "estimated"] = "measured"
+
+    def __post_init__(self) -> None:
+        if self.origin == "measured" and not self.runs:
+            raise ValueError("a measured entry has runs")
 
     @classmethod
     def of(cls, samples: Sequence[float], latency_ms: float) -> EntryLatency:
@@ -88,7 +91,12 @@ class EntryLatency:
         return cls(latency_ms, min(float(low), latency_ms), float(high), len(samples))
 
     @classmethod
-    def estimated(cls, latency_ms: float, error: float, origin: str = "estimated") -> EntryLatency:
+    def estimated(
+        cls,
+        latency_ms: float,
+        error: float,
+        origin: Literal["interpolated", "estimated"] = "estimated",
+    ) -> EntryLatency:
         """Makes an entry that was not measured, with the range of a relative ``error``."""
         return cls(latency_ms, latency_ms / (1 + error), latency_ms * (1 + error), 0, origin)
 
@@ -244,20 +252,15 @@ class LatencyTable:
                 raise CorruptFileError(
                     f"{path}: the conditions were altered: their digest differs."
                 )
-            rows = parse_model(cells, list[_Row], path)
+            keys = parse_model(cells, list[_Key], path)
+            values = parse_model(cells, list[EntryLatency], path)
         except CorruptFileError as error:
             raise CorruptFileError(f"{error} {fix}") from None
-        measured = {(row.spec, row.in_size): row.latency for row in rows}
-        if len(measured) < len(rows):
+        measured = {(key.spec, key.in_size): v for key, v in zip(keys, values, strict=True)}
+        if len(measured) < len(keys):
             raise CorruptFileError(f"{path}: entries are there twice. {fix}")
-        return cls(
-            stated.conditions,
-            measured,
-            stated.corrections,
-            stated.calibration,
-            stated.name,
-            stated.created,
-        )
+        known = {name: value for name, value in stated if name != "conditions_digest"}
+        return cls(entries=measured, **known)
 
 
 def spec_to_json(spec: ModuleSpec) -> str:
@@ -295,24 +298,9 @@ Spec = Annotated[ModuleSpec, InstanceOf, BeforeValidator(_spec)]
 """The spec of a module in a pydantic model, from its JSON."""
 
 
-class _Row(BaseModel):
+class _Key(BaseModel):
     spec: Spec
     in_size: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
-    latency_ms: Positive
-    low_ms: Positive
-    high_ms: Positive
-    runs: Annotated[int, Field(ge=0)]
-    origin: Literal["measured", "interpolated", "estimated"]
-
-    @model_validator(mode="after")
-    def _runs_of_a_measurement(self) -> Self:
-        if self.origin == "measured" and not self.runs:
-            raise ValueError("a measured entry has runs")
-        return self
-
-    @property
-    def latency(self) -> EntryLatency:
-        return EntryLatency(self.latency_ms, self.low_ms, self.high_ms, self.runs, self.origin)
 
 
 class _Provenance(BaseModel):

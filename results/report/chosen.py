@@ -14,7 +14,8 @@ from results.report.words import (
     spread,
     summarise,
 )
-from search_space.architecture import Architecture, feature_sizes
+from search_space.architecture import Architecture
+from search_space.macro import BLOCK_TRANSITION
 from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
 from search_space.metrics import format_metric as plainly
 
@@ -141,24 +142,21 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
         return {"path": at, "kind": kind, "title": title, "lines": lines, "colour": colour} | shown
 
     macro = arch.macro
-    sizes = feature_sizes(macro, arch.resolution)
+    sizes = arch.sizes
     stages = []
     for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
         if i == 0:
             lines = [f"conv {macro.stem_kernel}×{macro.stem_kernel}", f"stride {macro.stem_stride}"]
             boxes = [box("stem", "edge", "Stem", lines, None)]
+        elif macro.downsample == BLOCK_TRANSITION:
+            boxes = []
         else:
             widths = f"{arch.stages[i - 1].width} → {stage.width}"
             lines = [macro.downsample.replace("_", " "), widths]
             boxes = [box(f"stages.{i}.downsample", "edge", "Down 2×", lines, None)]
         for j, block in enumerate(stage.blocks):
-            name, colour = mixer_style(block.mixer.name)
-            lines = [
-                key.replace("_", " ") + ("" if val is True else f" {val}")
-                for key, val in block.mixer.params
-                if val is not False
-            ]
-            lines.append(f"MLP ×{block.mlp_ratio:g}")
+            name, colour = mixer_style(block.label)
+            lines = [_line(key, val) for key, val in block.traits.items() if val is not False]
             boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
         if i == len(arch.stages) - 1:
             boxes.append(box("head", "edge", "Head", ["pool", "linear"], None))
@@ -176,7 +174,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
                 "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),
             }
         )
-    names = [b.mixer.name for s in arch.stages for b in s.blocks]
+    names = [b.label for s in arch.stages for b in s.blocks]
     legend = [(*mixer_style(name), names.count(name)) for name in dict.fromkeys(names)]
     return {
         "resolution": arch.resolution,
@@ -185,3 +183,11 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
         "blocks": len(names),
         "has_latency": measured,
     }
+
+
+def _line(key: str, value: object) -> str:
+    """A parameter of a block in words."""
+    if key == "mlp_ratio":
+        return f"MLP ×{value:g}"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return key.replace("_", " ") + ("" if value is True else f" {shown}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from results.report.charts import format_metric
 from results.report.data import Metrics, ReportData, value
-from search_space.architecture import Architecture, feature_sizes
+from search_space.architecture import Architecture
 from search_space.metrics import ACCURACY, IMAGES, LATENCY, TABLE, metric_named, title_of
 from search_space.metrics import metrics as registered
 
@@ -118,8 +118,8 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
         return []
     arch = Architecture.from_dict(architecture)
     lines = []
-    for stage, size in zip(arch.stages, feature_sizes(arch.macro, arch.resolution), strict=True):
-        names = [block.mixer.name for block in stage.blocks]
+    for stage, size in zip(arch.stages, arch.sizes, strict=True):
+        names = [block.label for block in stage.blocks]
         mixers = ", ".join(
             f"{names.count(name)} {mixer_style(name)[0].lower()}" for name in dict.fromkeys(names)
         )

@@ -39,11 +39,14 @@ class Flow:
         for i, edges in enumerate(programme.edges):
             blocks = table.scale * table.blocks[i]
             depths = np.array(programme.space.stages[i].depths) - 1
-            into = factors[edges]  # (R, W before, W)
-            least = blocks.min(axis=3).cumsum(axis=1)[:, depths].min(axis=1)
-            most = blocks.max(axis=3).cumsum(axis=1)[:, depths].max(axis=1)
-            low = (low[:, :, None] + into).min(axis=1) + least
-            high = (high[:, :, None] + into).max(axis=1) + most
+            into = factors[edges]  # (R, W before, W, entries)
+            offered = table.offered[i][:, None]
+            least = np.where(offered, blocks, np.inf).min(axis=3)
+            most = np.where(offered, blocks, -np.inf).max(axis=3)
+            low = (low[:, :, None] + into.min(axis=3)).min(axis=1)
+            high = (high[:, :, None] + into.max(axis=3)).max(axis=1)
+            low = low + least.cumsum(axis=1)[:, depths].min(axis=1)
+            high = high + most.cumsum(axis=1)[:, depths].max(axis=1)
             self.least[i], self.most[i] = low.min(), high.max()
             out = programme.edges[i + 1] if i < last else None
             num, width = low.shape
@@ -53,14 +56,14 @@ class Flow:
             for r, w in np.ndindex(num, width):
                 counts, leaving = programme.counts[i][r, :, w], self.carried[i][r, w]
                 terms: list[tuple[Columns, Values | float]] = [
-                    (edges[r, :, w], factors[edges[r, :, w]]),
+                    (edges[r, :, w].ravel(), factors[edges[r, :, w].ravel()]),
                     (counts, factors[counts]),
                 ]
                 if i:
                     terms.append((self.carried[i - 1][r, :, w], 1.0))
                 system.row(*terms, (leaving, -1.0), low=0.0, high=0.0)
                 for step, column in enumerate(leaving):
-                    taken = edges[r, :, w] if out is None else out[r, w, step]
+                    taken = edges[r, :, w].ravel() if out is None else out[r, w, step]
                     term = np.array([column]), 1.0
                     system.row(term, (taken, -high[r, w]), low=-math.inf, high=0.0)
                     system.row(term, (taken, -low[r, w]), low=0.0, high=math.inf)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from predictors.tables.additive import AdditiveTable
 from search.exact.system import Answer, Columns, System, Values
 from search.problem import Constraint, scale_of
-from search.shape import DEEPEST
+from search.shape import deepest_of
 from search_space import Genes, SearchSpace
 from search_space.errors import RunError
 
@@ -116,20 +116,24 @@ class Programme:
     # Variables --------------------------------------------------------------------------------
 
     def _variables(self) -> tuple[list[Columns], list[Columns], list[Columns]]:
-        """Columns by stage: of shape (R, W before, W), (R, W, depths) and (R, cells, W, choices).
+        """Columns by stage: (R, W before, W, entries), (R, W, depths), (R, cells, W, choices).
 
-        With R resolutions and W widths; the first stage has one width before it.
+        With R resolutions and W widths; the first stage has one width before it. Entries are the
+        choices of the first block where it is the transition, else one.
         """
         edges, depths, counts = [], [], []
         before, num = 1, len(self.space.resolutions)
         for stage, cells in zip(self.space.stages, self._cells, strict=True):
             widths = len(stage.widths)
-            edges.append(self.system.variables((num, before, widths)))
+            entries = len(stage.positions[0]) if self.space.enters_by_block else 1
+            edges.append(self.system.variables((num, before, widths, entries)))
             depths.append(self.system.variables((num, widths, len(stage.depths))))
-            shape = (num, len(cells), widths, len(stage.blocks))
+            shape = (num, len(cells), widths, max(map(len, stage.positions)))
             counts.append(self.system.variables(shape))
             for number, positions in enumerate(cells):
-                self.system.upper[counts[-1][:, number]] = len(positions)
+                self.system.upper[counts[-1][:, number]] = 0.0
+                offered = len(stage.positions[positions[0]])
+                self.system.upper[counts[-1][:, number, :, :offered]] = len(positions)
             before = widths
         return edges, depths, counts
 
@@ -138,9 +142,9 @@ class Programme:
         self.system.row((self.edges[0], 1.0), low=1.0, high=1.0)
         for i, stage in enumerate(self.space.stages):
             for r, w in np.ndindex(len(self.space.resolutions), len(stage.widths)):
-                into = (self.edges[i][r, :, w], 1.0)
+                into = (self.edges[i][r, :, w].ravel(), 1.0)
                 if i + 1 < len(self.edges):
-                    self._equal(into, (self.edges[i + 1][r, w], -1.0))
+                    self._equal(into, (self.edges[i + 1][r, w].ravel(), -1.0))
                 self._equal(into, (self.depths[i][r, w], -1.0))
                 for number, positions in enumerate(self._cells[i]):
                     blocks = [float(np.sum(positions < depth)) for depth in stage.depths]
@@ -157,11 +161,14 @@ class Programme:
         for edges, (before, after) in zip(self.edges[1:], itertools.pairwise(stages), strict=True):
             narrower = np.less.outer(after.widths, before.widths).T
             self.system.upper[edges[:, narrower]] = 0.0
-        deepest = np.broadcast_to(stages[DEEPEST].depths, self.depths[DEEPEST].shape)
+        deepest = deepest_of(len(stages))
+        if deepest is None:
+            return
+        most = np.broadcast_to(stages[deepest].depths, self.depths[deepest].shape)
         for i, stage in enumerate(stages):
-            if i != DEEPEST:
+            if i != deepest:
                 blocks = np.broadcast_to(stage.depths, self.depths[i].shape)
-                terms = (self.depths[i], blocks), (self.depths[DEEPEST], -deepest)
+                terms = (self.depths[i], blocks), (self.depths[deepest], -most)
                 self.system.row(*terms, low=-math.inf, high=0.0)
 
     # Quantities -------------------------------------------------------------------------------
@@ -176,8 +183,9 @@ class Programme:
     def _entries(self, table: AdditiveTable) -> list[tuple[Columns, Values]]:
         """Columns and a table's values for them, in arrays of the same shape."""
         join = np.add if table.combine == "sum" else np.maximum
-        steps = [table.stem[:, None], *table.downsamples]
-        steps[-1] = join(steps[-1], table.head[:, None])
+        steps = list(table.transitions)
+        steps[0] = join(steps[0], table.stem[:, None, :, None])
+        steps[-1] = join(steps[-1], table.head[:, None, :, None])
         blocks = [
             block[:, [positions[0] for positions in cells]]
             for block, cells in zip(table.blocks, self._cells, strict=True)
@@ -209,13 +217,18 @@ class Programme:
             table = self.tables[constraint.metric]
             wanted += [(table, -1.0)] * (constraint.maximum is not None)
             wanted += [(table, 1.0)] * (constraint.minimum is not None)
-        for i, columns in enumerate(self.counts):
-            if not wanted:
-                continue
+        for i in range(len(self.counts) if wanted else 0):
             first = [positions[0] for positions in self._cells[i]]
-            merit = np.stack([sign * table.blocks[i][:, first] for table, sign in wanted], axis=-1)
-            allowed = self.system.upper[columns] > 0
-            self.system.upper[columns[_beaten(merit, allowed)]] = 0.0
+            for columns, of_table in (
+                (self.counts[i], [table.blocks[i][:, first] for table, _ in wanted]),
+                (self.edges[i], [table.transitions[i] for table, _ in wanted]),
+            ):
+                merits_of = [
+                    sign * values for values, (_, sign) in zip(of_table, wanted, strict=True)
+                ]
+                allowed = self.system.upper[columns] > 0
+                beaten = _beaten(np.stack(merits_of, axis=-1), allowed)
+                self.system.upper[columns[beaten]] = 0.0
 
     # Solving ----------------------------------------------------------------------------------
 
@@ -283,8 +296,8 @@ class Programme:
         """The architecture of a solution, shape (genes,); lighter blocks first within a cell."""
         row = np.full(self.space.num_genes, -1, dtype=np.int64)
         for i, stage in enumerate(self.space.stages):
-            passed = values[self.edges[i]].sum(axis=1)  # (R, W)
-            r, w = (int(k) for k in np.unravel_index(passed.argmax(), passed.shape))
+            taken = values[self.edges[i]]  # (R, W before, W, entries)
+            r, _, w, entry = (int(k) for k in np.unravel_index(taken.argmax(), taken.shape))
             column, start = int(self.space.width_columns[i]), self.space.block_columns(i).start
             depth = int(values[self.depths[i][r, w]].argmax())
             row[0], row[column], row[column + 1] = r, w, depth
@@ -292,6 +305,8 @@ class Programme:
                 times = np.rint(values[self.counts[i][r, number, w]]).astype(np.int64)
                 active = positions[positions < stage.depths[depth]]
                 row[start + active] = np.repeat(np.arange(len(times)), times)
+            if self.space.enters_by_block:
+                row[start] = entry
         return row
 
 
@@ -300,8 +315,9 @@ def _cells(space: SearchSpace, tables: Sequence[AdditiveTable]) -> list[list[Gen
     result = []
     for i, stage in enumerate(space.stages):
         groups: dict[bytes, list[int]] = {}
-        for position in range(stage.max_depth):
-            key = b"".join(table.blocks[i][:, position].tobytes() for table in tables)
+        for position in range(int(space.enters_by_block), stage.max_depth):
+            key = stage.block_index[position].tobytes()
+            key += b"".join(table.blocks[i][:, position].tobytes() for table in tables)
             groups.setdefault(key, []).append(position)
         result.append([np.array(group) for group in groups.values()])
     return result

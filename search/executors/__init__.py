@@ -4,7 +4,6 @@
 use it.
 """
 
-from search.executors.base import Evaluate, Executor, Outcome, describe
-from search.executors.in_process import InProcessExecutor
+from search.executors.base import Evaluate, Executor, InProcessExecutor, Outcome, describe
 
 __all__ = ["Evaluate", "Executor", "InProcessExecutor", "Outcome", "describe"]

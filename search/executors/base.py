@@ -1,4 +1,4 @@
-"""Protocol of executors, and the outcome of one evaluation.
+"""Protocol of executors, the outcome of one evaluation, and the executor without processes.
 
 A submission carries a ticket, outcomes come back in any order, and an exception in one evaluation
 is an outcome too: nothing is lost and nothing else stops. So an executor that completes
@@ -8,6 +8,7 @@ out of order on many machines fits the same protocol as this process.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,3 +69,26 @@ def describe(error: BaseException) -> str:
     """Gives type and first line of an error, for the journal."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class InProcessExecutor:
+    """Evaluates in this process, in the order of submission, when waited for (see ``attempt``).
+
+    Example:
+        >>> executor = InProcessExecutor(lambda architecture: {"depth": sum(architecture.depths)})
+        >>> executor.submit(0, space.largest)
+        >>> executor.wait().metrics
+    """
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self._open: deque[tuple[int, Architecture, int | None]] = deque()
+
+    def submit(self, ticket: int, architecture: Architecture, part: int | None = None) -> None:
+        self._open.append((ticket, architecture, part))
+
+    def wait(self) -> Outcome:
+        return attempt(self._evaluate, *self._open.popleft())
+
+    def close(self) -> None:
+        self._open.clear()

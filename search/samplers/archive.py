@@ -1,6 +1,8 @@
-"""Archive of every result that a sampler was told, by row, and of their front."""
+"""Rows with their results, as samplers keep them, and an archive of all that one was told."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,74 +14,79 @@ from search_space.space import Genes
 Indices = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Rows and what is known of them.
+
+    Args:
+        genes: shape (n, genes).
+        objectives: minimised, NaN where failed; shape (n, objectives).
+        violations: 0 where all constraints are met; shape (n,).
+    """
+
+    genes: Genes
+    objectives: Values
+    violations: Values
+
+    @classmethod
+    def nothing(cls, problem: Problem) -> Judged:
+        """No rows of a problem."""
+        genes = np.zeros((0, problem.space.num_genes), dtype=np.int64)
+        return cls(genes, np.zeros((0, len(problem.objectives))), np.zeros(0))
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    def __getitem__(self, which: Indices | slice | npt.NDArray[np.bool_]) -> Judged:
+        return Judged(self.genes[which], self.objectives[which], self.violations[which])
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            np.concatenate([self.genes, other.genes]),
+            np.concatenate([self.objectives, other.objectives]),
+            np.concatenate([self.violations, other.violations]),
+        )
+
+
 class Archive:
     """Distinct rows with their latest results, in the order first told.
 
-    Arrays grow by doubling and the front is kept up to date, so that a ``tell`` costs the same
-    after ten thousand evaluations as after ten.
-
     Attributes:
-        front: indices of the feasible rows that no other one dominates, ascending.
+        front: indices of the feasible rows that no other one dominates, ascending; kept up to
+            date, since to find them anew would take long after thousands of evaluations.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._num_objectives = len(problem.objectives)
-        self._num_genes = problem.space.num_genes
-        self._allocate(64)
+        self.results = Judged.nothing(problem)
         self._position: dict[bytes, int] = {}
         self.front: Indices = np.zeros(0, dtype=np.int64)
 
-    def _allocate(self, capacity: int) -> None:
-        self._genes = np.zeros((capacity, self._num_genes), dtype=np.int64)
-        self._objectives = np.full((capacity, self._num_objectives), np.nan)
-        self._violations = np.full(capacity, np.inf)
-
     def __len__(self) -> int:
-        return len(self._position)
-
-    @property
-    def genes(self) -> Genes:
-        """Shape (n, genes)."""
-        return self._genes[: len(self)]
-
-    @property
-    def objectives(self) -> Values:
-        """Minimised, NaN where failed; shape (n, objectives)."""
-        return self._objectives[: len(self)]
-
-    @property
-    def violations(self) -> Values:
-        """0 where all constraints are met; shape (n,)."""
-        return self._violations[: len(self)]
+        return len(self.results)
 
     @property
     def evaluated(self) -> Indices:
         """Indices of rows with a result in every objective."""
-        return np.flatnonzero(~np.isnan(self.objectives).any(axis=1) & np.isfinite(self.violations))
+        failed = np.isnan(self.results.objectives).any(axis=1)
+        return np.flatnonzero(~failed & np.isfinite(self.results.violations))
 
-    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        """Add results, as in ``Sampler.tell``; a known row's result is replaced."""
-        positions, replaced = [], False
-        for row, values, violation in zip(genes, objectives, violations, strict=True):
-            key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
-            position = self._position.get(key)
-            if position is None:
-                position = len(self)
-                if position == len(self._genes):
-                    self._grow()
-                self._position[key] = position
-                self._genes[position] = row
-            else:
-                replaced = True
-            self._objectives[position] = values
-            self._violations[position] = violation
-            positions.append(position)
-        known = np.arange(len(self)) if replaced else np.r_[self.front, positions].astype(np.int64)
-        feasible = known[self._violations[known] <= 0]
-        self.front = np.sort(feasible[non_dominated(self._objectives[feasible])])
+    def tell(self, told: Judged) -> None:
+        """Adds results, as in ``Sampler.tell``; a known row's result is replaced."""
+        before = len(self)
+        keys = row_keys(told.genes)
+        rows = [self._position.setdefault(key, len(self._position)) for key in keys]
+        latest = {row: i for i, row in enumerate(rows)}
+        new = [latest[row] for row in range(before, len(self._position))]
+        old = {row: i for row, i in latest.items() if row < before}
+        self.results += told[np.array(new, dtype=np.int64)]
+        for row, i in old.items():
+            self.results.objectives[row] = told.objectives[i]
+            self.results.violations[row] = told.violations[i]
+        known = np.arange(len(self)) if old else np.r_[self.front, before : len(self)].astype(int)
+        feasible = known[self.results.violations[known] <= 0]
+        self.front = np.sort(feasible[non_dominated(self.results.objectives[feasible])])
 
-    def _grow(self) -> None:
-        n, old = len(self), (self._genes, self._objectives, self._violations)
-        self._allocate(2 * n)
-        for new, values in zip((self._genes, self._objectives, self._violations), old, strict=True):
-            new[:n] = values
+
+def row_keys(genes: Genes) -> list[bytes]:
+    """Gives each row, shape (n, genes), as something to look it up by."""
+    return [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from search.problem import Problem, Values
+from search.samplers.archive import row_keys
 from search_space.space import INACTIVE, Genes, SearchSpace
 
 ENUMERABLE = 50_000
@@ -55,13 +56,13 @@ class Screen:
     def candidates(self, genes: Genes) -> Genes:
         """New feasible rows, each once, not yet marked; shape (k, genes)."""
         passed = genes[self.problem.cheap_violation(genes) == 0] if len(genes) else genes
-        rows = {key: i for i, key in reversed(list(enumerate(_keys(passed))))}
+        rows = {key: i for i, key in reversed(list(enumerate(row_keys(passed))))}
         new = sorted(i for key, i in rows.items() if key not in self._seen)
         return passed[np.array(new, dtype=np.int64)]
 
     def mark(self, genes: Genes) -> None:
         """Never let these rows through again."""
-        self._seen.update(_keys(genes))
+        self._seen.update(row_keys(genes))
 
     def collect(self, propose: Callable[[int], Genes], n: int, rounds: int) -> Genes:
         """Up to ``n`` fresh rows from at most ``rounds`` calls of ``propose(round)``."""
@@ -92,12 +93,8 @@ def enumerate_rows(space: SearchSpace) -> Genes:
             range(len(stage.widths)), enumerate(stage.depths)
         ):
             rest = (INACTIVE,) * (stage.max_depth - depth)
-            for choice in itertools.product(range(len(stage.blocks)), repeat=depth):
+            for choice in itertools.product(*(range(len(c)) for c in stage.positions[:depth])):
                 rows.append((width, index, *choice, *rest))
         parts.append(np.array(rows, dtype=np.int64))
     picks = np.indices([len(part) for part in parts]).reshape(len(parts), -1)
     return np.hstack([part[pick] for part, pick in zip(parts, picks, strict=True)])
-
-
-def _keys(genes: Genes) -> list[bytes]:
-    return [row.tobytes() for row in np.ascontiguousarray(genes, dtype=np.int64)]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from search.feasibility import unique_rows
 from search.problem import Problem, Values
+from search.samplers.archive import Judged
 from search.samplers.proposals import ROUNDS, PopulationSampler
 from search.samplers.ranking import best_first, constrained_ranks, crowding_distance
 from search_space.space import Genes, SearchSpace
@@ -51,22 +51,6 @@ def mutation_rate(space: SearchSpace) -> float:
     return max(0.05, 2 / space.num_genes)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Survivors and their children, with what is judged of them.
-
-    Args:
-        genes: distinct rows, shape (n, genes).
-        objectives, violations: minimised (n, objectives) and (n,).
-        known: how many of the rows were judged before; they come first, best first.
-    """
-
-    genes: Genes
-    objectives: Values
-    violations: Values
-    known: int
-
-
 def evolve(
     problem: Problem,
     start: Genes,
@@ -77,51 +61,43 @@ def evolve(
     generations: int,
     rate: float | None = None,
     accept: Callable[[Genes], Genes] = lambda rows: rows,
-) -> Iterator[Generation]:
+) -> Iterator[tuple[Judged, int]]:
     """Generations of constrained NSGA-II, where judging costs nothing.
 
     Args:
-        problem: whose space's operators are used.
         start: rows of the first generation, shape (n, genes).
         judge: what is minimised, and by how much constraints are missed.
-        rng: of everything random.
         size: survivors and children of a generation.
         generations: how many, the first one counted; fewer where nothing is accepted.
         rate: probability of each gene's change; None for two genes a row on average.
         accept: the rows that are judged at all, in the same order.
 
     Yields:
-        Each generation with its children.
+        Survivors and their children, distinct, and how many of the rows were judged before: they
+        come first, best first.
     """
     rate = mutation_rate(problem.space) if rate is None else rate
     rows = accept(unique_rows(start))
-    objectives, violations = judge(rows)
-    known = 0
+    alive, known = Judged(rows, *judge(rows)), 0
     for _ in range(generations - 1):
-        yield Generation(rows, objectives, violations, known)
-        if len(rows) == 0:
+        yield alive, known
+        if len(alive) == 0:
             return
-        best = best_first(objectives, violations)[:size]
-        rows, objectives, violations = rows[best], objectives[best], violations[best]
+        alive = alive[best_first(alive.objectives, alive.violations)[:size]]
+        known = len(alive)
         # survivors are sorted: the smaller of two positions wins a tournament
-        first, second = rng.integers(len(rows), size=(2, 2, size)).min(axis=1)
-        bred = children(problem.space, rows[first], rows[second], rng, rate)
-        known = len(rows)
-        fresh = accept(unique_rows(np.concatenate([rows, bred]))[known:])
-        more, missed = judge(fresh)
-        rows = np.concatenate([rows, fresh])
-        objectives = np.concatenate([objectives, more])
-        violations = np.concatenate([violations, missed])
-    yield Generation(rows, objectives, violations, known)
+        first, second = rng.integers(known, size=(2, 2, size)).min(axis=1)
+        bred = children(problem.space, alive.genes[first], alive.genes[second], rng, rate)
+        fresh = accept(unique_rows(np.concatenate([alive.genes, bred]))[known:])
+        alive += Judged(fresh, *judge(fresh))
+    yield alive, known
 
 
 class EvolutionSampler(PopulationSampler):
     """Breeds candidates from the results that it keeps.
 
     Args:
-        problem: what to search for.
-        seed: seed of everything random.
-        population: size of the first, spread population.
+        problem, seed, population: as of ``PopulationSampler``.
         rate: probability of each gene's change, at least one changes.
     """
 
@@ -129,13 +105,11 @@ class EvolutionSampler(PopulationSampler):
         super().__init__(problem, seed=seed, population=population)
         self.rate = rate
         self._brood = self._no_rows()  # children not yet asked for
-        self._genes = self._no_rows()
-        self._objectives = np.zeros((0, len(problem.objectives)))
-        self._violations = np.zeros(0)
+        self._kept = Judged.nothing(problem)
 
     def _propose(self, n: int) -> Genes:
         """New feasible children; each round of too few mutates more than the one before."""
-        if len(self._genes) == 0:
+        if len(self._kept) == 0:
             return self._no_rows()
         size = OFFSPRING_FACTOR * max(n, BROOD)
 
@@ -152,20 +126,12 @@ class EvolutionSampler(PopulationSampler):
     def _children(self, n: int, rate: float) -> Genes:
         """``n`` children of those kept."""
 
-    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        self._screen.mark(genes)
-        self._genes = np.concatenate([self._genes, genes])
-        self._objectives = np.concatenate([self._objectives, objectives])
-        self._violations = np.concatenate([self._violations, violations])
-        self._survive()
+    def _learn(self, told: Judged) -> None:
+        self._survive(self._kept + told)
 
     @abstractmethod
-    def _survive(self) -> None:
-        """Choose those that are kept, after every ``tell``."""
-
-    def _keep(self, which: Genes | slice) -> None:
-        self._genes = self._genes[which]
-        self._objectives, self._violations = self._objectives[which], self._violations[which]
+    def _survive(self, known: Judged) -> None:
+        """Chooses those that are kept, after every ``tell``."""
 
 
 class NSGA2(EvolutionSampler):
@@ -176,8 +142,7 @@ class NSGA2(EvolutionSampler):
         sampler.tell(rows, objectives, violations)
 
     Args:
-        problem: what to search for.
-        seed: seed of everything random.
+        problem, seed: as of ``PopulationSampler``.
         population: survivors kept, and size of the first, spread population.
         rate: probability of each gene's change; None for two genes a row on average.
     """
@@ -191,25 +156,27 @@ class NSGA2(EvolutionSampler):
         self._crowding = np.zeros(0)
 
     def _children(self, n: int, rate: float) -> Genes:
-        parents, mates = self._genes[self._tournament(n)], self._genes[self._tournament(n)]
+        genes = self._kept.genes
+        parents, mates = genes[self._tournament(n)], genes[self._tournament(n)]
         return children(self.problem.space, parents, mates, self._rng, rate)
 
     def _tournament(self, n: int) -> Genes:
         """Winners of ``n`` binary tournaments by rank, then crowding; indices, shape (n,)."""
-        first, second = self._rng.integers(len(self._genes), size=(2, n))
+        first, second = self._rng.integers(len(self._kept), size=(2, n))
         better = (self._ranks[second] < self._ranks[first]) | (
             (self._ranks[second] == self._ranks[first])
             & (self._crowding[second] > self._crowding[first])
         )
         return np.where(better, second, first)
 
-    def _survive(self) -> None:
+    def _survive(self, known: Judged) -> None:
         # the latest result of a row that was told more than once
-        _, last = np.unique(self._genes[::-1], axis=0, return_index=True)
-        self._keep(np.sort(len(self._genes) - 1 - last))
-        self._keep(np.sort(best_first(self._objectives, self._violations)[: self.population]))
-        self._ranks = constrained_ranks(self._objectives, self._violations)
-        self._crowding = crowding_distance(self._objectives, self._ranks)
+        _, last = np.unique(known.genes[::-1], axis=0, return_index=True)
+        known = known[np.sort(len(known) - 1 - last)]
+        best = best_first(known.objectives, known.violations)[: self.population]
+        self._kept = kept = known[np.sort(best)]
+        self._ranks = constrained_ranks(kept.objectives, kept.violations)
+        self._crowding = crowding_distance(kept.objectives, self._ranks)
 
 
 class RegularisedEvolution(EvolutionSampler):
@@ -224,8 +191,7 @@ class RegularisedEvolution(EvolutionSampler):
     smallest violation. A rank by dominance would hardly tell apart the few members of a sample.
 
     Args:
-        problem: what to search for.
-        seed: seed of everything random.
+        problem, seed: as of ``PopulationSampler``.
         population: how many of the latest results may breed; the first population is half of it.
         tournament: how many of them compete; None for a quarter, as in the paper.
         rate: probability of each gene's change; None for one gene a row on average.
@@ -246,24 +212,25 @@ class RegularisedEvolution(EvolutionSampler):
         self.tournament = tournament or max(2, population // 4)
 
     def _children(self, n: int, rate: float) -> Genes:
-        return self.problem.space.mutate(self._genes[self._winners(n)], self._rng, rate)
+        return self.problem.space.mutate(self._kept.genes[self._winners(n)], self._rng, rate)
 
     def _winners(self, n: int) -> Genes:
         """Indices of the winners of ``n`` tournaments, shape (n,)."""
-        rng, width = self._rng, self._objectives.shape[1]
-        drawn = rng.integers(len(self._genes), size=(n, self.tournament))
+        rng, objectives, violations = self._rng, self._kept.objectives, self._kept.violations
+        width = objectives.shape[1]
+        drawn = rng.integers(len(objectives), size=(n, self.tournament))
         weights = rng.dirichlet(np.ones(width), size=n)
-        failed = np.asarray(np.isnan(self._objectives).any(axis=1))
-        known = self._objectives[~failed & (self._violations <= 0)]
+        failed = np.asarray(np.isnan(objectives).any(axis=1))
+        known = objectives[~failed & (violations <= 0)]
         low = known.min(axis=0) if len(known) else np.zeros(width)
         span = np.ptp(known, axis=0) if len(known) else np.zeros(width)
-        scaled = (self._objectives - low) / np.where(span > 0, span, 1.0)
+        scaled = (objectives - low) / np.where(span > 0, span, 1.0)
         weighted = weights[:, None, :] * np.where(failed[:, None], 0.0, scaled)[drawn]
         distance = weighted.max(axis=2) + AUGMENTATION * weighted.sum(axis=2)
-        violation = np.where(failed & (self._violations <= 0), np.inf, self._violations)[drawn]
+        violation = np.where(failed & (violations <= 0), np.inf, violations)[drawn]
         # by violation first: the feasible ones share zero
         best = np.lexsort((distance, violation), axis=1)[:, 0]
         return drawn[np.arange(n), best]
 
-    def _survive(self) -> None:
-        self._keep(slice(-self.kept, None))
+    def _survive(self, known: Judged) -> None:
+        self._kept = known[-self.kept :]

@@ -10,8 +10,8 @@ from collections import deque
 
 import numpy as np
 
-from search.problem import Problem, Values
-from search.samplers.archive import Archive
+from search.problem import Problem
+from search.samplers.archive import Archive, Judged
 from search.samplers.proposals import PopulationSampler, neighbours
 from search_space.space import Genes
 
@@ -19,12 +19,7 @@ from search_space.space import Genes
 class LocalSearch(PopulationSampler):
     """Proposes feasible neighbours of the front, least explored members first.
 
-        sampler = LocalSearch(problem, seed=0)
-
-    Args:
-        problem: what to search for.
-        seed: seed of everything random.
-        population: size of the spread population that it starts from.
+    sampler = LocalSearch(problem, seed=0)
     """
 
     def __init__(self, problem: Problem, *, seed: int = 0, population: int = 24) -> None:
@@ -35,13 +30,11 @@ class LocalSearch(PopulationSampler):
 
     def _propose(self, n: int) -> Genes:
         """Up to ``n`` new feasible neighbours, one a member until no member has more."""
-        front = self._archive.genes[self._rng.permutation(self._archive.front)]
+        front = self._archive.results.genes[self._rng.permutation(self._archive.front)]
         members = [row for row in front if row.tobytes() not in self._exhausted]
         explored = [self._explored.get(member.tobytes(), 0) for member in members]
         open_members = [members[i] for i in np.argsort(explored, kind="stable")]
-        waiting: deque[tuple[Genes, Genes | None]] = deque(
-            (member, None) for member in open_members
-        )
+        waiting: deque[tuple[Genes, Genes | None]] = deque((each, None) for each in open_members)
         chosen: list[Genes] = []
         while waiting and len(chosen) < n:
             member, rows = waiting.popleft()
@@ -66,6 +59,5 @@ class LocalSearch(PopulationSampler):
                 return fresh, rows[i + 1 :]
         return rows[:0], rows[:0]
 
-    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        self._screen.mark(genes)
-        self._archive.tell(genes, objectives, violations)
+    def _learn(self, told: Judged) -> None:
+        self._archive.tell(told)

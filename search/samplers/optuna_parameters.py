@@ -25,9 +25,9 @@ def suggest_row(space: SearchSpace, trial: BaseTrial) -> Genes:
         column = int(space.width_columns[i])
         row[column] = trial.suggest_int(f"stages.{i}.width", 0, len(stage.widths) - 1)
         row[column + 1] = trial.suggest_int(f"stages.{i}.depth", 0, len(stage.depths) - 1)
-        names = block_names(stage.blocks)
         start = space.block_columns(i).start
         for j in range(stage.depths[row[column + 1]]):
+            names = block_names(stage.positions[j])
             chosen = trial.suggest_categorical(f"stages.{i}.blocks.{j}", names)
             row[start + j] = names.index(chosen)
     return row
@@ -40,10 +40,9 @@ def parameters_of(space: SearchSpace, row: Genes) -> dict[str, Any]:
         column = int(space.width_columns[i])
         result[f"stages.{i}.width"] = int(row[column])
         result[f"stages.{i}.depth"] = int(row[column + 1])
-        names = block_names(stage.blocks)
         for j, choice in enumerate(row[space.block_columns(i)]):
             if choice != INACTIVE:
-                result[f"stages.{i}.blocks.{j}"] = names[choice]
+                result[f"stages.{i}.blocks.{j}"] = block_names(stage.positions[j])[choice]
     return result
 
 
@@ -56,9 +55,9 @@ def row_of(space: SearchSpace, parameters: Mapping[str, Any]) -> Genes | None:
 
 
 def block_names(blocks: tuple[Block, ...]) -> list[str]:
-    """One name a choice, as ``depthwise_conv(kernel=3)×2``."""
+    """One name a choice, as ``depthwise_conv(kernel=3,mlp_ratio=2.0)``."""
     result = []
     for block in blocks:
-        params = ",".join(f"{key}={value}" for key, value in block.mixer.params)
-        result.append(f"{block.mixer.name}({params})×{block.mlp_ratio:g}")
+        params = ",".join(f"{key}={value}" for key, value in block.traits.items())
+        result.append(f"{block.label}({params})")
     return result

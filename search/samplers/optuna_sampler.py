@@ -18,7 +18,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -30,7 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from search.feasibility import repair
-from search.problem import ROUNDING, Problem, Values
+from search.problem import ROUNDING, Problem, Values, scale_of
 from search.samplers.base import Screen
 from search.samplers.optuna_parameters import parameters_of, row_of, suggest_row
 from search.samplers.proposals import random_rows
@@ -146,17 +146,13 @@ class OptunaSampler:
         sampler = OptunaSampler(problem, sampler="TPE", seed=0)
 
     Args:
-        problem: what to search for.
         sampler: name of an Optuna sampler, as ``TPE``; upper and lower case are the same.
-        seed: of the sampler.
         storage: None for memory, a database URL, or the path of a journal file.
-        study: name of the study.
-        options: further arguments of Optuna's sampler.
         say: is told when a storage is waited for.
 
     Raises:
         UnknownNameError: there is no such sampler.
-        UsageError: it does not take these options, or cannot have these objectives.
+        UsageError: it cannot have these objectives, or be used at all.
         RunError: the storage cannot be opened or is not free in time, or the study is of another
             problem.
     """
@@ -169,14 +165,12 @@ class OptunaSampler:
         seed: int = 0,
         storage: str | None = None,
         study: str = "nas",
-        options: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.problem = problem
         self.name = sampler
         self._seed, self._study_name = seed, study
-        self._options = dict(options or {})
-        self._rng = np.random.default_rng(self._seed)
+        self._rng = np.random.default_rng(seed)
         self._screen = Screen(problem)
         self._live: dict[bytes, optuna.Trial] = {}
         self._told: set[bytes] = set()
@@ -190,20 +184,20 @@ class OptunaSampler:
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(),
             )
-            stored = [direction.name.lower() for direction in self.study.directions]
-            if stored != directions:
-                raise RunError(
-                    f"study {self._study_name!r} has objectives {', '.join(stored)}; this problem "
-                    f"has {', '.join(directions)}. Take another name or storage."
-                )
-            self._claim()
+            self._claim(directions)
             self._take_over()
             # a continued study must not draw the numbers of its beginning again
             past = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = self._make(_seed_of(self._seed, past))
 
-    def _claim(self) -> None:
-        """Write down the search space of the study, or check that it is the same."""
+    def _claim(self, directions: Sequence[str]) -> None:
+        """Checks that the study is of this problem; writes down its space where it is new."""
+        stored = [direction.name.lower() for direction in self.study.directions]
+        if stored != list(directions):
+            raise RunError(
+                f"study {self._study_name!r} has objectives {', '.join(stored)}; this problem "
+                f"has {', '.join(directions)}. Take another name or storage."
+            )
         digest = self.problem.space.digest
         known = self.study.user_attrs.get("space")
         if known not in (None, digest) or (known is None and self.study.get_trials(deepcopy=False)):
@@ -227,18 +221,12 @@ class OptunaSampler:
                 "TPE, NSGAII, NSGAIII or GP."
             )
         parameters = inspect.signature(kinds[key]).parameters
-        unknown = sorted(set(self._options) - set(parameters))
-        if unknown:
-            raise UsageError(
-                f"Optuna's {kinds[key].__name__} takes no {', '.join(unknown)}; it takes "
-                f"{', '.join(parameters)}."
-            )
         chosen: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
         warn = parameters.get("warn_independent_sampling")
         if warn is not None and warn.default is True:  # it is what conditional genes need
             chosen["warn_independent_sampling"] = False
         try:
-            return kinds[key](**(chosen | self._options))
+            return kinds[key](**chosen)
         except (ImportError, ValueError, TypeError) as error:
             raise UsageError(f"Optuna's {kinds[key].__name__} cannot be used: {error}") from error
 
@@ -251,11 +239,9 @@ class OptunaSampler:
             repeated = trial.user_attrs.get("repeated", False)
             if row is None or repeated or self.problem.cheap_violation(row[None])[0] > 0:
                 continue
-            key = row.tobytes()
             if trial.state.is_finished():
-                self._told.add(key)
-            if not any(key == known.tobytes() for known in self._stored):
-                self._stored.append(row)
+                self._told.add(row.tobytes())
+            self._stored.append(row)
 
     # Asking -----------------------------------------------------------------------------------
 
@@ -304,16 +290,16 @@ class OptunaSampler:
         cheap = self.problem.cheap_metrics(row[None])
         for metric, values in cheap.items():
             trial.set_user_attr(metric, float(values[0]))
-        for constraint in self.problem.constraints:
-            value = float(cheap[constraint.metric][0])
+        for limit in self.problem.constraints:
+            value = float(cheap[limit.metric][0])
             for name, bound, sign in (
-                ("maximum", constraint.maximum, 1.0),
-                ("minimum", constraint.minimum, -1.0),
+                ("maximum", limit.maximum, 1),
+                ("minimum", limit.minimum, -1),
             ):
                 if bound is not None:
-                    excess = sign * (value - bound) / (abs(bound) or 1.0)
+                    excess = sign * (value - bound) / scale_of(bound)
                     excess = min(excess, 0.0) if excess <= ROUNDING else excess
-                    trial.set_constraint(f"{constraint.metric} {name}", excess)
+                    trial.set_constraint(f"{limit.metric} {name}", excess)
         return trial, row
 
     def _trial_of(self, row: Genes) -> optuna.Trial:

@@ -8,6 +8,7 @@ import numpy as np
 
 from search.feasibility import diverse_sample, extreme_rows, repair
 from search.problem import Problem, Values
+from search.samplers.archive import Judged
 from search.samplers.base import Screen
 from search_space.space import Genes
 
@@ -50,9 +51,14 @@ class PopulationSampler(ABC):
     def _propose(self, n: int) -> Genes:
         """Up to ``n`` new feasible rows that the method thinks well of, marked as seen."""
 
-    @abstractmethod
     def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
         """Results of candidates, as in ``Sampler.tell``."""
+        self._screen.mark(genes)
+        self._learn(Judged(genes, objectives, violations))
+
+    @abstractmethod
+    def _learn(self, told: Judged) -> None:
+        """Takes in results; their rows are marked as seen."""
 
     def _no_rows(self) -> Genes:
         return np.zeros((0, self.problem.space.num_genes), dtype=np.int64)
@@ -112,7 +118,9 @@ def neighbours(problem: Problem, row: Genes) -> Genes:
     result = np.concatenate(changed) if changed else row[None][:0].copy()
     for i in range(len(space.stages)):
         columns = space.block_columns(i)
-        last = int(row[columns][active[columns]][-1])
-        blocks = result[:, columns]
-        result[:, columns] = np.where(blocks < 0, last, blocks)
+        depth = int(active[columns].sum())
+        blocks, stage = result[:, columns], space.stages[i]
+        last = np.full(blocks.shape, row[columns][depth - 1])
+        copied = stage.copied(last, np.full(blocks.shape, depth - 1))
+        result[:, columns] = np.where(blocks < 0, np.maximum(copied, 0), blocks)
     return np.where(space.active(result), result, -1)

@@ -14,6 +14,7 @@ stays bounded. A model depends on what it was fitted to only, so the state needs
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,12 +25,11 @@ from predictors.surrogates import (
     Surrogate,
 )
 from predictors.tables.additive import AdditiveTable
-from search.feasibility import diverse_sample
+from search.feasibility import diverse_sample, unique_rows
 from search.problem import Problem, Values
 from search.samplers.acquisition import MOST_BOXES, boxes, expected_hypervolume_improvement
-from search.samplers.archive import Archive, Indices
+from search.samplers.archive import Archive, Indices, Judged, row_keys
 from search.samplers.evolution import evolve
-from search.samplers.priced import priced_optima
 from search.samplers.proposals import PopulationSampler
 from search.samplers.ranking import best_first
 from search_space.errors import UnknownNameError
@@ -57,9 +57,7 @@ class SurrogateSampler(PopulationSampler):
         sampler = SurrogateSampler(problem, seed=0)
 
     Args:
-        problem: what to search for.
-        seed: seed of everything random.
-        population: size of the first, spread population.
+        problem, seed, population: as of ``PopulationSampler``.
         model: ``gaussian_process``, ``trees`` or ``additive``.
 
     Raises:
@@ -89,7 +87,7 @@ class SurrogateSampler(PopulationSampler):
 
     def ask(self, n: int) -> Genes:
         rows = super().ask(n)
-        self._open.update(dict.fromkeys(row.tobytes() for row in rows))
+        self._open.update(dict.fromkeys(row_keys(rows)))
         return rows
 
     def _propose(self, n: int) -> Genes:
@@ -112,7 +110,7 @@ class SurrogateSampler(PopulationSampler):
             return pool
         mean, deviation = self._predict(pool)
         archive, reference = self._archive, self._reference()
-        front = archive.objectives[archive.front]
+        front = archive.results.objectives[archive.front]
         if self._open:
             waiting = np.stack([np.frombuffer(key, dtype=np.int64) for key in self._open])
             front = np.concatenate([front, self._predict(waiting)[0]])
@@ -130,8 +128,8 @@ class SurrogateSampler(PopulationSampler):
 
     def _reference(self) -> Values:
         """The problem's, or the worst value so far where it has none."""
-        reference, archive = self.problem.reference, self._archive
-        worst = archive.objectives[archive.evaluated].max(axis=0)
+        reference = self.problem.reference
+        worst = self._archive.results.objectives[self._archive.evaluated].max(axis=0)
         return np.where(np.isnan(reference), worst, reference)
 
     # The models -------------------------------------------------------------------------------
@@ -139,7 +137,7 @@ class SurrogateSampler(PopulationSampler):
     def _refit(self) -> None:
         """Fit to the first ``self._fitted`` rows of the archive."""
         rows = self._worth_fitting(self._archive.evaluated)
-        genes, values = self._archive.genes[rows], self._archive.objectives[rows]
+        known = self._archive.results[rows]
         if len(self._models) != len(self.problem.objectives):
             self._models = [
                 None if objective.metric in self.problem.tables else self._make(self.problem)
@@ -147,7 +145,7 @@ class SurrogateSampler(PopulationSampler):
             ]
         for k, model in enumerate(self._models):
             if model is not None:
-                model.fit(genes, values[:, k])
+                model.fit(known.genes, known.objectives[:, k])
 
     def _worth_fitting(self, rows: Indices) -> Indices:
         """Of the archive's first rows: all, or the better half of the most and some of the rest."""
@@ -161,7 +159,8 @@ class SurrogateSampler(PopulationSampler):
         return np.sort(np.concatenate([best[:half], rest[step]]))
 
     def _best_first(self, rows: Indices) -> Indices:
-        return rows[best_first(self._archive.objectives[rows], self._archive.violations[rows])]
+        known = self._archive.results[rows]
+        return rows[best_first(known.objectives, known.violations)]
 
     def _predict(self, genes: Genes) -> tuple[Values, Values]:
         """Minimised means and deviations, shape (n, objectives) each."""
@@ -190,7 +189,7 @@ class SurrogateSampler(PopulationSampler):
 
     def _fresh_pool(self, n: int) -> Genes:
         rng, archive = self._rng, self._archive
-        best = archive.genes[self._best_first(archive.evaluated)[:POOL]]
+        best = archive.results.genes[self._best_first(archive.evaluated)[:POOL]]
         random = diverse_sample(self.problem, rng, round(RANDOM_SHARE * POOL))
         start = np.concatenate([best, random, self._optima()])
 
@@ -198,7 +197,7 @@ class SurrogateSampler(PopulationSampler):
             mean, deviation = self._predict(genes)
             return mean - deviation, np.zeros(len(genes))
 
-        *_, last = evolve(
+        *_, (last, _) = evolve(
             self.problem,
             start,
             promise,
@@ -225,14 +224,46 @@ class SurrogateSampler(PopulationSampler):
         for k, model in enumerate(self._models):
             if model is None:
                 continue
-            self._additive.fit(self._archive.genes[rows], -self._archive.objectives[rows, k])
+            known = self._archive.results[rows]
+            self._additive.fit(known.genes, -known.objectives[:, k])
             optima += [priced_optima(self._additive.table(), cost) for cost in costs]
         return np.concatenate(optima)
 
-    # Telling and state ------------------------------------------------------------------------
+    def _learn(self, told: Judged) -> None:
+        self._archive.tell(told)
+        for key in row_keys(told.genes):
+            self._open.pop(key, None)
 
-    def tell(self, genes: Genes, objectives: Values, violations: Values) -> None:
-        self._screen.mark(genes)
-        self._archive.tell(genes, objectives, violations)
-        for row in genes:
-            self._open.pop(np.ascontiguousarray(row, dtype=np.int64).tobytes(), None)
+
+def priced_optima(gain: AdditiveTable, cost: AdditiveTable, prices: int = 16) -> Genes:
+    """Exact maximisers of ``gain − price × cost`` for prices from nothing to forbidding.
+
+    They are the corners of the convex hull of the front of the two tables, unconstrained.
+    Shape (≤ prices + 1, genes).
+    """
+    ends = np.stack([gain.argmax(), cost.argmin()])
+    gains, costs = gain.predict(ends), cost.predict(ends)
+    if costs[0] <= costs[1]:
+        return ends[:1]
+    slope = max(float((gains[0] - gains[1]) / (costs[0] - costs[1])), 1e-300)
+    rows = [
+        priced(gain, cost, slope * factor).argmax() for factor in np.geomspace(0.05, 20, prices)
+    ]
+    return unique_rows(np.stack([ends[0], *rows]))
+
+
+def priced(gain: AdditiveTable, cost: AdditiveTable, price: float) -> AdditiveTable:
+    """The table of ``gain − price × cost``; both must add up (``combine`` is ``sum``)."""
+    assert gain.combine == cost.combine == "sum"
+    a, b = gain.scale, -price * cost.scale
+    return replace(
+        gain,
+        stem=a * gain.stem + b * cost.stem,
+        blocks=tuple(a * x + b * y for x, y in zip(gain.blocks, cost.blocks, strict=True)),
+        transitions=tuple(
+            a * x + b * y for x, y in zip(gain.transitions, cost.transitions, strict=True)
+        ),
+        head=a * gain.head + b * cost.head,
+        scale=1.0,
+        offset=gain.offset - price * cost.offset,
+    )

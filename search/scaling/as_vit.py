@@ -73,9 +73,12 @@ def scored_form(architecture: Architecture) -> Architecture:
     """
     stages = []
     for stage in architecture.stages:
-        blocks = tuple(replace(b, mixer=_narrow_heads(b.mixer)) for b in stage.blocks)
-        multiple = math.lcm(*(block.mixer.width_multiple for block in blocks))
-        stages.append(Stage(nearest(stage.width / SCORED_SHARE, multiple), blocks))
+        blocks = tuple(
+            b if b.mixer is None else replace(b, mixer=_narrow_heads(b.mixer)) for b in stage.blocks
+        )
+        multiple = math.lcm(*(block.width_multiple for block in blocks))
+        width = nearest(stage.width / SCORED_SHARE, multiple)
+        stages.append(Stage(width, blocks, stage.stride))
     return replace(architecture, stages=tuple(stages))
 
 

@@ -1,8 +1,8 @@
 """Interface of scaling methods: a task goes in, a family comes out, both plain data.
 
 A method walks from a seed along a path of architectures, step by step, and the members of the
-family are the steps that come closest to their budgets from below. A method is one file of this
-package with a class under ``@register_method``.
+family are the steps that come closest to their budgets from below. A method is a class under
+``@register_method`` in a file of this package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class Step:
     """One architecture of a path.
 
     Args:
-        architecture: the architecture.
         costs: by metric: ``num_params``, ``macs``, ``activations``, ``latency_ms@DEVICE``.
         change: the difference from the step before, for people; empty for the seed.
         scores: by name of the proxy, where the method chose this step by any.
@@ -61,8 +60,6 @@ class Member:
     Args:
         name: the budget as people write it: ``25M``, ``2ms``.
         budget: upper limit of the family's metric.
-        index: of the step in the path.
-        step: the step itself.
     """
 
     name: str
@@ -81,7 +78,7 @@ class Member:
     def to_dict(self) -> dict[str, Any]:
         """The member and its step as JSON types."""
         head = {"name": self.name, "budget": self.budget, "index": self.index}
-        return {**head, **self.step.to_dict()}
+        return head | self.step.to_dict()
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ class Family:
     """Networks of different sizes made from one seed.
 
     Args:
-        method: name of the method.
         rule: what the method did, in a sentence.
         by: metric that the budgets limit.
         limits: upper limits of further metrics.
@@ -112,10 +108,7 @@ class Family:
 
     def to_dict(self) -> dict[str, Any]:
         """The family as JSON types."""
-        return {
-            "method": self.method,
-            "rule": self.rule,
-            "by": self.by,
+        return vars(self) | {
             "limits": dict(self.limits),
             "members": [member.to_dict() for member in self.members],
             "path": [step.to_dict() for step in self.path],
@@ -128,7 +121,6 @@ class ScalingTask:
     """A seed, and the budgets of the family to make of it.
 
     Args:
-        seed: where the path begins.
         by: metric that the budgets limit.
         budgets: at least one, in any order; kept in ascending order.
         costs: gives all metrics of any architecture.
@@ -173,13 +165,10 @@ class ScalingTask:
             UsageError: The smallest budget is below the seed's size.
             InfeasibleError: The seed breaks a limit, which adding to it cannot fix.
         """
-        costs, smallest = self.costs(self.seed), self.budgets[0]
-        if smallest < costs[self.by]:
-            raise UsageError(
-                f"budget {typed(self.by, smallest, digits=12)} is below the seed's own "
-                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
-                "only adds. Give larger budgets, a smaller --seed, or take --method contract."
-            )
+        costs = self.costs(self.seed)
+        if self.budgets[0] < costs[self.by]:
+            fix = "larger budgets, a smaller --seed, or take --method contract"
+            raise self._beside(self.budgets[0], costs, "below", "adds", fix)
         for metric, maximum in self.limits.items():
             if costs[metric] > maximum:
                 raise InfeasibleError(
@@ -196,15 +185,18 @@ class ScalingTask:
         Raises:
             UsageError: The largest budget is above the seed's size, which removing cannot reach.
         """
-        costs, largest = self.costs(self.seed), self.budgets[-1]
-        if largest > costs[self.by]:
-            raise UsageError(
-                f"budget {typed(self.by, largest, digits=12)} is above the seed's own "
-                f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method "
-                "only removes. Give smaller budgets, a larger --seed, or take a method that grows, "
-                "such as compound."
-            )
+        costs = self.costs(self.seed)
+        if self.budgets[-1] > costs[self.by]:
+            fix = "smaller budgets, a larger --seed, or take a method that grows, such as compound"
+            raise self._beside(self.budgets[-1], costs, "above", "removes", fix)
         return Step(self.seed, costs)
+
+    def _beside(self, budget: float, costs: Costs, where: str, does: str, fix: str) -> UsageError:
+        return UsageError(
+            f"budget {typed(self.by, budget, digits=12)} is {where} the seed's own "
+            f"{format_metric(self.by, costs[self.by])} ({title_of(self.by)}), and this method only "
+            f"{does}. Give {fix}."
+        )
 
     def family_of(
         self, method: str, rule: str, path: Sequence[Step], notes: Sequence[str] = ()
@@ -225,15 +217,8 @@ class ScalingTask:
             for first, second in itertools.pairwise(members)
             if first.architecture == second.architecture
         ]
-        return Family(
-            method=method,
-            rule=rule,
-            by=self.by,
-            limits=dict(self.limits),
-            members=tuple(members),
-            path=tuple(path),
-            notes=(*notes, *same),
-        )
+        limits, found = dict(self.limits), tuple(members)
+        return Family(method, rule, self.by, limits, found, tuple(path), (*notes, *same))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,11 +294,7 @@ def _methods() -> Mapping[str, type[ScalingMethod]]:
 
 
 def scaling_method(name: str) -> type[ScalingMethod]:
-    """The method ``name``.
-
-    Raises:
-        UnknownNameError: There is no such method; names the nearest.
-    """
+    """The method ``name``. Raises UnknownNameError: there is no such method; names the nearest."""
     methods = _methods()
     if name not in methods:
         raise UnknownNameError("scaling method", name, methods)

@@ -29,7 +29,7 @@ from search.scaling.base import (
     register_method,
 )
 from search.scaling.shapes import nearest, total_stride, width_multiple
-from search_space import Architecture, Block, Mixer, Stage
+from search_space import BLOCKS, Architecture, Block, Mixer, Stage
 from search_space.errors import InfeasibleError
 from search_space.metrics import format_metric, title_of, typed
 
@@ -108,15 +108,22 @@ def width_notches(seed: Architecture) -> tuple[int, ...]:
 
 
 def _narrower_mlp(block: Block) -> Block:
-    ratio = block.mlp_ratio - MLP_NOTCH
-    return replace(block, mlp_ratio=ratio) if ratio >= MIN_MLP_RATIO else block
+    name = next(iter(BLOCKS[block.kind].ratios), None)
+    if name is None:
+        return block
+    ratio = float(block[name]) - MLP_NOTCH
+    return block.replaced(**{name: ratio}) if ratio >= MIN_MLP_RATIO else block
 
 
 def _smaller_mixer(block: Block) -> Block:
-    params = dict(block.mixer.params)
-    for key in {"kernel", "window"} & params.keys():
-        if (size := int(params[key]) - KERNEL_NOTCH) >= MIN_KERNEL:
-            params[key] = size
+    smaller = {
+        key: int(value) - KERNEL_NOTCH
+        for key, value in block.traits.items()
+        if key in ("kernel", "window") and int(value) - KERNEL_NOTCH >= MIN_KERNEL
+    }
+    if block.mixer is None:
+        return block.replaced(**smaller)
+    params = {**dict(block.mixer.params), **smaller}
     return replace(block, mixer=Mixer.of(block.mixer.name, **params))
 
 

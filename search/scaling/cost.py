@@ -65,9 +65,7 @@ class NetworkCosts:
             if metric == on_device(LATENCY, name):
                 return latency.table(space)
         return AdditiveTable.build(
-            space,
-            self.num_classes,
-            lambda spec, size: float(getattr(self._count(spec, size), metric)),
+            space, self.num_classes, lambda *entry: float(getattr(self._count(*entry), metric))
         )
 
     def _cost(self, architecture: Architecture) -> dict[str, float]:
@@ -115,12 +113,9 @@ class NetworkLatency:
         def cost(spec: ModuleSpec, size: int) -> float:
             return self._value(space.largest, Component("a component", spec, size))
 
+        line = self._correction
         return AdditiveTable.build(
-            space,
-            self._num_classes,
-            cost,
-            scale=self._correction.scale,
-            offset=self._correction.offset_ms,
+            space, self._num_classes, cost, scale=line.scale, offset=line.offset_ms
         )
 
     def provenance(self) -> str:
@@ -132,11 +127,11 @@ class NetworkLatency:
 
         None where the table was never compared with whole networks.
         """
-        sheet = datasheet_of(self._table.conditions.device)
-        if self._table.conditions.estimated and sheet is not None:
-            conditions = self._table.conditions
+        conditions = self._table.conditions
+        sheet = datasheet_of(conditions.device)
+        if conditions.estimated and sheet is not None:
             number_format = sheet.number_format(conditions.precision, conditions.runtime)
-            names = {b.mixer.name for a in architectures for s in a.stages for b in s.blocks}
+            names = {b.label for a in architectures for s in a.stages for b in s.blocks}
             before = max(
                 expected_error(sheet, conditions.runtime, number_format, name).error
                 for name in names
@@ -180,7 +175,7 @@ class NetworkLatency:
 def _space_of(architecture: Architecture) -> SearchSpace:
     """A space that contains ``architecture`` and little else."""
     stages = tuple(
-        StageSpace((s.width,), (s.depth,), tuple(dict.fromkeys(s.blocks)))
+        StageSpace((s.width,), (s.depth,), tuple((block,) for block in s.blocks), s.stride)
         for s in architecture.stages
     )
     return SearchSpace("SPACE", architecture.macro, (architecture.resolution,), stages)

@@ -64,9 +64,8 @@ class DeepMADGrowth(ScalingMethod):
             )
             architecture = space.decode(optimum.genes[None])[0]
             change = describe_change(Shape.of(path[-1].architecture), Shape.of(architecture))
-            path.append(
-                Step(architecture, task.costs(architecture), change, {"deepmad": optimum.value})
-            )
+            costs, scores = task.costs(architecture), {"deepmad": optimum.value}
+            path.append(Step(architecture, costs, change, scores))
             notes.append(
                 f"The score of {optimum.value:,.0f} at budget {i + 1} is within "
                 f"{optimum.proof.gap:.2%} of the largest of {space.size:.2g} architectures, in "
@@ -94,11 +93,7 @@ def space_around(
         factors = [widest ** (i / (WIDTHS - 1)) for i in range(WIDTHS)]
         widths = {low.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
         depths = range(low.depth, max(low.depth, math.ceil(deepest * stage.depth)) + 1)
-        stages.append(
-            StageSpace(
-                tuple(sorted(w for w in widths if w >= low.width)),
-                tuple(depths),
-                tuple(dict.fromkeys(stage.blocks)),
-            )
-        )
+        allowed = tuple(sorted(w for w in widths if w >= low.width))
+        blocks = tuple(dict.fromkeys(stage.blocks))
+        stages.append(StageSpace(allowed, tuple(depths), blocks, stage.stride))
     return SearchSpace("around the seed", seed.macro, (seed.resolution,), tuple(stages))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search_space import Architecture, Stage
-from search_space.architecture import NUM_STAGES
 
 WIDTH_UNIT = 8
 
@@ -31,7 +30,7 @@ class Shape:
     def apply(self, seed: Architecture) -> Architecture:
         """``seed`` in this shape: stages repeat their last block, or end earlier."""
         stages = tuple(
-            Stage(width, (stage.blocks + stage.blocks[-1:] * depth)[:depth])
+            Stage(width, (stage.blocks + stage.blocks[-1:] * depth)[:depth], stage.stride)
             for stage, depth, width in zip(seed.stages, self.depths, self.widths, strict=True)
         )
         return Architecture(seed.macro, self.resolution, stages)
@@ -39,7 +38,7 @@ class Shape:
 
 def width_multiple(stage: Stage) -> int:
     """The least common multiple of 8 and of what every mixer of the stage needs."""
-    return math.lcm(WIDTH_UNIT, *(block.mixer.width_multiple for block in stage.blocks))
+    return math.lcm(WIDTH_UNIT, *(block.width_multiple for block in stage.blocks))
 
 
 def grown_widths(seed: Architecture, factor: float) -> tuple[int, ...]:
@@ -57,7 +56,7 @@ def nearest(value: float, multiple: int) -> int:
 
 def total_stride(architecture: Architecture) -> int:
     """The pixels of the image for a position of the last feature map, along a side."""
-    return architecture.macro.stem_stride * 2 ** (NUM_STAGES - 1)
+    return architecture.macro.stem_stride * math.prod(architecture.strides)
 
 
 def describe_change(before: Shape, after: Shape) -> str:

@@ -41,20 +41,17 @@ class TwoScorer:
 
     Args:
         trainability, complexity: the proxies of κ and L^E; None means the registered ones.
-        settings: for both.
         known: scores by digest from an earlier run with the same settings.
         record: receives every new score: architecture, values by name, seconds.
     """
 
-    trainability: Proxy | None = None
-    complexity: Proxy | None = None
+    trainability: Proxy = field(default_factory=lambda: proxy(TRAINABILITY))
+    complexity: Proxy = field(default_factory=lambda: proxy(COMPLEXITY))
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     known: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     record: Callable[[Architecture, Mapping[str, float], float], None] = lambda *scored: None
 
     def __post_init__(self) -> None:
-        self._kappa = self.trainability or proxy(TRAINABILITY)
-        self._length = self.complexity or proxy(COMPLEXITY)
         self._scores = {
             digest: TwoScores(values[TRAINABILITY], values[COMPLEXITY])
             for digest, values in self.known.items()
@@ -66,8 +63,8 @@ class TwoScorer:
         if digest not in self._scores:
             start, network = time.monotonic(), Network.of_architecture(architecture)
             scores = self._scores[digest] = TwoScores(
-                _finite(self._kappa.score(network, self.settings).value, math.inf),
-                _finite(self._length.score(network, self.settings).value, -math.inf),
+                _finite(self.trainability.score(network, self.settings).value, math.inf),
+                _finite(self.complexity.score(network, self.settings).value, -math.inf),
             )
             self.record(architecture, scores.to_dict(), time.monotonic() - start)
         return self._scores[digest]
@@ -93,9 +90,8 @@ def best(scores: Sequence[TwoScores]) -> int:
     """
     sums = rank_sums(scores)
     tied = np.flatnonzero(sums == sums.min()).tolist()
-    by_kappa = _relative_range([s.kappa for s in scores]) >= _relative_range(
-        [s.length for s in scores]
-    )
+    kappas, lengths = ([getattr(s, name) for s in scores] for name in ("kappa", "length"))
+    by_kappa = _relative_range(kappas) >= _relative_range(lengths)
 
     def order(index: int) -> tuple[bool, float]:
         kappa, length = scores[index].kappa, scores[index].length

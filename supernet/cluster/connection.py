@@ -7,6 +7,7 @@ one that is joined where its token is found.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ DEFAULT_PORT = 6379
 REACH_SECONDS = 5.0
 GROW_SECONDS = 60.0  # that an autoscaler gets to add nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # of a cluster of this machine: only small things go through it
+_SMALLEST_SHARE = 1e-4  # Ray counts in steps of this
 _QUIET = {
     # Ray prints failures of machines to standard output, where results go.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
@@ -60,7 +62,6 @@ def fit_aside(
     """Fits in a thread, since in the main one Ray would take an interruption for itself.
 
     Args:
-        fit: Of a trainer of Ray Train or a tuner of Ray Tune.
         seconds: Between two calls of ``hear``.
         hear: Called in this thread until the fitting ends.
 
@@ -84,10 +85,10 @@ def fit_aside(
 
 
 def connection_lost(error: BaseException) -> RunError:
-    """Gives the error that a user is told when Ray fails during a training."""
+    """Gives the error that a user is told when Ray fails on the way."""
     return RunError(
-        f"the connection to the cluster was lost ({one_line(error)}). Checkpoints are kept; "
-        "continue with --resume"
+        f"the Ray cluster does not answer any more: {one_line(error)}. What was done is kept; "
+        "bring the cluster back, or take another, and continue with --resume"
     )
 
 
@@ -102,37 +103,42 @@ def _has_token() -> bool:
 
 
 @contextmanager
-def connected(address: str | None = None) -> Iterator[None]:
-    """Connects to Ray for a while; see ``connect``.
+def connected(address: str | None = None) -> Iterator[bool]:
+    """Connects this process to Ray for a while; what is started here ends with the context.
 
-    What is started here ends with the context. A connection that this process has is used and left
-    open.
-    """
-    prepare(address)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    connect(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def connect(address: str | None = None) -> None:
-    """Connects this process to Ray, until ``ray.shutdown()``.
+    A connection that this process has is used and left open.
 
     Args:
         address: ``auto`` for the cluster that this machine is a node of, or its head as ``HOST``
             or ``HOST:PORT``; None starts one of this machine alone, which listens on the loopback
             interface unless this process had imported Ray before ``prepare`` was called.
 
+    Yields:
+        Whether a Ray of this machine alone was started.
+
     Raises:
-        RunError: There is no such cluster.
+        RunError: There is no such cluster, or this process is connected to another one.
     """
     prepare(address)
+    import ray
+
+    if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address is not None and head_address(address) not in ("auto", here):
+            raise RunError(
+                f"this process uses the Ray cluster at {here} already, and cannot use the one at "
+                f"{address} besides; call ray.shutdown() first, or ask for the former."
+            )
+        yield False
+        return
+    _connect(address)
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -190,14 +196,23 @@ def _reachable(address: str) -> str:
     return address
 
 
-def nodes() -> list[dict[str, float]]:
-    """Lists the resources of each living node, as ``{"CPU": 8.0, "GPU": 1.0}``."""
+# What there is room for
+
+Resources = Mapping[str, float]
+"""Of a node or a worker, as in ``{"CPU": 8.0, "GPU": 1.0}``."""
+
+
+def nodes() -> dict[str, Resources]:
+    """Lists the resources of each living node by its id; RunError where the cluster is gone."""
     import ray
 
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    try:
+        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise connection_lost(error) from error
 
 
-def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
+def room(free: Iterable[Resources], need: Resources) -> int:
     """Counts the workers that fit on nodes, each with ``need`` and none on two of them."""
     wanted = {name: amount for name, amount in need.items() if amount}
     return sum(
@@ -206,11 +221,25 @@ def room(free: Iterable[Mapping[str, float]], need: Mapping[str, float]) -> int:
     )
 
 
-def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -> dict[str, float]:
+def cpu_share(free: Collection[Resources], count: int, gpus: float = 0.0) -> float:
+    """Gives the cores for each of ``count`` workers such that as many as can fit on nodes do.
+
+    It is the largest whole number that leaves room for all, else an equal part of a core; 1 where
+    the nodes have no core, or not the GPUs, for any of them (more nodes may come).
+    """
+    wanted = min(count, room(free, {"CPU": _SMALLEST_SHARE, "GPU": gpus}))
+    if wanted == 0:
+        return 1.0
+    most = int(max(node.get("CPU", 0.0) for node in free))
+    shares = itertools.chain(range(most, 0, -1), (1 / parts for parts in itertools.count(2)))
+    found = next(each for each in shares if room(free, {"CPU": each, "GPU": gpus}) >= wanted)
+    return found if found >= 1 else int(found / _SMALLEST_SHARE) * _SMALLEST_SHARE
+
+
+def share(free: Collection[Resources], count: int, gpus: float | None = None) -> Resources:
     """Shares resources among ``count`` alike workers: the same number of cores, as many as fit.
 
     Args:
-        free: Resources by node.
         gpus: Per worker; None for one where any node has some. Workers with a GPU get one core.
 
     Raises:
@@ -219,10 +248,8 @@ def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -
     if gpus is None:
         gpus = float(any(node.get("GPU") for node in free))
     least = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
-    most = 1 if gpus else int(max((node.get("CPU", 0.0) for node in free), default=0.0))
-    for cores in range(most, 0, -1):
-        if room(free, least | {"CPU": float(cores)}) >= count:
-            return least | {"CPU": float(cores)}
+    if room(free, least) >= count:
+        return least if gpus else {"CPU": float(cpu_share(free, count))}
     needed = " and ".join(f"{amount:g} {name}" for name, amount in least.items())
     totals = {name: sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU")}
     raise RunError(
@@ -232,7 +259,7 @@ def share(free: list[dict[str, float]], count: int, gpus: float | None = None) -
     )
 
 
-def share_of(address: str | None, count: int, gpus: float | None = None) -> dict[str, float]:
+def share_of(address: str | None, count: int, gpus: float | None = None) -> Resources:
     """Shares the connected cluster, see ``share``; an autoscaler may add nodes to a joined one.
 
     There is no public way to ask for an autoscaler, so it is asked for nodes, and waited for.
@@ -243,7 +270,7 @@ def share_of(address: str | None, count: int, gpus: float | None = None) -> dict
     try:
         while True:
             try:
-                return share(nodes(), count, gpus)
+                return share(nodes().values(), count, gpus)
             except RunError:
                 if time.monotonic() >= deadline:
                     raise

@@ -10,7 +10,6 @@ end.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search_space.errors import NasError, RunError
-from supernet.cluster.connection import connected, connection_lost, fit_aside, one_line, share_of
-from supernet.cluster.distributed_worker import TELL_SECONDS, Cost, Job, as_arrow, work
+from supernet.cluster.connection import connection_lost, fit_aside, one_line
+from supernet.cluster.distributed_worker import (
+    TELL_SECONDS,
+    Cost,
+    SupernetJob,
+    as_arrow,
+    work,
+)
+from supernet.cluster.jobs import hired
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder, check_identity
@@ -41,7 +47,6 @@ class Workers:
     """States how many workers train, and where.
 
     Attributes:
-        count: Number of workers.
         gpus: Of each; None for one where the cluster has any.
         address: Of the cluster, see ``supernet.cluster.connection.connect``.
         storage: Folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
@@ -83,7 +88,6 @@ def train_distributed(
     ``directory`` or the storage, whatever number of workers wrote it.
 
     Args:
-        workers: How many workers train, and where.
         open_images: Called on each worker; must give there what ``data`` is here.
         notice: Called with a sentence where the training goes on otherwise than planned.
         device: Of this process, for ``supernet``.
@@ -103,34 +107,28 @@ def train_distributed(
         check_groups(config, len(data.train), workers.count)
         in_run = workers.storage is None
         storage = local if in_run else CheckpointFolder(str(workers.storage), workers.name)
-        token = uuid.uuid4().hex
-        storage.claim(token)
-        try:
+        with hired(storage, workers.address, workers.count, workers.gpus) as (token, resources):
             start = _start(storage, None if in_run else known)
-            with connected(workers.address):
-                resources = share_of(workers.address, workers.count, workers.gpus)
-                job = Job(
-                    space=supernet.space,
-                    num_classes=supernet.num_classes,
-                    open_images=open_images,
-                    fingerprint=data.fingerprint,
-                    config=config,
-                    cost=cost,
-                    logits=logits,
-                    loader_workers=loader_workers,
-                    checkpoint_seconds=checkpoint_seconds,
-                    storage=storage,
-                    token=token,
-                    start=None if start is None else start[0],
-                    count=workers.count,
-                    resources=resources,
-                    board=_board(),
-                )
-                files = MetricFiles(directory, loggers)
-                epochs = {} if start is None else _epochs(start[1])
-                _run(job, workers, _Listener(files, epochs, progress, notice))
-        finally:
-            storage.close()
+            job = SupernetJob(
+                space=supernet.space,
+                num_classes=supernet.num_classes,
+                open_images=open_images,
+                fingerprint=data.fingerprint,
+                config=config,
+                cost=cost,
+                logits=logits,
+                loader_workers=loader_workers,
+                checkpoint_seconds=checkpoint_seconds,
+                storage=storage,
+                token=token,
+                start=None if start is None else start[0],
+                count=workers.count,
+                resources=resources,
+                board=_board(),
+            )
+            files = MetricFiles(directory, loggers)
+            epochs = {} if start is None else _epochs(start[1])
+            _run(job, workers, _Listener(files, epochs, progress, notice))
         last = storage.newest()
         known = None if last is None else last[1]
         if known is None or not _is_finished(known, config):
@@ -261,7 +259,7 @@ class _Listener:
             self.progress(*latest)
 
 
-def _run(job: Job, workers: Workers, listener: _Listener) -> None:
+def _run(job: SupernetJob, workers: Workers, listener: _Listener) -> None:
     with listener.files:
         error = fit_aside(
             _trainer(job, workers).fit, TELL_SECONDS, lambda: listener.hear(job.board)
@@ -270,7 +268,7 @@ def _run(job: Job, workers: Workers, listener: _Listener) -> None:
             raise _explained(error, workers)
 
 
-def _trainer(job: Job, workers: Workers) -> TorchTrainer:
+def _trainer(job: SupernetJob, workers: Workers) -> TorchTrainer:
     train: Any = ray.train  # mypy sees the classes of Ray's first version of it
     # NCCL refuses two workers on one GPU; Gloo copies through main memory, which is soon done there
     shared = 0 < job.resources.get("GPU", 0) < 1
@@ -284,7 +282,7 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
         scaling_config=train.ScalingConfig(
             num_workers=workers.count if least == workers.count else (least, workers.count),
             use_gpu="GPU" in job.resources,
-            resources_per_worker=job.resources,
+            resources_per_worker=dict(job.resources),
         ),
         run_config=train.RunConfig(
             name=job.storage.path.rpartition("/")[2],

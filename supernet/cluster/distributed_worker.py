@@ -18,11 +18,10 @@ from ray.train.torch import get_device
 
 from search_space.errors import DataError, NasError, RunError
 from search_space.space import Genes, SearchSpace
-from supernet.cluster.worker_images import open_on_worker
+from supernet.cluster.jobs import Job
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet
 from supernet.training.checkpoints import Checkpoint, CheckpointFolder
-from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.parallel import Group
 from supernet.training.train import train_supernet
@@ -32,23 +31,14 @@ Cost = Callable[[Genes], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Holds all that a worker must know; pickled once."""
+class SupernetJob(Job):
+    """Holds what a worker must know beside that; ``start`` names the checkpoint to begin with."""
 
     space: SearchSpace
-    num_classes: int
-    open_images: Callable[[], ImageData]
-    fingerprint: str
-    config: TrainConfig
     cost: Cost | None
     logits: Path | None
-    loader_workers: int
-    checkpoint_seconds: float
-    storage: CheckpointFolder
-    token: str
     start: str | None
     count: int
-    resources: dict[str, float]
     board: Any
 
 
@@ -86,7 +76,7 @@ class RayStore:
         )
 
 
-def work(options: Mapping[str, Job]) -> None:
+def work(options: Mapping[str, SupernetJob]) -> None:
     """Trains ``options["job"]`` with the other workers of the process group."""
     job = options["job"]
     try:
@@ -95,7 +85,7 @@ def work(options: Mapping[str, Job]) -> None:
         raise portable(error) from None
 
 
-def _train(job: Job, group: Group) -> None:
+def _train(job: SupernetJob, group: Group) -> None:
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(int(job.resources["CPU"]))
@@ -123,7 +113,7 @@ def _opened(job: Job, group: Group) -> ImageData:
     """Opens the images; all workers fail together where one of them has no or other ones."""
     problem, data = "", None
     try:
-        data = open_on_worker(job.open_images, job.fingerprint, job.storage, job.token)
+        data = job.images()
     except DataError as error:
         problem = str(error)
     for message in group.gather(problem):

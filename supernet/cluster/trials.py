@@ -46,7 +46,6 @@ class Trial:
 
     Attributes:
         number: From 1, in the order in which they were begun.
-        network: Its digest.
         recipe: Whether the hyper-parameters are those that the others are drawn around.
         status: One of ``STATUSES``; ``error`` says more where it went wrong.
     """

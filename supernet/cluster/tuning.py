@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
 
 from search_space.errors import RunError
-from supernet.cluster.connection import connected, connection_lost, fit_aside, share_of
+from supernet.cluster.connection import connection_lost, fit_aside
+from supernet.cluster.jobs import hired
 from supernet.cluster.trials import OVER, Trial, TrialFolders, trial_key
 from supernet.cluster.tuning_state import Halving, TrialWatcher
-from supernet.cluster.tuning_worker import LOSS, NETWORK, Job, run_trial
+from supernet.cluster.tuning_worker import LOSS, NETWORK, TrialJob, run_trial
 from supernet.data.augmentation import mix_seed
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone
@@ -124,51 +124,45 @@ def tune_networks(
     if left == 0:
         return known
     watcher = TrialWatcher(known, keys, config.epochs)
-    token = uuid.uuid4().hex
-    folders.root.claim(token)
-    _store_weights(networks, folders)
-    try:
-        with connected(tuning.address):
-            resources = share_of(tuning.address, tuning.workers, tuning.gpus)
-            job = Job(
-                architectures={d: net.architecture.to_dict() for d, net in networks.items()},
-                num_classes=data.num_classes,
-                config=config,
-                open_images=open_images,
-                fingerprint=data.fingerprint,
-                folders=folders,
-                token=token,
-                resources=resources,
-                loader_workers=loader_workers,
-                checkpoint_seconds=checkpoint_seconds,
+    root = folders.root
+    with hired(root, tuning.address, tuning.workers, tuning.gpus) as (token, resources):
+        _store_weights(networks, folders)
+        job = TrialJob(
+            architectures={d: net.architecture.to_dict() for d, net in networks.items()},
+            num_classes=data.num_classes,
+            config=config,
+            open_images=open_images,
+            fingerprint=data.fingerprint,
+            folders=folders,
+            storage=root,
+            token=token,
+            resources=resources,
+            loader_workers=loader_workers,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        halving = Halving(known, keys, config.epochs, first_rung(config), REDUCTION)
+        with tempfile.TemporaryDirectory() as scratch, _silence():
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(run_trial, job=job),
+                    tune.PlacementGroupFactory([dict(resources)]),
+                ),
+                tune_config=tune.TuneConfig(
+                    search_alg=_search(space, first, known, tuning),
+                    scheduler=halving,
+                    num_samples=left,
+                    max_concurrent_trials=tuning.workers,
+                ),
+                run_config=tune.RunConfig(
+                    name="experiment",
+                    storage_path=scratch,
+                    failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
+                    callbacks=[watcher],
+                    stop=_Stop(watcher),
+                    verbose=0,
+                ),
             )
-            search = _search(space, first, known, tuning)
-            with tempfile.TemporaryDirectory() as scratch, _silence():
-                tuner = tune.Tuner(
-                    tune.with_resources(
-                        tune.with_parameters(run_trial, job=job),
-                        tune.PlacementGroupFactory([dict(resources)]),
-                    ),
-                    tune_config=tune.TuneConfig(
-                        search_alg=search,
-                        scheduler=Halving(
-                            known, keys, config.epochs, first_rung(config), REDUCTION
-                        ),
-                        num_samples=left,
-                        max_concurrent_trials=tuning.workers,
-                    ),
-                    run_config=tune.RunConfig(
-                        name="experiment",
-                        storage_path=scratch,
-                        failure_config=tune.FailureConfig(max_failures=tuning.max_failures),
-                        callbacks=[watcher],
-                        stop=_Stop(watcher),
-                        verbose=0,
-                    ),
-                )
-                _fit(tuner, watcher, on_change, progress, notice)
-    finally:
-        folders.root.close()
+            _fit(tuner, watcher, on_change, progress, notice)
     if watcher.impossible is not None:
         raise watcher.impossible
     return watcher.all()

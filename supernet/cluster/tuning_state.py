@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune import Callback
@@ -30,28 +31,25 @@ from supernet.cluster.trials import (
 from supernet.cluster.tuning_worker import IMPOSSIBLE, LOSS, NETWORK, TIME
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A trial as ASHA sees it."""
-
-    trial_id: str
-
-
 def _identity(trial: Any) -> tuple[str, dict[str, float]]:
     """Gives network and hyper-parameters of a trial of Tune's."""
     values = dict(trial.config)
     return str(values.pop(NETWORK)), values
 
 
-def _known(trial: Any) -> Any:
-    return _Known(trial_key(*_identity(trial)))
+def _known(key: str) -> Any:
+    """A trial as ASHA sees it."""
+    return SimpleNamespace(trial_id=key)
+
+
+def _same(trial: Any) -> Any:
+    return _known(trial_key(*_identity(trial)))
 
 
 class Halving(ASHAScheduler):
     """Halves successively and asynchronously (Li et al., MLSys 2020) by the validation loss.
 
     Args:
-        known: Trials of the experiment that is continued, which count as if they were trained now.
         recipes: Keys of trials that are never stopped.
         epochs: Of a whole trial.
         first: Epochs before the first decision; each further one is ``reduction`` times later.
@@ -76,27 +74,27 @@ class Halving(ASHAScheduler):
         self.recipes, self.epochs = recipes, epochs
         for trial in known:
             no_controller: Any = None
-            same: Any = _Known(trial.key)
+            same = _known(trial.key)
             super().on_trial_add(no_controller, same)
             for epoch in trial.epochs:
                 result = {TIME: epoch.epoch + 1, LOSS: epoch.validation_loss}
                 super().on_trial_result(no_controller, same, result)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _known(trial))
+        super().on_trial_add(tune_controller, _same(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        same = _known(trial)
+        same = _same(trial)
         decision: str = super().on_trial_result(tune_controller, same, result)
         if same.trial_id in self.recipes and result[TIME] < self.epochs:
             return str(TrialScheduler.CONTINUE)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _known(trial), result)
+        super().on_trial_complete(tune_controller, _same(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _known(trial))
+        super().on_trial_remove(tune_controller, _same(trial))
 
 
 class TrialWatcher(Callback):

@@ -7,7 +7,7 @@ killed command costs more than what was trained since.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ import torch
 
 from search_space.architecture import Architecture
 from search_space.errors import NasError, RunError
+from supernet.cluster.jobs import Job
 from supernet.cluster.trials import DIVERGED, TrialEpoch, TrialFolders, trial_key
-from supernet.cluster.worker_images import open_on_worker
-from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone, build
-from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.training.config import EpochMetrics, TrainingDivergedError
 from supernet.training.hyperparameters import configured
 from supernet.training.train import finetune
 
@@ -31,25 +30,17 @@ IMPOSSIBLE = "impossible"  # what a worker reports that no trial can be trained 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Holds all that a worker must know of the experiment; pickled once.
+class TrialJob(Job):
+    """Holds what a worker must know of the experiment; ``config`` is the recipe.
 
-    ``architectures`` has plain forms by digest, ``config`` is the recipe.
+    ``architectures`` has plain forms by digest.
     """
 
     architectures: Mapping[str, Mapping[str, Any]]
-    num_classes: int
-    config: TrainConfig
-    open_images: Callable[[], ImageData]
-    fingerprint: str
     folders: TrialFolders
-    token: str
-    resources: Mapping[str, float]
-    loader_workers: int
-    checkpoint_seconds: float
 
 
-def run_trial(values: Mapping[str, Any], job: Job) -> None:
+def run_trial(values: Mapping[str, Any], job: TrialJob) -> None:
     """Trains the network ``values[NETWORK]`` with the hyper-parameters in ``values``."""
     try:
         _train(dict(values), job)
@@ -63,12 +54,12 @@ def _end(reason: str, error: NasError) -> None:
     ray.tune.report({TIME: 0, LOSS: math.nan, reason: str(error)})
 
 
-def _train(values: dict[str, Any], job: Job) -> None:
+def _train(values: dict[str, Any], job: TrialJob) -> None:
     network_digest = values.pop(NETWORK)
     if not job.resources.get("GPU"):
         torch.set_num_threads(int(job.resources["CPU"]))
     device = "cuda" if job.resources.get("GPU") and torch.cuda.is_available() else "cpu"
-    data = open_on_worker(job.open_images, job.fingerprint, job.folders.root, job.token)
+    data = job.images()
     if job.config.teacher is None:  # which needs the larger images
         data = data.at(Architecture.from_dict(job.architectures[network_digest]).resolution)
     augment = data.augmentation(job.config.augment)
@@ -100,7 +91,7 @@ def _report(metrics: EpochMetrics) -> None:
     ray.tune.report({**asdict(epoch), TIME: metrics.epoch + 1})
 
 
-def _inherited(job: Job, digest: str, drop_path_rate: float) -> Backbone:
+def _inherited(job: TrialJob, digest: str, drop_path_rate: float) -> Backbone:
     architecture = Architecture.from_dict(job.architectures[digest])
     network = build(architecture, job.num_classes, drop_path_rate=drop_path_rate)
     storage = job.folders.inherited(digest)

@@ -32,7 +32,6 @@ class AugmentConfig:
     Attributes:
         crop: ``resize`` (random area and aspect ratio, resized back), ``pad`` (shifted by up to
             ``padding`` pixels, black border) or ``none``.
-        padding: In pixels.
         scale: Range of the share of the area, for ``resize``.
         ratio: Range of the aspect ratio, for ``resize``.
         hflip: Probability of mirroring (0 where left and right mean something, as in digits).
@@ -60,16 +59,12 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if self.crop not in ("resize", "pad", "none"):
             raise DataError(f"crop is {self.crop!r}; it must be 'resize', 'pad' or 'none'")
-        for name in ("hflip", "erase"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise DataError(
-                    f"{name} is {getattr(self, name)}; a probability is between 0 and 1"
-                )
-        for name in ("padding", "color_jitter", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DataError(
-                    f"{name} is {getattr(self, name)}; it must be a finite number, not negative"
-                )
+        for name, value in asdict(self).items():
+            if name in ("hflip", "erase") and not 0.0 <= value <= 1.0:
+                raise DataError(f"{name} is {value}; a probability is between 0 and 1")
+            numbers = ("padding", "color_jitter", "mixup", "cutmix")
+            if name in numbers and not 0 <= value < math.inf:
+                raise DataError(f"{name} is {value}; it must be a finite number, not negative")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError(f"scale is {self.scale}; it must be two rising shares in (0, 1]")
 
@@ -97,8 +92,6 @@ def build_transform(
     """Builds the random transform of one image, by ``timm.data.create_transform``.
 
     Args:
-        config: What to do.
-        resolution: Side of the result in pixels.
         mean: Fills what geometric operations uncover; per channel, of pixel values in 0..1.
 
     Returns:

@@ -129,14 +129,11 @@ def train_loader(
     What step k yields depends on (seed, epoch, k) only.
 
     Args:
-        data: Its training split is shown.
         batch_size: Images of a step, of all ranks together.
-        epoch: From 0.
         seed: Of the order and the augmentation.
         workers: Data-loading processes; with 0 this one loads.
         augment: None for the default of the data.
         label_smoothing: Used where images are mixed; elsewhere the loss smooths labels.
-        start: The first step.
         shard: (rank, size); yields this rank's images of each batch. All ranks' images together
             are the batch that one rank would see, augmented and mixed alike: mixup pairs the i-th
             image from the front with the i-th from the back, and each rank gets whole pairs.
@@ -153,12 +150,8 @@ def train_loader(
     order = balanced_order(data.train.labels, rng) if balanced else rng.permutation(len(data.train))
     mixup: Any = None
     if config.mixup or config.cutmix:
-        mixup = Mixup(
-            config.mixup,
-            config.cutmix,
-            label_smoothing=label_smoothing,
-            num_classes=data.num_classes,
-        )
+        options = {"label_smoothing": label_smoothing, "num_classes": data.num_classes}
+        mixup = Mixup(config.mixup, config.cutmix, **options)
     rank, size = shard
     multiple = 2 * size if size > 1 else 2 if mixup is not None else 1
     steps = steps_per_epoch(data, batch_size)
@@ -209,10 +202,12 @@ def augmented_batches(
     augment: AugmentConfig | None = None,
 ) -> Iterator[Batch]:
     """Yields all training images in order, unmixed, as ``train_loader`` shows them in a variant."""
-    config = data.augmentation(augment)
-    positions = list(range(len(data.train)))
-    batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-    yield from _Augmented(data.train, config, seed, variant).batches(batches, workers)
+    dataset = _Augmented(data.train, data.augmentation(augment), seed, variant)
+    yield from dataset.batches(_cut(range(len(data.train)), batch_size), workers)
+
+
+def _cut(positions: Sequence[int], batch_size: int) -> list[list[int]]:
+    return [list(positions[i : i + batch_size]) for i in range(0, len(positions), batch_size)]
 
 
 class EvalBatches:
@@ -233,8 +228,7 @@ class EvalBatches:
         if self._kept is not None:
             yield from self._kept
             return
-        size = self.batch_size
-        positions = [self.chosen[i : i + size] for i in range(0, self.num_images, size)]
+        positions = _cut(self.chosen, self.batch_size)
         loader = _load(self.split, positions, self.workers, self.split.resolution)
         if self.num_images * self.split.resolution**2 * 12 <= splits.MEMORY_LIMIT_BYTES:
             self._kept = list(loader)
@@ -249,8 +243,6 @@ def eval_batches(
     """Makes batches without augmentation, which raise as ``train_loader`` does.
 
     Args:
-        split: Shown in its order.
-        batch_size: Images of a batch.
         limit: Show at most this many images, evenly spaced over the split.
         workers: Data-loading processes; with 0 this one loads.
 
@@ -302,16 +294,7 @@ def _load(
 ) -> Iterator[Any]:
     """Yields ``dataset.__getitems__`` of each of these lists of positions, in this order.
 
-    Args:
-        dataset: Gives tuples of tensors.
-        batches: Positions.
-        workers: Processes that fetch batches; with 0 it is this one.
-        resolution: Side of the images in pixels.
-        pinned: Whether batches are in pinned memory.
-
-    Raises:
-        DataError: Fetching a batch raised it.
-        RunError: Loader processes ended, or give no batch any more.
+    It raises as ``train_loader`` does. ``resolution`` is the side of the images in pixels.
     """
     workers = min(workers, len(batches))
     by_pipe = workers > 0 and not _fits_shared(workers, len(batches[0]) * resolution**2 * 12)

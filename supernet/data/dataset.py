@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -32,17 +31,13 @@ class ImageData:
     """An opened data set: three splits, and what is common to them.
 
     Attributes:
-        source: What was opened, as it was named.
         kind: ``digits``, ``folder``, ``parquet`` or ``timm``.
-        class_names: By label.
-        train: The split for training.
         validation: The split that decides.
         test: The split that is looked at once, at the end.
         preprocessing: What is done to images for evaluation. Mean and deviation are measured on
             the training split for images up to 64 px, ImageNet's for larger ones, which
             published weights expect, and for padded ones.
         mirror: Whether training may mirror images.
-        sizes: Of the stored training images.
         fingerprint: 12 hex digits over contents, labels and split membership of all that training
             and search see; images of a test split of its own are no part of it.
         test_fingerprint: The same of the test split.
@@ -112,24 +107,6 @@ class ImageData:
         )
 
 
-def survey(source: str, **options: Any) -> tuple[int, int, ImageSizes]:
-    """Surveys a data set without decoding it, for the choice of a search space.
-
-    Args:
-        source: As for ``open_data``.
-        options: ``image_column``, ``label_column``, ``root`` and ``download`` of ``open_data``.
-
-    Returns:
-        The number of training images (from which test and validation are still to be cut where
-        the source has none), the number of classes, and the sizes of the images.
-
-    Raises:
-        DataError: As for ``open_data``.
-    """
-    opened = open_source(source, **options)
-    return len(opened.train.labels), len(opened.class_names), ImageSizes.of(opened.train)
-
-
 def open_data(
     source: str,
     resolution: int,
@@ -166,10 +143,8 @@ def open_data(
         DataError: With the fix: missing path, one class only, unreadable image, wrong column,
             empty split, a class without training images, images that are all the same.
     """
-    for name, value in (
-        ("validation_fraction", validation_fraction),
-        ("test_fraction", test_fraction),
-    ):
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    for name, value in fractions.items():
         if not 0 < value < 1:
             raise DataError(f"{name} is {value}; it must lie between 0 and 1, exclusive")
     if fit not in FITS:
@@ -177,18 +152,14 @@ def open_data(
     opened = open_source(
         source, image_column=image_column, label_column=label_column, root=root, download=download
     )
-    indices = {TRAIN: np.arange(len(opened.train.labels))}
-    raws = {TRAIN: opened.train}
+    raws = {name: getattr(opened, name) or opened.train for name in _SPLITS}
+    indices = {name: np.arange(len(raw.labels)) for name, raw in raws.items()}
     for name, fraction, cut_by in (
         (TEST, test_fraction, TEST_SPLIT_SEED),
         (VALIDATION, validation_fraction, seed),
     ):
-        stored = getattr(opened, name)
-        raws[name] = stored or opened.train
-        if stored is None:
+        if raws[name] is opened.train:
             indices[TRAIN], indices[name] = _cut(opened.train, indices[TRAIN], fraction, cut_by)
-        else:
-            indices[name] = np.arange(len(stored.labels))
         if len(indices[name]) == 0:
             raise DataError(
                 f"the {name} split of {source!r} is empty: with {len(opened.train.labels)} images "
@@ -200,34 +171,34 @@ def open_data(
         fit=fit,
         crop_pct=CROP_PCT if fit == "crop" and resolution > SMALL_IMAGE else 1.0,
     )
-    train, validation, test = (
+    parts = train, validation, test = [
         ImageSplit(raws[name], indices[name], preprocessing, training=name == TRAIN)
         for name in _SPLITS
-    )
+    ]
     # What is decoded now is checked by that; of the rest at least every header is read. Large
     # test images wait until they are needed.
-    now = (train, validation, test) if resolution <= SMALL_IMAGE else (train, validation)
-    decoded_now = [part for part in now if part.in_memory]
-    for part in decoded_now:
-        _ = part.decoded
-    if opened.kind != "timm":  # the library that made such a data set checks its own files
-        pending = [part.raw for part in (train, validation, test) if part not in decoded_now]
-        for raw in {id(raw): raw for raw in pending}.values():
-            verify(raw)
+    pending = {}
+    for part in parts:
+        if part.in_memory and (part is not test or resolution <= SMALL_IMAGE):
+            _ = part.decoded
+        elif opened.kind != "timm":  # the library that made such a data set checks its own files
+            pending[id(part.raw)] = part.raw
+    for raw in pending.values():
+        verify(raw)
     _check_varied(train, source)
     if train.in_memory and fit != "pad":  # what images are padded with would be in the mean
         mean, std = statistics(train.decoded)
         preprocessing = replace(preprocessing, mean=mean, std=std)
-        for part in (train, validation, test):
+        for part in parts:
             part.preprocessing = preprocessing
     # A test split that was cut from the training images decides what is left to train on.
-    seen = (train, validation, test) if test.raw is train.raw else (train, validation)
-    salt = f"{opened.kind} {resolution} {tuple(map(printable, opened.class_names))}"
-    salt += "" if fit == "crop" else fit
+    seen = parts if test.raw is train.raw else (train, validation)
+    names = tuple(map(printable, opened.class_names))
+    salt = f"{opened.kind} {resolution} {names}{'' if fit == 'crop' else fit}"
     return ImageData(
         source=source,
         kind=opened.kind,
-        class_names=tuple(map(printable, opened.class_names)),
+        class_names=names,
         train=train,
         validation=validation,
         test=test,
@@ -269,15 +240,8 @@ def _cut(
     """
     cut: list[int] = []
     labels = raw.labels[indices]
-    ranks = np.array(
-        [
-            int.from_bytes(
-                hashlib.blake2b(key_bytes(f"{seed}:{raw.keys[i]}"), digest_size=8).digest()
-            )
-            for i in indices
-        ],
-        dtype=np.uint64,
-    )
+    hashes = (hashlib.blake2b(key_bytes(f"{seed}:{raw.keys[i]}"), digest_size=8) for i in indices)
+    ranks = np.array([int.from_bytes(each.digest()) for each in hashes], dtype=np.uint64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(1, round(fraction * len(members))), len(members) - 1)

@@ -24,6 +24,7 @@ from search_space.errors import DataError
 from supernet.data.images import SUFFIXES, Source, decode, read_size, reading
 from supernet.data.labels import SPLITS, TRAIN, Labels, join_labels, leave_out, splits_named
 
+Labelled = tuple[list[Path], Labels]
 FILE_NAME = "file_name"
 LABEL_FILES = tuple(
     f"{stem}.{ending}" for stem in ("labels", "metadata") for ending in ("csv", "jsonl", "parquet")
@@ -131,7 +132,7 @@ def _images_below(folder: Path) -> list[Path]:
     return images
 
 
-def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
+def _by_subfolder(folder: Path, split: str) -> Labelled:
     """Returns images and their classes where these are subfolders."""
     classes = subfolders(folder)
     if split == TRAIN and not classes:
@@ -142,17 +143,15 @@ def _by_subfolder(folder: Path, split: str) -> tuple[list[Path], Labels]:
         )
     paths: list[Path] = []
     codes: list[int] = []
-    for number, name in enumerate(classes):
-        images = _images_below(name)
+    for number, place in enumerate(classes):
+        images = _images_below(place)
         if split == TRAIN and not images:
-            raise DataError(f"class folder {name} has no images; add some or remove it")
+            raise DataError(f"class folder {place} has no images; add some or remove it")
         paths += images
         codes += [number] * len(images)
     if not paths:
         raise DataError(f"the {split} split in {folder} is empty; add images or remove the folder")
-    used = sorted(set(codes))
-    labels = Labels(np.searchsorted(used, codes), [classes[number].name for number in used])
-    return paths, labels
+    return paths, Labels(np.array(codes), [place.name for place in classes]).of_rows()
 
 
 def _has_no_classes(folder: Path, classes: Collection[str]) -> bool:
@@ -168,7 +167,7 @@ def _has_images(folder: Path) -> bool:
 # Files of labels
 
 
-def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None:
+def _listed(folder: Path, label_column: str) -> Labelled | None:
     """Returns images and labels by a file of labels in ``folder``; None where there is none."""
     without: DataError | None = None
     for file in (*(folder / name for name in LABEL_FILES), *sorted(folder.glob(_ANNOTATIONS))):
@@ -204,18 +203,13 @@ def _listed(folder: Path, label_column: str) -> tuple[list[Path], Labels] | None
     return None
 
 
-def _part(
-    listed: tuple[list[Path], Labels] | None, folder: Path
-) -> tuple[list[Path], Labels] | None:
+def _part(listed: Labelled | None, folder: Path) -> Labelled | None:
     """Returns what of a file of labels for all splits lies in the folder of one, or None."""
     if listed is None:
         return None
     paths, labels = listed
     rows = [row for row, path in enumerate(paths) if path.is_relative_to(folder)]
-    codes = labels.codes[rows]
-    used = np.unique(codes)
-    part = Labels(np.searchsorted(used, codes), [labels.values[code] for code in used])
-    return ([paths[row] for row in rows], part) if rows else None
+    return ([paths[row] for row in rows], labels.of_rows(rows)) if rows else None
 
 
 def _table(file: Path) -> pa.Table:

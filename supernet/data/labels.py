@@ -28,7 +28,6 @@ def splits_named(name: str, *, alone: bool = False) -> set[str]:
     """Returns the splits that a name says between separators, digits and changes of case.
 
     Args:
-        name: Of a file or folder.
         alone: Whether a name counts only if it says one split and nothing else (``test_images``).
     """
     words = re.split("[^a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
@@ -47,7 +46,7 @@ class Labels:
     """
 
     codes: np.ndarray
-    values: Sequence[int] | Sequence[str]
+    values: Sequence[Any]
 
     @classmethod
     def of_column(cls, column: pa.ChunkedArray, where: str) -> Labels:
@@ -69,6 +68,11 @@ class Labels:
             )
         encoded: Any = column.cast(kind).combine_chunks().dictionary_encode()
         return cls(encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist())
+
+    def of_rows(self, rows: Sequence[int] | slice = slice(None)) -> Labels:
+        """Returns the labels of some images, without values that none of them has."""
+        used, codes = np.unique(self.codes[rows], return_inverse=True)
+        return Labels(codes, [self.values[code] for code in used])
 
     @property
     def is_missing(self) -> bool:

@@ -144,15 +144,12 @@ def open_parquet(path: Path, image_column: str, label_column: str) -> Source:
     names = _class_names(
         [file for members in splits.values() for file in members], image_column, label_column
     )
-    labels = {
-        split: Labels.of_column(
-            _label_column(members, label_column), f"column {label_column!r} of {path}"
-        )
-        for split, members in splits.items()
-    }
-    for split, stored in labels.items():
-        if len(stored.codes) == 0:
+    labels = {}
+    for split, members in splits.items():
+        column = _label_column(members, label_column)
+        if len(column) == 0:
             raise DataError(f"the {split} split of {path} is empty; add rows or remove its files")
+        labels[split] = Labels.of_column(column, f"column {label_column!r} of {path}")
     classes, codes = join_labels(labels, names, path)
     images = {
         split: ParquetImages(root, splits[split], image_column, codes[split]) for split in codes

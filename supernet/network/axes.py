@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Sizes = Mapping[str, int]
+STATISTICS = ("running_mean", "running_var")  # buffers of batch norms
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class StaticModule(nn.Module):
     """A plain fixed network module that declares its axes.
 
     Subclasses are written as for a fixed network, initialise themselves in their constructor, and
-    hold no buffers: constants are made from the input's shape, so that a module on the meta device
-    can serve as a template.
+    hold no buffers but the averages of batch norms: constants are made from the input's shape, so
+    that a module on the meta device can serve as a template. In training, a residual branch is
+    dropped with probability ``drop_path_rate``, which whoever calls the module sets.
 
     Example:
         A layer of which any number of channels and any odd kernel can be cut out of a larger one::
@@ -73,6 +75,8 @@ class StaticModule(nn.Module):
                 def sizes(self) -> dict[str, int]:
                     return {"dim": self.dim, "kernel": self.kernel}
     """
+
+    drop_path_rate: float = 0.0
 
     def axes(self) -> dict[str, Axes]:
         """Returns one axis per dimension for every parameter by name."""
@@ -200,7 +204,7 @@ def problem_of(module: StaticModule) -> str | None:
             )
     if unknown := axes.keys() - dict(module.named_parameters()):
         return f"axes() has {min(unknown)}, which is no parameter; leave it out"
-    if any(True for _ in module.buffers()):
+    if any(not name.endswith(STATISTICS) for name, _ in module.named_buffers()):
         return "it holds buffers; make constants from the input's shape instead"
     for together in module.permutable():
         if not together <= used or len({sizes[name] for name in together}) > 1:

@@ -7,7 +7,8 @@ It is the chain of ``search_space.components`` and nothing else. Registered with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,16 +20,18 @@ from torch import Tensor, nn
 from search_space.architecture import Architecture
 from search_space.components import components
 from search_space.preprocessing import Preprocessing
-from supernet.network.modules import Block, Head, build_module, drop_path_rates
+from supernet.network.axes import StaticModule
+from supernet.network.heads import Head
+from supernet.network.modules import build_module, drop_path_rates
 
 
 class Stage(nn.Module):
-    """Downsampling (from the second stage on) and blocks; ``(batch, height, width, dim)``."""
+    """A transition, if any, and blocks by position; ``(batch, height, width, dim)``."""
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Mapping[int, nn.Module]) -> None:
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(OrderedDict((str(j), block) for j, block in blocks.items()))
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Four-stage vision backbone.
+    """Vision backbone.
 
     Images are ``(batch, in_chans, height, width)``, logits ``(batch, num_classes)``. Inner maps
     are channels last, as timm's ``output_fmt`` says.
@@ -78,29 +81,39 @@ class Backbone(nn.Module):
             architecture = Architecture.from_dict(architecture)
         self.architecture = architecture
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.num_features = self.head_hidden_size = architecture.widths[-1]
         self.feature_info = []
-
-        specs = {item.path: item.spec for item in components(architecture, num_classes)}
-        rates = iter(drop_path_rates(drop_path_rate, sum(architecture.depths)))
-        self.stem = build_module(specs["stem"], in_chans=in_chans)
+        modules: dict[str, StaticModule] = {}
+        chain = components(architecture, num_classes)
+        for item in chain:
+            extra: dict[str, Any] = {}
+            if item.spec.kind == "stem":
+                extra = {"in_chans": in_chans}
+            elif item.spec.kind == "head":
+                extra = {"global_pool": global_pool, "drop_rate": drop_rate}
+            modules[item.path] = build_module(item.spec, **extra)
+        blocks = [item.path for item in chain if item.spec.kind == "block"]
+        for path, rate in zip(blocks, drop_path_rates(drop_path_rate, len(blocks)), strict=True):
+            modules[path].drop_path_rate = rate
+        self.stem = modules["stem"]
         stages = []
+        reduction = architecture.macro.stem_stride
         for i, stage in enumerate(architecture.stages):
-            downsample = specs.get(f"stages.{i}.downsample")
-            blocks = [build_module(specs[f"stages.{i}.blocks.{j}"]) for j in range(stage.depth)]
-            for block in blocks:
-                assert isinstance(block, Block)
-                block.drop_path_rate = next(rates)
+            paths = {j: f"stages.{i}.blocks.{j}" for j in range(stage.depth)}
+            reduction *= architecture.strides[i]
             stages.append(
-                Stage(nn.Identity() if downsample is None else build_module(downsample), blocks)
+                Stage(
+                    modules.get(f"stages.{i}.downsample") or nn.Identity(),
+                    {j: modules[path] for j, path in paths.items() if path in modules},
+                )
             )
-            reduction = architecture.macro.stem_stride * 2**i
             self.feature_info.append(
                 {"num_chs": stage.width, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.stages = nn.Sequential(*stages)
-        head = specs["head"].as_dict()
-        self.head = Head(**head, global_pool=global_pool, drop_rate=drop_rate)
+        head = modules["head"]
+        assert isinstance(head, Head)
+        self.head = head
+        self.num_features = self.head_hidden_size = head.width
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Computes the last feature map ``(batch, height, width, dim)`` of images."""
@@ -182,7 +195,7 @@ class Backbone(nn.Module):
         ends_early = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if prune_norm or ends_early:
-            self.head.norm = nn.Identity()
+            self.head.strip()
         if prune_head or ends_early:
             self.reset_classifier(0, "")
         return take
@@ -205,11 +218,15 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def nas_backbone(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Builds the backbone for timm; needs the model argument ``architecture``."""
+    architecture = kwargs.get("architecture")
+    if isinstance(architecture, Mapping):
+        architecture = kwargs["architecture"] = Architecture.from_dict(architecture)
+    stages = range(0 if architecture is None else len(architecture.stages))
     return build_model_with_cfg(
         Backbone,
         "nas_backbone",
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        feature_cfg={"out_indices": tuple(stages), "flatten_sequential": True},
         **kwargs,
     )
 

@@ -21,8 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from search_space.architecture import Block, Mixer
-from search_space.components import ModuleSpec, block_spec, downsample_spec, head_spec, stem_spec
+from search_space.blocks import BLOCKS, Block
+from search_space.components import (
+    ModuleSpec,
+    block_spec,
+    head_spec,
+    stem_spec,
+    transition_spec,
+)
 from search_space.space import SearchSpace
 from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute
 from supernet.network.supernet import Supernet, shared_name, template
@@ -151,12 +157,13 @@ class _Module:
     def keys(self) -> dict[str, Key]:
         """The axis that each name of the module stands for.
 
-        A name in a mixer's own weights is the mixer's, another one the block's.
+        A name in the own weights of a mixer or of a kind of block is theirs, another the place's.
         """
         result: dict[str, Key] = {}
-        mixer = f"{self.path}.mixer.{self.spec.as_dict().get('mixer')}"
+        options = self.spec.as_dict()
+        own = f"{self.path}.{options['style']}", f"{self.path}.mixer.{options.get('mixer')}"
         for shared, local in self.shared_axes():
-            scope = mixer if shared.startswith(f"{mixer}.") else self.path
+            scope = next((name for name in own if shared.startswith(f"{name}.")), self.path)
             for name in local:
                 stage = self.stages.get(name)
                 result[name] = (scope, name) if stage is None else (f"stages.{stage}", "dim")
@@ -164,24 +171,47 @@ class _Module:
 
 
 def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
-    """Modules of the largest subnets: full widths, each mixer with its largest MLP."""
+    """Modules of the largest subnets: full widths, each sort of block as wide inside as it gets."""
     macro, widths = space.macro, [stage.widths[-1] for stage in space.stages]
-    last = len(widths) - 1
-    yield _Module("stem", stem_spec(macro, widths[0]), {"dim": 0})
-    for i, stage in enumerate(space.stages):
-        if i > 0:
-            spec = downsample_spec(macro, widths[i - 1], widths[i])
-            yield _Module(f"stages.{i}.downsample", spec, {"dim": i - 1, "out_dim": i})
-        largest: dict[Mixer, Block] = {}
-        for block in stage.blocks:
-            best = largest.setdefault(block.mixer, block)
-            if block.mlp_ratio > best.mlp_ratio:
-                largest[block.mixer] = block
-        for block in largest.values():
-            for j in range(stage.max_depth):
-                spec = block_spec(macro, widths[i], block, j)
-                yield _Module(f"stages.{i}.blocks.{j}", spec, {"dim": i})
-    yield _Module("head", head_spec(macro, widths[last], num_classes), {"dim": last})
+    streams = list(_streams(space))
+    yield _Module("stem", stem_spec(macro, widths[0]), {"dim": streams[0][0]})
+    for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
+        before = space.widths_before[i][-1]
+        spec = transition_spec(macro, before, widths[i], stride)
+        if spec is not None:
+            into, stream = streams[i]
+            yield _Module(f"stages.{i}.downsample", spec, {"dim": into, "out_dim": stream})
+        for j, choices in enumerate(stage.positions):
+            largest: dict[Block, Block] = {}
+            for block in choices:
+                best = largest.setdefault(block.without_ratios, block)
+                if block.ratios > best.ratios:
+                    largest[block.without_ratios] = block
+            enters = j == 0 and space.enters_by_block
+            entry = (before, stride) if enters else (widths[i], 1)
+            for block in largest.values():
+                spec = block_spec(macro, widths[i], block, j, *entry)
+                if spec is not None:
+                    into, stream = streams[i]
+                    names = {"dim": into if enters else stream, "out_dim": stream}
+                    yield _Module(f"stages.{i}.blocks.{j}", spec, names)
+    yield _Module("head", head_spec(macro, widths[-1], num_classes), {"dim": streams[-1][1]})
+
+
+def _streams(space: SearchSpace) -> Iterator[tuple[int, int]]:
+    """For each stage the numbers of the residual streams that it reads and writes.
+
+    A stage goes on with the stream before it unless a transition or a block begins another.
+    """
+    into = -1
+    for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
+        if space.enters_by_block:
+            begins = all(BLOCKS[block.kind].strided for block in stage.positions[0])
+        else:
+            begins = stride > 1 or space.widths_before[i] != stage.widths
+        stream = i if begins else into
+        yield into, stream
+        into = stream
 
 
 def _groups(

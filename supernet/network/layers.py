@@ -1,4 +1,4 @@
-"""Layers with the initial values that our modules start from, and the norms.
+"""Layers with the initial values that our modules start from: norms, activations, convolutions.
 
 A module initialises itself: it is made of these layers, or of any others whose values it then sets
 in its constructor. Nothing overwrites them afterwards.
@@ -11,6 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from supernet.network.axes import Axes, Axis, Centre
 
 
 @torch.no_grad()
@@ -40,6 +42,9 @@ class Conv2d(nn.Conv2d):
         initialise(self)
 
 
+# Norms: of maps (batch, height, width, dim) --------------------------------------------------
+
+
 class GroupNorm(nn.Module):
     """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
 
@@ -54,13 +59,237 @@ class GroupNorm(nn.Module):
         return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
 
 
+class BatchNorm(nn.Module):
+    """Batch norm over all positions of a batch.
+
+    In training it normalises by its batch, and keeps a moving average of mean and variance, by
+    which it normalises otherwise. A module without the averages, as those are that a supernet
+    calls on shared weights, always normalises by its batch. ``momentum`` None makes the averages
+    those of all batches since ``reset``.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.batches = eps, 0.1, 0
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.average = False
+
+    def reset(self) -> None:
+        """Forgets the averages; from now on they are those of all batches, in equal shares."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        self.batches, self.average = 0, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_maps(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """Normalises maps (batch, dim, height, width)."""
+        momentum = self.momentum
+        if self.training and self.average:
+            self.batches += 1
+            momentum = 1.0 / self.batches
+        return F.batch_norm(
+            maps,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or self.running_mean is None,
+            momentum,
+            self.eps,
+        )
+
+
 def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
-    """Builds the norm called ``layer_norm``, ``group_norm`` or ``none``."""
+    """Builds the norm called ``layer_norm``, ``group_norm``, ``batch_norm`` or ``none``."""
     match norm:
         case "layer_norm":
             return nn.LayerNorm(dim, eps=eps)
         case "group_norm":
             return GroupNorm(dim, eps)
+        case "batch_norm":
+            return BatchNorm(dim, eps)
         case "none":
             return nn.Identity()
     raise ValueError(f"unknown norm {norm!r}")
+
+
+def norm_axes(prefix: str, norm: nn.Module, axis: Axis) -> dict[str, Axes]:
+    """Returns the axes of a norm's parameters over channels ``axis``."""
+    return {f"{prefix}.{name}": (axis,) for name, _ in norm.named_parameters()}
+
+
+# Activations ---------------------------------------------------------------------------------
+
+
+class StarReLU(nn.Module):
+    """``scale · relu(x)² + bias`` with learned numbers (Yu et al., MetaFormer Baselines, 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.relu(x) ** 2 + self.bias
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hard_swish": nn.Hardswish,
+    "star_relu": StarReLU,
+    "sigmoid": nn.Sigmoid,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "none": nn.Identity,
+}
+
+
+def build_activation(name: str) -> nn.Module:
+    """Builds the activation called ``name``, one of ``search_space.blocks.ACTIVATIONS``."""
+    return _ACTIVATIONS[name]()
+
+
+def activation_axes(prefix: str, activation: nn.Module) -> dict[str, Axes]:
+    """Returns the axes of an activation's parameters, which are single numbers."""
+    return {f"{prefix}.{name}": (1,) for name, _ in activation.named_parameters()}
+
+
+# Convolutions of maps (batch, dim, height, width), channels last in memory --------------------
+
+
+class ConvNorm(nn.Module):
+    """A convolution, a norm and an activation.
+
+    Args:
+        dim: Channels of the input.
+        out_dim: Channels of the output.
+        kernel: Odd side of the kernel.
+        stride: Of the convolution.
+        depthwise: Whether each channel is convolved by itself.
+        norm: As for ``build_norm``; without one the convolution has a bias.
+        norm_eps: Added to the variance.
+        activation: As for ``build_activation``.
+        padding: ``half`` of the kernel on every side, or ``same``: as much as the stride needs,
+            the odd one at the end.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        depthwise: bool = False,
+        norm: str,
+        norm_eps: float,
+        activation: str = "none",
+        padding: str = "half",
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.depthwise = kernel, stride, depthwise
+        self.same = padding == "same" and stride > 1
+        self.conv = Conv2d(
+            dim,
+            out_dim,
+            kernel,
+            stride,
+            0 if self.same else kernel // 2,
+            groups=dim if depthwise else 1,
+            bias=norm == "none",
+        )
+        self.norm = build_norm(norm, out_dim, norm_eps)
+        self.activation = build_activation(activation)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.same:
+            maps = F.pad(maps, (*self._margins(maps.shape[3]), *self._margins(maps.shape[2])))
+        maps = self.conv(maps)
+        if isinstance(self.norm, BatchNorm):
+            maps = self.norm.of_maps(maps)
+        elif not isinstance(self.norm, nn.Identity):
+            maps = self.norm(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.activation(maps)
+
+    def _margins(self, length: int) -> tuple[int, int]:
+        steps = (length + self.stride - 1) // self.stride
+        total = max((steps - 1) * self.stride + self.kernel - length, 0)
+        return total // 2, total - total // 2
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Moves a batch norm's averages into the convolution, which then has a bias."""
+        norm = self.norm
+        if not isinstance(norm, BatchNorm):
+            return
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.conv.weight.mul_(factor.reshape(-1, 1, 1, 1))
+        self.conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor)
+        self.norm = nn.Identity()
+
+    def axes(self, prefix: str, dim: Axis, out_dim: Axis) -> dict[str, Axes]:
+        """Returns the axes of the parameters of ``prefix``; kernels above 1 are ``kernel``."""
+        side: Axis = Centre("kernel") if self.kernel > 1 else 1
+        result: dict[str, Axes] = {
+            f"{prefix}.conv.weight": (out_dim, 1 if self.depthwise else dim, side, side)
+        }
+        if self.conv.bias is not None:
+            result[f"{prefix}.conv.bias"] = (out_dim,)
+        result |= norm_axes(f"{prefix}.norm", self.norm, out_dim)
+        return result | activation_axes(f"{prefix}.activation", self.activation)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by what the mean of the map says (Hu et al., 2018).
+
+    Args:
+        dim: Channels.
+        squeeze: Channels inside.
+        activation: After the first convolution.
+        gate: ``sigmoid`` or ``hard_sigmoid``.
+    """
+
+    def __init__(self, dim: int, squeeze: int, activation: str, gate: str) -> None:
+        super().__init__()
+        self.reduce = Conv2d(dim, squeeze, 1)
+        self.activation = build_activation(activation)
+        self.expand = Conv2d(squeeze, dim, 1)
+        self.gate = build_activation(gate)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        mean = maps.mean((2, 3), keepdim=True)
+        return maps * self.gate(self.expand(self.activation(self.reduce(mean))))
+
+    def axes(self, prefix: str, dim: Axis) -> dict[str, Axes]:
+        """Returns the axes of the parameters of ``prefix``; the inner channels are ``squeeze``."""
+        return {
+            f"{prefix}.reduce.weight": ("squeeze", dim, 1, 1),
+            f"{prefix}.reduce.bias": ("squeeze",),
+            f"{prefix}.expand.weight": (dim, "squeeze", 1, 1),
+            f"{prefix}.expand.bias": (dim,),
+        } | activation_axes(f"{prefix}.activation", self.activation)
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Folds the batch norms after convolutions of a network in place, and returns it.
+
+    Logits in evaluation stay the same but for rounding; the network trains no more as before.
+    """
+    for module in network.modules():
+        if isinstance(module, ConvNorm):
+            module.fold()
+    return network.eval()

@@ -6,12 +6,15 @@ configuration, kept without weights as a template, on the slices that its axes d
 extracted network gets copies of the same slices. Subnet and extracted network therefore
 compute bit for bit the same.
 
-A mixer has weights of its own at each place; norms, MLP and layer scales of a block are shared
-by all mixers (weight entanglement, Chen et al., AutoFormer, 2021).
+Each kind of block has weights of its own at each place, and so has each mixer; norms, MLP and layer
+scales of a MetaFormer block are shared by all mixers (weight entanglement, Chen et al.,
+AutoFormer, 2021). Batch norms of subnets normalise by their batch: averages belong to a network, so
+an extracted one has none that mean anything before ``recalibrate`` has made them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,15 +31,16 @@ from search_space.components import (
     ModuleSpec,
     block_spec,
     components,
-    downsample_spec,
     head_spec,
     stem_spec,
+    transition_spec,
 )
 from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.space import SearchSpace
-from supernet.network.axes import Axes, StaticModule, names, problem_of, shape
+from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.modules import Block, build_module, drop_path_rates
+from supernet.network.layers import BatchNorm
+from supernet.network.modules import build_module, drop_path_rates
 from supernet.network.slices import Slice, cut
 
 
@@ -65,6 +69,9 @@ class _Template:
     def __init__(self, spec: ModuleSpec) -> None:
         with torch.device("meta"):
             self.module = build_module(spec)
+        for part in self.module.modules():
+            if isinstance(part, BatchNorm):  # no averages: a subnet normalises by its batch
+                part.running_mean = part.running_var = None
         self.slots: list[tuple[dict[str, nn.Parameter | None], str]] = []
         for name in self.module.axes():
             holder, _, leaf = name.rpartition(".")
@@ -77,8 +84,7 @@ class _Template:
         """The module's output; ``weights`` in the order of its ``axes()``."""
         if self.module.training != training:
             self.module.train(training)
-        if isinstance(self.module, Block):
-            self.module.drop_path_rate = drop_path_rate
+        self.module.drop_path_rate = drop_path_rate
         self._set(weights)
         try:
             return self.module(x)
@@ -102,8 +108,11 @@ _templates = _Templates()
 
 def shared_name(path: str, name: str, spec: ModuleSpec) -> str:
     """Names the shared weight that parameter ``name`` of a module is cut from."""
-    if spec.kind == "block" and name.startswith("mixer."):
-        name = f"mixer.{spec.as_dict()['mixer']}.{name.removeprefix('mixer.')}"
+    options = spec.as_dict()
+    if spec.kind == "block" and options["style"] != "metaformer":
+        path = f"{path}.{options['style']}"
+    if name.startswith("mixer."):
+        name = f"mixer.{options['mixer']}.{name.removeprefix('mixer.')}"
     return f"{path}.{name}"
 
 
@@ -230,7 +239,8 @@ class Supernet(nn.Module):
             InvalidArchitectureError: The architecture lies outside the space.
         """
         chain = components(architecture, self.num_classes)
-        rates = iter(drop_path_rates(drop_path_rate, sum(architecture.depths)))
+        blocks = sum(component.spec.kind == "block" for component in chain)
+        rates = iter(drop_path_rates(drop_path_rate, blocks))
         x = images
         for component, weights in zip(chain, self._weights(chain), strict=True):
             rate = next(rates) if component.spec.kind == "block" else 0.0
@@ -292,7 +302,9 @@ class Supernet(nn.Module):
             for component, weights in zip(chain, self._weights(chain), strict=True)
             for item, weight in zip(self._plan(component), weights, strict=True)
         }
-        network.load_state_dict(state)
+        absent = network.load_state_dict(state, strict=False)
+        assert not absent.unexpected_keys
+        assert all(name.endswith(STATISTICS) for name in absent.missing_keys)
         return network.to(next(self.parameters()).device).train(self.training)
 
 
@@ -301,13 +313,20 @@ def _all_modules(space: SearchSpace, num_classes: int) -> Iterator[tuple[str, Mo
     macro = space.macro
     for width in space.stages[0].widths:
         yield "stem", stem_spec(macro, width)
-    for i, stage in enumerate(space.stages):
+    for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
         for width in stage.widths:
-            if i > 0:
-                for width_in in space.stages[i - 1].widths:
-                    yield f"stages.{i}.downsample", downsample_spec(macro, width_in, width)
-            for block in stage.blocks:
-                for j in range(stage.max_depth):
-                    yield f"stages.{i}.blocks.{j}", block_spec(macro, width, block, j)
+            before = [width] if i == 0 and not macro.stem_width else space.widths_before[i]
+            for width_in in before:
+                spec = transition_spec(macro, width_in, width, stride)
+                if spec is not None:
+                    yield f"stages.{i}.downsample", spec
+            for j, choices in enumerate(stage.positions):
+                entries = [(width, 1)]
+                if j == 0 and space.enters_by_block:
+                    entries = [(width_in, stride) for width_in in before]
+                for block, entry in itertools.product(choices, entries):
+                    spec = block_spec(macro, width, block, j, *entry)
+                    if spec is not None:
+                        yield f"stages.{i}.blocks.{j}", spec
     for width in space.stages[-1].widths:
         yield "head", head_spec(macro, width, num_classes)

@@ -220,11 +220,7 @@ class CheckpointFolder:
         return None
 
     def read(self, name: str) -> Checkpoint:
-        """Reads one checkpoint by its name.
-
-        Raises:
-            CorruptFileError: It is damaged or not there.
-        """
+        """Reads one checkpoint by its name. Raises CorruptFileError: it is damaged or not there."""
         where = f"{self}/{name}/{METADATA}"
         try:
             data = parse_json(self._read(f"{name}/{METADATA}").decode("utf-8"))

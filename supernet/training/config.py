@@ -22,6 +22,15 @@ CHOICES = {
     "shrinking": SHRINKINGS,
     "bank_metric": ("macs", "latency_ms"),
 }
+_POSITIVE = {
+    *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
+    *("accumulate", "groups", "banks", "shrink_epsilon"),
+}
+_NOT_NEGATIVE = {
+    *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
+    *("seed", "teacher_variants"),
+}
+_SHARES = {"drop_path_rate", "label_smoothing", "ema_decay", "shrink_start"}
 
 
 class TrainingDivergedError(NasError):
@@ -123,28 +132,15 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise RunError(f"{name} is {value}; it must be a finite number")
-        positive = (
-            *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
-            *("accumulate", "groups", "banks", "shrink_epsilon"),
-        )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise RunError(f"{name} is {getattr(self, name)}; it must be above 0")
-        rest = (
-            *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
-            *("seed", "teacher_variants"),
-        )
-        for name in rest:
-            if getattr(self, name) < 0:
-                raise RunError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("drop_path_rate", "label_smoothing", "ema_decay", "shrink_start"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RunError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise RunError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
-                )
+            if name in _POSITIVE and not value > 0:
+                raise RunError(f"{name} is {value}; it must be above 0")
+            if name in _NOT_NEGATIVE and value < 0:
+                raise RunError(f"{name} is {value}; it must not be negative")
+            if name in _SHARES and not 0 <= value < 1:
+                raise RunError(f"{name} is {value}; it must lie in [0, 1)")
+            if name in CHOICES and value not in CHOICES[name]:
+                choices = ", ".join(CHOICES[name])
+                raise RunError(f"{name} is {value!r}; it must be one of {choices}")
         if self.class_weights == self.sampling == "balanced":
             raise RunError(
                 "class_weights and sampling are both 'balanced'; together they count rare classes "

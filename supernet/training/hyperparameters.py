@@ -67,7 +67,6 @@ def configured(
     """Returns ``config`` with other values of hyper-parameters; every epoch is validated.
 
     Args:
-        config: The recipe.
         augment: What ``config`` trains with, spelled out.
         values: By the names that ``ranges`` gives.
     """

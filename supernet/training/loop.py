@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -109,23 +109,18 @@ class TrainingLoop:
         identity: Mapping[str, Any],
         *,
         group: Group | None = None,
-        device: str | torch.device = "cpu",
-        workers: int = 0,
-        progress: ProgressCallback | None = None,
-        on_epoch: EpochCallback | None = None,
-        checkpoint_seconds: float = 60.0,
-        store: CheckpointStore | None = None,
-        loggers: Sequence[str] = (),
+        **how: Unpack[How],
     ) -> None:
         self.module, self.objective, self.data, self.config = module, objective, data, config
-        self.device = torch.device(device)
-        self.progress, self.on_epoch = progress, on_epoch
-        if store is None and directory is not None:
-            store = CheckpointFolder(directory, CHECKPOINTS)
-        self.store, self.workers = store, workers
+        self.device = torch.device(how.get("device", "cpu"))
+        self.progress, self.on_epoch = how.get("progress"), how.get("on_epoch")
+        self.store = how.get("store")
+        if self.store is None and directory is not None:
+            self.store = CheckpointFolder(directory, CHECKPOINTS)
+        self.workers = how.get("workers", 0)
         self.group = group or Group()
         check_batch_size(config, len(data.train), self.group.size)
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds = how.get("checkpoint_seconds", 60.0)
         self.augment = data.augmentation(config.augment)
         images = min(config.batch_size, len(data.train))
         if (self.augment.mixup or self.augment.cutmix) and images < 2:
@@ -148,9 +143,11 @@ class TrainingLoop:
         if config.ema_decay:
             self.average = MovingAverage(self.parameters, config.ema_decay)
         self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
-        self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=workers)
+        self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=self.workers)
         self.state = _State()
-        self.files = None if directory is None else MetricFiles(Path(directory), loggers)
+        self.files = (
+            None if directory is None else MetricFiles(Path(directory), how.get("loggers", ()))
+        )
         self._last_saved = time.monotonic()
 
     def run(self) -> list[EpochMetrics]:
@@ -193,9 +190,8 @@ class TrainingLoop:
             losses, save_is_due = taken
             state = self.state
             for role, loss in losses:
-                sums = state.loss_sums.setdefault(role, [0.0, 0])
-                sums[0] += loss
-                sums[1] += 1
+                total, count = state.loss_sums.get(role, (0.0, 0))
+                state.loss_sums[role] = [total + loss, count + 1]
             state.step += 1
             state.images += len(batch.images) * self.group.size
             now = time.perf_counter()
@@ -224,18 +220,17 @@ class TrainingLoop:
         self.optimizer.begin(step, self.state.lr_scale)
         parts = self.config.accumulate
         roles: list[str] = []
+        values: list[torch.Tensor] = []
         sums: list[torch.Tensor] = []
         trained: list[torch.Tensor] | None = None  # what subnets of full learning rate trained
         slowest = 1.0
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            seed = mix_seed(
-                self.config.seed, step, 3, *([self.group.rank] if self.group.rank else [])
-            )
+            rank = [self.group.rank] if self.group.rank else []
+            seed = mix_seed(self.config.seed, step, 3, *rank)
             torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
             for k in range(parts):
-                roles = []
-                values = []
+                roles, values = [], []
                 for one in self.objective.losses(step, batch.part(k, parts)):
                     if one.lr_factor < 1 and trained is None:
                         trained, slowest = self._trained_so_far(), one.lr_factor
@@ -254,10 +249,8 @@ class TrainingLoop:
         rates = None
         if trained is not None:
             shared = self.group.union(trained)
-            rates = {
-                name: torch.where(mask, 1.0, slowest)
-                for name, mask in zip(self.parameters, shared, strict=True)
-            }
+            factors = [torch.where(mask, 1.0, slowest) for mask in shared]
+            rates = dict(zip(self.parameters, factors, strict=True))
         self.optimizer.step(step, rates)
         width = figures.shape[1]
         rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
@@ -268,10 +261,8 @@ class TrainingLoop:
     def _trained_so_far(self) -> list[torch.Tensor]:
         """Marks the elements of each parameter that have a gradient by now."""
         return [
-            torch.zeros_like(parameter, dtype=torch.bool)
-            if parameter.grad is None
-            else parameter.grad != 0
-            for parameter in self.parameters.values()
+            torch.zeros_like(value, dtype=torch.bool) if value.grad is None else value.grad != 0
+            for value in self.parameters.values()
         ]
 
     def _all_finite(self) -> bool:

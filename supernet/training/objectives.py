@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from supernet.data.batches import Batch, resize_images
 from supernet.network.channel_order import sort_channels
+from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
     Batches,
     Quality,
@@ -87,12 +88,8 @@ class SupernetObjective(Objective):
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits.
-        sampler: The training strategy.
         class_weights: (classes,) factors of the loss to the labels, on the supernet's device.
-        distillation: Share of other subnets' predictions, at the first and at the last step, in
-            what a subnet learns whose target they are; the rest are labels.
         teacher: For subnets that learn from a fixed one; they learn labels where it is None.
-        tokens: Progressive tokenisation; by default full images throughout.
         total_steps: Steps of the training, which ``tokens`` and ``distillation`` count in.
         rank: Number of this worker.
     """
@@ -101,28 +98,17 @@ class SupernetObjective(Objective):
         self,
         supernet: nn.Module,
         sampler: SubnetSampler,
+        config: TrainConfig,
         *,
-        drop_path_rate: float,
-        label_smoothing: float,
-        temperature: float,
-        amp: str,
         class_weights: torch.Tensor | None = None,
-        distillation: tuple[float, float] = (0.0, 1.0),
         teacher: Teacher | None = None,
-        tokens: TokenSchedule | None = None,
         total_steps: int = 1,
         rank: int = 0,
     ) -> None:
-        self.supernet, self.sampler, self.amp = supernet, sampler, amp
-        self.drop_path_rate = drop_path_rate
-        self.label_smoothing, self.class_weights = label_smoothing, class_weights
-        self.temperature, self.distillation = temperature, distillation
-        self.teacher, self.tokens, self.total_steps = (
-            teacher,
-            tokens or TokenSchedule(),
-            total_steps,
-        )
-        self.rank = rank
+        self.supernet, self.sampler, self.config = supernet, sampler, config
+        self.class_weights, self.teacher = class_weights, teacher
+        self.tokens = TokenSchedule(config.tokens)
+        self.total_steps, self.rank = total_steps, rank
 
     def prepare(self, step: int, states: OptimizerState) -> None:
         if self.sampler.sorts_channels(step):
@@ -138,18 +124,21 @@ class SupernetObjective(Objective):
                 guide = self.teacher(batch)
         done = min(1.0, step / self.total_steps)
         factor = self.tokens.factor(done)
-        share = self.distillation[0] + done * (self.distillation[1] - self.distillation[0])
+        begin, end = self.config.distillation
+        share, temperature = begin + done * (end - begin), self.config.temperature
         for subnet in subnets:
             part = batch.part(*subnet.part)
             logits = self._logits(subnet, part.images, factor)
-            hard = label_loss(logits, part.targets, self.label_smoothing, self.class_weights)
+            smoothing = self.config.label_smoothing
+            hard = label_loss(logits, part.targets, smoothing, self.class_weights)
             match subnet.target:
                 case Target.FIRST if first is not None:
-                    soft = distillation_loss(logits, first, self.temperature)
+                    soft = distillation_loss(logits, first, temperature)
                     loss = torch.lerp(hard, soft, share)
                 case Target.TEACHER if guide is not None:
-                    wanted = _rows(guide, subnet.part)
-                    loss = distillation_loss(logits, wanted, self.temperature)
+                    k, n = subnet.part
+                    wanted = guide[k * len(guide) // n : (k + 1) * len(guide) // n]
+                    loss = distillation_loss(logits, wanted, temperature)
                 case Target.PEERS if peers:
                     soft = alpha_divergence(logits, torch.stack(peers).mean(0))
                     loss = torch.lerp(hard, soft, share)
@@ -164,8 +153,8 @@ class SupernetObjective(Objective):
 
     def _logits(self, subnet: StepSubnet, images: torch.Tensor, factor: int) -> torch.Tensor:
         resized = coarsen(resize_images(images, subnet.architecture.resolution), factor)
-        rate = self.drop_path_rate if subnet.regularised else 0.0
-        with autocast(images.device, self.amp):
+        rate = self.config.drop_path_rate if subnet.regularised else 0.0
+        with autocast(images.device, self.config.amp):
             logits: torch.Tensor = self.supernet(resized, subnet.architecture, drop_path_rate=rate)
         return logits
 
@@ -181,7 +170,7 @@ class SupernetObjective(Objective):
         space: Any = self.supernet.space
         extremes = {"largest": space.largest, "smallest": space.smallest}
         return {
-            role: evaluate(self.supernet, batches, architecture=architecture, amp=self.amp)
+            role: evaluate(self.supernet, batches, architecture=architecture, amp=self.config.amp)
             for role, architecture in extremes.items()
         }
 
@@ -198,35 +187,28 @@ class NetworkObjective(Objective):
     def __init__(
         self,
         network: nn.Module,
+        config: TrainConfig,
         *,
-        label_smoothing: float,
-        temperature: float,
-        amp: str,
         class_weights: torch.Tensor | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self.network, self.teacher, self.amp = network, teacher, amp
-        self.label_smoothing, self.class_weights = label_smoothing, class_weights
-        self.temperature = temperature
+        self.network, self.config = network, config
+        self.class_weights, self.teacher = class_weights, teacher
 
     def losses(self, step: int, batch: Batch) -> Iterator[Loss]:
-        with autocast(batch.images.device, self.amp):
+        config, device = self.config, batch.images.device
+        with autocast(device, config.amp):
             logits = self.network(at_trained_resolution(self.network, batch.images))
         if self.teacher is None:
-            loss = label_loss(logits, batch.targets, self.label_smoothing, self.class_weights)
+            loss = label_loss(logits, batch.targets, config.label_smoothing, self.class_weights)
         else:
-            with torch.no_grad(), autocast(batch.images.device, self.amp):
+            with torch.no_grad(), autocast(device, config.amp):
                 wanted = self.teacher(batch)
-            loss = distillation_loss(logits, wanted, self.temperature)
+            loss = distillation_loss(logits, wanted, config.temperature)
         yield Loss("", 1.0, loss, label_loss(logits.detach(), batch.targets))
 
     def qualities(self, batches: Batches) -> dict[str, Quality]:
-        return {"": evaluate(self.network, batches, amp=self.amp)}
-
-
-def _rows(logits: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
-    k, n = part
-    return logits[k * len(logits) // n : (k + 1) * len(logits) // n]
+        return {"": evaluate(self.network, batches, amp=self.config.amp)}
 
 
 def label_loss(

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import filelock
 import numpy as np
@@ -31,63 +31,35 @@ import torch
 
 from search_space.boundary import open_regular
 from search_space.errors import CorruptFileError, DataError, UsageError
-from supernet.data.augmentation import AugmentConfig
 from supernet.data.batches import Batch
 from supernet.data.dataset import ImageData
+from supernet.training.config import TrainConfig
 
 FORMAT = 2
 TOP_K = 10  # TinyViT keeps 10 of ImageNet-1k's classes
 ROWS_PER_GROUP = 65536
-STALE_SECONDS = 86400.0  # a writer adds rows more often than that
+STALE_SECONDS = 86400.0  # a file is written at one go, in less than that
 MAX_FILE_BYTES = 2**40
 IDENTITY = b"nas.stored_logits"
 COLUMNS = ("index", "classes", "probabilities")
 _AUGMENTING = ("timm", "torchvision", "pillow")  # another version may draw other images
 
 
-class LogitSource(Protocol):
-    """Gives logits, as ``supernet.training.teachers.Teacher``; ``identity`` is JSON-able."""
-
-    identity: dict[str, Any]
-
-    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Computes logits (n, classes) of images (n, 3, side, side)."""
-        ...
+LogitSource = Callable[[torch.Tensor], torch.Tensor]
+"""Gives logits (n, classes) of images (n, 3, side, side)."""
 
 
-class Rows(NamedTuple):
-    """Holds predictions of n images.
-
-    Attributes:
-        indices: (n,) int32 positions.
-        classes: (n, top_k) int16 or int32, by falling probability.
-        probabilities: (n, top_k) float16.
-    """
-
-    indices: npt.NDArray[np.int32]
-    classes: npt.NDArray[np.signedinteger[Any]]
-    probabilities: npt.NDArray[np.float16]
-
-
-def identity_of(
-    teacher: Mapping[str, Any],
-    data: ImageData,
-    *,
-    seed: int,
-    augment: AugmentConfig | None = None,
-    variants: int,
-) -> dict[str, Any]:
-    """Gives all that stored predictions depend on, JSON-able.
+def identity_of(teacher: Mapping[str, Any], data: ImageData, config: TrainConfig) -> dict[str, Any]:
+    """Gives all that the predictions of a teacher depend on, JSON-able.
 
     Args:
-        teacher: The teacher's own identity.
-        seed: Of the augmentation, as ``TrainConfig.seed``; ``augment`` likewise.
-        variants: Draws of the augmentation, which training then repeats in turn.
+        teacher: Its own identity.
+        config: Its augmentation, the seed of that, and in how many variants it repeats.
 
     Raises:
         UsageError: Mixup or cutmix is on; stored predictions are of single images.
     """
-    augment = data.augmentation(augment)
+    augment = data.augmentation(config.augment)
     if augment.mixup or augment.cutmix:
         raise UsageError(
             f"mixup is {augment.mixup} and cutmix {augment.cutmix}; stored logits are of single "
@@ -101,9 +73,9 @@ def identity_of(
         "num_images": len(data.train),
         "num_classes": data.num_classes,
         "resolution": data.resolution,
-        "seed": seed,
+        "seed": config.seed,
         "augment": augment.to_dict(),
-        "variants": variants,
+        "variants": config.teacher_variants,
         "top_k": min(TOP_K, data.num_classes),
         "versions": {name: importlib.metadata.version(name) for name in _AUGMENTING},
     }
@@ -120,7 +92,6 @@ def store_logits(
     """Stores the teacher's predictions below ``folder``, as far as they are not there.
 
     Args:
-        teacher: Gives the logits.
         folder: Holds a folder of each identity.
         batches: Variant → its batches, every image of the split once and unmixed
             (``supernet.data.batches.augmented_batches``).
@@ -159,19 +130,17 @@ def _write(
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             left.unlink(missing_ok=True)
     temporary = folder / f".{final.name}.{uuid.uuid4().hex}"
-    pending: list[Rows] = []
     schema = _schema(identity, variant)
+    rows = [_rows(batch, teacher(batch.images), identity, schema) for batch in batches]
     try:
-        with pq.ParquetWriter(
-            temporary, schema, compression="zstd", use_dictionary=False, write_page_checksum=True
-        ) as file:
-            for batch in batches:
-                pending.append(_rows(batch, teacher(batch.images), identity))
-                if sum(len(rows.indices) for rows in pending) >= ROWS_PER_GROUP:
-                    file.write_table(_table(pending, schema))
-                    pending = []
-            if pending:
-                file.write_table(_table(pending, schema))
+        pq.write_table(
+            pa.Table.from_batches(rows, schema),
+            temporary,
+            row_group_size=ROWS_PER_GROUP,
+            compression="zstd",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, final)
@@ -179,7 +148,9 @@ def _write(
         temporary.unlink(missing_ok=True)
 
 
-def _rows(batch: Batch, logits: torch.Tensor, identity: Mapping[str, Any]) -> Rows:
+def _rows(
+    batch: Batch, logits: torch.Tensor, identity: Mapping[str, Any], schema: pa.Schema
+) -> pa.RecordBatch:
     wanted = (len(batch.images), identity["num_classes"])
     finite = bool(logits.isfinite().all())
     if tuple(logits.shape) != wanted or not finite:
@@ -188,12 +159,15 @@ def _rows(batch: Batch, logits: torch.Tensor, identity: Mapping[str, Any]) -> Ro
             f"{'' if finite else ' and values that are not finite'}; it must be finite logits of "
             f"shape {wanted}: check the teacher's weights and its number of classes."
         )
-    shares, classes = logits.float().softmax(-1).topk(identity["top_k"])
-    return Rows(
-        batch.indices.cpu().numpy().astype(np.int32),
-        classes.cpu().numpy().astype(_class_type(identity["num_classes"])),
-        shares.half().cpu().numpy(),
+    top_k = identity["top_k"]
+    shares, classes = logits.float().softmax(-1).topk(top_k)
+    flat = (
+        classes.cpu().numpy().astype(_class_type(identity["num_classes"])).ravel(),
+        shares.half().cpu().numpy().ravel(),
     )
+    lists = [pa.FixedSizeListArray.from_arrays(pa.array(values), top_k) for values in flat]
+    indices = pa.array(batch.indices.cpu().numpy().astype(np.int32))
+    return pa.RecordBatch.from_arrays([indices, *lists], schema=schema)
 
 
 def _class_type(num_classes: int) -> type[np.signedinteger[Any]]:
@@ -211,13 +185,6 @@ def _schema(identity: Mapping[str, Any], variant: int) -> pa.Schema:
     return pa.schema(fields, metadata={IDENTITY: text})
 
 
-def _table(pending: list[Rows], schema: pa.Schema) -> pa.Table:
-    rows = Rows(*(np.concatenate(parts) for parts in zip(*pending, strict=True)))
-    top_k = rows.classes.shape[1]
-    lists = [pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), top_k) for x in rows[1:]]
-    return pa.Table.from_arrays([pa.array(rows.indices), *lists], schema=schema)
-
-
 class StoredLogits:
     """Reads what ``store_logits`` stored; the predictions of one variant are held in memory.
 
@@ -226,14 +193,11 @@ class StoredLogits:
     Example:
         >>> stored = store_logits(teacher, batches, folder, identity)
         >>> stored.logits(batch)  # what the teacher says of a training batch
-
-    Attributes:
-        identity: What the predictions depend on.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
-        self._loaded: tuple[int, Rows] | None = None
+        self._loaded: tuple[int, npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     def __call__(self, variant: int, indices: torch.Tensor) -> torch.Tensor:
         """Gives probabilities (n, classes), float32, each row adding up to 1.
@@ -249,12 +213,12 @@ class StoredLogits:
             CorruptFileError: The variant's file is missing, damaged or of other predictions.
         """
         if self._loaded is None or self._loaded[0] != variant:
-            self._loaded = variant, self._read(variant)
-        rows = self._loaded[1]
+            self._loaded = variant, *self._read(variant)
+        _, kept_classes, probabilities = self._loaded
         num_classes, top_k = self.identity["num_classes"], self.identity["top_k"]
         chosen = indices.cpu().numpy()
-        top = torch.from_numpy(rows.probabilities[chosen]).float()
-        classes = torch.from_numpy(rows.classes[chosen]).long()
+        top = torch.from_numpy(probabilities[chosen]).float()
+        classes = torch.from_numpy(kept_classes[chosen]).long()
         rest = (1 - top.sum(1, keepdim=True)).clamp_min(0) / max(1, num_classes - top_k)
         full = rest.repeat(1, num_classes).scatter_(1, classes, top)
         return full / full.sum(1, keepdim=True)  # rounding may have lifted the kept ones above 1
@@ -267,8 +231,8 @@ class StoredLogits:
         shares = self(batch.variant, batch.indices).to(batch.images.device)
         return shares.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-    def _read(self, variant: int) -> Rows:
-        """Reads all rows of a variant, by index."""
+    def _read(self, variant: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Reads the classes and probabilities of a variant, by index, (images, top_k) each."""
         path = _file(self.folder, variant)
         try:
             with (
@@ -287,8 +251,10 @@ class StoredLogits:
             order = np.argsort(np.asarray(indices))
             if not np.array_equal(np.asarray(indices)[order], np.arange(len(order))):
                 raise ValueError("it has not one row for each image")
-            columns = (np.asarray(x.flatten()).reshape(-1, x.type.list_size) for x in lists)
-            return Rows(np.asarray(indices)[order], *(column[order] for column in columns))
+            classes, shares = (
+                np.asarray(x.flatten()).reshape(-1, x.type.list_size)[order] for x in lists
+            )
+            return classes, shares
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
             raise CorruptFileError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import nn
 from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, DataError, UsageError
 from search_space.files import load_architecture, read_mapping
+from search_space.preprocessing import Preprocessing
 from supernet.data.batches import Batch, augmented_batches, resize_images
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import build
@@ -42,9 +43,9 @@ class Teacher:
     Args:
         network: Images (n, 3, side, side) → logits (n, classes).
         identity: What its logits depend on, JSON-able.
-        resolution: Side in pixels that images are resized to.
-        data_mean, data_std: Per channel, that images come normalised with.
-        mean, std: Per channel, that the network expects.
+        expected: What is done to the images that it expects, of which resolution, mean and
+            deviation count.
+        data: What was done to those that come.
         amp: As ``supernet.training.evaluation.autocast``.
     """
 
@@ -53,25 +54,19 @@ class Teacher:
         network: nn.Module,
         *,
         identity: dict[str, Any],
-        resolution: int,
-        data_mean: Sequence[float],
-        data_std: Sequence[float],
-        mean: Sequence[float],
-        std: Sequence[float],
+        expected: Preprocessing,
+        data: Preprocessing,
         device: str | torch.device = "cpu",
         amp: str = "auto",
     ) -> None:
-        self.device, self.amp, self.resolution = torch.device(device), amp, resolution
+        self.device, self.amp = torch.device(device), amp
         self.network = network.to(self.device).eval().requires_grad_(False)
-        self.identity = identity | {
-            "resolution": resolution,
-            "mean": list(map(float, mean)),
-            "std": list(map(float, std)),
-        }
+        self.resolution, mean, std = expected.resolution, list(expected.mean), list(expected.std)
+        self.identity = identity | {"resolution": self.resolution, "mean": mean, "std": std}
         # (x·s + m − m′) / s′, which commutes with resizing, whose weights add up to 1
         old_mean, old_std, new_mean, new_std = (
             torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
-            for values in (data_mean, data_std, mean, std)
+            for values in (data.mean, data.std, mean, std)
         )
         self._scale = (old_std / new_std).float().to(self.device)
         self._shift = ((old_mean - new_mean) / new_std).float().to(self.device)
@@ -99,26 +94,21 @@ def load_teacher(
     num_classes: int,
     weights: str | Path | None = None,
     *,
-    data_mean: Sequence[float],
-    data_std: Sequence[float],
+    data: Preprocessing,
     device: str | torch.device = "cpu",
     amp: str = "auto",
 ) -> Teacher:
     """Loads a teacher with weights from a local file, for data of ``num_classes`` classes.
 
     Example:
-        >>> teacher = load_teacher(
-        ...     "resnet18", 10, "resnet18.safetensors", data_mean=data.mean, data_std=data.std
-        ... )
+        >>> teacher = load_teacher("resnet18", 10, "r18.safetensors", data=data.preprocessing)
         >>> logits = teacher(images)
 
     Args:
         name: A timm model's name, with or without its pretrained tag, or the folder of an export.
-        num_classes: Classes of the data.
         weights: A ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads; an
             export has its own.
-        data_mean, data_std: What images are normalised with (``ImageData.mean``, ``.std``).
-        device: Where the teacher runs.
+        data: What was done to the images that it will see.
         amp: As ``supernet.training.evaluation.autocast``.
 
     Raises:
@@ -152,11 +142,12 @@ def load_teacher(
     return Teacher(
         network,
         identity=identity,
-        resolution=int(config["input_size"][-1]),
-        data_mean=data_mean,
-        data_std=data_std,
-        mean=config["mean"],
-        std=config["std"],
+        expected=Preprocessing(
+            resolution=int(config["input_size"][-1]),
+            mean=tuple(map(float, config["mean"])),
+            std=tuple(map(float, config["std"])),
+        ),
+        data=data,
         device=device,
         amp=amp,
     )
@@ -197,10 +188,7 @@ def _load_timm(name: str, path: Path, num_classes: int) -> Any:
     try:
         config = timm.get_pretrained_cfg(name)
         network: Any = timm.create_model(
-            name,
-            pretrained=True,
-            num_classes=num_classes,
-            pretrained_cfg_overlay=overlay,
+            name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
         )
     except Exception as error:  # translations of names fail in many ways on foreign tensors
         text = " ".join(str(error).split())
@@ -237,11 +225,11 @@ class _Verified(BaseModel):
 def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, Any]]:
     """Loads network, weights file and preprocessing of an export (``results.export.write``)."""
     path = folder / WEIGHTS
-    config = read_mapping(folder / CONFIG)
-    if config.get("architecture") != "nas_backbone":
+    kind = read_mapping(folder / CONFIG).get("architecture")
+    if kind != "nas_backbone":
         raise UsageError(
-            f"{folder / CONFIG} is of {config.get('architecture')!r}, not an export of nas; for a "
-            f"timm model give its name, and {path} as its weights."
+            f"{folder / CONFIG} is of {kind!r}, not an export of nas; for a timm model give its "
+            f"name, and {path} as its weights."
         )
     architecture = load_architecture(str(folder / CONFIG))
     card = read_model(folder / CONFIG, _Card, fix=_AGAIN)
@@ -249,16 +237,16 @@ def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, A
     if (folder / VERIFIED).exists():
         verified = read_model(folder / VERIFIED, _Verified, fix=_AGAIN)
         recorded = verified.sha256.get(WEIGHTS, "none")
-    classes = card.num_classes
-    if classes != num_classes:
-        raise _classes_differ(f"export {architecture.digest}", path, classes, num_classes)
-    network = build(architecture, classes)
+    if card.num_classes != num_classes:
+        name = f"export {architecture.digest}"
+        raise _classes_differ(name, path, card.num_classes, num_classes)
+    network = build(architecture, num_classes)
     try:
         network.load_state_dict(read_tensors(path, sha256=recorded))
     except RuntimeError as error:
         raise CorruptFileError(
             f"{path} does not hold the weights of {architecture} ({str(error).splitlines()[-1]}). "
-            "Export again with `nas export`."
+            f"{_AGAIN}"
         ) from None
     return network, path, card.pretrained_cfg.model_dump()
 
@@ -303,8 +291,7 @@ def open_teacher(
         config.teacher,
         data.num_classes,
         config.teacher_weights,
-        data_mean=data.preprocessing.mean,
-        data_std=data.preprocessing.std,
+        data=data.preprocessing,
         device=device,
         amp=config.amp,
     )
@@ -315,13 +302,7 @@ def open_teacher(
             f"teacher_variants is {config.teacher_variants}, but there is no folder to store the "
             "teacher's predictions in; give one, or set it to 0."
         )
-    identity = identity_of(
-        teacher.identity,
-        data,
-        seed=config.seed,
-        augment=config.augment,
-        variants=config.teacher_variants,
-    )
+    identity = identity_of(teacher.identity, data, config)
 
     def batches(variant: int) -> Iterable[Batch]:
         return augmented_batches(

@@ -20,8 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from search_space.architecture import Macro, feature_sizes
 from search_space.errors import RunError
+from search_space.macro import feature_sizes
+from search_space.space import SearchSpace
 
 if TYPE_CHECKING:  # a configuration, which the command line reads, needs no torch
     import torch
@@ -38,9 +39,9 @@ def coarsen(images: torch.Tensor, factor: int) -> torch.Tensor:
     return images if factor == 1 else images[..., ::factor, ::factor].contiguous()
 
 
-def _sides(macro: Macro, resolution: int, factor: int) -> tuple[int, ...]:
+def _sides(space: SearchSpace, resolution: int, factor: int) -> tuple[int, ...]:
     """Sides of the stages' maps of coarsened images."""
-    return feature_sizes(macro, -(-resolution // factor))
+    return feature_sizes(space.macro, space.strides, -(-resolution // factor))
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class TokenSchedule:
         """Returns the factor at this share of training, in [0, 1]."""
         return next((factor for share, factor in self.phases if progress < share), 1)
 
-    def check(self, macro: Macro, resolution: int) -> None:
+    def check(self, space: SearchSpace, resolution: int) -> None:
         """Checks that every factor leaves a token in each stage.
 
         Maps grow with the resolution, so a space's smallest resolution stands for all of it.
@@ -99,9 +100,9 @@ class TokenSchedule:
             RunError: A factor is too large.
         """
         for _, factor in self.phases:
-            sides = _sides(macro, resolution, factor)
+            sides = _sides(space, resolution, factor)
             if min(sides) < 1:
-                most = max(f for f in range(1, factor) if min(_sides(macro, resolution, f)) >= 1)
+                most = max(f for f in range(1, factor) if min(_sides(space, resolution, f)) >= 1)
                 fix = f"coarsen by at most {most}" if most > 1 else "leave tokens as they are"
                 raise RunError(
                     f"tokens {factor} times coarser leave maps of sides {sides} at {resolution} "

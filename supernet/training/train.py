@@ -62,8 +62,6 @@ def train_supernet(
 
     Args:
         supernet: ``supernet(images, architecture, drop_path_rate=…)`` → logits, with ``.space``.
-        data: The images.
-        config: How to train.
         directory: Where checkpoints and metrics go; None to write nothing.
         sampler: By default what ``config.strategy`` and ``config.shrinking`` say.
         cost: Of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.
@@ -82,40 +80,21 @@ def train_supernet(
     device = how.get("device", "cpu")
     total_steps = config.epochs * steps_per_epoch(data, config.batch_size)
     if sampler is None:
-        sampler = make_sampler(
-            space,
-            strategy=config.strategy,
-            shrinking=config.shrinking,
-            seed=config.seed,
-            total_steps=total_steps,
-            num_random=config.num_random,
-            groups=config.groups,
-            banks=config.banks,
-            cost=cost,
-            teacher=config.teacher is not None,
-            shrink_start=config.shrink_start,
-            shrink_epsilon=config.shrink_epsilon,
-        )
+        sampler = make_sampler(space, config, total_steps, cost)
     teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
-    tokens = TokenSchedule(config.tokens)
-    tokens.check(space.macro, min(space.resolutions))
+    TokenSchedule(config.tokens).check(space, min(space.resolutions))
     objective = SupernetObjective(
         supernet.to(device),
         sampler,
-        drop_path_rate=config.drop_path_rate,
-        label_smoothing=config.label_smoothing,
-        temperature=config.temperature,
-        distillation=config.distillation,
-        amp=config.amp,
+        config,
         class_weights=_class_weights(config, data, device),
         teacher=None if teacher is None else teacher.logits,
-        tokens=tokens,
         total_steps=total_steps,
         rank=group.rank,
     )
     identity = {
         "space": space.digest,
-        "sampler": sampler.to_dict(),
+        "sampler": repr(sampler),
         "teacher": None if teacher is None else teacher.identity,
     }
     loop = TrainingLoop(supernet, objective, data, config, directory, identity, group=group, **how)
@@ -146,9 +125,7 @@ def finetune(
         opened = open_teacher(config, data, device, logits, workers=how.get("workers", 0))
     objective = NetworkObjective(
         network.to(device),
-        label_smoothing=config.label_smoothing,
-        temperature=config.temperature,
-        amp=config.amp,
+        config,
         class_weights=_class_weights(config, data, device),
         teacher=None if opened is None else opened.logits,
     )

@@ -8,7 +8,76 @@ a subclass of ``Runtime``:
     myruntime = "my_package.runtime:MyRuntime"
 """
 
-from predictors.measuring.runtimes.base import Run, Runtime
-from predictors.measuring.runtimes.registry import find_runtime, runtime_names
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import get_args
+
+from predictors.measuring.runtimes.base import Method, Run, Runtime
+from search_space.errors import UnknownNameError, UsageError
 
 __all__ = ["Run", "Runtime", "find_runtime", "runtime_names"]
+
+GROUP = "nas.runtimes"
+_OURS = {
+    "cudagraph": "eager:CudaGraph",
+    "eager": "eager:Eager",
+    "inductor": "inductor:Inductor",
+    "onnxruntime": "onnx_runtime:OnnxRuntime",
+    "tensorrt": "tensor_rt:TensorRT",
+}
+
+
+@cache
+def _known() -> dict[str, EntryPoint]:
+    """Finds entry points by name; other packages add runtimes and replace none of ours."""
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    return others | {
+        name: EntryPoint(name, f"{__name__}.{place}", GROUP) for name, place in _OURS.items()
+    }
+
+
+def runtime_names() -> list[str]:
+    """Lists all runtimes, whether they can be used here or not."""
+    return sorted(_known())
+
+
+@cache
+def find_runtime(name: str) -> Runtime:
+    """Returns the runtime of that name, always the same object.
+
+    Raises:
+        UnknownNameError: There is none.
+        UsageError: Another package's cannot be imported, or is no ``Runtime``.
+    """
+    if name not in _known():
+        raise UnknownNameError(
+            "runtime",
+            name,
+            runtime_names(),
+            "Another package's is known once that package is installed in this environment.",
+        )
+    point = _known()[name]
+    package = point.dist.name if point.dist is not None else "nas"
+    try:
+        runtime = _made(point.load())
+    except Exception as error:  # whatever the import of a foreign module raises
+        raise UsageError(
+            f"runtime {name!r} of the package {package!r} cannot be used "
+            f"({type(error).__name__}: {error}); correct it and install the package again, or "
+            f"remove it: pip uninstall {package}"
+        ) from error
+    runtime.name = name
+    return runtime
+
+
+def _made(kind: type[Runtime]) -> Runtime:
+    """Returns the runtime of a class, which another package may have written."""
+    if not issubclass(kind, Runtime):
+        raise TypeError("it is no subclass of Runtime")
+    runtime = kind()
+    methods = get_args(Method)
+    if getattr(runtime, "method", None) not in methods:
+        raise ValueError(f"its method must be one of {', '.join(methods)}")
+    return runtime

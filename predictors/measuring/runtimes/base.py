@@ -46,6 +46,7 @@ class Runtime(ABC):
     name: str = ""
     """Under which it is registered."""
     method: ClassVar[Method]
+    """How an entry's cost is taken from a call's, see above."""
     copies: ClassVar[int] = 4
     """n of the ``slope`` method: the clocks of GPUs resolve half a microsecond."""
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -56,11 +57,15 @@ class Runtime(ABC):
     """Whether what is prepared holds weights and activations of its own for as long as it lives."""
     library: ClassVar[str] = "torch"
     """Import name of what runs the network."""
-    install: ClassVar[str] = "pip install nas"
+    install: ClassVar[str] = ""
+    """Command that installs the library, where it is not ``pip install`` and its import name."""
 
     @abstractmethod
     def version(self) -> str:
-        """Name and version of all that the speed depends on, such as ``torch 2.9.0``."""
+        """Name and version of all that the speed depends on, such as ``torch 2.9.0``.
+
+        Tables are kept apart by it: what was measured under another version is measured again.
+        """
 
     @abstractmethod
     def prepare(self, module: nn.Module, images: Tensor, conditions: Conditions) -> Run:
@@ -91,7 +96,7 @@ class Runtime(ABC):
         if not self.installed():
             raise UsageError(
                 f"runtime {self.name!r} needs the package {self.library!r}, which is not "
-                f"installed. Install it with: {self.install}"
+                f"installed. Install it with: {self.install or f'pip install {self.library}'}"
             )
 
     def installed(self) -> bool:

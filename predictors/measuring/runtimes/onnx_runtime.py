@@ -35,7 +35,6 @@ class OnnxRuntime(Runtime):
     settle = 0
     keeps_memory = True
     library = "onnxruntime"
-    install = "pip install onnxruntime"
 
     def version(self) -> str:
         import onnxruntime

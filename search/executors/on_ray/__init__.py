@@ -4,7 +4,6 @@ from supernet.cluster.connection import quieten
 
 quieten()  # Ray is imported below
 
-from search.executors.on_ray.cluster import ClusterError, RayConnection  # noqa: E402
 from search.executors.on_ray.executor import RayExecutor  # noqa: E402
 
-__all__ = ["ClusterError", "RayConnection", "RayExecutor"]
+__all__ = ["RayExecutor"]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from search.executors.base import Evaluate, Outcome, attempt, describe
-from search.executors.on_ray.cluster import ClusterError, RayConnection, cpu_share
 from search.executors.on_ray.time_limit import TimeLimit
 from search_space.architecture import Architecture
-from search_space.errors import UsageError
+from search_space.errors import RunError, UsageError
+from supernet.cluster.connection import connected, cpu_share, nodes, room
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +95,14 @@ class RayExecutor:
         factory: Called once in each worker, gives the function that evaluates. Pickled into
             Ray's object store once; NumPy arrays that it holds are shared by the workers of a
             machine, read-only.
-        workers: How many.
-        address: See ``RayConnection``.
+        address: See ``supernet.cluster.connection.connected``.
         num_cpus, num_gpus: Of each worker, for Ray's placement; fractions share. CPUs by default
             an equal share of what the cluster has (Ray sets ``OMP_NUM_THREADS`` by it).
         timeout_s: For one evaluation; by default learnt, see ``TimeLimit``.
         start_timeout_s: For a worker to start and build its evaluator.
 
     Raises:
-        ClusterError: Ray cannot be reached, or this machine lacks what one worker needs; ``wait``
+        RunError: Ray cannot be reached, or this machine lacks what one worker needs; ``wait``
             raises it where no worker can be started.
     """
 
@@ -123,19 +123,15 @@ class RayExecutor:
         self._limit_of_evaluations = TimeLimit(timeout_s)
         self.start_timeout_s = start_timeout_s
         self.num_restarts = 0  # workers replaced so far
-        self._connection = RayConnection(address)
-        try:
-            nodes = list(self._connection.nodes().values())
-            self.num_cpus = cpu_share(nodes, workers, num_gpus) if num_cpus is None else num_cpus
+        with ExitStack() as stack:
+            alone = stack.enter_context(connected(address))
+            free = nodes().values()
+            self.num_cpus = cpu_share(free, workers, num_gpus) if num_cpus is None else num_cpus
             self.num_gpus = num_gpus
-            if self._connection.local and not any(
-                node.cpus >= self.num_cpus and node.gpus >= num_gpus for node in nodes
-            ):
-                raise ClusterError(f"this machine has no room for a worker: {self._shortage()}.")
+            if alone and not room(free, {"CPU": self.num_cpus, "GPU": num_gpus}):
+                raise RunError(f"this machine has no room for a worker: {self._shortage()}.")
             self._factory = ray.put(factory)
-        except BaseException:
-            self._connection.close()
-            raise
+            self._connection = stack.pop_all()
         self._actor_class: Any = ray.remote(_Actor).options(
             num_cpus=self.num_cpus,
             num_gpus=num_gpus,
@@ -174,11 +170,8 @@ class RayExecutor:
             return
         self._closed = True
         actors = [worker.actor for worker in (*self._busy.values(), *self._idle)]
-        self._queue.clear()
-        self._open.clear()
-        self._busy.clear()
-        self._idle.clear()
-        self._ended.clear()
+        for held in (self._queue, self._open, self._busy, self._idle, self._ended):
+            held.clear()
         del self._factory
         _kill(actors).join(_CLOSE_S)
         self._connection.close()
@@ -252,14 +245,12 @@ class RayExecutor:
 
     def _patience(self) -> float:
         """Gives the seconds until the next worker would be given up, a second at most."""
-        now = time.monotonic()
-        ends = [worker.since + self._limit(worker) for worker in self._busy.values()]
-        return max(0.0, min(_POLL_S, min(ends) - now))
+        end = min(worker.since + self._limit(worker) for worker in self._busy.values())
+        return max(0.0, min(_POLL_S, end - time.monotonic()))
 
     def _limit(self, worker: _Worker) -> float:
-        if worker.ticket is None:
-            return self.start_timeout_s
-        return self._limit_of_evaluations.seconds
+        starting = worker.ticket is None
+        return self.start_timeout_s if starting else self._limit_of_evaluations.seconds
 
     # Losses -----------------------------------------------------------------------------------
 
@@ -270,7 +261,7 @@ class RayExecutor:
         """
         _kill([worker.actor])
         self.num_restarts += 1
-        living = self._connection.nodes()
+        living = nodes()
         # of a machine that died, the workers that had nothing to do are gone as well
         self._idle = [idle for idle in self._idle if idle.node in living]
         if worker.ticket is None:
@@ -317,14 +308,14 @@ class RayExecutor:
         self._next_start = time.monotonic() + pause
         at_work = self._idle or any(worker.node for worker in self._busy.values())
         if count >= max(START_FAILURES, self.workers) and not at_work:
-            raise ClusterError(
+            raise RunError(
                 f"no worker could be started, {count} tries, the last one with: {reason}. "
                 f"{self._shortage()}."
             )
 
     def _shortage(self) -> str:
-        nodes = self._connection.nodes().values()
-        have = ", ".join(f"{node.cpus:g} and {node.gpus:g}" for node in nodes) or "none"
+        each = (f"{n.get('CPU', 0):g} and {n.get('GPU', 0):g}" for n in nodes().values())
+        have = ", ".join(each) or "none"
         return (
             f"Each worker asks for {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs; the nodes of "
             f"the cluster have {have}"

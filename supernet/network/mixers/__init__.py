@@ -3,9 +3,10 @@
 from supernet.network.mixers.depthwise import DepthwiseConv
 from supernet.network.mixers.focal_modulation import FocalModulation
 from supernet.network.mixers.gnconv import GnConv
+from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.pooling import Pooling
-from supernet.network.mixers.registry import Mixer, build_mixer, mixer_class, register_mixer
 from supernet.network.mixers.window_attention import WindowAttention
+from supernet.network.registry import register_mixer
 
 __all__ = [
     "DepthwiseConv",

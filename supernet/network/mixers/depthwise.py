@@ -6,7 +6,8 @@ from torch import Tensor
 
 from supernet.network.axes import Axes, Centre
 from supernet.network.layers import Conv2d
-from supernet.network.mixers.registry import Mixer, register_mixer
+from supernet.network.mixers.mixer import Mixer
+from supernet.network.registry import register_mixer
 
 
 @register_mixer("depthwise_conv")

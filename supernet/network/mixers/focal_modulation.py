@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Centre, Concat
 from supernet.network.layers import Conv2d, Linear
-from supernet.network.mixers.registry import Mixer, register_mixer
+from supernet.network.mixers.mixer import Mixer
+from supernet.network.registry import register_mixer
 
 STEP = 2  # growth of the kernel from level to level
 

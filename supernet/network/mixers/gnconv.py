@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from search_space.mixers import mixer_spec
+from search_space.mixers import MIXERS
 from supernet.network.axes import Axes, Axis, Centre, Concat
 from supernet.network.layers import Conv2d, Linear
-from supernet.network.mixers.registry import Mixer, register_mixer
+from supernet.network.mixers.mixer import Mixer
+from supernet.network.registry import register_mixer
 
 SCALE = 1 / 3
-MAX_ORDER = mixer_spec("gnconv").params["order"].maximum or 0
+MAX_ORDER = int(MIXERS["gnconv"].params["order"].maximum or 0)
 
 
 @register_mixer("gnconv")

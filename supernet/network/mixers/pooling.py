@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet.network.axes import Axes
-from supernet.network.mixers.registry import Mixer, register_mixer
+from supernet.network.mixers.mixer import Mixer
+from supernet.network.registry import register_mixer
 
 
 @register_mixer("pooling")

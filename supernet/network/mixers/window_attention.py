@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Centre, Product
 from supernet.network.layers import Linear
-from supernet.network.mixers.registry import Mixer, register_mixer
+from supernet.network.mixers.mixer import Mixer
+from supernet.network.registry import register_mixer
 
 
 @register_mixer("window_attention")

@@ -12,7 +12,7 @@ from supernet.training.strategies.factory import (
 from supernet.training.strategies.performance import PerformanceSampler
 from supernet.training.strategies.sandwich import SandwichSampler
 from supernet.training.strategies.shrinking import DelayedShrinking, ProgressiveShrinking
-from supernet.training.strategies.uniform import MultiArchitectureSampler, UniformSampler
+from supernet.training.strategies.uniform import MultiArchitectureSampler
 
 __all__ = [
     "COST_STRATEGIES",
@@ -29,6 +29,5 @@ __all__ = [
     "StepSubnet",
     "SubnetSampler",
     "Target",
-    "UniformSampler",
     "make_sampler",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +24,11 @@ PULLS = 4  # crossings with an end of the space, at most
 END_ROWS = 256  # rows of either end itself
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Banks:
     """Holds rows of a space in ranges of cost, from light to heavy; ``fill`` makes it.
 
     Attributes:
-        space: The search space that the rows are of.
         edges: Shape (banks + 1,), ascending. A bank has costs from its lower edge up to, not
             including, its upper one; the last includes its upper one.
         rows: For each bank, shape (n, genes), n ≥ 1, distinct and by ascending cost.
@@ -59,10 +57,8 @@ class Banks:
         fewer banks than ``num_banks``.
 
         Args:
-            space: The search space to draw from.
             cost: Rows of shape (n, genes) → costs of shape (n,).
             num_banks: Ranges of equal ratio between the smallest and the largest cost drawn.
-            seed: Of the draws.
             population: Rows to draw, from the whole range of sizes.
             per_bank: Rows to keep in each bank, at random.
 
@@ -91,13 +87,12 @@ class Banks:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
-    def digest(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of the rows of all banks."""
+    def __repr__(self) -> str:
+        """The number of banks, and 12 digits of the SHA-256 of their rows."""
         total = hashlib.sha256()
         for rows in self.rows:
             total.update(f"{rows.shape};".encode() + rows.astype("<i8").tobytes())
-        return total.hexdigest()[:12]
+        return f"{len(self)} banks of rows {total.hexdigest()[:12]}"
 
 
 def _population(space: SearchSpace, rng: np.random.Generator, n: int) -> Genes:

@@ -41,7 +41,6 @@ class StepSubnet:
 
     Attributes:
         role: Name in the metrics (``largest``, ``smallest``, ``random``).
-        architecture: Its architecture.
         target: What it learns.
         regularised: Whether drop-path is on.
         lr_factor: Factor of the learning rate of what only such subnets train in this step. In
@@ -65,7 +64,6 @@ class Observation:
     """Records how well a subnet of a step did.
 
     Attributes:
-        subnet: The subnet.
         relative_loss: Mean cross entropy to the labels on its images, less that of the step's first
             subnet on the same images, in nats: which images a step has matters more than the
             subnet.
@@ -75,8 +73,13 @@ class Observation:
     relative_loss: float
 
 
+@dataclass(eq=False)
 class SubnetSampler(ABC):
-    """Base of training strategies: gives the subnets of each step."""
+    """Base of training strategies: gives the subnets of each step.
+
+    A strategy is a dataclass whose ``repr`` says all that it draws by, but for the space: it is
+    part of a checkpoint's identity.
+    """
 
     @abstractmethod
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
@@ -93,10 +96,6 @@ class SubnetSampler(ABC):
     def sorts_channels(self, step: int) -> bool:
         """Tells whether the supernet's channels are sorted by importance before this step."""
         return False
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values that identify the strategy, for the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was learnt from observations, JSON-able."""

@@ -6,7 +6,7 @@ one cost bank, and the next step those of the same or of an adjacent one.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ class BankWalk:
         return min(folded, 2 * self.num_banks - 1 - folded)
 
 
+@dataclass(eq=False)
 class ComplexitySampler(SubnetSampler):
     """Trains ``num_random`` subnets of one bank, and a smallest one near it.
 
@@ -62,15 +63,18 @@ class ComplexitySampler(SubnetSampler):
         UsageError: ``num_random`` is below 1.
     """
 
-    name = "complexity"
+    banks: Banks
+    num_random: int = 3
+    seed: int = 0
+    _: KW_ONLY
+    teacher: bool = False
 
-    def __init__(
-        self, banks: Banks, num_random: int = 3, seed: int = 0, *, teacher: bool = False
-    ) -> None:
-        if num_random < 1:
-            raise UsageError(f"{num_random} subnets of a bank in a step: at least 1 is needed.")
-        self.banks, self.num_random, self.seed, self.teacher = banks, num_random, seed, teacher
-        self.walk = BankWalk(len(banks), seed)
+    def __post_init__(self) -> None:
+        if self.num_random < 1:
+            raise UsageError(
+                f"{self.num_random} subnets of a bank in a step: at least 1 is needed."
+            )
+        self.walk = BankWalk(len(self.banks), self.seed)
 
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
         space, bank = self.banks.space, self.walk(step)
@@ -80,14 +84,12 @@ class ComplexitySampler(SubnetSampler):
         *members, last = space.decode(np.concatenate([drawn, smallest]))
         first = StepSubnet(role="largest", architecture=space.largest, regularised=True)
         target = Target.TEACHER if self.teacher else Target.FIRST
-        return (
-            *(() if self.teacher else (first,)),
-            *(
-                StepSubnet(role="random", architecture=member, target=target, bank=bank)
-                for member in members
-            ),
-            StepSubnet(role="smallest", architecture=last, target=Target.PEERS),
+        others = (
+            StepSubnet(role="random", architecture=member, target=target, bank=bank)
+            for member in members
         )
+        smallest_last = StepSubnet(role="smallest", architecture=last, target=Target.PEERS)
+        return (*(() if self.teacher else (first,)), *others, smallest_last)
 
     def _draw(self, bank: int, step: int, rng: np.random.Generator) -> Genes:
         """Draws rows of a bank, distinct if it has as many, shape (num_random, genes)."""
@@ -102,13 +104,3 @@ class ComplexitySampler(SubnetSampler):
             return draw_extremes(self.banks.space, rng, 1)
         rows = self.banks.rows[lowest]  # by ascending cost
         return rows[rng.integers(max(1, round(CHEAPEST_SHARE * len(rows))), size=1)]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "num_random": self.num_random,
-            "seed": self.seed,
-            "teacher": self.teacher,
-            "banks": len(self.banks),
-            "bank_rows": self.banks.digest,
-        }

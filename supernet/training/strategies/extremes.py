@@ -21,13 +21,18 @@ def draw_extremes(
     end = space.largest if heaviest else space.smallest
     genes = np.repeat(space.encode([end]), n, axis=0)
     for i, stage in enumerate(space.stages):
-        choices: dict[str, int] = {}
-        for j, block in enumerate(stage.blocks):  # listed from light to heavy
-            if heaviest:
-                choices[block.mixer.name] = j
-            else:
-                choices.setdefault(block.mixer.name, j)
-        columns = space.block_columns(i)
-        drawn = rng.choice(list(choices.values()), size=(n, stage.max_depth))
+        columns, ends = space.block_columns(i), []
+        for of_position in stage.positions:
+            choices: dict[str, int] = {}
+            for j, block in enumerate(of_position):  # listed from light to heavy
+                if heaviest:
+                    choices[block.label] = j
+                else:
+                    choices.setdefault(block.label, j)
+            ends.append(list(choices.values()))
+        counts = np.array([len(of_position) for of_position in ends])
+        table = np.array([(e * max(counts))[: max(counts)] for e in ends])
+        pick = rng.integers(0, counts, size=(n, stage.max_depth))
+        drawn = table[np.arange(stage.max_depth), pick]
         genes[:, columns] = np.where(genes[:, columns] == INACTIVE, INACTIVE, drawn)
     return genes

@@ -7,6 +7,7 @@ more of the subnets are drawn from what is remembered, and the rest prefers wide
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy.typing as npt
 
 from search_space.errors import RunError
 from search_space.space import Genes, SearchSpace
-from supernet.training.strategies.banks import Banks
 from supernet.training.strategies.base import Observation
 from supernet.training.strategies.complexity import ComplexitySampler
 
 FIRST_SHARE, MORE_SHARE, PARTS = 0.2, 0.15, 6
 
 
+@dataclass(eq=False)
 class PerformanceSampler(ComplexitySampler):
     """Samples as ``ComplexitySampler``, with a memory of (row, relative loss) for each bank.
 
@@ -34,24 +35,15 @@ class PerformanceSampler(ComplexitySampler):
     to the step's smallest: it is much the same for all steps of a bank, the first is not.
     """
 
-    name = "performance"
+    total_steps: int = field(kw_only=True)
+    capacity: int = field(default=150, kw_only=True)
+    heaviest_capacity: int = field(default=50, kw_only=True)
+    candidates: int = field(default=5, kw_only=True)
 
-    def __init__(
-        self,
-        banks: Banks,
-        total_steps: int,
-        num_random: int = 3,
-        seed: int = 0,
-        *,
-        teacher: bool = False,
-        capacity: int = 150,
-        heaviest_capacity: int = 50,
-        candidates: int = 5,
-    ) -> None:
-        super().__init__(banks, num_random, seed, teacher=teacher)
-        self.total_steps, self.candidates = total_steps, candidates
-        self.capacities = [capacity] * (len(banks) - 1) + [heaviest_capacity]
-        self.memory: list[dict[tuple[int, ...], float]] = [{} for _ in banks.rows]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.capacities = [self.capacity] * (len(self.banks) - 1) + [self.heaviest_capacity]
+        self.memory: list[dict[tuple[int, ...], float]] = [{} for _ in self.banks.rows]
 
     def exploitation(self, bank: int, step: int) -> float:
         """The probability of drawing from memory: 0.2, and 0.15 more each sixth of the training.
@@ -96,14 +88,6 @@ class PerformanceSampler(ComplexitySampler):
         wide = wideness(space, rows[others.ravel()]).reshape(others.shape)
         explored = rows[np.take_along_axis(others, wide.argmax(axis=1)[:, None], axis=1)[:, 0]]
         return np.concatenate([exploited, explored])
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **super().to_dict(),
-            "total_steps": self.total_steps,
-            "capacities": self.capacities,
-            "candidates": self.candidates,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"memory": [[[list(row), loss] for row, loss in m.items()] for m in self.memory]}

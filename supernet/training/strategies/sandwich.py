@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -11,19 +11,20 @@ from supernet.training.strategies.base import StepSubnet, SubnetSampler, Target
 from supernet.training.strategies.extremes import draw_extremes
 
 
+@dataclass(eq=False)
 class SandwichSampler(SubnetSampler):
     """Trains the largest on labels; the smallest and ``num_random`` random ones learn from it.
 
-    The smallest of a step draws its mixers: they have no order of size, and one fixed smallest
-    network would be trained out of proportion to all that it is compared with. The largest is
-    always the same, so that all learn from one teacher. With ``teacher`` the largest learns from a
+    The smallest of a step draws its mixers (``draw_extremes``). The largest is always the same, so
+    that all learn from one teacher. With ``teacher`` the largest learns from a
     fixed network instead of the labels.
     """
 
-    def __init__(
-        self, space: SearchSpace, num_random: int = 2, seed: int = 0, *, teacher: bool = False
-    ) -> None:
-        self.space, self.num_random, self.seed, self.teacher = space, num_random, seed, teacher
+    space: SearchSpace = field(repr=False)
+    num_random: int = 2
+    seed: int = 0
+    _: KW_ONLY
+    teacher: bool = False
 
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
         common = np.random.default_rng([self.seed, step])
@@ -31,25 +32,14 @@ class SandwichSampler(SubnetSampler):
         # one worker draws all from one generator, and the first of several draws the same
         generator = np.random.default_rng([self.seed, step, rank]) if rank else common
         genes = np.concatenate([smallest, self.space.sample(generator, self.num_random)])
-        roles = ["smallest", *["random"] * self.num_random]
         largest = StepSubnet(
             role="largest",
             architecture=self.space.largest,
             target=Target.TEACHER if self.teacher else Target.LABELS,
             regularised=True,
         )
-        return (
-            largest,
-            *(
-                StepSubnet(role=role, architecture=drawn, target=Target.FIRST)
-                for role, drawn in zip(roles, self.space.decode(genes), strict=True)
-            ),
+        others = (
+            StepSubnet(role="random" if i else "smallest", architecture=drawn, target=Target.FIRST)
+            for i, drawn in enumerate(self.space.decode(genes))
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": "sandwich",
-            "num_random": self.num_random,
-            "seed": self.seed,
-            "teacher": self.teacher,
-        }
+        return (largest, *others)

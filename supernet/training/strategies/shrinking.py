@@ -6,15 +6,14 @@ better start for them, and a better teacher.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from search_space.errors import UsageError
-from search_space.space import INACTIVE, Genes, SearchSpace
+from search_space.space import INACTIVE, Genes, SearchSpace, StageSpace
 from supernet.training.strategies.base import Observation, StepSubnet, SubnetSampler, Target
 
 DIMENSIONS = ("kernel", "depth", "mlp_ratio", "width")
@@ -23,14 +22,14 @@ RAMP = 0.5  # share of the steps that are left in which the learning rate grows
 SORTED_BEFORE = ("mlp_ratio", "width")  # dimensions that keep the first channels
 
 
+@dataclass(eq=False)
 class ShrinkingSampler(SubnetSampler):
     """Base of schedules over the subnets of ``inner``; all else is the inner strategy's."""
 
-    def __init__(self, inner: SubnetSampler, space: SearchSpace, total_steps: int) -> None:
-        self.inner, self.space, self.total_steps = inner, space, total_steps
-
-    @abstractmethod
-    def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]: ...
+    inner: SubnetSampler
+    space: SearchSpace = field(repr=False)
+    _: KW_ONLY
+    total_steps: int
 
     def observe(self, step: int, observations: Sequence[Observation]) -> None:
         self.inner.observe(step, observations)
@@ -45,6 +44,7 @@ class ShrinkingSampler(SubnetSampler):
         self.inner.load_state_dict(state)
 
 
+@dataclass(eq=False)
 class DelayedShrinking(ShrinkingSampler):
     """Delayed ε-shrinking (Annavajjala et al., "DεpS", ECCV 2024).
 
@@ -57,21 +57,15 @@ class DelayedShrinking(ShrinkingSampler):
         UsageError: ``epsilon`` is outside of (0, 1].
     """
 
-    def __init__(
-        self,
-        inner: SubnetSampler,
-        space: SearchSpace,
-        *,
-        total_steps: int,
-        start: float = 0.5,
-        epsilon: float = 0.1,
-        teacher: bool = False,
-    ) -> None:
-        super().__init__(inner, space, total_steps)
-        if not 0 < epsilon <= 1:
-            raise UsageError(f"epsilon {epsilon:g} of shrinking must be above 0, at most 1.")
-        self.start, self.epsilon, self.teacher = start, epsilon, teacher
-        self.first_step = round(start * total_steps)
+    _: KW_ONLY
+    start: float = 0.5
+    epsilon: float = 0.1
+    teacher: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 1:
+            raise UsageError(f"epsilon {self.epsilon:g} of shrinking must be above 0, at most 1.")
+        self.first_step = round(self.start * self.total_steps)
 
     def lr_factor(self, step: int) -> float:
         """The factor of all subnets but the largest, at a step from ``first_step`` on."""
@@ -88,23 +82,11 @@ class DelayedShrinking(ShrinkingSampler):
         subnets, factor = self.inner(step, rank), self.lr_factor(step)
         at_full_rate = [subnet for subnet in subnets if subnet.architecture == largest]
         others = [subnet for subnet in subnets if subnet.architecture != largest]
-        return (
-            *at_full_rate,
-            *(replace(subnet, lr_factor=factor * subnet.lr_factor) for subnet in others),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": "delayed",
-            "start": self.start,
-            "epsilon": self.epsilon,
-            "ramp": RAMP,
-            "teacher": self.teacher,
-            "total_steps": self.total_steps,
-            "inner": self.inner.to_dict(),
-        }
+        slowed = (replace(subnet, lr_factor=factor * subnet.lr_factor) for subnet in others)
+        return (*at_full_rate, *slowed)
 
 
+@dataclass(eq=False)
 class ProgressiveShrinking(ShrinkingSampler):
     """Progressive shrinking (Cai et al., "Once-for-all", ICLR 2020): dimension by dimension.
 
@@ -121,9 +103,8 @@ class ProgressiveShrinking(ShrinkingSampler):
     clamped is no longer of its bank.
     """
 
-    def __init__(self, inner: SubnetSampler, space: SearchSpace, *, total_steps: int) -> None:
-        super().__init__(inner, space, total_steps)
-        firsts = (round(share * total_steps) for share in STARTS)
+    def __post_init__(self) -> None:
+        firsts = (round(share * self.total_steps) for share in STARTS)
         self.first_steps = dict(zip(DIMENSIONS, firsts, strict=True))
 
     def released(self, step: int) -> frozenset[str]:
@@ -146,14 +127,6 @@ class ProgressiveShrinking(ShrinkingSampler):
         now = any(step == self.first_steps[name] for name in SORTED_BEFORE)
         return now or self.inner.sorts_channels(step)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": "progressive",
-            "starts": list(STARTS),
-            "total_steps": self.total_steps,
-            "inner": self.inner.to_dict(),
-        }
-
 
 def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
     """Makes rows largest in all of ``DIMENSIONS`` but those released, shape (n, genes)."""
@@ -167,23 +140,28 @@ def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
         if "depth" not in released:
             depth = np.asarray(stage.depths)[genes[:, column + 1]]
             source = np.arange(stage.max_depth) % depth[:, None]
-            result[:, columns] = np.take_along_axis(genes[:, columns], source, axis=1)
+            taken = np.take_along_axis(genes[:, columns], source, axis=1)
+            result[:, columns] = np.maximum(stage.copied(taken, source), 0)
             result[:, column + 1] = len(stage.depths) - 1
-        table = _heaviest_choices(space, i, released)
+        table = _heaviest_choices(stage, released)
         blocks = result[:, columns]
-        result[:, columns] = np.where(blocks == INACTIVE, INACTIVE, table[blocks])
+        heaviest = table[np.arange(stage.max_depth), blocks]
+        result[:, columns] = np.where(blocks == INACTIVE, INACTIVE, heaviest)
     return result
 
 
-def _heaviest_choices(space: SearchSpace, stage: int, released: frozenset[str]) -> Genes:
-    """The last block choice that agrees in what is released, for each block choice."""
-    traits = [
-        (
-            block.mixer.name,
-            block.mixer.params if "kernel" in released else None,
-            block.mlp_ratio if "mlp_ratio" in released else None,
-        )
-        for block in space.stages[stage].blocks
-    ]
-    last = {trait: j for j, trait in enumerate(traits)}
-    return np.array([last[trait] for trait in traits], dtype=np.int64)
+def _heaviest_choices(stage: StageSpace, released: frozenset[str]) -> Genes:
+    """The last choice that agrees in what is released, for each position and choice."""
+    table = np.zeros((stage.max_depth, max(map(len, stage.positions))), dtype=np.int64)
+    for row, choices in zip(table, stage.positions, strict=True):
+        traits = [
+            (
+                block.label,
+                block.without_ratios if "kernel" in released else None,
+                block.ratios if "mlp_ratio" in released else None,
+            )
+            for block in choices
+        ]
+        last = {trait: j for j, trait in enumerate(traits)}
+        row[: len(choices)] = [last[trait] for trait in traits]
+    return table

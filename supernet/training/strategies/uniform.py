@@ -8,7 +8,7 @@ the workers: each trains subnets of its own draws.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -16,18 +16,20 @@ from search_space.space import SearchSpace
 from supernet.training.strategies.base import StepSubnet, SubnetSampler, Target
 
 
+@dataclass(eq=False)
 class MultiArchitectureSampler(SubnetSampler):
     """Trains ``groups`` random subnets, the k-th on the k-th part of the batch.
 
-    With ``teacher`` they learn from a fixed network instead of the labels.
+    With ``teacher`` they learn from a fixed network instead of the labels. Uniform single path is
+    one group, with drop-path (``regularised``) as published.
     """
 
-    name, regularised = "multi_architecture", False
-
-    def __init__(
-        self, space: SearchSpace, groups: int = 2, seed: int = 0, *, teacher: bool = False
-    ) -> None:
-        self.space, self.groups, self.seed, self.teacher = space, groups, seed, teacher
+    space: SearchSpace = field(repr=False)
+    groups: int = 2
+    seed: int = 0
+    _: KW_ONLY
+    teacher: bool = False
+    regularised: bool = False
 
     def __call__(self, step: int, rank: int = 0) -> tuple[StepSubnet, ...]:
         genes = self.space.sample(np.random.default_rng([self.seed, step, rank]), self.groups)
@@ -41,26 +43,3 @@ class MultiArchitectureSampler(SubnetSampler):
             )
             for k, architecture in enumerate(self.space.decode(genes))
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "groups": self.groups,
-            "seed": self.seed,
-            "teacher": self.teacher,
-        }
-
-
-class UniformSampler(MultiArchitectureSampler):
-    """Trains one subnet, each gene uniform over its choices, with drop-path as published.
-
-    With ``teacher`` it learns from a fixed network instead of the labels.
-    """
-
-    name, regularised = "uniform", True
-
-    def __init__(self, space: SearchSpace, seed: int = 0, *, teacher: bool = False) -> None:
-        super().__init__(space, 1, seed, teacher=teacher)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "seed": self.seed, "teacher": self.teacher}

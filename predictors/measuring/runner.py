@@ -4,10 +4,9 @@ Needs Python 3.10 or newer, numpy and onnxruntime; nothing else of the project t
 
     python run.py [--threads N] [--out results.json]
 
-Every round visits all models in a new random order and times one run of each, so that the
-machine's drift hits all of them alike; the figures stop changing before it ends. What was
-measured is saved every few seconds: run it again to continue after an interruption. Take the
-results file back and read it with `nas profile import`.
+Every round visits all models in a new random order and times one run of each, so that the machine's
+drift hits all of them alike. What was measured is saved every few seconds: run it again to continue
+after an interruption. Take the results file back and read it with `nas profile import`.
 """
 
 from __future__ import annotations
@@ -144,25 +143,35 @@ def start(manifest: dict[str, Any], digest: str, options: Any) -> dict[str, Any]
 
 
 def identify(kind: str) -> dict[str, Any]:
-    """Identifies the device, by the names that the project itself gives to a processor."""
+    """Identifies the device, as the project itself does."""
     if kind == "cuda":
         return identify_gpu()
-    try:
-        first = Path("/proc/cpuinfo").read_text("utf-8").strip().split("\n\n", 1)[0]
-    except OSError:
-        first = ""
-    pairs = (line.partition(":") for line in first.splitlines())
-    info = {key.strip(): value.strip() for key, _, value in pairs}
-    name = info.get("model name") or platform.processor() or platform.machine()
-    numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
+    info = processor()
     flags = info.get("flags", info.get("Features", "")).split()
     known = {"avx512vl": "AVX512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
     return {
         "kind": kind,
-        "model": f"{name} ({'/'.join(numbers)})" if numbers else name,
+        "model": processor_name(info),
         "cores": physical_cores(),
         "capability": next((name for flag, name in known.items() if flag in flags), "DEFAULT"),
     }
+
+
+def processor() -> dict[str, str]:
+    """Reads what Linux says of the first processor."""
+    try:
+        first = Path("/proc/cpuinfo").read_text("utf-8").strip().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor_name(info: dict[str, str]) -> str:
+    """Names a processor, with family, model and stepping where known, since names are vague."""
+    name = info.get("model name") or platform.processor() or platform.machine()
+    numbers = [info[key] for key in ("cpu family", "model", "stepping") if key in info]
+    return f"{name} ({'/'.join(numbers)})" if numbers else name
 
 
 def physical_cores() -> int:

@@ -1,0 +1,334 @@
+"""Blocks: registered kinds, and a block as a value of a kind and its parameters.
+
+The rules of our kinds live here, their modules in ``supernet/network/blocks``, one file each, under
+the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
+from search_space.mixers import MIXERS
+from search_space.registry import POSITIVE, Param, ParamValue, Registry
+
+if TYPE_CHECKING:
+    from search_space.macro import Macro
+
+ACTIVATIONS = ("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu")
+OptionValue = int | float | bool | str | tuple[tuple[str, Any], ...]
+Params = Mapping[str, ParamValue]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block sits: what its module depends on besides its own parameters.
+
+    Attributes:
+        macro: Macro style of the network.
+        width_in: Channels of its input.
+        width: Channels of its output.
+        stride: Of its stage if it enters it, else 1.
+        position: Of the block in its stage, from 0.
+    """
+
+    macro: Macro
+    width_in: int
+    width: int
+    stride: int
+    position: int
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Name, parameters and module options of a kind of block.
+
+    Args:
+        name: Of the kind.
+        params: Rules of its parameters by name.
+        options: Keyword options of its module, besides ``dim``, of its place and parameters.
+        strided: Whether its module takes ``out_dim`` and ``stride``, so that it can enter a stage.
+        has_mixer: Whether it holds a mixer, as its parameter ``mixer``.
+        ratios: Parameters that scale a width inside the block; what is left of larger ones when
+            they get smaller are the first channels.
+    """
+
+    name: str
+    params: Mapping[str, Param]
+    options: Callable[[Place, Params], dict[str, OptionValue]] = field(
+        default=lambda place, params: dict(params)
+    )
+    strided: bool = False
+    has_mixer: bool = False
+    ratios: tuple[str, ...] = ()
+
+
+BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
+SKIP = "skip"
+
+
+def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
+    """All parameters by name in the order of names, those left out with their defaults."""
+    for key, value in params.items():
+        if key not in rules:
+            raise UnknownNameError(f"parameter of {noun}", str(key), rules)
+        problem = rules[key].problem(value)
+        if problem is not None:
+            raise InvalidArchitectureError(f"{noun}: {key}={value!r} {problem}.")
+    values = {key: params.get(key, rule.default) for key, rule in rules.items()}
+    return {key: rules[key].normal(value) for key, value in sorted(values.items())}
+
+
+def _plain(rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
+    """Parameters as files hold them: without those that came later and have their default."""
+    return {
+        key: value
+        for key, value in params.items()
+        if not (rules[key].later and value == rules[key].default)
+    }
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A token mixer and its own parameters, in the order of their names.
+
+    Raises:
+        UnknownNameError: There is no such mixer or parameter.
+        InvalidArchitectureError: A value breaks its rule.
+    """
+
+    name: str
+    params: tuple[tuple[str, ParamValue], ...]
+
+    @classmethod
+    def of(cls, name: str, /, **params: ParamValue) -> Self:
+        """Makes a mixer with ``params``; those left out take the mixer's defaults."""
+        return cls(name, tuple(params.items()))
+
+    def __post_init__(self) -> None:
+        params = _checked(self.name, MIXERS[self.name].params, dict(self.params))
+        object.__setattr__(self, "params", tuple(params.items()))
+
+    def __getitem__(self, key: str) -> ParamValue:
+        return dict(self.params)[key]
+
+    @property
+    def width_multiple(self) -> int:
+        """The number that the width of a block with this mixer must be a multiple of."""
+        return MIXERS[self.name].width_multiple(dict(self.params))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block: its kind, the kind's parameters in the order of their names, and its mixer if any.
+
+    Example:
+        A block of each sort::
+
+            metaformer(Mixer.of("pooling"), mlp_ratio=2.0)
+            Block.of("inverted_residual", expansion=4.0, kernel=5)
+
+    Raises:
+        UnknownNameError: There is no such kind or parameter.
+        InvalidArchitectureError: A value breaks its rule, or the mixer is missing or too many.
+    """
+
+    kind: str
+    params: tuple[tuple[str, ParamValue], ...]
+    mixer: Mixer | None = None
+
+    @classmethod
+    def of(cls, kind: str, mixer: Mixer | None = None, /, **params: ParamValue) -> Self:
+        """Makes a block with ``params``; those left out take the kind's defaults."""
+        return cls(kind, tuple(params.items()), mixer)
+
+    def __post_init__(self) -> None:
+        kind = BLOCKS[self.kind]
+        params = _checked(self.kind, kind.params, dict(self.params))
+        object.__setattr__(self, "params", tuple(params.items()))
+        if kind.has_mixer != (self.mixer is not None):
+            rule = "needs a mixer" if kind.has_mixer else "holds no mixer"
+            raise InvalidArchitectureError(f"a block of kind {self.kind} {rule}.")
+
+    def __getitem__(self, key: str) -> ParamValue:
+        return dict(self.params)[key]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether there is no module at the block's position."""
+        return self.kind == SKIP
+
+    @property
+    def label(self) -> str:
+        """The name that people know it by: of its mixer, or of its kind."""
+        return self.kind if self.mixer is None else self.mixer.name
+
+    @property
+    def width_multiple(self) -> int:
+        """The number that the block's width must be a multiple of."""
+        return 1 if self.mixer is None else self.mixer.width_multiple
+
+    @property
+    def traits(self) -> dict[str, ParamValue]:
+        """Parameters of mixer and block by name, the mixer's first."""
+        mixer = () if self.mixer is None else self.mixer.params
+        return {**dict(mixer), **dict(self.params)}
+
+    @property
+    def without_ratios(self) -> Self:
+        """The block of the same sort whose inner widths are the kind's defaults."""
+        ratios = BLOCKS[self.kind].ratios
+        kept = {key: value for key, value in self.params if key not in ratios}
+        return type(self).of(self.kind, self.mixer, **kept)
+
+    @property
+    def ratios(self) -> tuple[ParamValue, ...]:
+        """Values of the parameters that scale inner widths, in the order of the kind."""
+        return tuple(self[key] for key in BLOCKS[self.kind].ratios)
+
+    def replaced(self, **params: ParamValue) -> Self:
+        """Makes a copy with other values of some of the kind's parameters."""
+        return type(self).of(self.kind, self.mixer, **{**dict(self.params), **params})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plain form: mixer or kind and all parameters side by side."""
+        own = _plain(BLOCKS[self.kind].params, dict(self.params))
+        if self.mixer is None:
+            return {"block": self.kind, **own}
+        mixer = _plain(MIXERS[self.mixer.name].params, dict(self.mixer.params))
+        kind = {} if self.kind == "metaformer" else {"block": self.kind}
+        return {**kind, "mixer": self.mixer.name, **mixer, **own}
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "block") -> Self:
+        """Makes a block of its plain form; a mixer without a kind makes a MetaFormer block."""
+        if not isinstance(data, Mapping):
+            raise InvalidArchitectureError(f"{where}: expected a mapping, got {data!r:.60}.")
+        try:
+            kind = BLOCKS[str(data.get("block", "metaformer"))]
+            mixer = None
+            known = ["block", *kind.params]
+            if kind.has_mixer:
+                if "mixer" not in data:
+                    raise InvalidArchitectureError("'mixer' is missing.")
+                name = str(data["mixer"])
+                known += ["mixer", *MIXERS[name].params]
+                values = {key: data[key] for key in MIXERS[name].params if key in data}
+                mixer = Mixer.of(name, **values)
+            for key in data:
+                if key not in known:
+                    noun = (
+                        f"key of a block with mixer {mixer.name}"
+                        if mixer
+                        else f"key of {kind.name}"
+                    )
+                    raise UnknownNameError(noun, str(key), known)
+            return cls.of(
+                kind.name, mixer, **{key: data[key] for key in kind.params if key in data}
+            )
+        except NasError as error:
+            raise error.located(where) from None
+
+
+def metaformer(mixer: Mixer, mlp_ratio: float = 4.0) -> Block:
+    """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside."""
+    return Block.of("metaformer", mixer, mlp_ratio=mlp_ratio)
+
+
+def hidden_width(width: int, ratio: ParamValue) -> int:
+    """Returns ``ratio`` times ``width`` as a number of channels, at least 1."""
+    return max(1, round(width * float(ratio)))
+
+
+def _metaformer(place: Place, params: Params) -> dict[str, OptionValue]:
+    macro = place.macro
+    return {
+        "hidden": hidden_width(place.width, params["mlp_ratio"]),
+        "norm": macro.norm,
+        "norm_eps": macro.norm_eps,
+        "layer_scale": macro.layer_scale,
+        "activation": macro.activation,
+    }
+
+
+def _convolutional(place: Place) -> dict[str, OptionValue]:
+    macro = place.macro
+    return {"norm": macro.conv_norm, "norm_eps": macro.conv_norm_eps, "padding": macro.padding}
+
+
+def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
+    options = {key: params[key] for key in ("kernel", "activation")}
+    if "gate" in params:
+        options["gate"] = params["gate"]
+        ratio = float(params["squeeze"])
+        options["squeeze"] = hidden_width(place.width_in, ratio) if ratio > 0 else 0
+    if "expansion" in params:
+        options["hidden"] = hidden_width(place.width_in, params["expansion"])
+    return {**options, **_convolutional(place)}
+
+
+def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
+    inner = hidden_width(place.width, params["ratio"])
+    return {"hidden": inner, "activation": params["activation"], **_convolutional(place)}
+
+
+_ACTIVATION = Param("relu6", choices=ACTIVATIONS)
+_KERNEL = Param(3, odd=True)
+_SQUEEZE = {
+    "squeeze": Param(0.0, minimum=0.0),
+    "gate": Param("sigmoid", choices=("sigmoid", "hard_sigmoid")),
+}
+
+BLOCKS.add(BlockKind(SKIP, {}))
+BLOCKS.add(
+    BlockKind(
+        "metaformer",
+        {"mlp_ratio": Param(4.0, minimum=POSITIVE)},
+        _metaformer,
+        has_mixer=True,
+        ratios=("mlp_ratio",),
+    )
+)
+BLOCKS.add(
+    BlockKind(
+        "inverted_residual",
+        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION}
+        | _SQUEEZE,
+        _inverted_residual,
+        strided=True,
+        ratios=("expansion", "squeeze"),
+    )
+)
+BLOCKS.add(
+    BlockKind(
+        "depthwise_separable",
+        {"kernel": _KERNEL, "activation": _ACTIVATION} | _SQUEEZE,
+        _inverted_residual,
+        strided=True,
+        ratios=("squeeze",),
+    )
+)
+BLOCKS.add(
+    BlockKind(
+        "fused_inverted_residual",
+        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION},
+        _inverted_residual,
+        strided=True,
+        ratios=("expansion",),
+    )
+)
+for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):
+    BLOCKS.add(
+        BlockKind(
+            _name,
+            {
+                "ratio": Param(_ratio, minimum=POSITIVE),
+                "activation": Param("relu", choices=ACTIVATIONS),
+            },
+            _residual,
+            strided=True,
+            ratios=("ratio",),
+        )
+    )

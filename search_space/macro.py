@@ -1,0 +1,269 @@
+"""The macro style: what surrounds the blocks, and the registered stems, transitions and heads.
+
+The rules of each part say which options its module takes of the style, and what it does to the
+side of a map; the modules are in ``supernet/network/{stems,transitions,heads}.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from search_space.blocks import ACTIVATIONS, OptionValue
+from search_space.errors import InvalidArchitectureError, UnknownNameError
+from search_space.registry import Registry, is_int, is_number
+
+NORMS = ("layer_norm", "group_norm", "batch_norm")
+HEAD_NORMS = ("before_pool", "after_pool", "none")
+PADDINGS = ("half", "same")
+BLOCK_TRANSITION = "block"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rules of a stem, a transition or a head.
+
+    Args:
+        name: Of the style.
+        options: Keyword options of its module, of the macro style.
+        size: Side of the output, of the macro style, the input's side and the stride.
+    """
+
+    name: str
+    options: Callable[[Macro], dict[str, OptionValue]]
+    size: Callable[[Macro, int, int], int] = field(default=lambda macro, side, stride: side)
+
+
+STEMS: Registry[Part] = Registry("stem", "nas.stems")
+TRANSITIONS: Registry[Part] = Registry("transition", "nas.transitions")
+HEADS: Registry[Part] = Registry("head", "nas.heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macro:
+    """The macro style, which surrounds the blocks: stem, transitions, norms, layer scale, head.
+
+    Args:
+        stem_kernel: Of the stem's first convolution, whose padding is half of the overlap.
+        stem_stride: Of the whole stem.
+        stem_norm: Whether a norm follows the convolution of a ``conv`` stem.
+        downsample: The transition between stages: ``patch_merging`` (Swin, As-ViT: neighbours
+            concatenated, norm, linear), ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet),
+            ``conv`` (PoolFormer), or ``block``: the first block of every stage has its stride and
+            changes the width (MobileNet, ResNet).
+        downsample_kernel: Side of the strided convolution, or of the merged patches.
+        norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map, or
+            ``batch_norm``; of MetaFormer blocks, transitions and the last norm.
+        norm_eps: Added to every such norm's variance.
+        layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
+        head_norm: Whether the last norm sits before or after global pooling, or is left out.
+        head_norm_eps: Added to the last norm's variance.
+        stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
+            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet) or
+            ``convs`` (such convolutions of stride 2, one after another: EfficientFormer).
+        stem_width: Channels of the stem, 0 for those of the first stage.
+        head: ``linear`` (the classifier) or ``conv`` (before pooling a 1 × 1 convolution to
+            ``head_width`` channels, with norm and activation: MobileNetV2).
+        head_width: Channels that the classifier sees, where the head has a convolution.
+        activation: Of MetaFormer blocks' MLPs.
+        conv_norm: Norm of convolutional blocks, stems and heads.
+        conv_norm_eps: Added to every such norm's variance.
+        conv_activation: Activation of convolutional stems and heads.
+        padding: Of convolutional stems and blocks: ``half`` of the kernel on every side, or
+            ``same``: as much as strides need, the odd one at the end (TensorFlow).
+
+    Raises:
+        UnknownNameError: A style, norm, activation or place is unknown.
+        InvalidArchitectureError: A number breaks its rule.
+    """
+
+    stem_kernel: int = 4
+    stem_stride: int = 4
+    stem_norm: bool = True
+    downsample: str = "norm_conv"
+    downsample_kernel: int = 2
+    norm: str = "layer_norm"
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
+    head_norm: str = "after_pool"
+    head_norm_eps: float = 1e-6
+    # left out of files where they have these values, so that older files keep their digests
+    stem: str = "conv"
+    stem_width: int = 0
+    head: str = "linear"
+    head_width: int = 0
+    activation: str = "gelu"
+    conv_norm: str = "batch_norm"
+    conv_norm_eps: float = 1e-5
+    conv_activation: str = "relu6"
+    padding: str = "half"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _NAMES.items():
+            if getattr(self, name) not in allowed:
+                raise UnknownNameError(f"macro {name}", str(getattr(self, name)), list(allowed))
+        for name, least in _INTEGERS.items():
+            value = getattr(self, name)
+            if not is_int(value) or value < least:
+                rule = "must be a positive integer" if least == 1 else f"must be at least {least}"
+                raise InvalidArchitectureError(f"{name}={value!r} {rule}.")
+        if not isinstance(self.stem_norm, bool):
+            raise InvalidArchitectureError(f"stem_norm={self.stem_norm!r} must be a flag.")
+        for name in ("norm_eps", "head_norm_eps", "conv_norm_eps", "layer_scale"):
+            value = getattr(self, name)
+            if not is_number(value) or value < 0 or (value == 0 and name != "layer_scale"):
+                none = "0 (none) or " if name == "layer_scale" else ""
+                raise InvalidArchitectureError(f"{name}={value!r} must be {none}a positive number.")
+            # 0, 0.0 and -0.0 are equal, and so must be their JSON and digests
+            object.__setattr__(self, name, float(value) + 0.0)
+        if self.stem == "conv" and self.stem_kernel < self.stem_stride:
+            raise InvalidArchitectureError(
+                f"stem_kernel={self.stem_kernel} must not be smaller than the stride "
+                f"{self.stem_stride}."
+            )
+        if (self.head == "linear") != (self.head_width == 0):
+            raise InvalidArchitectureError(
+                f"head={self.head!r} with head_width={self.head_width}: a head with a convolution "
+                "needs its channels, a linear one has none."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plain form, without newer fields that have their default."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name in _ALWAYS or getattr(self, item.name) != item.default
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        if not isinstance(data, Mapping):
+            raise InvalidArchitectureError(f"macro: expected a mapping, got {data!r:.60}.")
+        known = [item.name for item in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise UnknownNameError("key in macro", str(key), known)
+        return cls(**data)
+
+
+_NAMES: dict[str, Any] = {
+    "downsample": TRANSITIONS,
+    "stem": STEMS,
+    "head": HEADS,
+    "norm": NORMS,
+    "conv_norm": NORMS,
+    "head_norm": HEAD_NORMS,
+    "activation": ACTIVATIONS,
+    "conv_activation": ACTIVATIONS,
+    "padding": PADDINGS,
+}
+_INTEGERS = {
+    "stem_kernel": 1,
+    "stem_stride": 1,
+    "downsample_kernel": 2,
+    "stem_width": 0,
+    "head_width": 0,
+}
+_ALWAYS = [item.name for item in fields(Macro)][:10]
+
+
+def conv_size(size: int, kernel: int, stride: int) -> int:
+    """Returns the side of a convolution's output, padded by half of the overlap, rounded up."""
+    return (size + 2 * conv_padding(kernel, stride) - kernel) // stride + 1
+
+
+def conv_padding(kernel: int, stride: int) -> int:
+    """Returns the padding that keeps size / stride positions: 0 for patches, 2 for 7/4."""
+    return (kernel - stride + 1) // 2
+
+
+def feature_sizes(macro: Macro, strides: tuple[int, ...], resolution: int) -> tuple[int, ...]:
+    """Returns the side of the feature map in each stage, of the stages' strides."""
+    side = STEMS[macro.stem].size(macro, resolution, macro.stem_stride)
+    sizes = []
+    for stride in strides:
+        if stride > 1:
+            side = TRANSITIONS[macro.downsample].size(macro, side, stride)
+        sizes.append(side)
+    return tuple(sizes)
+
+
+# Stems ----------------------------------------------------------------------------------------
+
+
+def _conv_stem(macro: Macro) -> dict[str, OptionValue]:
+    return {
+        "kernel": macro.stem_kernel,
+        "stride": macro.stem_stride,
+        "norm": macro.norm if macro.stem_norm else "none",
+        "norm_eps": macro.norm_eps,
+    }
+
+
+def _conv_act_stem(macro: Macro) -> dict[str, OptionValue]:
+    return {
+        "kernel": macro.stem_kernel,
+        "stride": macro.stem_stride,
+        "norm": macro.conv_norm,
+        "norm_eps": macro.conv_norm_eps,
+        "activation": macro.conv_activation,
+        "padding": macro.padding,
+    }
+
+
+def _ceil_size(macro: Macro, side: int, stride: int) -> int:
+    """Of odd kernels padded by half of them, or as strides need, and of pooling after such."""
+    return -(-side // stride)
+
+
+STEMS.add(
+    Part(
+        "conv",
+        _conv_stem,
+        lambda macro, side, stride: conv_size(side, macro.stem_kernel, stride),
+    )
+)
+for _name in ("conv_act", "conv_pool", "convs"):
+    STEMS.add(Part(_name, _conv_act_stem, _ceil_size))
+
+# Transitions ----------------------------------------------------------------------------------
+
+
+def _transition(macro: Macro) -> dict[str, OptionValue]:
+    return {"kernel": macro.downsample_kernel, "norm": macro.norm, "norm_eps": macro.norm_eps}
+
+
+TRANSITIONS.add(Part("patch_merging", _transition, _ceil_size))
+for _name in ("norm_conv", "conv_norm", "conv"):
+    TRANSITIONS.add(
+        Part(
+            _name,
+            _transition,
+            lambda macro, side, stride: conv_size(side, macro.downsample_kernel, stride),
+        )
+    )
+TRANSITIONS.add(Part(BLOCK_TRANSITION, _transition, _ceil_size))
+
+# Heads ----------------------------------------------------------------------------------------
+
+
+def _linear_head(macro: Macro) -> dict[str, OptionValue]:
+    return {
+        "norm": "none" if macro.head_norm == "none" else macro.norm,
+        "norm_eps": macro.head_norm_eps,
+        "norm_after_pool": macro.head_norm == "after_pool",
+    }
+
+
+def _conv_head(macro: Macro) -> dict[str, OptionValue]:
+    return {
+        "width": macro.head_width,
+        "norm": macro.conv_norm,
+        "norm_eps": macro.conv_norm_eps,
+        "activation": macro.conv_activation,
+    }
+
+
+HEADS.add(Part("linear", _linear_head))
+HEADS.add(Part("conv", _conv_head))

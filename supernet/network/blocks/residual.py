@@ -1,0 +1,70 @@
+"""What convolutional blocks share: the shortcut and the declaration of channels."""
+
+from __future__ import annotations
+
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from supernet.network.axes import Axes, Axis, StaticModule
+from supernet.network.layers import ConvNorm, SqueezeExcite
+
+
+class ConvBlock(StaticModule):
+    """A block of convolutions, one after the other, of maps ``(batch, height, width, dim)``.
+
+    ``parts`` names its ``ConvNorm`` and ``SqueezeExcite`` layers in their order, with the axes of
+    their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too.
+    """
+
+    shortcut: nn.Module | None = None  # what the input passes beside the parts; None for nothing
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dim, self.out_dim = dim, out_dim
+        self.parts: dict[str, tuple[Axis, Axis]] = {}
+        self.widths: dict[str, int] = {"dim": dim, "out_dim": out_dim}
+
+    def add(self, name: str, layer: nn.Module, dim: Axis, out_dim: Axis) -> None:
+        """Appends a layer between channels of two axes."""
+        self.add_module(name, layer)
+        self.parts[name] = dim, out_dim
+
+    @property
+    def keeps_channels(self) -> bool:
+        """Whether the input itself is added, so that in- and output have the same channels."""
+        return isinstance(self.shortcut, nn.Identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.permute(0, 3, 1, 2)
+        branch = maps
+        for name in self.parts:
+            branch = self._modules[name](branch)  # type: ignore[misc]
+        if self.shortcut is not None:
+            branch = drop_path(branch, self.drop_path_rate, self.training)
+            branch = branch + self.shortcut(maps)
+        return self.finish(branch).permute(0, 2, 3, 1)
+
+    def finish(self, maps: Tensor) -> Tensor:
+        """What is done after the sum: nothing, unless overridden."""
+        return maps
+
+    def axes(self) -> dict[str, Axes]:
+        result: dict[str, Axes] = {}
+        for name, (dim, out_dim) in self.parts.items():
+            layer = self.get_submodule(name)
+            if isinstance(layer, SqueezeExcite):
+                result |= layer.axes(name, dim)
+            else:
+                assert isinstance(layer, ConvNorm)
+                result |= layer.axes(name, dim, out_dim)
+        if isinstance(self.shortcut, ConvNorm):
+            result |= self.shortcut.axes("shortcut", "dim", "out_dim")
+        return result
+
+    def sizes(self) -> dict[str, int]:
+        return self.widths
+
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        inner = [{name} for name in self.widths if name not in ("dim", "out_dim", "kernel")]
+        ends = [{"dim", "out_dim"}] if self.keeps_channels else [{"dim"}, {"out_dim"}]
+        return tuple(frozenset(names) for names in (*ends, *inner))

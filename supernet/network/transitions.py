@@ -1,0 +1,120 @@
+"""Transitions: from the maps of one stage to those of the next, fewer and of another width.
+
+A transition of stride 1 changes the width only.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search_space.macro import conv_padding
+from supernet.network.axes import Axes, Axis, Product, StaticModule
+from supernet.network.layers import Conv2d, Linear, build_norm, norm_axes
+from supernet.network.registry import register_transition
+
+
+class Transition(StaticModule):
+    """What all transitions are.
+
+    Args:
+        dim: Channels of the input.
+        out_dim: Channels of the output.
+        kernel: Side of the convolution, or of the merged patches.
+        stride: By which the map gets smaller.
+        norm: As for ``build_norm``.
+        norm_eps: Added to its variance.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.dim, self.out_dim, self.kernel, self.stride = dim, out_dim, kernel, stride
+
+    def sizes(self) -> dict[str, int]:
+        return {"dim": self.dim, "out_dim": self.out_dim}
+
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        return frozenset({"dim"}), frozenset({"out_dim"})
+
+
+@register_transition("patch_merging")
+class PatchMerging(Transition):
+    """Neighbours concatenated, norm and linear layer (Swin)."""
+
+    def __init__(
+        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+    ) -> None:
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
+        self.norm = build_norm(norm, kernel**2 * dim, norm_eps)
+        self.reduction = Linear(kernel**2 * dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduction(self.norm(x if self.kernel == 1 else self._patches(x)))
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Every second kernel × kernel patch as one vector; odd maps are padded by one."""
+        batch, height, width, dim = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        if self.kernel == 2:
+            x = x.reshape(batch, rows, 2, columns, 2, dim)
+            return x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
+        padding = conv_padding(self.kernel, 2)
+        x = F.unfold(x.permute(0, 3, 1, 2), self.kernel, padding=padding, stride=2)
+        x = x.reshape(batch, dim, self.kernel**2, rows * columns)
+        return x.permute(0, 3, 2, 1).reshape(batch, rows, columns, -1)
+
+    def axes(self) -> dict[str, Axes]:
+        merged = Product(self.kernel**2, "dim")
+        return norm_axes("norm", self.norm, merged) | {"reduction.weight": ("out_dim", merged)}
+
+
+class _Convolution(Transition):
+    """A strided convolution with a norm of ``normed`` channels before or after it, or none."""
+
+    normed: str | None = None
+
+    def __init__(
+        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+    ) -> None:
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
+        self.norm: nn.Module = nn.Identity()
+        if self.normed is not None:
+            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps)
+        self.conv = Conv2d(dim, out_dim, kernel, stride, conv_padding(kernel, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.normed == "dim":
+            x = self.norm(x)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(x) if self.normed == "out_dim" else x
+
+    def axes(self) -> dict[str, Axes]:
+        conv: dict[str, Axes] = {
+            "conv.weight": ("out_dim", "dim", self.kernel, self.kernel),
+            "conv.bias": ("out_dim",),
+        }
+        axis: Axis = self.normed or "dim"
+        return conv | norm_axes("norm", self.norm, axis)
+
+
+@register_transition("norm_conv")
+class NormConv(_Convolution):
+    """Norm and strided convolution (ConvNeXt)."""
+
+    normed = "dim"
+
+
+@register_transition("conv_norm")
+class ConvNormTransition(_Convolution):
+    """Strided convolution and norm (FocalNet)."""
+
+    normed = "out_dim"
+
+
+@register_transition("conv")
+class Conv(_Convolution):
+    """Strided convolution (PoolFormer)."""
