@@ -10,9 +10,14 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 USE = """
-import numpy as np, torch
+import numpy as np, pytest, torch
+from pathlib import Path
+from predictors.counts import count_architecture
+import my_package.costs
 from predictors.measuring.runtimes import find_runtime
-from search_space import load_space
+from predictors.tables.cost_table import load_cost, total_costs
+from search_space import components, load_space, metrics
+from search_space.components import input_shape
 from supernet import Supernet
 
 space = load_space("mine.yaml")
@@ -22,8 +27,15 @@ images = torch.randn(2, 3, 32, 32)
 for architecture in space.decode(space.sample(np.random.default_rng(0), 3)):
     logits = supernet(images, architecture)
     assert torch.equal(logits, supernet.extract(architecture).eval()(images))
-    run = find_runtime("traced").prepare(supernet.extract(architecture).eval(), images, None)
+    run = find_runtime("exported").prepare(supernet.extract(architecture).eval(), images, None)
     torch.testing.assert_close(run(), logits)
+    ours = {"energy_mJ": 1e-5 * count_architecture(architecture, 10)["macs"]}
+    table = load_cost("energy", Path("energy.parquet"))
+    assert total_costs([table], architecture, 10) == pytest.approx(ours)
+exec(Path("metric.py").read_text(), vars(metrics))
+read = total_costs([metrics.metric_of_option("input")], architecture, 10)["input_kB"]
+maps = [input_shape(part.spec, part.in_size) for part in components(architecture)]
+assert read == pytest.approx(sum(4 * np.prod(shape) for shape in maps) / 1e3)
 print({block.mixer.name for stage in space.stages for block in stage.blocks})
 """
 
@@ -41,6 +53,8 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text(
         "".join(f"[{group}]\n{name} = {value}\n" for group, name, value in points)
     )
+    (metric,) = re.findall(r"```python\n(def input_kilobytes.*?)```", text, re.DOTALL)
+    (tmp_path / "metric.py").write_text(metric)
     (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
     ran = subprocess.run(
         [sys.executable, "-c", USE],
@@ -50,4 +64,4 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "local_mean" in ran.stdout
+    assert "squeeze" in ran.stdout

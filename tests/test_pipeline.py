@@ -29,7 +29,7 @@ from search_space.errors import UsageError
 from supernet import Supernet, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate
 
 METRICS = {
@@ -108,7 +108,9 @@ def test_the_network_with_the_smallest_validation_loss_is_chosen(finished: Job) 
     data = open_data("digits", space.resolutions[-1], seed=0)
     losses = {}
     for member in best:
-        checkpoint = load_latest(finished.run / "finetune" / member.digest / "checkpoints")
+        checkpoint = CheckpointFolder(
+            finished.run / "finetune" / member.digest / "checkpoints"
+        ).newest()
         assert checkpoint is not None
         network = build(Architecture.from_dict(member.architecture), data.num_classes)
         network.load_state_dict(checkpoint.weights)
@@ -194,7 +196,7 @@ def test_accuracy_of_the_journal_is_that_of_the_supernet(finished: Job) -> None:
     """Evaluated again by hand: weights from the checkpoint, the validation images, an argmax."""
     space = load_space(str(finished.folder / "pebble.yaml"))
     supernet = Supernet(space, 10).eval()
-    checkpoint = load_latest(finished.run / "supernet" / "checkpoints")
+    checkpoint = CheckpointFolder(finished.run / "supernet" / "checkpoints").newest()
     assert checkpoint is not None
     supernet.load_state_dict(checkpoint.weights)
     validation = open_data("digits", 16).validation
@@ -273,8 +275,8 @@ def test_a_trained_supernet_serves_other_searches(finished: Job) -> None:
         assert metrics["latency_ms"] <= budget + 1e-6
         assert metrics["num_params"] <= 12_000
     # the same seed and settings train the same weights as the first run's own
-    ours = load_latest(shared / "supernet" / "checkpoints")
-    theirs = load_latest(finished.run / "supernet" / "checkpoints")
+    ours = CheckpointFolder(shared / "supernet" / "checkpoints").newest()
+    theirs = CheckpointFolder(finished.run / "supernet" / "checkpoints").newest()
     assert ours is not None
     assert theirs is not None
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)

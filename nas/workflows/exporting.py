@@ -20,7 +20,7 @@ from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 
 
 def export_from_run(
@@ -74,7 +74,7 @@ def export_from_run(
     supernet = Supernet(space, data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
     with console.python_warnings():
-        checkpoint = load_latest(source / SUPERNET / CHECKPOINTS)
+        checkpoint = CheckpointFolder(source / SUPERNET / CHECKPOINTS).newest()
     if checkpoint is None:
         raise RunError(no_supernet(source))
     supernet.load_state_dict(checkpoint.trained_weights())
@@ -82,7 +82,7 @@ def export_from_run(
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
-            tuned = load_latest(run / FINETUNE / architecture.digest / CHECKPOINTS)
+            tuned = CheckpointFolder(run / FINETUNE / architecture.digest / CHECKPOINTS).newest()
         if tuned is None:
             raise RunError(
                 f"{run} has no good checkpoint of its fine-tuned network. If the run is not "

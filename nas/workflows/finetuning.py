@@ -152,7 +152,7 @@ class Finetuning(TrainedSearch):
                 "start anew with another --name."
             )
         network = supernet.extract(architecture)
-        network.load_state_dict(checkpoint[1].trained_weights())
+        network.load_state_dict(checkpoint.trained_weights())
         return network.to(self.compute)
 
     def _judged(

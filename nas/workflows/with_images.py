@@ -23,7 +23,7 @@ from search_space.metrics import MACS
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.dataset import ImageData, open_data
-from supernet.training.checkpoints import CheckpointFolder, load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.config import TrainConfig, check_batch_size, check_groups
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
@@ -143,7 +143,7 @@ class ImageRun(Run[TrainedConfig]):
         return self.latency_table().compile(self.space, self.num_classes).predict
 
     def _load_supernet(self, supernet: Supernet, run: Path) -> None:
-        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
+        checkpoint = CheckpointFolder(run / SUPERNET / CHECKPOINTS).newest()
         if checkpoint is None:
             raise RunError(no_supernet(run))
         identity = checkpoint.metadata["identity"]

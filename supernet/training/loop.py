@@ -154,14 +154,17 @@ class TrainingLoop:
         """Trains to the end, from the checkpoint if there is one; returns all epochs' metrics."""
         with nullcontext() if self.files is None else self.files:
             self._resume()
-            for line in self.state.history:
-                self._tell(EpochMetrics(**line))
+            for metrics in self._epochs():
+                self._tell(metrics)
             self.snapshot = self._take_snapshot()
             while self.state.step < self.total_steps:
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
                 self.average.copy_to(self.parameters)
+        return self._epochs()
+
+    def _epochs(self) -> list[EpochMetrics]:
         return [EpochMetrics(**line) for line in self.state.history]
 
     # Steps --------------------------------------------------------------------------------
@@ -380,4 +383,4 @@ class TrainingLoop:
 
     def _write_metrics(self) -> None:
         if self.files is not None:
-            self.files.rewrite(EpochMetrics(**line).to_dict() for line in self.state.history)
+            self.files.rewrite(metrics.to_dict() for metrics in self._epochs())
