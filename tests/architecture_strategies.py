@@ -48,12 +48,14 @@ def mixers(draw: st.DrawFn) -> Mixer:
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
     stem = draw(st.sampled_from(["conv", "conv_act", "conv_pool", "convs"]))
-    stride = draw(st.integers(1, 4)) if stem == "conv" else draw(st.sampled_from([2, 4]))
+    stride = draw(st.sampled_from([2, 4, 6] if stem in ("conv_pool", "convs") else [1, 2, 3, 4]))
     eps = st.floats(1e-8, 1e-2)
     head = draw(st.sampled_from(["linear", "conv"]))
     return Macro(
         stem=stem,
-        stem_kernel=stride + draw(st.integers(0, 4)) if stem == "conv" else 3,
+        stem_kernel=stride + draw(st.integers(0, 4))
+        if stem == "conv"
+        else draw(st.sampled_from([1, 3, 7])),
         stem_stride=stride,
         stem_norm=draw(st.booleans()),
         stem_width=draw(st.sampled_from([0, 0, 8, 24])),
