@@ -39,7 +39,7 @@ from nas.resolving import resolve
 from nas.workflows.pipeline import run_search, run_training
 from predictors.measuring.bench import Bench, Limits, Subject, run_rounds, statistic, steady
 from predictors.measuring.this_machine import local_conditions
-from results.report.data import ReportData
+from results.report.data import read_result
 from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
@@ -153,7 +153,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     peers = json.loads((options.runs / "peers.json").read_text())
     chosen, seconds = {}, {}
     for budget in options.budgets:
-        data = ReportData.from_dict(json.loads((options.runs / budget / "result.json").read_text()))
+        data = read_result(options.runs / budget / "result.json")
         assert data.chosen is not None
         chosen[budget] = data.chosen
         seconds[budget] = {phase.name: round(phase.seconds, 1) for phase in data.phases}

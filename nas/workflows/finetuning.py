@@ -29,7 +29,7 @@ from predictors.tables.latency_table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
 from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
-from results.store import RESULT, RunDirectory
+from results.store import RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
 from supernet import Backbone, Supernet
@@ -61,8 +61,6 @@ class Finetuning(TrainedSearch):
         self.folders = TrialFolders.at(place, name)
 
     def all_phases(self) -> ReportData:
-        if (done := self.complete()) is not None:
-            return done
         self.folders.root.check()
         for table in self.source.path.glob("latency*.parquet"):  # what the search predicted by
             if not (self.path / table.name).exists():
@@ -86,7 +84,6 @@ class Finetuning(TrainedSearch):
         latencies = self.latency_table()
         chosen = self.exported(network, chosen, latencies)
         data = self._report(chosen, trials, best, latencies)
-        self.directory.write_json(RESULT, data.to_dict())
         data = self.finish(data)
         self._tidy(trials)
         return data
@@ -279,7 +276,7 @@ def run_finetuning(
     with opened as (directory, new):
         run = Finetuning(config, source, directory, console)
         try:
-            return run.all_phases(), run.trials()
+            return run.run(), run.trials()
         except NasError:
             if new and not any(trial.epochs for trial in run.trials()):
                 with suppress(NasError):
