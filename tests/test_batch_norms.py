@@ -32,6 +32,7 @@ from search_space import (
     load_space,
     metaformer,
 )
+from search_space.errors import RunError, UsageError
 from search_space.preprocessing import Preprocessing
 from search_space.space import SearchSpace, StageSpace
 from supernet import build
@@ -171,6 +172,27 @@ def test_candidates_are_judged_as_recalibrated_networks():
     assert mean == pytest.approx(found["loss"], rel=1e-6)
     assert evaluator.recalibrated == 1  # and its averages serve all parts
     assert SupernetFactory.of(supernet, parts, **options)()(architecture) == found
+
+
+def test_a_batch_of_one_position_counts_for_one():
+    norm = BatchNorm(3, 1e-5)
+    maps = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    norm.pool(True)
+    for part in (maps[:1], maps[1:4], maps[4:]):
+        norm.of_maps(part)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, maps.flatten(1).var(0))
+
+
+def test_what_a_batch_norm_cannot_do_is_said_before():
+    data, supernet = few_images(), fresh(space())
+    with pytest.raises(UsageError, match="has batch norms, whose averages no subnet inherits"):
+        SupernetEvaluator(supernet, [eval_batches(data.validation)])
+    alone = config(batch_size=2, strategy="multi_architecture", groups=2)
+    with pytest.raises(RunError, match="one image at a time; give a batch_size of 4 or more"):
+        train_supernet(supernet, data, alone, None)
+    with pytest.raises(RunError, match="give a batch_size of 2 or more"):
+        finetune(supernet.extract(space().smallest), data, config(batch_size=1))
 
 
 def test_validation_of_a_training_is_of_recalibrated_networks(tmp_path):
