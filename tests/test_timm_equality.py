@@ -2,81 +2,91 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 
 from search_space import known
 from search_space.errors import NasError
+from search_space.known_convolutional import CONVOLUTIONAL
 from supernet import build
 from supernet.network.timm_weights import from_timm, load_timm_checkpoint
 
-PAIRS = [
-    ("swin_t", "swin_tiny_patch4_window7_224"),
-    ("swin_s", "swin_small_patch4_window7_224"),
-    ("focalnet_t_srf", "focalnet_tiny_srf"),
-    ("focalnet_t_lrf", "focalnet_tiny_lrf"),
-    ("convnext_t", "convnext_tiny"),
-    ("poolformer_s12", "poolformer_s12"),
-]
+METAFORMERS = {
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "focalnet_t_srf": "focalnet_tiny_srf",
+    "focalnet_t_lrf": "focalnet_tiny_lrf",
+    "convnext_t": "convnext_tiny",
+    "poolformer_s12": "poolformer_s12",
+}
+LARGE = {
+    "swin_s": "swin_small_patch4_window7_224",
+    "swin_b": "swin_base_patch4_window7_224",
+    "focalnet_s_srf": "focalnet_small_srf",
+    "focalnet_s_lrf": "focalnet_small_lrf",
+    "focalnet_b_srf": "focalnet_base_srf",
+    "focalnet_b_lrf": "focalnet_base_lrf",
+    "convnext_s": "convnext_small",
+    "convnext_b": "convnext_base",
+    "poolformer_s24": "poolformer_s24",
+    "poolformer_s36": "poolformer_s36",
+    "poolformer_m36": "poolformer_m36",
+    "poolformer_m48": "poolformer_m48",
+}
+TIMM = METAFORMERS | LARGE | {name: name for name in CONVOLUTIONAL}
+SIZES = {name: ((224, 224), (448, 448)) for name in METAFORMERS} | {
+    name: ((64, 64), (75, 75), (64, 107)) for name in CONVOLUTIONAL
+}
+LONG = ("tf_efficientnet_lite4", "efficientnet_b3", "efficientnet_b4", "resnet50d")
 
 
 def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights large enough for every branch to matter, layer scales included."""
+    """Random weights and averages, large enough for every branch to matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1 and name.endswith(("weight", "gamma", "scale")):
-                parameter.copy_(0.5 + 0.1 * noise)
-            elif parameter.ndim == 1 or "relative_position" in name:
-                parameter.copy_(0.2 * noise)
+        for name, value in network.state_dict().items():
+            if not value.is_floating_point():
+                continue
+            noise = torch.randn(value.shape, generator=generator)
+            if name.endswith("running_var"):
+                value.copy_(0.5 + noise.abs())
+            elif value.ndim == 1 and name.endswith(("weight", "gamma", "scale")):
+                value.copy_(0.5 + 0.1 * noise)
+            elif value.ndim == 1 or "relative_position" in name:
+                value.copy_(0.2 * noise)
             else:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+                value.copy_(noise * value[0].numel() ** -0.5)
     return network.eval()
 
 
 @pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [pytest.param(*p, marks=pytest.mark.slow if p[0] == "swin_s" else ()) for p in PAIRS],
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in SIZES]
 )
-@pytest.mark.parametrize("size", [224, 448])
-def test_logits_equal_timm(name: str, timm_name: str, size: int) -> None:
-    options = {"img_size": size} if "swin" in name else {}
-    theirs = randomised(timm.create_model(timm_name, num_classes=50, **options), seed=1)
+def test_logits_equal_timm(name: str) -> None:
     ours = build(known(name), num_classes=50).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours))
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode():
-        expected, actual = theirs(images), ours(images)
-    assert expected.std() > 0.05  # a dead network would prove nothing
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    for height, width in SIZES[name]:
+        options = {"img_size": height} if "swin" in name else {}
+        theirs = randomised(timm.create_model(TIMM[name], num_classes=50, **options), seed=1)
+        ours.load_state_dict(from_timm(theirs.state_dict(), ours))
+        images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            expected, actual = theirs(images), ours(images)
+        assert expected.std() > 0.05  # a dead network would prove nothing
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [
-        *PAIRS,
-        ("swin_b", "swin_base_patch4_window7_224"),
-        ("focalnet_s_srf", "focalnet_small_srf"),
-        ("focalnet_s_lrf", "focalnet_small_lrf"),
-        ("focalnet_b_srf", "focalnet_base_srf"),
-        ("focalnet_b_lrf", "focalnet_base_lrf"),
-        ("convnext_s", "convnext_small"),
-        ("convnext_b", "convnext_base"),
-        ("poolformer_s24", "poolformer_s24"),
-        ("poolformer_s36", "poolformer_s36"),
-        ("poolformer_m36", "poolformer_m36"),
-        ("poolformer_m48", "poolformer_m48"),
-    ],
-)
-def test_every_parameter_has_its_counterpart(name: str, timm_name: str) -> None:
+@pytest.mark.parametrize("name", TIMM)
+def test_every_parameter_has_its_counterpart(name: str) -> None:
     with torch.device("meta"):
-        theirs, ours = timm.create_model(timm_name), build(known(name))
+        theirs, ours = timm.create_model(TIMM[name]), build(known(name))
     mapped = from_timm(theirs.state_dict(), ours)
     assert {key: value.shape for key, value in mapped.items()} == {
         key: value.shape for key, value in ours.state_dict().items()
     }
+    if name in CONVOLUTIONAL:
+        assert known(name).resolution == theirs.default_cfg["input_size"][-1]
 
 
 def test_layer_scales_start_as_published() -> None:
@@ -86,14 +96,17 @@ def test_layer_scales_start_as_published() -> None:
         torch.testing.assert_close(ours.state_dict()["stages.0.blocks.0.scale2"], published)
 
 
-def test_checkpoint_file_with_another_number_of_classes(tmp_path) -> None:
-    theirs = randomised(timm.create_model("convnext_tiny", num_classes=7), seed=3)
+@pytest.mark.parametrize("name", ["convnext_t", "mobilenetv2_050", "test_resnet"])
+def test_checkpoint_file_with_another_number_of_classes(name: str, tmp_path: Path) -> None:
+    theirs = randomised(timm.create_model(TIMM[name], num_classes=7), seed=3)
     path = tmp_path / "weights.pth"
     torch.save({"model": theirs.state_dict()}, path)
-    ours = load_timm_checkpoint(known("convnext_t"), path).eval()
+    ours = load_timm_checkpoint(known(name), path).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=0)
-    assert load_timm_checkpoint(known("convnext_t"), path, num_classes=3)(images).shape == (1, 3)
+    fresh = load_timm_checkpoint(known(name), path, num_classes=3).eval()
+    assert fresh(images).shape == (1, 3)
+    torch.testing.assert_close(fresh.forward_features(images), ours.forward_features(images))
 
 
 def test_weights_of_another_architecture_are_refused() -> None:
