@@ -25,7 +25,7 @@ from nas.resolving import resolve
 from supernet import Supernet
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate, finetune
 
 RATES = (1 / 8, 1 / 2, 1.0, 2.0)  # times the supernet's
@@ -40,7 +40,7 @@ def main() -> None:
     config = resolve({"data": "digits"}, with_budget=False)
     space = config.search_space()
     data = open_data("digits", space.resolutions[-1], seed=config.seed)
-    checkpoint = load_latest(options.run / "supernet" / "checkpoints")
+    checkpoint = CheckpointFolder(options.run / "supernet" / "checkpoints").newest()
     if checkpoint is None:
         parser.error(f"{options.run} has no trained supernet")
     supernet = Supernet(space, data.num_classes).eval()

@@ -30,7 +30,7 @@ from search_space import Architecture
 from supernet import Supernet
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate, finetune
 
 
@@ -47,7 +47,7 @@ def one_seed(seed: int, target: str, n: int, folder: Path) -> dict[str, Any]:
     rows = space.sample(rng, 2000)
     feasible = rows[latency.predict(rows) <= config.limits()["latency_ms"]][:n]
     supernet = Supernet(space, data.num_classes).eval()
-    checkpoint = load_latest(path / "supernet" / "checkpoints")
+    checkpoint = CheckpointFolder(path / "supernet" / "checkpoints").newest()
     assert checkpoint is not None
     supernet.load_state_dict(checkpoint.trained_weights())
 

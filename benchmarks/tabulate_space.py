@@ -24,7 +24,7 @@ from search_space import load_space
 from supernet import Supernet
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import CHECKPOINTS, evaluate
 
 DATA = Path(__file__).parent / "data"
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     whole, part = reduced_space(), load_space(str(DATA / "cifar_part.yaml"))
     data = open_data(options.data, whole.resolutions[-1])
-    checkpoint = load_latest(options.supernet / CHECKPOINTS)
+    checkpoint = CheckpointFolder(options.supernet / CHECKPOINTS).newest()
     if checkpoint is None:
         raise SystemExit(f"{options.supernet} holds no trained supernet")
     supernet = Supernet(whole, data.num_classes)

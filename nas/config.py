@@ -295,6 +295,11 @@ class TrainedConfig(RunConfig):
         ),
         Flag("--shrinking", "When: none, delayed or progressive.", "NAME", part="shrinking"),
         Flag(
+            "--recalibration-images",
+            "Training images that give batch norms of candidates their averages (default 1024).",
+            part="recalibration_images",
+        ),
+        Flag(
             "--class-weights",
             "balanced: the loss of rare classes counts more (default none).",
             "NAME",

@@ -69,10 +69,7 @@ class Configuration(BaseModel):
 class LatencyConfig(Configuration):
     """Conditions that latencies hold under; None means what is usual for the device.
 
-    Args:
-        interpolate: Take entries that a table lacks from its measured ones of other shapes.
-        margin: Share of the latency budget that is left free; None means the table's expected
-            error where winners cannot be measured here, otherwise nothing.
+    Where winners can be measured here, the ``margin`` is by default nothing.
     """
 
     batch_size: Annotated[
@@ -123,20 +120,10 @@ ADDITIVE_SCORES = ("deepmad", "entropy", "params", "macs")
 class TrainedSearchConfig(Configuration):
     """Length of a search with images, and its aims beside the latency.
 
-    Args:
-        evaluations: Architectures evaluated in all.
-        sampler: Proposes them; a name of ``search.samplers``.
-        population: First candidates of the sampler.
-        window: Candidates that may be proposed before the results of earlier ones are known; with
-            the seed it decides which are proposed, whatever the number of workers.
-        optuna_storage: Database URL or journal file of an Optuna sampler's study.
-        warm_start: Runs whose fronts are evaluated first.
-        halvings: How often a batch of candidates is halved before the last of them see all
-            validation images.
-        finalists: Front members that are fine-tuned.
-        objective: Validation ``loss``, or ``accuracy``, which few images do not tell apart, or
-            ``balanced_accuracy``, the mean over classes of the share of their images that is
-            right, for unbalanced classes.
+    Of ``window`` candidates the results may be unknown when others are proposed; with the seed it
+    decides which are proposed, whatever the number of workers. Few images do not tell networks
+    apart by the objective ``accuracy``; ``balanced_accuracy``, the mean over classes of the share
+    of their images that is right, is for unbalanced classes.
     """
 
     evaluations: Annotated[int, Flag("--evaluations", "Architectures to evaluate.")] = Field(
@@ -177,15 +164,7 @@ class TrainedSearchConfig(Configuration):
 
 
 class ScoredSearchConfig(Configuration):
-    """Aims of a search without images.
-
-    Args:
-        score: Closed-form score to maximise.
-        sampler: ``evolution``, or ``exact``, which proves every member of the front, for scores
-            that add up over a network's parts.
-        max_effectiveness: Largest ρ where the score is DeepMAD's.
-        rerank: So many of the best by score are ordered anew with the proxies that run networks.
-    """
+    """Aims of a search without images; ``exact`` proves fronts of scores that add up over parts."""
 
     score: Annotated[
         Literal["combined", "deepmad", "entropy", "params", "macs"],

@@ -12,16 +12,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
-from results.files import FileLock, as_plain, atomic_write, check_parents, sync_folder, to_json
+from results.files import (
+    WRITTEN_AGAIN,
+    FileLock,
+    as_plain,
+    atomic_write,
+    check_parents,
+    read_json,
+    sync_folder,
+    to_json,
+)
 from results.journal import Evaluation, Journal, read_journal
-from results.manifest import read_manifest
 from search_space.errors import CorruptFileError, RunError
 from search_space.files import read_mapping
 from search_space.names import has_control
@@ -181,6 +191,38 @@ class RunDirectory:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class _Phase(TypedDict):
+    name: str
+    seconds: FiniteFloat
+
+
+class Manifest(TypedDict, total=False):
+    """Entries of a manifest that are read; there may be others."""
+
+    status: str
+    created: str
+    command: str
+    data: str
+    test_data: str | None
+    seed: int
+    versions: dict[str, Any]
+    phases: list[_Phase]
+
+
+def read_manifest(path: Path, required: Iterable[str] = ("phases",)) -> dict[str, Any]:
+    """All entries of the manifest at ``path``, of which ``required`` must be there.
+
+    Raises:
+        CorruptFileError: It is damaged; names what is missing or of the wrong kind.
+    """
+    stored: dict[str, Any] = read_json(path, dict)
+    read_json(path, Manifest)
+    missing = [key for key in required if key not in stored]
+    if missing:
+        raise CorruptFileError(f"{path} lacks {', '.join(map(repr, missing))}. {WRITTEN_AGAIN}")
+    return stored
 
 
 def is_run(path: Path) -> bool:

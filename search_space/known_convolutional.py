@@ -64,7 +64,9 @@ def _scaled(rows: tuple[Row, ...], width: float, depth: float, fixed_ends: bool)
     for i, (channels, stride, blocks) in enumerate(rows):
         ends = fixed_ends and i in (0, len(rows) - 1)
         count = len(blocks) if ends else math.ceil(depth * len(blocks))
-        result.append((_by_eight(width * channels), stride, (*blocks, *blocks[-1:] * count)[:count]))
+        result.append(
+            (_by_eight(width * channels), stride, (*blocks, *blocks[-1:] * count)[:count])
+        )
     return result
 
 

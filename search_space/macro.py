@@ -29,11 +29,13 @@ class Part:
         name: Of the style.
         options: Keyword options of its module, of the macro style.
         size: Side of the output, of the macro style, the input's side and the stride.
+        problem: Says what its module cannot be built of in a macro style, or None.
     """
 
     name: str
     options: Callable[[Macro], dict[str, OptionValue]]
     size: Callable[[Macro, int, int], int] = field(default=lambda macro, side, stride: side)
+    problem: Callable[[Macro], str | None] = field(default=lambda macro: None)
 
 
 STEMS: Registry[Part] = Registry("stem", "nas.stems")
@@ -62,8 +64,10 @@ class Macro:
         head_norm_eps: Added to the last norm's variance.
         stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
             norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet),
-            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-C
-            and -T) or ``convs`` (two such convolutions, each with a stride: EfficientFormer).
+            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-D
+            and -T) or ``convs`` (two such convolutions, one after the other: EfficientFormer). All
+            but the first have odd kernels; the last four share an even stride, of which pooling, or
+            the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
         head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
             ``head_width`` channels, with norm and activation: MobileNetV2) or ``conv_hidden`` (such
@@ -126,21 +130,9 @@ class Macro:
                 raise InvalidArchitectureError(f"{name}={value!r} must be {none}a positive number.")
             # 0, 0.0 and -0.0 are equal, and so must be their JSON and digests
             object.__setattr__(self, name, float(value) + 0.0)
-        if self.stem == "conv" and self.stem_kernel < self.stem_stride:
-            raise InvalidArchitectureError(
-                f"stem_kernel={self.stem_kernel} must not be smaller than the stride "
-                f"{self.stem_stride}."
-            )
-        if self.stem in _EVEN_STEMS and self.stem_stride % 2:
-            raise InvalidArchitectureError(
-                f"stem_stride={self.stem_stride} of a stem {self.stem} must be even: its two layers "
-                "share the stride."
-            )
-        if (self.head == "conv_hidden") != (self.head_conv_width > 0):
-            raise InvalidArchitectureError(
-                f"head={self.head!r} with head_conv_width={self.head_conv_width}: a head with a "
-                "hidden layer needs the channels of its convolution, others have none."
-            )
+        for part in (STEMS[self.stem], TRANSITIONS[self.downsample], HEADS[self.head]):
+            if (problem := part.problem(self)) is not None:
+                raise InvalidArchitectureError(problem)
         if (self.head == "linear") != (self.head_width == 0):
             raise InvalidArchitectureError(
                 f"head={self.head!r} with head_width={self.head_width}: a head with a convolution "
@@ -186,7 +178,6 @@ _INTEGERS = {
     "head_width": 0,
     "head_conv_width": 0,
 }
-_EVEN_STEMS = ("conv_pool", "deep_pool", "tiered_pool", "convs")
 _ALWAYS = [item.name for item in fields(Macro)][:10]
 
 
@@ -239,15 +230,40 @@ def _ceil_size(macro: Macro, side: int, stride: int) -> int:
     return -(-side // stride)
 
 
+def _conv_problem(macro: Macro) -> str | None:
+    if macro.stem_kernel >= macro.stem_stride:
+        return None
+    return (
+        f"stem_kernel={macro.stem_kernel} must not be smaller than the stride {macro.stem_stride}."
+    )
+
+
+def _conv_act_problem(macro: Macro) -> str | None:
+    if macro.stem_kernel % 2 == 1:
+        return None
+    return f"stem_kernel={macro.stem_kernel} must be odd in a stem {macro.stem!r}; take 3."
+
+
+def _even_problem(macro: Macro) -> str | None:
+    if macro.stem_stride % 2 == 1:
+        return (
+            f"stem_stride={macro.stem_stride} must be even in a stem {macro.stem!r}, whose two "
+            "layers share it; take 2 or 4."
+        )
+    return _conv_act_problem(macro)
+
+
 STEMS.add(
     Part(
         "conv",
         _conv_stem,
         lambda macro, side, stride: conv_size(side, macro.stem_kernel, stride),
+        _conv_problem,
     )
 )
-for _name in ("conv_act", *_EVEN_STEMS):
-    STEMS.add(Part(_name, _conv_act_stem, _ceil_size))
+STEMS.add(Part("conv_act", _conv_act_stem, _ceil_size, _conv_act_problem))
+for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
+    STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _even_problem))
 
 # Transitions ----------------------------------------------------------------------------------
 
@@ -291,6 +307,15 @@ def _conv_hidden_head(macro: Macro) -> dict[str, OptionValue]:
     return {**_conv_head(macro), "conv_width": macro.head_conv_width}
 
 
+def _conv_hidden_problem(macro: Macro) -> str | None:
+    if macro.head_conv_width >= 1:
+        return None
+    return (
+        f"head_conv_width={macro.head_conv_width} must be at least 1 in a head {macro.head!r}: the "
+        "channels of its convolution."
+    )
+
+
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
-HEADS.add(Part("conv_hidden", _conv_hidden_head))
+HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))

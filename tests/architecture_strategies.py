@@ -48,12 +48,15 @@ def mixers(draw: st.DrawFn) -> Mixer:
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
     stem = draw(st.sampled_from(STEMS.names()))
-    stride = draw(st.integers(1, 4)) if stem == "conv" else draw(st.sampled_from([2, 4]))
+    free = stem in ("conv", "conv_act")
+    stride = draw(st.sampled_from([1, 2, 3, 4] if free else [2, 4, 6]))
     eps = st.floats(1e-8, 1e-2)
     head = draw(st.sampled_from(HEADS.names()))
     return Macro(
         stem=stem,
-        stem_kernel=stride + draw(st.integers(0, 4)) if stem == "conv" else 3,
+        stem_kernel=stride + draw(st.integers(0, 4))
+        if stem == "conv"
+        else draw(st.sampled_from([1, 3, 7])),
         stem_stride=stride,
         stem_norm=draw(st.booleans()),
         stem_width=draw(st.sampled_from([0, 0, 8, 24])),

@@ -41,8 +41,7 @@ from results.export.card import ModelCard
 from results.export.write import export_network, read_export
 from results.files import read_json
 from results.journal import Evaluation, Journal, read_journal
-from results.manifest import read_manifest
-from results.store import RunDirectory
+from results.store import RunDirectory, read_manifest
 from search_space import components, known, load_space
 from search_space.files import dump_architecture, load_architecture
 from search_space.preprocessing import Preprocessing
@@ -197,7 +196,8 @@ def _run(folder: Path) -> Path:
         report = sample_report(12)
         with directory.journal() as journal:
             for index, point in enumerate(report.evaluated):
-                journal.append(Evaluation(point.digest, point.architecture, point.metrics, index))
+                assert point.architecture is not None
+                journal.append(Evaluation(point.digest, point.architecture, point.predicted, index))
         directory.write_json("result.json", report.to_dict())
     epochs = [{"epoch": i, "step": 9 * i, "val_loss_largest": 1.0 / (i + 1)} for i in range(3)]
     _text(run / "supernet" / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in epochs))

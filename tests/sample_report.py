@@ -21,6 +21,7 @@ from results.report.data import (
 )
 from results.report.tables import rank_rows
 from search_space.architecture import Architecture
+from search_space.boundary import parse_model
 from search_space.components import components
 from search_space.files import load_space
 from supernet.training.evaluation import Quality
@@ -188,6 +189,11 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
         command="nas search --data digits --target-latency 1.6ms --device cpu",
         notes=("Latencies are for batches of one image; larger batches rank differently.",),
     )
+
+
+def parse(data: object) -> ReportData:
+    """The data of a report from its plain form."""
+    return parse_model(data, ReportData, "the data of a report")
 
 
 class Page(HTMLParser):

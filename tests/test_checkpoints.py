@@ -21,7 +21,6 @@ from supernet.training.checkpoints import (
     WEIGHTS,
     Checkpoint,
     CheckpointFolder,
-    load_latest,
 )
 from supernet.training.train import finetune
 
@@ -45,14 +44,14 @@ def test_checkpoints_keep_two_and_round_trip(tmp_path):
         "step-000000002",
         "step-000000003",
     ]
-    found = load_latest(tmp_path)
+    found = CheckpointFolder(tmp_path).newest()
     assert found is not None
     assert (found.step, found.metadata) == (3, {"note": 3})
     assert torch.equal(found.weights["w"], torch.arange(4.0) * 3)
     assert torch.equal(found.optimizer["w/m"], torch.ones(4))
     newest = max(tmp_path.iterdir())
     assert torch.equal(load_file(newest / "model.safetensors")["table"], torch.eye(3))
-    assert load_latest(tmp_path / "nothing") is None
+    assert CheckpointFolder(tmp_path / "nothing").newest() is None
 
 
 def test_a_killed_write_leaves_no_checkpoint(tmp_path):
@@ -60,7 +59,7 @@ def test_a_killed_write_leaves_no_checkpoint(tmp_path):
     left = tmp_path / "step-000000002-0000"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
-    found = load_latest(tmp_path)
+    found = CheckpointFolder(tmp_path).newest()
     assert found is not None
     assert found.step == 1
     assert left.exists()  # it was only read
@@ -90,7 +89,7 @@ def test_folders_of_all_kinds_keep_checkpoints(scheme, tmp_path):
     with pytest.warns(UserWarning, match="cut short"):
         newest = folder.newest()
     assert newest is not None
-    assert newest[0] == names[0]
+    assert newest.name == names[0]
     folder.close()
     assert folder.names() == [names[1], names[0]]
     assert not folder.filesystem.exists(f"{folder.path}/{names[2]}")
@@ -168,7 +167,7 @@ def test_damage_is_found_and_the_one_before_used(tmp_path, name, damage):
         CheckpointFolder(tmp_path).read(file.parent.name)
     absent = name == METADATA and damage == "remove"  # as if it was still being written
     with nullcontext() if absent else pytest.warns(UserWarning, match="damaged"):
-        found = load_latest(tmp_path)
+        found = CheckpointFolder(tmp_path).newest()
     assert found is not None
     assert found.step == 2
 

@@ -29,7 +29,7 @@ from supernet import build
 from supernet.cluster.trials import Trial, TrialFolders, best_trial
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import MARKER, load_latest
+from supernet.training.checkpoints import MARKER, CheckpointFolder
 from supernet.training.train import evaluate
 
 open_few = partial(open_data, "digits", 16, test_fraction=0.9, validation_fraction=0.7)
@@ -189,7 +189,7 @@ def test_the_first_trial_is_the_search_s_own_fine_tuning(finished: Job) -> None:
     ran = nas("finetune", finished.run, "--trials", 1, "--name", "own", "--json")
     assert ran.code == 0, ran.err
     only = json.loads(ran.out)["trials"][0]
-    own = load_latest(finished.run / "finetune" / only["network"] / "checkpoints")
+    own = CheckpointFolder(finished.run / "finetune" / only["network"] / "checkpoints").newest()
     assert own is not None
     line = own.metadata["state"]["history"][-1]
     assert only["epochs"][-1]["validation_loss"] == pytest.approx(line["val_loss"][""], rel=1e-3)

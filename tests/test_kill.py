@@ -24,7 +24,7 @@ from tiny_job import write_space
 
 from results.export.write import read_export
 from results.journal import read_journal
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 
 EVALUATIONS = 80
 PHASE_SECONDS = 240.0
@@ -196,7 +196,9 @@ def test_kill_9_at_ten_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [(e.digest, e.metrics) for e in evaluations] == [
         (e.digest, e.metrics) for e in calm_evaluations
     ]
-    weights = [load_latest(path / "supernet" / "checkpoints") for path in (run, calm_run)]
+    weights = [
+        CheckpointFolder(path / "supernet" / "checkpoints").newest() for path in (run, calm_run)
+    ]
     assert weights[0] is not None
     assert weights[1] is not None
     for name, tensor in weights[1].weights.items():

@@ -23,13 +23,13 @@ from results.export.write import read_export
 from results.files import read_json
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
-from results.report.data import ReportData
+from results.report.data import read_result
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
 from supernet import Supernet, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate
 
 METRICS = {
@@ -58,7 +58,7 @@ def test_json_has_the_documented_keys(finished: Job) -> None:
     assert best["measured"]["latency_ms"] <= best["measured"]["latency_high_ms"]
     assert best["predicted"]["latency_ms"] <= 1000
     # What so short a training reaches varies with the machine; that it learns does not.
-    first, last = ReportData.from_dict(read_json(finished.run / "result.json")).training
+    first, last = read_result(finished.run / "result.json").training
     assert first.loss_largest is not None
     assert last.loss_largest is not None
     assert last.loss_largest < first.loss_largest
@@ -102,13 +102,15 @@ def test_the_front_is_the_front_of_the_journal(finished: Job) -> None:
 
 def test_the_network_with_the_smallest_validation_loss_is_chosen(finished: Job) -> None:
     """Of the finalists' own checkpoints, evaluated anew; finalists are the front's best by loss."""
-    result = ReportData.from_dict(read_json(finished.run / "result.json"))
+    result = read_result(finished.run / "result.json")
     best = sorted(result.front, key=lambda member: member.predicted["loss"] or 0.0)[:3]
     space = load_space(str(finished.folder / "pebble.yaml"))
     data = open_data("digits", space.resolutions[-1], seed=0)
     losses = {}
     for member in best:
-        checkpoint = load_latest(finished.run / "finetune" / member.digest / "checkpoints")
+        checkpoint = CheckpointFolder(
+            finished.run / "finetune" / member.digest / "checkpoints"
+        ).newest()
         assert checkpoint is not None
         network = build(Architecture.from_dict(member.architecture), data.num_classes)
         network.load_state_dict(checkpoint.weights)
@@ -125,8 +127,8 @@ def test_a_search_for_accuracy_has_the_front_of_accuracy(finished: Job) -> None:
     weights = ("--supernet", finished.runs / "weights", "--epochs", 1)
     said = finished.search("by-accuracy", "--config", config, *weights)
     assert said.code == 0, said.err
-    result = ReportData.from_dict(read_json(finished.runs / "by-accuracy" / "result.json"))
-    points = [(p.metrics["accuracy"], p.metrics["latency_ms"]) for p in result.evaluated]
+    result = read_result(finished.runs / "by-accuracy" / "result.json")
+    points = [(p.predicted["accuracy"], p.predicted["latency_ms"]) for p in result.evaluated]
     best = {points[i] for i in np.flatnonzero(non_dominated(points, [True, False]))}
     found = [(m.predicted["accuracy"], m.predicted["latency_ms"]) for m in result.front]
     assert len(found) == len(best)
@@ -151,7 +153,7 @@ def test_the_report_shows_the_chosen_network(finished: Job) -> None:
     html = (finished.run / "report.html").read_text()
     assert digest in html
     assert "http://" not in html.replace("http://www.w3.org", "")  # it needs no network
-    data = ReportData.from_dict(read_json(finished.run / "result.json"))
+    data = read_result(finished.run / "result.json")
     assert data.chosen is not None
     assert data.chosen.digest == digest
     assert [epoch.epoch for epoch in data.training] == [0, 1]
@@ -194,7 +196,7 @@ def test_accuracy_of_the_journal_is_that_of_the_supernet(finished: Job) -> None:
     """Evaluated again by hand: weights from the checkpoint, the validation images, an argmax."""
     space = load_space(str(finished.folder / "pebble.yaml"))
     supernet = Supernet(space, 10).eval()
-    checkpoint = load_latest(finished.run / "supernet" / "checkpoints")
+    checkpoint = CheckpointFolder(finished.run / "supernet" / "checkpoints").newest()
     assert checkpoint is not None
     supernet.load_state_dict(checkpoint.weights)
     validation = open_data("digits", 16).validation
@@ -273,13 +275,13 @@ def test_a_trained_supernet_serves_other_searches(finished: Job) -> None:
         assert metrics["latency_ms"] <= budget + 1e-6
         assert metrics["num_params"] <= 12_000
     # the same seed and settings train the same weights as the first run's own
-    ours = load_latest(shared / "supernet" / "checkpoints")
-    theirs = load_latest(finished.run / "supernet" / "checkpoints")
+    ours = CheckpointFolder(shared / "supernet" / "checkpoints").newest()
+    theirs = CheckpointFolder(finished.run / "supernet" / "checkpoints").newest()
     assert ours is not None
     assert theirs is not None
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
     assert not list((finished.runs / "with-shared" / "supernet").iterdir())
-    data = ReportData.from_dict(read_json(finished.runs / "with-shared" / "result.json"))
+    data = read_result(finished.runs / "with-shared" / "result.json")
     assert any(str(shared) in note for note in data.notes)
 
     other = finished.folder / "other.yaml"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_report import TARGET_MS, Page, sample_report
+from sample_report import TARGET_MS, Page, parse, sample_report
 
 from results.report.charts import Scale, fit_scale, format_metric, place_labels
 from results.report.curves import latency_errors
@@ -147,7 +147,7 @@ def test_commands_in_notes_look_like_commands(data: ReportData) -> None:
 
 def test_result_json_rebuilds_the_same_report(data: ReportData, page: str, tmp_path: Path) -> None:
     text = json.dumps(data.to_dict(), allow_nan=False)
-    again = ReportData.from_dict({**json.loads(text), "another_key": 1})
+    again = parse({**json.loads(text), "another_key": 1})
     assert again == data
     written = write_report(tmp_path, again)
     assert written == tmp_path / "report.html"
@@ -156,9 +156,9 @@ def test_result_json_rebuilds_the_same_report(data: ReportData, page: str, tmp_p
 
 def test_wrong_report_data_is_named() -> None:
     with pytest.raises(CorruptFileError, match=r"run=.*Field required"):
-        ReportData.from_dict({"front": []})
+        parse({"front": []})
     with pytest.raises(CorruptFileError, match=r"training\.0\.epoch"):
-        ReportData.from_dict({"run": "x", "training": [{"epoch": "soon"}]})
+        parse({"run": "x", "training": [{"epoch": "soon"}]})
     with pytest.raises(NasError, match="resolution"):
         render_report(ReportData(run="x", chosen=Chosen(digest="a", architecture={}, predicted={})))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_report import CONFUSED, TARGET_MS, Page, sample_report
+from sample_report import CONFUSED, TARGET_MS, Page, parse, sample_report
 from sklearn import metrics
 
 from nas.cli.options import print_json
@@ -71,13 +71,13 @@ def test_balanced_classes_are_called_nothing(data: ReportData) -> None:
 
 def test_a_matrix_of_another_shape_is_refused(data: ReportData) -> None:
     stored = json.loads(json.dumps(data.to_dict()))
-    assert ReportData.from_dict(stored).chosen == data.chosen
+    assert parse(stored).chosen == data.chosen
     stored["chosen"]["quality"]["test"]["confusion"].pop()
     with pytest.raises(CorruptFileError, match="a row and a column a class"):
-        ReportData.from_dict(stored)
+        parse(stored)
     stored["chosen"]["quality"]["test"] = {"recalls": 5}
     with pytest.raises(CorruptFileError, match="chosen"):
-        ReportData.from_dict(stored)
+        parse(stored)
 
 
 def design(name: str, accuracy: float, latency: float, measured: float | None = None) -> Baseline:

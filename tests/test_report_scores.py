@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sample_report import Page, made_up_costs, sample_report
+from sample_report import Page, made_up_costs, parse, sample_report
 
 from results.pareto import non_dominated
 from results.report.charts import fit_scale, format_metric
@@ -363,8 +363,8 @@ def test_what_was_written_before_is_an_accuracy_report(data: ReportData) -> None
     stored = sample_report().to_dict()
     for name in ("quality", "quality_note"):
         del stored[name]
-    assert ReportData.from_dict(json.loads(json.dumps(stored))) == sample_report()
-    again = ReportData.from_dict(json.loads(json.dumps(data.to_dict())))
+    assert parse(json.loads(json.dumps(stored))) == sample_report()
+    again = parse(json.loads(json.dumps(data.to_dict())))
     assert (again.quality, again.quality_note) == ("score", NOTE)
     assert render_report(again) == render_report(data)
 

@@ -16,7 +16,7 @@ from results.export.write import read_export
 from results.files import read_json
 from results.store import RunDirectory
 from search_space.errors import CorruptFileError
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 
 
 def halve(path: Path) -> None:
@@ -89,7 +89,9 @@ def test_damaged_journal_and_checkpoints_are_reported_and_recovered_from(finishe
     assert evaluated(run) == evaluated(finished.run)
     # trained again from the checkpoint before, to the very weights
     for part in ("supernet", f"finetune/{digest}"):
-        weights = [load_latest(root / part / "checkpoints") for root in (run, finished.run)]
+        weights = [
+            CheckpointFolder(root / part / "checkpoints").newest() for root in (run, finished.run)
+        ]
         assert weights[0] is not None
         assert weights[1] is not None
         for name, tensor in weights[1].weights.items():

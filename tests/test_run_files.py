@@ -15,8 +15,7 @@ from nas.resolving import resolve
 from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.starting import new_manifest, open_run
 from results.journal import Evaluation
-from results.manifest import read_manifest
-from results.store import RunDirectory
+from results.store import RunDirectory, read_manifest
 from search_space import load_space
 from search_space.errors import CorruptFileError, RunError
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_cases import MACS, SPACE, STEPS, filled_banks, make
 
-from search_space import Block, Genes, Macro, SearchSpace, StageSpace
+from search_space import Genes, Macro, SearchSpace, StageSpace, metaformer
 from search_space.errors import UsageError
 from supernet.training.config import TrainConfig
 from supernet.training.strategies import (
@@ -36,7 +36,7 @@ def choices(values: list[int]) -> st.SearchStrategy[tuple[int, ...]]:
 @st.composite
 def spaces(draw: st.DrawFn) -> SearchSpace:
     """Any mixers, any choices of extents; values only, no network is built."""
-    blocks = st.builds(Block, mixers(), st.sampled_from([1.0, 2.0, 4.0]))
+    blocks = st.builds(metaformer, mixers(), st.sampled_from([1.0, 2.0, 4.0]))
     stage = st.builds(
         StageSpace,
         choices([WIDTH_UNIT, 2 * WIDTH_UNIT, 3 * WIDTH_UNIT]),

@@ -15,6 +15,7 @@ from torch import Tensor
 import search_space
 from search_space import (
     Architecture,
+    Block,
     Mixer,
     ModuleSpec,
     SearchSpace,
@@ -64,6 +65,10 @@ def space_of(style: str, mixers: tuple[Mixer, ...] = MIXERS) -> SearchSpace:
     blocks = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (1.0, 2.0))
     stages = tuple(StageSpace((8, 8 * (i + 3)), (1, 2), blocks) for i in range(4))
     return SearchSpace(style, STYLES[style], (32,), stages)
+
+
+def with_blocks(stage: StageSpace, blocks: tuple[Block, ...]) -> StageSpace:
+    return replace(stage, positions=(blocks,) * stage.max_depth)
 
 
 def largest_with(space: SearchSpace, mixer: Mixer) -> Architecture:
@@ -189,7 +194,7 @@ def test_the_residual_stream_is_one_axis_from_stem_to_downsampling() -> None:
     """All that writes or reads the first stage's channels, merged patches four times."""
     supernet = randomised(space_of("swin", (Mixer.of("window_attention", window=2, head_dim=8),)))
     layout = ChannelLayout(supernet)
-    (group,) = (group for group in layout.groups if ("stages.0", "dim") in group.axes)
+    (group,) = (group for group in layout.groups if ("stem", "dim") in group.axes)
     everything = slice(None)
     terms = {"stem.conv.weight": (0, everything)}
     for j in range(2):
@@ -302,9 +307,9 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
 ) -> None:
     """As one that shuffles its channels would."""
     space = space_of("convnext", MIXERS[:2])
-    stuck = replace(space.stages[1], blocks=space.stages[1].blocks[:2])  # the first mixer only
+    stuck = with_blocks(space.stages[1], space.stages[1].blocks[:2])  # the first mixer only
     others = (*space.stages[:1], *space.stages[2:])
-    fewer = [replace(stage, blocks=stage.blocks[2:]) for stage in others]
+    fewer = [with_blocks(stage, stage.blocks[2:]) for stage in others]
     space = replace(space, stages=(fewer[0], stuck, *fewer[1:]))
 
     monkeypatch.setattr(Pooling, "permutable", lambda self: ())
@@ -316,7 +321,7 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
     assert changed == [False, True]
     groups = {axis for group in ChannelLayout(supernet).groups for axis in group.axes}
     assert ("stages.1.blocks.0", "hidden") in groups
-    assert {stage for stage, name in groups if name == "dim"} == {f"stages.{i}" for i in (0, 2, 3)}
+    assert {place for place, name in groups if name == "dim"} == {"stem", "stages.2", "stages.3"}
 
 
 def test_moments_of_adam_move_with_their_weights() -> None:

@@ -31,7 +31,7 @@ from search_space.space_definition import space_from_dict
 
 def lightest_and_heaviest(space: SearchSpace, resolution: int) -> tuple[int, int]:
     """Bounds on MACs: each part on its own as light, or as heavy, as it can be."""
-    macro, sizes = space.macro, feature_sizes(space.macro, resolution)
+    macro, sizes = space.macro, feature_sizes(space.macro, space.strides, resolution)
     low = high = 0
     stems = [count_entry(stem_spec(macro, w), resolution).macs for w in space.stages[0].widths]
     heads = [
@@ -144,7 +144,7 @@ def test_definition_is_the_product_of_its_lists() -> None:
     mixers = [Mixer.of("pooling"), *attention]
     expected = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
     assert space.resolutions == (16,)
-    assert space.stages == (StageSpace((16, 32), (2,), expected),) * 4
+    assert space.stages == tuple(StageSpace((16, 32), (2,), expected, i) for i in (1, 2, 2, 2))
     assert space.size == (2 * 6**2) ** 4
 
 
@@ -159,12 +159,12 @@ def test_definition_is_the_product_of_its_lists() -> None:
         (change("name", to=["a"]), ["name ['a'] must be text"]),
         (change("stages", to=...), ["'stages' is missing"]),
         (change("stages", to=None), ["'stages' must be a list", "None"]),
-        (change("stages", to=[]), ["4 stages", "not 0"]),
+        (change("stages", to=[]), ["at least one stage"]),
         (change("stages", 1, to=3), ["stages[1]", "mapping", "3"]),
         (change("stages", 1, "widht", to=3), ["stages[1]", "unknown key 'widht'", "width, depth"]),
         (change("stages", 1, "depth", to=...), ["stages[1]", "'depth' is missing"]),
-        (change("stages", 1, "blocks", to=[]), ["stages[1]", "either 'blocks' or 'mixers'"]),
-        (change("stages", 1, "mixers", to=...), ["stages[1]", "either 'blocks' or 'mixers'"]),
+        (change("stages", 1, "blocks", to=[]), ["stages[1]", "give one of 'blocks', 'mixers'"]),
+        (change("stages", 1, "mixers", to=...), ["stages[1]", "give one of 'blocks', 'mixers'"]),
         (change("stages", 1, "mixers", to="pooling"), ["'mixers' must be a list", "'pooling'"]),
         (change("stages", 1, "mixers", to=[]), ["stages[1]", "distinct and at least one"]),
         (change("stages", 1, "mixers", to=["pooling"] * 2), ["distinct"]),
@@ -183,7 +183,7 @@ def test_definition_is_the_product_of_its_lists() -> None:
         (change("stages", 1, "mlp_ratio", to=[0]), ["stages[1]", "mlp_ratio=0", "positive"]),
         (change("resolution", to=[24, 16]), ["resolution [24, 16]", "ascending"]),
         (change("resolution", to=["16", 24]), ["resolution ['16', 24]", "positive integers"]),
-        (change("resolution", to=[8]), ["resolution 8", "too small", "take a larger"]),
+        (change("resolution", to=[8]), ["resolution=8 ", "too small", "take a larger"]),
         (change("macro", "stem_kernel", to=1), ["stem_kernel=1", "stride 2"]),
         (
             change("stages", 2, "mixers", 1, to={"window_attention": {"window": [2.5]}}),

@@ -15,7 +15,7 @@ from predictors.measuring.profile import check_architectures
 from predictors.measuring.remeasure import Measurement
 from results.files import read_json
 from results.journal import Evaluation
-from results.report.data import ReportData
+from results.report.data import read_result
 from search_space import load_space
 from search_space.parsing import parse_yaml
 from search_space.space_definition import space_from_dict
@@ -80,7 +80,7 @@ def test_a_search_says_it(finished: Job) -> None:
     (run / "measured.json").write_text(json.dumps(content))
     said = finished.resume("slowed")
     assert said.code == 0, said.err
-    data = ReportData.from_dict(read_json(run / "result.json", dict))
+    data = read_result(run / "result.json")
     note = next(note for note in data.notes if note.startswith("The machine took"))
     assert note in said.err
     assert 3 < float(note.split()[3]) < 30

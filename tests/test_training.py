@@ -17,7 +17,7 @@ from search_space.errors import RunError
 from supernet.data.augmentation import AugmentConfig
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
-from supernet.training.checkpoints import load_latest
+from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import (
     TrainConfig,
     TrainingDivergedError,
@@ -116,7 +116,7 @@ def test_checkpoint_in_mid_epoch_is_used(data, tmp_path):
     finetune(whole, data, settings, tmp_path / "whole", **options)
     with pytest.raises(StoppedError):
         finetune(resumed, data, settings, tmp_path / "parts", progress=stop_at(3), **options)
-    found = load_latest(tmp_path / "parts" / "checkpoints")
+    found = CheckpointFolder(tmp_path / "parts" / "checkpoints").newest()
     assert found is not None
     assert found.step == 2
     first = []
@@ -221,7 +221,7 @@ def test_giving_up_counts_roll_backs_across_restarts(data, tmp_path):
     network = Poisoned(lambda: next(calls) >= 3)
     with pytest.raises(TrainingDivergedError, match="after 3 roll-backs"):
         finetune(network, data, config(max_bad_steps=3), tmp_path)
-    found = load_latest(tmp_path / "checkpoints")
+    found = CheckpointFolder(tmp_path / "checkpoints").newest()
     assert found is not None
     assert found.metadata["state"]["rollbacks"] == 3
     assert found.metadata["state"]["lr_scale"] == 1 / 8
@@ -270,7 +270,7 @@ def test_moving_average_is_kept_validated_and_resumed(data, tmp_path):
     for name, value in network.state_dict().items():
         assert torch.allclose(value, average[name], atol=1e-6), name
         assert not torch.equal(value, seen[-1][name])
-    kept = load_latest(tmp_path / "whole" / "checkpoints")
+    kept = CheckpointFolder(tmp_path / "whole" / "checkpoints").newest()
     assert kept is not None
     for name, value in kept.trained_weights().items():
         assert torch.equal(value, network.state_dict()[name])

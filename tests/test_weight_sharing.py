@@ -27,11 +27,12 @@ from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
 from supernet.network import supernet as supernet_module
 from supernet.network.axes import Axis, Centre, Concat, Product, extent, permute, shape
+from supernet.network.layers import BatchNorm
 from supernet.network.mixers import Mixer, register_mixer
 from supernet.network.slices import Slice, cut
 from supernet.network.supernet import _templates, template
 
-SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64}
+SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64, "mobile": 64}
 
 
 @pytest.fixture(
@@ -59,6 +60,8 @@ def test_subnet_equals_extracted_network_bitwise(supernet: Supernet) -> None:
             supernet.train(training)
             network = supernet.extract(architecture)
             assert network.training == training
+            if any(isinstance(module, BatchNorm) for module in network.modules()):
+                network.train()  # subnets normalise by their batch
             assert torch.equal(supernet(images, architecture), network(images))
 
 
@@ -106,10 +109,11 @@ def scatter(network: torch.nn.Module, supernet: Supernet, architecture: Architec
     for component in components(architecture, supernet.num_classes):
         module = template(component.spec)
         for name, axes in module.axes().items():
-            inside = name
+            options, inside = component.spec.as_dict(), name
             if name.startswith("mixer."):
-                mixer = dict(component.spec.options)["mixer"]
-                inside = f"mixer.{mixer}.{name.removeprefix('mixer.')}"
+                inside = f"mixer.{options['mixer']}.{name.removeprefix('mixer.')}"
+            elif component.spec.kind == "block" and options["style"] != "metaformer":
+                inside = f"{options['style']}.{name}"
             shared = f"{component.path}.{inside}"
             large, small = supernet.sizes[shared], module.sizes()
             where = [kept(axis, large, small) for axis in axes]

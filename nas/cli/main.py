@@ -98,10 +98,10 @@ def _print(data: ReportData, path: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[NAME|FILE]")
 @opt.json_option
 def spaces(name: str | None, as_json: bool) -> None:
-    """Preset search spaces, or the choices of one."""
+    """Preset search spaces, or the choices of one, which may be a YAML file of yours."""
     from search_space import MIXERS, load_space, space_names
 
     if name is None:

@@ -87,21 +87,24 @@ class FlagSet:
 def _option(item: Declared) -> Callable[[Any], Any]:
     """The click option of a flag: its type and bounds are those of the field."""
     settings: dict[str, Any] = {"metavar": item.flag.metavar, "help": item.flag.help}
-    low, high = (
-        next((getattr(b, key) for b in item.bounds for key in keys if hasattr(b, key)), None)
-        for keys in (("ge", "gt"), ("le", "lt"))
-    )
-    is_open = {
-        name: any(hasattr(b, key) for b in item.bounds)
-        for name, key in (("min_open", "gt"), ("max_open", "lt"))
+    limits = {
+        key: getattr(bound, key)
+        for bound in item.bounds
+        for key in ("ge", "gt", "le", "lt")
+        if hasattr(bound, key)
     }
     if item.type is bool:
         settings |= {"is_flag": True, "default": None}
-    elif item.type in (int, float) and low is None and high is None:
+    elif item.type in (int, float) and not limits:
         settings["type"] = item.type
     elif item.type in (int, float):
         of_range = click.IntRange if item.type is int else click.FloatRange
-        settings["type"] = of_range(low, high, **is_open)
+        settings["type"] = of_range(
+            limits.get("ge", limits.get("gt")),
+            limits.get("le", limits.get("lt")),
+            min_open="gt" in limits,
+            max_open="lt" in limits,
+        )
     elif get_origin(item.type) is Literal:
         settings["type"] = click.Choice(get_args(item.type))
     elif item.is_assigned or get_origin(item.type) is tuple:

@@ -20,14 +20,8 @@ TRIALS = 16
 class FinetuneConfig(Configuration):
     """Everything that decides a fine-tuning.
 
-    Args:
-        run: Folder of the search, whose own configuration is ``search``.
-        networks: Digests.
-        trials: Trainings in all.
-        epochs: Of each training that is not stopped early.
-        seed: Of what is tried.
-
-    The rest says what trains: ``workers`` trials at a time, as in ``TrainedConfig``.
+    ``run`` is the folder of the search, whose own configuration is ``search``, and ``networks``
+    are digests; ``workers`` trials are trained at a time, as in ``TrainedConfig``.
     """
 
     run: str

@@ -29,7 +29,7 @@ from predictors.tables.latency_table import LatencyTable
 from results.files import read_json
 from results.journal import Evaluation
 from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
-from results.store import RESULT, RunDirectory
+from results.store import RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
 from supernet import Backbone, Supernet
@@ -61,8 +61,6 @@ class Finetuning(TrainedSearch):
         self.folders = TrialFolders.at(place, name)
 
     def all_phases(self) -> ReportData:
-        if (done := self.complete()) is not None:
-            return done
         self.folders.root.check()
         for table in self.source.path.glob("latency*.parquet"):  # what the search predicted by
             if not (self.path / table.name).exists():
@@ -71,7 +69,9 @@ class Finetuning(TrainedSearch):
         supernet = self.trained_supernet()
         evaluations = self.source.evaluations()
         networks = {
-            digest: supernet.extract(Architecture.from_dict(evaluations[digest].architecture))
+            digest: self.extracted(
+                supernet, Architecture.from_dict(evaluations[digest].architecture)
+            )
             for digest in self.settings.networks
         }
         trials = self.tuned(networks)
@@ -86,7 +86,6 @@ class Finetuning(TrainedSearch):
         latencies = self.latency_table()
         chosen = self.exported(network, chosen, latencies)
         data = self._report(chosen, trials, best, latencies)
-        self.directory.write_json(RESULT, data.to_dict())
         data = self.finish(data)
         self._tidy(trials)
         return data
@@ -155,7 +154,7 @@ class Finetuning(TrainedSearch):
                 "start anew with another --name."
             )
         network = supernet.extract(architecture)
-        network.load_state_dict(checkpoint[1].trained_weights())
+        network.load_state_dict(checkpoint.trained_weights())
         return network.to(self.compute)
 
     def _judged(
@@ -167,8 +166,9 @@ class Finetuning(TrainedSearch):
         best: Trial,
     ) -> Chosen:
         measured = read_measured(self.source.path / MEASURED).get(evaluation.digest)
+        inherited = self.extracted(supernet, network.architecture)
         chosen = judged(
-            supernet, network, evaluation, measured, self.data, self.settings.recipe.amp
+            inherited, network, evaluation, measured, self.data, self.settings.recipe.amp
         )
         self.console.say(
             f"  chosen {chosen.digest} of trial {best.number}: test accuracy "
@@ -279,7 +279,7 @@ def run_finetuning(
     with opened as (directory, new):
         run = Finetuning(config, source, directory, console)
         try:
-            return run.all_phases(), run.trials()
+            return run.run(), run.trials()
         except NasError:
             if new and not any(trial.epochs for trial in run.trials()):
                 with suppress(NasError):

@@ -15,9 +15,8 @@ from nas.config import TrainedConfig
 from nas.resolving import FINETUNING, refused, stored_config
 from nas.workflows.finetune_config import FinetuneConfig
 from results.journal import Evaluation, read_journal
-from results.manifest import read_manifest
 from results.report.data import Chosen, ReportData, read_result
-from results.store import CONFIG, JOURNAL, MANIFEST, RESULT, is_run
+from results.store import CONFIG, JOURNAL, MANIFEST, RESULT, is_run, read_manifest
 from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.files import read_mapping
 from search_space.metrics import LATENCY
@@ -114,7 +113,7 @@ def find_digest(beginning: str, known: Iterable[str], flag: str = "") -> str | N
     Raises:
         UsageError: There are several.
     """
-    matching = [digest for digest in known if beginning and digest.startswith(beginning)]
+    matching = [digest for digest in known if digest.startswith(beginning)]
     if len(matching) > 1:
         raise UsageError(
             f"{flag}{beginning!r} begins {len(matching)} digests: {', '.join(matching)}; give more "

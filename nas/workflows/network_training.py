@@ -6,13 +6,12 @@ import torch
 
 from nas.workflows.finishing import card_figures, export_trained, qualities
 from nas.workflows.reporting import curves, facts
-from nas.workflows.with_images import ImageRun, training_text
+from nas.workflows.with_images import ImageRun, shown
 from predictors.counts import count_architecture
 from results.report.data import Chosen, ReportData
-from results.store import EXPORT, RESULT
+from results.store import EXPORT
 from search_space import Architecture
 from supernet import build
-from supernet.training.train import finetune
 
 NETWORK = "network"
 
@@ -21,8 +20,6 @@ class NetworkTraining(ImageRun):
     """One architecture, trained from random weights with the settings of ``config.train``."""
 
     def all_phases(self) -> ReportData:
-        if (done := self.complete()) is not None:
-            return done
         assert self.config.architecture is not None
         architecture = Architecture.from_dict(self.config.architecture)
         self.open_data(architecture.resolution)
@@ -32,15 +29,7 @@ class NetworkTraining(ImageRun):
                 architecture, self.num_classes, drop_path_rate=self.config.train.drop_path_rate
             )
         with self.phase("training the network") as progress:
-            finetune(
-                network,
-                self.data,
-                self.config.train,
-                self.path / NETWORK,
-                progress=lambda done, total, info: progress(done, total, training_text(info)),
-                device=self.compute,
-                workers=self.config.loader_workers,
-            )
+            self.train_network(network, self.config.train, NETWORK, shown(progress))
         quality = qualities(network, self.data, self.config.train.amp)
         accuracy = quality["test"].accuracy
         self.console.say(f"  test accuracy {accuracy:.2%}")
@@ -68,5 +57,4 @@ class NetworkTraining(ImageRun):
             training=curves(self.path, NETWORK),
             **facts(self.directory, self.config),
         )
-        self.directory.write_json(RESULT, data.to_dict())
         return self.finish(data)

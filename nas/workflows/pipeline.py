@@ -69,7 +69,7 @@ def _run(
     opened = open_run(path, config.to_dict(), manifest, console, resume=resume, comments=comments)
     with opened as (directory, new):
         try:
-            return kind(directory, console).all_phases()
+            return kind(directory, console).run()
         except Exception:
             if new and not _can_be_continued(path):
                 shutil.rmtree(path)

@@ -55,7 +55,7 @@ class Findings:
 
 
 def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: Any) -> ReportData:
-    """The data of a run's report, also written to its ``result.json``.
+    """The data of a run's report.
 
     Args:
         run: The run.
@@ -67,7 +67,7 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
     architecture = Architecture.from_dict(findings.chosen.architecture)
     space, config, limits = run.space, run.config, run.limits
     latency = table.compile(space, run.num_classes)
-    data = ReportData(
+    return ReportData(
         targets=limits,
         minima=config.lower_limits(),
         summary={
@@ -83,24 +83,9 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
             Network(digest=e.digest, predicted=e.metrics, architecture=e.architecture)
             for e in evaluated
         ),
-        front=tuple(
-            Network(
-                digest=digest,
-                architecture=e.architecture,
-                predicted=e.metrics,
-                measured=_measured(findings, digest),
-            )
-            for digest, e in findings.front.items()
-        ),
+        front=tuple(Network(**_figures(findings, e)) for e in findings.front.values()),
         baselines=tuple(
-            Baseline(
-                name=name,
-                digest=e.digest,
-                predicted=e.metrics,
-                measured=_measured(findings, e.digest),
-                architecture=e.architecture,
-                note=_over(e.metrics, limits),
-            )
+            Baseline(name=name, note=_over(e.metrics, limits), **_figures(findings, e))
             for name, e in findings.baselines.items()
         ),
         latency=latency_check(findings.front, findings.measured, table, space),
@@ -111,8 +96,6 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
         **facts(run.directory, config),
         **quality,
     )
-    run.directory.write_json(RESULT, data.to_dict())
-    return data
 
 
 def facts(directory: RunDirectory, config: RunConfig | FinetuneConfig) -> dict[str, Any]:
@@ -127,8 +110,14 @@ def facts(directory: RunDirectory, config: RunConfig | FinetuneConfig) -> dict[s
     }
 
 
-def _measured(findings: Findings, digest: str) -> Mapping[str, float]:
-    return findings.measured[digest].metrics if digest in findings.measured else {}
+def _figures(findings: Findings, evaluation: Evaluation) -> dict[str, Any]:
+    measured = findings.measured.get(evaluation.digest)
+    return {
+        "digest": evaluation.digest,
+        "architecture": evaluation.architecture,
+        "predicted": evaluation.metrics,
+        "measured": {} if measured is None else measured.metrics,
+    }
 
 
 def _over(metrics: Mapping[str, float], maxima: Mapping[str, float]) -> str:
@@ -143,21 +132,18 @@ def latency_check(
     space: SearchSpace,
 ) -> LatencyCheck:
     """Predicted against measured on the front, beside the machine predicting itself."""
+    known = {digest: measured[digest] for digest in front if digest in measured}
     pairs = tuple(
         LatencyPair(
-            predicted_ms=e.metrics[LATENCY],
-            measured_ms=measured[digest].metrics[LATENCY],
+            predicted_ms=front[digest].metrics[LATENCY],
+            measured_ms=m.metrics[LATENCY],
             digest=digest,
         )
-        for digest, e in front.items()
-        if digest in measured
+        for digest, m in known.items()
     )
-    again = LatencyCheck(
-        pairs=tuple(
-            LatencyPair(predicted_ms=m.first.latency_ms, measured_ms=m.second.latency_ms)
-            for digest, m in measured.items()
-            if digest in front
-        )
+    again = tuple(
+        LatencyPair(predicted_ms=m.first.latency_ms, measured_ms=m.second.latency_ms)
+        for m in known.values()
     )
     conditions = table.conditions.to_dict()
     device = conditions.pop("device")
@@ -168,7 +154,9 @@ def latency_check(
         "expected error": f"{table.expected_error(space):.1%} (leave-one-out)",
     }
     return LatencyCheck(
-        pairs=pairs, provenance=shown, repeatability=latency_errors(again) if measured else {}
+        pairs=pairs,
+        provenance=shown,
+        repeatability=latency_errors(LatencyCheck(pairs=again)) if measured else {},
     )
 
 

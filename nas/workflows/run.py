@@ -44,7 +44,7 @@ from results.files import atomic_write
 from results.journal import Evaluation
 from results.report.data import ReportData
 from results.report.page import write_report
-from results.store import EXPORT, RunDirectory
+from results.store import EXPORT, RESULT, RunDirectory
 from search import Constraint, Objective, Problem, check_feasible, feasible_range
 from search.problem import Table
 from search_space import Architecture, SearchSpace
@@ -87,6 +87,11 @@ class Run(ABC, Generic[Config]):
     @abstractmethod
     def all_phases(self) -> ReportData:
         """Make everything that is not there yet; returns the report's data."""
+
+    def run(self) -> ReportData:
+        """The report's data; a run that is complete is only read."""
+        done = self.complete()
+        return self.all_phases() if done is None else done
 
     def complete(self) -> ReportData | None:
         """A complete run's report; None where something is left to make, or is damaged."""
@@ -379,7 +384,8 @@ class Run(ABC, Generic[Config]):
             yield progress
 
     def finish(self, data: ReportData) -> ReportData:
-        """Write the report and close the run."""
+        """Write result and report, and close the run."""
+        self.directory.write_json(RESULT, data.to_dict())
         with self.phase("report"):
             write_report(self.path, data)
         self.directory.update_manifest(

@@ -13,8 +13,7 @@ from typing import Any, TypedDict
 
 from nas.cli.console import Console
 from nas.config import MAY_DIFFER
-from results.manifest import read_manifest
-from results.store import MANIFEST, RunDirectory, check_resumable, is_run
+from results.store import MANIFEST, RunDirectory, check_resumable, is_run, read_manifest
 from search_space.errors import CorruptFileError
 
 

@@ -17,7 +17,7 @@ from nas.workflows.finishing import card_figures, export_trained, judged, latenc
 from nas.workflows.idle_budget import idle_budget
 from nas.workflows.measuring import Measured
 from nas.workflows.reporting import Findings, assemble
-from nas.workflows.with_images import ImageRun, training_text
+from nas.workflows.with_images import ImageRun, shown
 from predictors.tables.latency_table import LatencyTable
 from results.journal import Evaluation, read_journal
 from results.pareto import non_dominated
@@ -40,7 +40,6 @@ from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.loggers.tensorboard import TensorBoardLogger
-from supernet.training.train import finetune
 
 FINETUNE = "finetune"
 MIN_IMAGES = 16  # of a first look that tells anything
@@ -61,8 +60,6 @@ class TrainedSearch(ImageRun):
         return self.config.search.finalists
 
     def all_phases(self) -> ReportData:
-        if (done := self.complete()) is not None:
-            return done
         _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
         self.check_trainings()
@@ -191,7 +188,12 @@ class TrainedSearch(ImageRun):
     def _judging(self) -> dict[str, Any]:
         counts = np.bincount(self.data.validation.labels, minlength=self.num_classes)
         amp = self.config.train.amp
-        return {"device": self.compute, "amp": amp, "class_counts": tuple(counts.tolist())}
+        return {
+            "device": self.compute,
+            "amp": amp,
+            "class_counts": tuple(counts.tolist()),
+            "calibration": self.calibration,
+        }
 
     def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
@@ -226,6 +228,14 @@ class TrainedSearch(ImageRun):
             metrics = {key: float(values[0]) for key, values in cheap.items()}
             metrics |= evaluator(architecture)
             result[name] = Evaluation.of(architecture, metrics)
+        if self.calibration is not None and evaluator.recalibrated:
+            seconds = evaluator.recalibration_seconds / evaluator.recalibrated
+            self.note(
+                "Batch norms of each candidate were recalibrated on "
+                f"{self.calibration.num_images:,} training images before it was judged, which "
+                f"takes {seconds:.2g} s a candidate here (mean of {evaluator.recalibrated} "
+                "baselines); --recalibration-images sets their number."
+            )
         return result
 
     def finetuned(
@@ -240,29 +250,21 @@ class TrainedSearch(ImageRun):
         tuned: list[tuple[float, Backbone, Evaluation]] = []
         with self.phase("fine-tuning the finalists") as progress:
             for i, evaluation in enumerate(finalists):
-
-                def show(done: int, total: int, info: Mapping[str, Any], i: int = i) -> None:
-                    progress(done + i * total, count * total, training_text(info))
-
                 architecture = Architecture.from_dict(evaluation.architecture)
-                network = supernet.extract(architecture, drop_path_rate=recipe.drop_path_rate)
+                rate = recipe.drop_path_rate
+                network = self.extracted(supernet, architecture, drop_path_rate=rate)
                 # Judged on the pixels that its export asks for, and trained on them unless a
                 # teacher looks at the same images and needs the larger.
                 images = self.data.at(architecture.resolution)
-                finetune(
-                    network,
-                    images if recipe.teacher is None else self.data,
-                    recipe,
-                    self.path / FINETUNE / evaluation.digest,
-                    progress=show,
-                    device=self.compute,
-                    workers=self.config.loader_workers,
-                )
+                seen = images if recipe.teacher is None else self.data
+                folder = f"{FINETUNE}/{evaluation.digest}"
+                self.train_network(network, recipe, folder, shown(progress, i, count), seen)
                 loss = evaluate(network, eval_batches(images.validation), amp=recipe.amp).loss
                 tuned.append((loss, network, evaluation))
         _, network, evaluation = min(tuned, key=lambda item: item[0])
         known_latency = measured.get(evaluation.digest)
-        chosen = judged(supernet, network, evaluation, known_latency, self.data, recipe.amp)
+        inherited = self.extracted(supernet, network.architecture)
+        chosen = judged(inherited, network, evaluation, known_latency, self.data, recipe.amp)
         self.console.say(
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"

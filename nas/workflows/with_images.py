@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from predictors.tables.folder import cache_folder
 from results.report.data import ReportData
 from results.store import CONFIG, SUPERNET
 from search.problem import Values
-from search_space import Genes
+from search_space import Architecture, Genes
 from search_space.errors import RunError
 from search_space.metrics import MACS
-from supernet import Supernet
+from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
+from supernet.data.batches import EvalBatches
 from supernet.data.dataset import ImageData, open_data
-from supernet.training.checkpoints import CheckpointFolder, load_latest
-from supernet.training.config import check_batch_size, check_groups
+from supernet.training.checkpoints import CheckpointFolder
+from supernet.training.config import TrainConfig, check_batch_size, check_groups
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
+from supernet.training.recalibration import calibration_of, extract_for
 from supernet.training.strategies import COST_STRATEGIES
-from supernet.training.train import train_supernet
+from supernet.training.train import finetune, train_supernet
 
 CHECKPOINTS = "checkpoints"
 
@@ -77,15 +79,43 @@ class ImageRun(Run[TrainedConfig]):
             self._load_supernet(supernet, Path(self.config.supernet))
             return supernet.eval()
         with self.phase("training the supernet") as progress:
-            self._train(
-                supernet, lambda done, total, info: progress(done, total, training_text(info))
-            )
+            self._train(supernet, shown(progress))
         for epoch in curves(self.path)[-1:]:
             self.console.say(
                 f"  validation accuracy: largest {_percent(epoch.accuracy_largest)}, "
                 f"smallest {_percent(epoch.accuracy_smallest)}"
             )
         return supernet.eval()
+
+    def train_network(
+        self,
+        network: Backbone,
+        recipe: TrainConfig,
+        folder: str,
+        progress: ProgressCallback,
+        images: ImageData | None = None,
+    ) -> None:
+        """Train one network, whose checkpoints are in a folder of the run."""
+        finetune(
+            network,
+            self.data if images is None else images,
+            recipe,
+            self.path / folder,
+            progress=progress,
+            device=self.compute,
+            workers=self.config.loader_workers,
+        )
+
+    @cached_property
+    def calibration(self) -> EvalBatches | None:
+        """Training images that recalibrate candidates; None where the space has no batch norms."""
+        workers = self.config.loader_workers
+        return calibration_of(self.space, self.data, self.config.train, workers=workers)
+
+    def extracted(self, supernet: Supernet, architecture: Architecture, **options: Any) -> Backbone:
+        """Extracts a network, with averages of images at its own resolution."""
+        images = self.data.at(architecture.resolution)
+        return extract_for(supernet, architecture, images, self.config.train, **options)
 
     def _train(self, supernet: Supernet, progress: ProgressCallback) -> None:
         """Train in this process, or with several workers."""
@@ -126,7 +156,7 @@ class ImageRun(Run[TrainedConfig]):
         return self.latency_table().compile(self.space, self.num_classes).predict
 
     def _load_supernet(self, supernet: Supernet, run: Path) -> None:
-        checkpoint = load_latest(run / SUPERNET / CHECKPOINTS)
+        checkpoint = CheckpointFolder(run / SUPERNET / CHECKPOINTS).newest()
         if checkpoint is None:
             raise RunError(no_supernet(run))
         identity = checkpoint.metadata["identity"]
@@ -178,11 +208,15 @@ class SupernetTraining(ImageRun):
         return ReportData(run=self.path.name, status="trained", training=curves(self.path))
 
 
-def training_text(info: Mapping[str, Any]) -> str:
-    """Epoch and loss of a training, for its line of progress."""
-    parts = [f"epoch {info['epoch']}"] if "epoch" in info else []
-    parts += [f"{key} {value:.3f}" for key, value in info.items() if key.startswith("loss")][:1]
-    return ", ".join(parts)
+def shown(progress: Callable[..., None], part: int = 0, parts: int = 1) -> ProgressCallback:
+    """A training's progress with epoch and loss, for one of several equal parts of a phase."""
+
+    def show(done: int, total: int, info: Mapping[str, Any]) -> None:
+        texts = [f"epoch {info['epoch']}"] if "epoch" in info else []
+        texts += [f"{key} {info[key]:.3f}" for key in info if key.startswith("loss")][:1]
+        progress(done + part * total, parts * total, ", ".join(texts))
+
+    return show
 
 
 def _percent(value: float | None) -> str:

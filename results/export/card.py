@@ -31,43 +31,19 @@ def model_card(
     network: Backbone, exported: Sequence[Export], preprocessing: Preprocessing, card: ModelCard
 ) -> str:
     """The README of an export, in Markdown."""
-    side = preprocessing.resolution
-    lines = [
-        f"# {card.title}",
-        "",
-        f"Architecture `{network.architecture.digest}`: {network.architecture}.",
-        f"Trained on: {card.trained_on}.",
-        "",
-    ]
-    if card.metrics:
-        lines += ["| metric | value |", "| --- | --- |"]
-        lines += [f"| {key} | {value} |" for key, value in card.metrics.items()]
-        lines.append("")
-    lines += [
-        "## Input and output",
-        "",
-        f"`images`: float32, (batch, 3, {side}, {side}), any batch size. {preprocessing} "
-        f"`logits`: float32, (batch, {network.num_classes}).",
-        "",
-        "## Loading",
-        "",
-    ]
-    for item in exported:
-        kind = FORMATS[item.format]
-        lines += [
-            f"{kind.file}, {kind.needs}; checked on export, logits within "
-            f"{item.max_difference:.1e} of the network's:",
-            "",
-            "```python",
-            load_line(item.format, Path(".")),
-            "```",
-            "",
-            kind.hint.format(side=side),
-            "",
-        ]
-    if card.class_names:
-        shown = ", ".join(map(str, card.class_names[:100]))
-        lines += ["## Classes", "", f"In the order of the logits: {shown}.", ""]
-    if card.notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in card.notes), ""]
-    return "\n".join(lines)
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = [(FORMATS[e.format], e, load_line(e.format, Path("."))) for e in exported]
+    return environment.get_template("card.md.j2").render(
+        card=card,
+        network=network,
+        preprocessing=preprocessing,
+        side=preprocessing.resolution,
+        exported=formats,
+    )

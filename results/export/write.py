@@ -7,6 +7,7 @@ a name is therefore complete and checked; a kill in between leaves nothing that 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -36,6 +37,7 @@ from search_space.errors import CorruptFileError, UsageError
 from search_space.names import PlainName
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
+from supernet.network.layers import fold_batch_norms
 
 VERIFIED = "verified.json"
 MAX_WEIGHTS = 2**36  # bytes of an exported file
@@ -62,7 +64,8 @@ def export_network(
     """Write ``network`` to ``directory`` in every format, each verified.
 
     Args:
-        network: the network, on any device; it is exported in eval mode.
+        network: the network, on any device; it is exported in eval mode, and with its batch norms
+            folded where the format cannot be trained on.
         directory: created; an earlier export in it is replaced once the new one is complete.
         reference: images ``(batch, 3, side, side)`` → logits that the formats must reproduce;
             the supernet's subnet where weights are inherited, by default the network itself.
@@ -81,13 +84,14 @@ def export_network(
     staging.mkdir(parents=True)
     try:
         write_timm(network, staging, preprocessing, card.class_names)
+        folded = fold_batch_norms(copy.deepcopy(network))  # as runtimes are to run it
         images = _test_images(preprocessing.resolution)
         with torch.inference_mode():
             expected = (reference or network)(images[:3]).float().cpu()
         if "onnx" in formats:
-            write_onnx(network, images, staging / FILES["onnx"], opset)
+            write_onnx(folded, images, staging / FILES["onnx"], opset)
         if "torch_export" in formats:
-            torch.export.save(program(network, images), staging / FILES["torch_export"])
+            torch.export.save(program(folded, images), staging / FILES["torch_export"])
         exported = [verify(name, staging, directory, images[:3], expected) for name in formats]
         text = model_card(network, exported, preprocessing, card)
         (staging / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,6 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from results.files import as_plain, read_json
-from search_space.boundary import parse_model
 from search_space.names import Digest
 
 Metrics = Mapping[str, FiniteFloat | None]
@@ -272,15 +271,6 @@ class ReportData:
     def to_dict(self) -> dict[str, Any]:
         """Strictly JSON-able form; NaN and infinities, which JSON lacks, become None."""
         return dict(as_plain(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Inverse of ``to_dict``; keys that are not known are ignored.
-
-        Raises:
-            CorruptFileError: Names each field that is missing or of the wrong type.
-        """
-        return parse_model(data, cls, "the data of a report")
 
 
 def read_result(path: Path) -> ReportData:

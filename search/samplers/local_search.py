@@ -33,31 +33,24 @@ class LocalSearch(PopulationSampler):
         front = self._archive.results.genes[self._rng.permutation(self._archive.front)]
         members = [row for row in front if row.tobytes() not in self._exhausted]
         explored = [self._explored.get(member.tobytes(), 0) for member in members]
-        open_members = [members[i] for i in np.argsort(explored, kind="stable")]
-        waiting: deque[tuple[Genes, Genes | None]] = deque((each, None) for each in open_members)
-        chosen: list[Genes] = []
-        while waiting and len(chosen) < n:
+        waiting: deque[tuple[Genes, Genes | None]] = deque(
+            (members[i], None) for i in np.argsort(explored, kind="stable")
+        )
+        chosen = [self._no_rows()]
+        while waiting and len(chosen) <= n:
             member, rows = waiting.popleft()
             if rows is None:
                 rows = self._screen.candidates(neighbours(self.problem, member))
                 rows = self._rng.permutation(rows)
-            fresh, rest = self._first_new(rows)
+            rows = self._screen.candidates(rows)
             key = member.tobytes()
-            if len(fresh) == 0:
+            if len(rows) == 0:
                 self._exhausted.add(key)
                 continue
             self._explored[key] = self._explored.get(key, 0) + 1
-            chosen.append(fresh[0])
-            waiting.append((member, rest))
-        return np.stack(chosen) if chosen else self._no_rows()
-
-    def _first_new(self, rows: Genes) -> tuple[Genes, Genes]:
-        """The first row that is not marked yet, now marked, and those behind it."""
-        for i in range(len(rows)):
-            fresh = self._screen.fresh(rows[i : i + 1], 1)
-            if len(fresh):
-                return fresh, rows[i + 1 :]
-        return rows[:0], rows[:0]
+            chosen.append(self._screen.fresh(rows, 1))
+            waiting.append((member, rows[1:]))
+        return np.concatenate(chosen)
 
     def _learn(self, told: Judged) -> None:
         self._archive.tell(told)

@@ -39,7 +39,7 @@ _QUIET = {
 
 
 def prepare(address: str | None) -> None:
-    """Sets what Ray reads when it is imported: before that, with the address of ``connect``."""
+    """Sets what Ray reads when it is imported: before that, with the address of ``connected``."""
     quieten()
     if "ray" in sys.modules:
         return  # it would tell its other processes what this one does not know

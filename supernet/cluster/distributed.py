@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Workers:
 
     Attributes:
         gpus: Of each; None for one where the cluster has any.
-        address: Of the cluster, see ``supernet.cluster.connection.connect``.
+        address: Of the cluster, see ``supernet.cluster.connection.connected``.
         storage: Folder or URL that all nodes see; checkpoints are kept in its folder ``name``. By
             default they are in the training's directory, which all nodes must share then.
         max_failures: Lost workers until the training is given up.
@@ -121,16 +121,15 @@ def train_distributed(
                 checkpoint_seconds=checkpoint_seconds,
                 storage=storage,
                 token=token,
-                start=None if start is None else start[0],
+                start=None if start is None else start.name,
                 count=workers.count,
                 resources=resources,
                 board=_board(),
             )
             files = MetricFiles(directory, loggers)
-            epochs = {} if start is None else _epochs(start[1])
+            epochs = {} if start is None else _epochs(start)
             _run(job, workers, _Listener(files, epochs, progress, notice))
-        last = storage.newest()
-        known = None if last is None else last[1]
+        known = storage.newest()
         if known is None or not _is_finished(known, config):
             raise RunError(
                 f"all {config.epochs} epochs were trained, but the last checkpoint in {storage} "
@@ -169,12 +168,12 @@ def _epochs(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
     return {line["epoch"]: EpochMetrics(**line).to_dict() for line in history}
 
 
-def _start(storage: CheckpointFolder, known: Checkpoint | None) -> tuple[str, Checkpoint] | None:
+def _start(storage: CheckpointFolder, known: Checkpoint | None) -> Checkpoint | None:
     """Finds the checkpoint to begin with: the storage's newest, or ``known`` if it is newer."""
     stored = storage.newest(set_aside=True)
-    if known is None or (stored is not None and stored[1].step >= known.step):
+    if known is None or (stored is not None and stored.step >= known.step):
         return stored
-    return storage.write(known), known
+    return replace(known, name=storage.write(known))
 
 
 class _Board:

@@ -54,7 +54,7 @@ class Tuning:
         trials: In all, the recipe of each network among them.
         workers: Trials at a time.
         gpus: Of each worker; None for one where the cluster has any.
-        address: As for ``supernet.cluster.connection.connect``.
+        address: As for ``supernet.cluster.connection.connected``.
         seed: Of what is tried.
         max_failures: Workers that a trial may lose.
     """

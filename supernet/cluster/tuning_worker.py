@@ -98,5 +98,5 @@ def _inherited(job: TrialJob, digest: str, drop_path_rate: float) -> Backbone:
     stored = storage.newest()
     if stored is None:
         raise RunError(f"{storage} holds no weights any more; continue with --resume")
-    network.load_state_dict(stored[1].weights)
+    network.load_state_dict(stored.weights)
     return network

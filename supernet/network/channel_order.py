@@ -142,11 +142,11 @@ def sort_channels(
 
 @dataclass(frozen=True)
 class _Module:
-    """A module of a largest subnet, with the stage whose residual stream each name is."""
+    """A module of a largest subnet, with the beginning of the residual stream that a name is."""
 
     path: str
     spec: ModuleSpec
-    stages: Mapping[str, int]
+    streams: Mapping[str, str]
 
     def shared_axes(self) -> Iterator[tuple[str, set[str]]]:
         """The shared parameters of the module and the names that their axes have."""
@@ -165,8 +165,8 @@ class _Module:
         for shared, local in self.shared_axes():
             scope = next((name for name in own if shared.startswith(f"{name}.")), self.path)
             for name in local:
-                stage = self.stages.get(name)
-                result[name] = (scope, name) if stage is None else (f"stages.{stage}", "dim")
+                stream = self.streams.get(name)
+                result[name] = (scope, name) if stream is None else (stream, "dim")
         return result
 
 
@@ -198,18 +198,18 @@ def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
     yield _Module("head", head_spec(macro, widths[-1], num_classes), {"dim": streams[-1][1]})
 
 
-def _streams(space: SearchSpace) -> Iterator[tuple[int, int]]:
-    """For each stage the numbers of the residual streams that it reads and writes.
+def _streams(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    """For each stage the places where the residual streams begin that it reads and writes.
 
     A stage goes on with the stream before it unless a transition or a block begins another.
     """
-    into = -1
+    into = "stem"
     for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
         if space.enters_by_block:
             begins = all(BLOCKS[block.kind].strided for block in stage.positions[0])
         else:
             begins = stride > 1 or space.widths_before[i] != stage.widths
-        stream = i if begins else into
+        stream = f"stages.{i}" if begins else into
         yield into, stream
         into = stream
 

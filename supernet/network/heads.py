@@ -12,6 +12,7 @@ from supernet.network.layers import (
     activation_axes,
     build_activation,
     build_norm,
+    folded_before,
     norm_axes,
 )
 from supernet.network.registry import register_head
@@ -109,6 +110,11 @@ class LinearHead(Head):
 
     def after_pool(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.norm_after_pool else x
+
+    def fold(self) -> None:
+        """Folds the norm into the classifier; a mean over the map changes nothing about it."""
+        if isinstance(self.fc, Linear) and (self.norm_after_pool or self.global_pool == "avg"):
+            self.norm = folded_before(self.norm, self.fc)
 
     def axes(self) -> dict[str, Axes]:
         return norm_axes("norm", self.norm, "dim") | self.fc_axes("dim")

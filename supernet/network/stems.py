@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, StaticModule
-from supernet.network.layers import Conv2d, ConvNorm, build_norm, norm_axes
+from supernet.network.layers import Conv2d, ConvNorm, build_norm, folded_after, norm_axes
 from supernet.network.registry import register_stem
 
 
@@ -28,6 +28,10 @@ class ConvStem(StaticModule):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.conv(images.contiguous(memory_format=torch.channels_last))
         return self.norm(maps.permute(0, 2, 3, 1))
+
+    def fold(self) -> None:
+        """Folds the norm into the convolution."""
+        self.norm = folded_after(self.conv, self.norm)
 
     def axes(self) -> dict[str, Axes]:
         conv: dict[str, Axes] = {
@@ -136,7 +140,7 @@ class TieredPoolStem(_DeepPoolStem):
 
 @register_stem("convs")
 class ConvsStem(_Convolutions):
-    """Two convolutions, the second of stride 2, by way of half the channels (EfficientFormer)."""
+    """Two convolutions, the first of stride 2, by way of half the channels (EfficientFormer)."""
 
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
-        super().__init__((max(1, dim // 2), dim), kernel, (stride // 2, 2), in_chans, **style)
+        super().__init__((max(1, dim // 2), dim), kernel, (2, stride // 2), in_chans, **style)

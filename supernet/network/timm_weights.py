@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from search_space.architecture import Architecture
-from search_space.errors import NasError
 from search_space.components import Component, components
+from search_space.errors import NasError
 from supernet.network.backbone import Backbone, build
 from supernet.network.tensor_files import read_tensors
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, Axis, Product, StaticModule
-from supernet.network.layers import Conv2d, Linear, build_norm, norm_axes
+from supernet.network.layers import (
+    Conv2d,
+    Linear,
+    build_norm,
+    folded_after,
+    folded_before,
+    norm_axes,
+)
 from supernet.network.registry import register_transition
 
 
@@ -53,6 +60,10 @@ class PatchMerging(Transition):
     def forward(self, x: Tensor) -> Tensor:
         return self.reduction(self.norm(x if self.kernel == 1 else self._patches(x)))
 
+    def fold(self) -> None:
+        """Folds the norm, which comes after the padding, into the linear layer."""
+        self.norm = folded_before(self.norm, self.reduction)
+
     def _patches(self, x: Tensor) -> Tensor:
         """Every second kernel × kernel patch as one vector; odd maps are padded by one."""
         batch, height, width, dim = x.shape
@@ -91,6 +102,11 @@ class _Convolution(Transition):
             x = self.norm(x)
         x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x) if self.normed == "out_dim" else x
+
+    def fold(self) -> None:
+        """Folds a norm after the convolution; one before it stays, since padding is between."""
+        if self.normed == "out_dim":
+            self.norm = folded_after(self.conv, self.norm)
 
     def axes(self) -> dict[str, Axes]:
         conv: dict[str, Axes] = {

@@ -48,8 +48,12 @@ _RAY_FILES = (".validate_storage_marker", "checkpoint_manager_snapshot.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Holds what was saved at ``step``: tensors by name and plain metadata."""
+    """Holds what was saved at ``step``: tensors by name and plain metadata.
 
+    ``name`` is that of its folder, once it is in one.
+    """
+
+    name: str = ""
     step: int
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
@@ -195,11 +199,10 @@ class CheckpointFolder:
         """Loads the newest good checkpoint of a training that goes on; sets damaged ones aside."""
         with suppress(OSError):
             self._remove_unfinished()
-        latest = self.newest(set_aside=True)
-        return None if latest is None else latest[1]
+        return self.newest(set_aside=True)
 
-    def newest(self, *, set_aside: bool = False) -> tuple[str, Checkpoint] | None:
-        """Returns the newest good checkpoint and its name; each damaged one is warned about.
+    def newest(self, *, set_aside: bool = False) -> Checkpoint | None:
+        """Returns the newest good checkpoint; each damaged one is warned about.
 
         Args:
             set_aside: Rename damaged ones, as a training must that is going to write new ones.
@@ -207,7 +210,7 @@ class CheckpointFolder:
         names = self.names()
         for name in names:
             try:
-                return name, self.read(name)
+                return self.read(name)
             except CorruptFileError as error:
                 last = " No good one is left." if name == names[-1] else ""
                 warnings.warn(
@@ -240,6 +243,7 @@ class CheckpointFolder:
                 )
             tensors[part] = parse_safetensors(raw, f"{self}/{name}/{part}")
         return Checkpoint(
+            name=name,
             step=content.step,
             weights=tensors[WEIGHTS],
             optimizer=tensors[OPTIMIZER],
@@ -354,12 +358,6 @@ def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
             )
     elif stored != here:
         yield f"{path} is {stored!r} there, {here!r} here"
-
-
-def load_latest(directory: Path) -> Checkpoint | None:
-    """Loads the newest good checkpoint of a folder that is only read; warns of damaged ones."""
-    latest = CheckpointFolder(directory).newest()
-    return None if latest is None else latest[1]
 
 
 def _raw(tensors: Mapping[str, torch.Tensor]) -> bytes:

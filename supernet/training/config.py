@@ -24,7 +24,7 @@ CHOICES = {
 }
 _POSITIVE = {
     *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
-    *("accumulate", "groups", "banks", "shrink_epsilon"),
+    *("accumulate", "groups", "banks", "shrink_epsilon", "recalibration_images"),
 }
 _NOT_NEGATIVE = {
     *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
@@ -79,6 +79,8 @@ class TrainConfig:
             since there is nothing to learn from an untrained network (``rank_fidelity.py``).
         tokens: (share of the training, factor) pairs: images are this much coarser until then.
         teacher: A timm model's name, with ``teacher_weights`` from a file, or an export's folder.
+        recalibration_images: Training images by which batch norms of subnets get their averages
+            before they are judged, fine-tuned or exported; other spaces do not need it.
         teacher_variants: Draws of the augmentation whose logits are stored, so that later epochs
             need no teacher; 0 to ask it in every step.
 
@@ -120,6 +122,7 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weights: str | None = None
     teacher_variants: int = 0
+    recalibration_images: int = 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", TokenSchedule(self.tokens).phases)

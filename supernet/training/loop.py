@@ -141,7 +141,9 @@ class TrainingLoop:
         self.parameters = dict(module.named_parameters())
         self.average: MovingAverage | None = None
         if config.ema_decay:
-            self.average = MovingAverage(self.parameters, config.ema_decay)
+            state = module.state_dict(keep_vars=True)
+            tensors = {name: value for name, value in state.items() if value.is_floating_point()}
+            self.average = MovingAverage(tensors, config.ema_decay)
         self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
         self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=self.workers)
         self.state = _State()
@@ -154,14 +156,17 @@ class TrainingLoop:
         """Trains to the end, from the checkpoint if there is one; returns all epochs' metrics."""
         with nullcontext() if self.files is None else self.files:
             self._resume()
-            for line in self.state.history:
-                self._tell(EpochMetrics(**line))
+            for metrics in self._epochs():
+                self._tell(metrics)
             self.snapshot = self._take_snapshot()
             while self.state.step < self.total_steps:
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
-                self.average.copy_to(self.parameters)
+                self.average.use()
+        return self._epochs()
+
+    def _epochs(self) -> list[EpochMetrics]:
         return [EpochMetrics(**line) for line in self.state.history]
 
     # Steps --------------------------------------------------------------------------------
@@ -333,7 +338,7 @@ class TrainingLoop:
         quality: dict[str, Quality] = {}
         before, now = (config.evaluations * e // config.epochs for e in (epoch, epoch + 1))
         if now > before and self.group.rank == 0:
-            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+            with nullcontext() if self.average is None else self.average.used():
                 quality = self.objective.qualities(self.validation)
         metrics = EpochMetrics(
             epoch=epoch,
@@ -380,4 +385,4 @@ class TrainingLoop:
 
     def _write_metrics(self) -> None:
         if self.files is not None:
-            self.files.rewrite(EpochMetrics(**line).to_dict() for line in self.state.history)
+            self.files.rewrite(metrics.to_dict() for metrics in self._epochs())

@@ -23,6 +23,7 @@ from supernet.training.evaluation import evaluate
 from supernet.training.loop import CHECKPOINTS, How, TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
+from supernet.training.recalibration import calibration_of
 from supernet.training.strategies import SubnetSampler, make_sampler
 from supernet.training.teachers import OpenedTeacher, open_teacher
 from supernet.training.tokenisation import TokenSchedule
@@ -91,6 +92,7 @@ def train_supernet(
         teacher=None if teacher is None else teacher.logits,
         total_steps=total_steps,
         rank=group.rank,
+        calibration=calibration_of(space, data, config, workers=how.get("workers", 0)),
     )
     identity = {
         "space": space.digest,

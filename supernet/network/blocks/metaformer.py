@@ -14,6 +14,7 @@ from supernet.network.layers import (
     activation_axes,
     build_activation,
     build_norm,
+    folded_before,
     norm_axes,
 )
 from supernet.network.mixers import build_mixer
@@ -82,6 +83,10 @@ class MetaFormer(StaticModule):
             return x + self._branch(self.mlp(self.norm2(self.mixer(x))), self.scale2)
         x = x + self._branch(self.mixer(self.norm1(x)), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def fold(self) -> None:
+        """Folds the norm of the MLP into its first layer; what a mixer begins with is its own."""
+        self.norm2 = folded_before(self.norm2, self.mlp.fc1)
 
     def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
         return drop_path(x if scale is None else x * scale, self.drop_path_rate, self.training)
