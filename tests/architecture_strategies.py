@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
 from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
-from search_space.macro import HEAD_NORMS, NORMS, PADDINGS, TRANSITIONS
+from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
 
 WIDTH_UNIT = 16  # suits every mixer below
 
@@ -49,10 +49,11 @@ def mixers(draw: st.DrawFn) -> Mixer:
 
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
-    stem = draw(st.sampled_from(["conv", "conv_act", "conv_pool", "convs"]))
-    stride = draw(st.sampled_from([2, 4, 6] if stem in ("conv_pool", "convs") else [1, 2, 3, 4]))
+    stem = draw(st.sampled_from(STEMS.names()))
+    free = stem in ("conv", "conv_act")
+    stride = draw(st.sampled_from([1, 2, 3, 4] if free else [2, 4, 6]))
     eps = st.floats(1e-8, 1e-2)
-    head = draw(st.sampled_from(["linear", "conv"]))
+    head = draw(st.sampled_from(HEADS.names()))
     return Macro(
         stem=stem,
         stem_kernel=stride + draw(st.integers(0, 4))
@@ -70,10 +71,12 @@ def macros(draw: st.DrawFn) -> Macro:
         head_norm_eps=draw(eps),
         head=head,
         head_width=0 if head == "linear" else draw(st.integers(1, 64)),
+        head_conv_width=draw(st.integers(1, 64)) if head == "conv_hidden" else 0,
         activation=draw(st.sampled_from(ACTIVATIONS)),
         conv_norm=draw(st.sampled_from(NORMS)),
         conv_activation=draw(st.sampled_from(ACTIVATIONS)),
         padding=draw(st.sampled_from(PADDINGS)),
+        shortcut=draw(st.sampled_from(SHORTCUTS)),
     )
 
 
