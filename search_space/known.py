@@ -2,7 +2,7 @@
 
 Swin (Liu et al. 2021), FocalNet (Yang et al. 2022; small and large receptive field), ConvNeXt
 (Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm)
-and HorNet in its 7×7 version (Rao et al. 2022).
+and HorNet in its 7×7 version (Rao et al. 2022). Convolutional ones have a file of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from search_space.architecture import Architecture, Stage
 from search_space.blocks import Mixer, metaformer
 from search_space.errors import UnknownNameError
+from search_space.known_convolutional import CONVOLUTIONAL, convolutional
 from search_space.macro import Macro
 
 SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
@@ -67,13 +68,19 @@ _KNOWN = {
 
 def known_names() -> list[str]:
     """Returns the names of all known designs."""
-    return list(_KNOWN)
+    return [*_KNOWN, *CONVOLUTIONAL]
 
 
 def known(name: str) -> Architecture:
-    """Returns the known design ``name`` at 224 px; raises UnknownNameError for another name."""
+    """Returns the known design ``name``, at its own resolution; 224 px for most.
+
+    Raises:
+        UnknownNameError: There is no such design.
+    """
+    if name in CONVOLUTIONAL:
+        return convolutional(name)
     if name not in _KNOWN:
-        raise UnknownNameError("design", name, _KNOWN)
+        raise UnknownNameError("design", name, known_names())
     macro, widths, depths, mixers = _KNOWN[name]
     stages = tuple(
         Stage(width, (metaformer(mixer),) * depth)

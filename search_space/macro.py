@@ -17,6 +17,7 @@ from search_space.registry import Registry, is_int, is_number
 NORMS = ("layer_norm", "group_norm", "batch_norm")
 HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
+SHORTCUTS = ("conv", "pooled")
 BLOCK_TRANSITION = "block"
 
 
@@ -62,13 +63,16 @@ class Macro:
         head_norm: Whether the last norm sits before or after global pooling, or is left out.
         head_norm_eps: Added to the last norm's variance.
         stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
-            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet) or
-            ``convs`` (two such convolutions, one after the other: EfficientFormer). All but the
-            first have odd kernels; the last two share an even stride, of which pooling, or the
-            first of two, has 2.
+            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet),
+            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-D
+            and -T) or ``convs`` (two such convolutions, one after the other: EfficientFormer). All
+            but the first have odd kernels; the last four share an even stride, of which pooling, or
+            the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
-        head: ``linear`` (the classifier) or ``conv`` (before pooling a 1 × 1 convolution to
-            ``head_width`` channels, with norm and activation: MobileNetV2).
+        head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
+            ``head_width`` channels, with norm and activation: MobileNetV2) or ``conv_hidden`` (such
+            a convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
+            and the activation: MobileNetV3).
         head_width: Channels that the classifier sees, where the head has a convolution.
         activation: Of MetaFormer blocks' MLPs.
         conv_norm: Norm of convolutional blocks, stems and heads.
@@ -76,6 +80,9 @@ class Macro:
         conv_activation: Activation of convolutional stems and heads.
         padding: Of convolutional stems and blocks: ``half`` of the kernel on every side, or
             ``same``: as much as strides need, the odd one at the end (TensorFlow).
+        shortcut: What residual blocks that change the size add: ``conv`` (a strided 1 × 1
+            convolution) or ``pooled`` (averages of 2 × 2 and a 1 × 1 convolution: ResNet-D).
+        head_conv_width: Channels that are pooled, where the head has a hidden layer.
 
     Raises:
         UnknownNameError: A style, norm, activation or place is unknown.
@@ -102,6 +109,8 @@ class Macro:
     conv_norm_eps: float = 1e-5
     conv_activation: str = "relu6"
     padding: str = "half"
+    shortcut: str = "conv"
+    head_conv_width: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -159,6 +168,7 @@ _NAMES: dict[str, Any] = {
     "activation": ACTIVATIONS,
     "conv_activation": ACTIVATIONS,
     "padding": PADDINGS,
+    "shortcut": SHORTCUTS,
 }
 _INTEGERS = {
     "stem_kernel": 1,
@@ -166,6 +176,7 @@ _INTEGERS = {
     "downsample_kernel": 2,
     "stem_width": 0,
     "head_width": 0,
+    "head_conv_width": 0,
 }
 _ALWAYS = [item.name for item in fields(Macro)][:10]
 
@@ -251,7 +262,7 @@ STEMS.add(
     )
 )
 STEMS.add(Part("conv_act", _conv_act_stem, _ceil_size, _conv_act_problem))
-for _name in ("conv_pool", "convs"):
+for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
     STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _even_problem))
 
 # Transitions ----------------------------------------------------------------------------------
@@ -292,5 +303,19 @@ def _conv_head(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
+def _conv_hidden_head(macro: Macro) -> dict[str, OptionValue]:
+    return {**_conv_head(macro), "conv_width": macro.head_conv_width}
+
+
+def _conv_hidden_problem(macro: Macro) -> str | None:
+    if macro.head_conv_width >= 1:
+        return None
+    return (
+        f"head_conv_width={macro.head_conv_width} must be at least 1 in a head {macro.head!r}: the "
+        "channels of its convolution."
+    )
+
+
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
+HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))
