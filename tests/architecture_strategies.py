@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
+from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
 from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
 
@@ -111,7 +113,10 @@ def architectures(draw: st.DrawFn, sides: tuple[int, int] = (64, 256)) -> Archit
         first = draw(blocks(strided=macro.downsample == "block"))
         width = WIDTH_UNIT * draw(st.integers(1, 8))
         stages.append(Stage(width, (first, *items), draw(st.sampled_from([None, None, 1, 2]))))
-    return Architecture(macro, draw(st.integers(*sides)), tuple(stages))
+    strides = [stage.stride or default_stride(i) for i, stage in enumerate(stages)]
+    least = macro.stem_stride * math.prod(strides)  # leaves a position in each stage
+    resolution = draw(st.integers(max(sides[0], least), max(sides[1], least)))
+    return Architecture(macro, resolution, tuple(stages))
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
