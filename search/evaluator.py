@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.architecture import Architecture
+from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, IMAGES, LOSS
 from search_space.space import SearchSpace
 
@@ -51,6 +52,9 @@ class SupernetEvaluator:
         calibration: training images, as batches, by which batch norms get their averages
             (``supernet.training.recalibration``); None where the space has none.
 
+    Raises:
+        UsageError: The space has batch norms, and there is no ``calibration``.
+
     Attributes:
         recalibrated: Networks that were extracted and recalibrated so far.
         recalibration_seconds: What that took.
@@ -67,6 +71,14 @@ class SupernetEvaluator:
     recalibration_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
+        from supernet.network.supernet import normalises_by_batch
+
+        space = self.supernet.space
+        if self.calibration is None and normalises_by_batch(space):
+            raise UsageError(
+                f"space {space.name!r} has batch norms, whose averages no subnet inherits; give "
+                "calibration, as supernet.training.recalibration.calibration_batches makes it."
+            )
         self.supernet.to(self.device)
         # of architectures by digest, the last few: parts of the images are asked for one by one
         self._averages: dict[str, dict[str, torch.Tensor]] = {}

@@ -276,7 +276,8 @@ def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
 
 def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
     inner = hidden_width(place.width, params["ratio"])
-    return {"hidden": inner, "activation": params["activation"], **_convolutional(place)}
+    own = {"hidden": inner, "activation": params["activation"], "shortcut": place.macro.shortcut}
+    return {**own, **_convolutional(place)}
 
 
 _ACTIVATION = Param("relu6", choices=ACTIVATIONS)

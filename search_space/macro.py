@@ -18,6 +18,7 @@ NORMS = ("layer_norm", "group_norm", "batch_norm")
 AS_NORM = "as_norm"
 HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
+SHORTCUTS = ("conv", "pooled")
 BLOCK_TRANSITION = "block"
 
 
@@ -63,14 +64,17 @@ class Macro:
         head_norm: Whether the last norm sits before or after global pooling, or is left out.
         head_norm_eps: Added to the last norm's variance.
         stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
-            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet) or
-            ``convs`` (two such convolutions, one after the other: EfficientFormer). All but the
-            first have odd kernels; the last two share an even stride, of which pooling, or the
-            first of two, has 2.
+            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet),
+            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-D
+            and -T) or ``convs`` (two such convolutions, one after the other: EfficientFormer). All
+            but the first have odd kernels; the last four share an even stride, of which pooling, or
+            the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
         head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
-            ``head_width`` channels, with norm and activation: MobileNetV2) or ``mlp`` (after
-            pooling a linear layer to so many, with activation and norm: CAFormer).
+            ``head_width`` channels, with norm and activation: MobileNetV2), ``conv_hidden`` (such a
+            convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
+            and the activation: MobileNetV3) or ``mlp`` (pooling, a linear layer to ``head_width``,
+            activation and norm: CAFormer).
         head_width: Channels that the classifier sees, where the head is not ``linear``.
         activation: Of MetaFormer blocks' MLPs.
         conv_norm: Norm of convolutional blocks, stems and heads.
@@ -81,6 +85,9 @@ class Macro:
         block_norm: Norm of MetaFormer blocks, ``as_norm`` for that of ``norm``.
         bias: Whether MetaFormer blocks' norms and MLPs, and norms of ``conv`` stems and
             transitions, have biases.
+        shortcut: What residual blocks that change the size add: ``conv`` (a strided 1 × 1
+            convolution) or ``pooled`` (averages of 2 × 2 and a 1 × 1 convolution: ResNet-D).
+        head_conv_width: Channels that are pooled, where the head has a hidden layer.
 
     Raises:
         UnknownNameError: A style, norm, activation or place is unknown.
@@ -109,6 +116,8 @@ class Macro:
     padding: str = "half"
     block_norm: str = AS_NORM
     bias: bool = True
+    shortcut: str = "conv"
+    head_conv_width: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -173,6 +182,7 @@ _NAMES: dict[str, Any] = {
     "activation": ACTIVATIONS,
     "conv_activation": ACTIVATIONS,
     "padding": PADDINGS,
+    "shortcut": SHORTCUTS,
 }
 _INTEGERS = {
     "stem_kernel": 1,
@@ -180,6 +190,7 @@ _INTEGERS = {
     "downsample_kernel": 2,
     "stem_width": 0,
     "head_width": 0,
+    "head_conv_width": 0,
 }
 _ALWAYS = [item.name for item in fields(Macro)][:10]
 
@@ -266,7 +277,7 @@ STEMS.add(
     )
 )
 STEMS.add(Part("conv_act", _conv_act_stem, _ceil_size, _conv_act_problem))
-for _name in ("conv_pool", "convs"):
+for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
     STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _even_problem))
 
 # Transitions ----------------------------------------------------------------------------------
@@ -320,6 +331,20 @@ def _mlp_head(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
+def _conv_hidden_head(macro: Macro) -> dict[str, OptionValue]:
+    return {**_conv_head(macro), "conv_width": macro.head_conv_width}
+
+
+def _conv_hidden_problem(macro: Macro) -> str | None:
+    if macro.head_conv_width >= 1:
+        return None
+    return (
+        f"head_conv_width={macro.head_conv_width} must be at least 1 in a head {macro.head!r}: the "
+        "channels of its convolution."
+    )
+
+
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
 HEADS.add(Part("mlp", _mlp_head))
+HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))

@@ -220,7 +220,8 @@ class SearchSpace:
             object.__setattr__(self, "stages", stages)
             for i, stage in enumerate(stages if self.enters_by_block else ()):
                 before = self.widths_before[i]
-                check_entry(i, self.strides[i], before, stage.widths, stage.positions[0])
+                if i or self.strides[0] > 1 or self.macro.stem_width:  # else the stem's is its own
+                    check_entry(i, self.strides[i], before, stage.widths, stage.positions[0])
         except InvalidArchitectureError as error:
             raise InvalidSpaceError(str(error)) from None
         if self.size > MAX_SIZE:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -32,13 +35,15 @@ from search_space import (
     load_space,
     metaformer,
 )
+from search_space.errors import RunError, UsageError
 from search_space.preprocessing import Preprocessing
 from search_space.space import SearchSpace, StageSpace
 from supernet import build
-from supernet.data.batches import doubling_batches, eval_batches
+from supernet.data.batches import Batch, doubling_batches, eval_batches
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.loop import CHECKPOINTS
+from supernet.training.objectives import Loss, NetworkObjective
 from supernet.training.recalibration import calibration_batches, extract, recalibrate
 from supernet.training.train import finetune, train_supernet
 
@@ -173,6 +178,27 @@ def test_candidates_are_judged_as_recalibrated_networks():
     assert SupernetFactory.of(supernet, parts, **options)()(architecture) == found
 
 
+def test_a_batch_of_one_position_counts_for_one():
+    norm = BatchNorm(3, 1e-5)
+    maps = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    norm.pool(True)
+    for part in (maps[:1], maps[1:4], maps[4:]):
+        norm.of_maps(part)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, maps.flatten(1).var(0))
+
+
+def test_what_a_batch_norm_cannot_do_is_said_before():
+    data, supernet = few_images(), fresh(space())
+    with pytest.raises(UsageError, match="has batch norms, whose averages no subnet inherits"):
+        SupernetEvaluator(supernet, [eval_batches(data.validation)])
+    alone = config(batch_size=2, strategy="multi_architecture", groups=2)
+    with pytest.raises(RunError, match="one image at a time; give a batch_size of 4 or more"):
+        train_supernet(supernet, data, alone, None)
+    with pytest.raises(RunError, match="give a batch_size of 2 or more"):
+        finetune(supernet.extract(space().smallest), data, config(batch_size=1))
+
+
 def test_validation_of_a_training_is_of_recalibrated_networks(tmp_path):
     data, supernet = few_images(), fresh(space())
     settings_ = config(epochs=1, recalibration_images=32)
@@ -213,6 +239,46 @@ def test_averages_of_averaged_weights_are_averaged_too(tmp_path, monkeypatch):
             decay = min(0.5, (1 + step) / (10 + step))
             expected = torch.lerp(expected, state[name], 1 - decay)
         torch.testing.assert_close(weights[name], expected)
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_a_continued_training_has_the_averages_of_one_that_was_not_stopped(tmp_path):
+    data, settings_ = few_images(), config(epochs=1, ema_decay=0.9)
+    whole = fresh(space()).extract(space().smallest)
+    finetune(whole, data, settings_, tmp_path / "whole")
+
+    def stop(done: int, total: int, info: dict[str, Any]) -> None:
+        if done == 3:
+            raise _StopError
+
+    network = fresh(space()).extract(space().smallest)
+    how = {"checkpoint_seconds": 0.0}
+    with pytest.raises(_StopError):
+        finetune(network, data, settings_, tmp_path / "parts", progress=stop, **how)
+    assert CheckpointFolder(tmp_path / "parts", CHECKPOINTS).newest().step == 2
+    network = fresh(space()).extract(space().smallest)
+    finetune(network, data, settings_, tmp_path / "parts", **how)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+
+
+def test_a_roll_back_takes_spoilt_averages_back(monkeypatch):
+    data = few_images()
+    network = fresh(space()).extract(space().smallest)
+    plain, spoilt = NetworkObjective.losses, []
+
+    def losses(self: NetworkObjective, step: int, batch: Batch) -> Iterator[Loss]:
+        if step == 2 and not spoilt:
+            spoilt.append(step)
+            batch = batch._replace(images=batch.images * torch.nan)
+        return plain(self, step, batch)
+
+    monkeypatch.setattr(NetworkObjective, "losses", losses)
+    assert finetune(network, data, config(epochs=1))[-1].rollbacks == 1
+    assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
 def _by_step(states: list[dict[str, Tensor]], steps: int) -> list[dict[str, Tensor]]:
@@ -334,7 +400,7 @@ def test_exports_carry_the_averages(tmp_path):
     exports = export_network(
         network, tmp_path / "out", preprocessing=Preprocessing(resolution=16), card=card
     )
-    assert {item.format for item in exports} == {"timm", "onnx", "torch_export"}  # all verified
+    assert {item.format for item in exports} >= {"timm", "onnx", "torch_export"}  # all verified
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert stored.keys() == network.state_dict().keys()
     assert has_batch_norms(network)  # it was folded in a copy

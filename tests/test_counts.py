@@ -21,8 +21,12 @@ from predictors.counts import count_architecture, counts
 from predictors.operators import trace
 from search_space import Architecture, known, known_names, load_space, space_names
 from supernet import build
+from supernet.network.layers import fold_batch_norms
 
-UNCOUNTED = {"add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad", "lift_fresh"}
+UNCOUNTED = {
+    *("add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad", "lift_fresh"),
+    *("relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "max_pool2d"),
+}
 NORMS = {"layer_norm", "group_norm"}  # no layer whose outputs count as activations
 
 
@@ -45,6 +49,7 @@ def fvcore_counts(architecture: Architecture, num_classes: int) -> dict[str, int
     network = build(architecture, num_classes).eval()
     images = torch.zeros(1, 3, architecture.resolution, architecture.resolution)
     result = {"num_params": sum(p.numel() for p in network.parameters())}
+    network = fold_batch_norms(network)  # the form that runs, whose operations are counted
     for metric, analysis, handle, uncounted in (
         ("macs", FlopCountAnalysis, _sdpa_macs, UNCOUNTED),
         ("activations", ActivationCountAnalysis, _sdpa_activations, UNCOUNTED | NORMS),

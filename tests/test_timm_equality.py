@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
-from timm_pairs import all_pairs, of_size, quick_pairs, randomised
+from timm_pairs import PAIRS, all_pairs, of_size, quick_pairs, randomised
 
 from search_space import known
 from search_space.errors import NasError
+from search_space.known_convolutional import CONVOLUTIONAL
 from supernet import build
 from supernet.network.timm_weights import from_timm, load_timm_checkpoint
 
 # neither windows nor strides divide the third; windows are larger than maps of the last
 SIZES = ((224, 224), (256, 192), (200, 200), (96, 160))
+CONVOLUTIONAL_SIZES = ((64, 64), (75, 75), (64, 107))
 
 
 @quick_pairs
@@ -21,7 +25,7 @@ def test_logits_equal_timm(name: str, timm_name: str) -> None:
     network = randomised(timm.create_model(timm_name, num_classes=50), seed=1)
     ours = build(known(name), num_classes=50).eval()
     ours.load_state_dict(from_timm(network.state_dict(), ours))
-    for size in SIZES:
+    for size in CONVOLUTIONAL_SIZES if name in CONVOLUTIONAL else SIZES:
         theirs = of_size(network, timm_name, size, num_classes=50)
         images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
         with torch.inference_mode():
@@ -40,6 +44,8 @@ def test_every_parameter_has_its_counterpart(name: str, timm_name: str) -> None:
     assert {key: value.shape for key, value in mapped.items()} == {
         key: value.shape for key, value in ours.state_dict().items()
     }
+    if name in CONVOLUTIONAL:
+        assert known(name).resolution == theirs.default_cfg["input_size"][-1]
 
 
 def test_layer_scales_start_as_published() -> None:
@@ -49,14 +55,17 @@ def test_layer_scales_start_as_published() -> None:
         torch.testing.assert_close(ours.state_dict()["stages.0.blocks.0.scale2"], published)
 
 
-def test_checkpoint_file_with_another_number_of_classes(tmp_path) -> None:
-    theirs = randomised(timm.create_model("convnext_tiny", num_classes=7), seed=3)
+@pytest.mark.parametrize("name", ["convnext_t", "mobilenetv2_050", "test_resnet", "caformer_s18"])
+def test_checkpoint_file_with_another_number_of_classes(name: str, tmp_path: Path) -> None:
+    theirs = randomised(timm.create_model(PAIRS[name], num_classes=7), seed=3)
     path = tmp_path / "weights.pth"
     torch.save({"model": theirs.state_dict()}, path)
-    ours = load_timm_checkpoint(known("convnext_t"), path).eval()
+    ours = load_timm_checkpoint(known(name), path).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=0)
-    assert load_timm_checkpoint(known("convnext_t"), path, num_classes=3)(images).shape == (1, 3)
+    fresh = load_timm_checkpoint(known(name), path, num_classes=3).eval()
+    assert fresh(images).shape == (1, 3)
+    torch.testing.assert_close(fresh.forward_features(images), ours.forward_features(images))
 
 
 def test_weights_of_another_architecture_are_refused() -> None:

@@ -9,26 +9,30 @@ import timm
 import torch
 from torch import Tensor, nn
 
-PAIRS = {
-    "swin_t": "swin_tiny_patch4_window7_224",
-    "swin_s": "swin_small_patch4_window7_224",
-    "swin_b": "swin_base_patch4_window7_224",
-    "focalnet_t_srf": "focalnet_tiny_srf",
-    "focalnet_s_srf": "focalnet_small_srf",
-    "focalnet_b_srf": "focalnet_base_srf",
-    "focalnet_t_lrf": "focalnet_tiny_lrf",
-    "focalnet_s_lrf": "focalnet_small_lrf",
-    "focalnet_b_lrf": "focalnet_base_lrf",
-    "convnext_t": "convnext_tiny",
-    "convnext_s": "convnext_small",
-    "convnext_b": "convnext_base",
-    "poolformer_s12": "poolformer_s12",
-    "poolformer_s24": "poolformer_s24",
-    "poolformer_s36": "poolformer_s36",
-    "poolformer_m36": "poolformer_m36",
-    "poolformer_m48": "poolformer_m48",
-}
-QUICK = ("swin_t", "focalnet_t_srf", "focalnet_t_lrf", "convnext_t", "poolformer_s12")
+from supernet.network.timm_models import PUBLISHED as PAIRS
+
+QUICK = (
+    "swin_t",
+    "focalnet_t_srf",
+    "focalnet_t_lrf",
+    "convnext_t",
+    "poolformer_s12",
+    "poolformerv2_s12",
+    "convformer_s18",
+    "caformer_s18",
+    "convnext_atto",
+    "mobilenetv2_050",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "tf_efficientnet_lite0",
+    "efficientnet_b0",
+    "resnet18",
+    "resnet26",
+    "resnet18d",
+    "resnet10t",
+    "test_resnet",
+)
 """Small ones of every family, which are compared by default."""
 
 all_pairs = pytest.mark.parametrize(("name", "timm_name"), PAIRS.items())
@@ -42,12 +46,16 @@ quick_pairs = pytest.mark.parametrize(
 
 
 def randomised(network: nn.Module, seed: int) -> nn.Module:
-    """Random weights large enough for every branch to matter, layer scales included."""
+    """Random weights and averages large enough for every branch to matter, layer scales too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, parameter in network.state_dict().items():
+            if not parameter.is_floating_point():
+                continue
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1 and name.endswith(("weight", "gamma", "scale")):
+            if name.endswith("running_var"):
+                parameter.copy_(0.5 + noise.abs())
+            elif parameter.ndim == 1 and name.endswith(("weight", "gamma", "scale")):
                 parameter.copy_(0.5 + 0.1 * noise)
             elif parameter.ndim == 1 or "relative_position" in name:
                 parameter.copy_(0.2 * noise)

@@ -24,8 +24,15 @@ from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.batches import EvalBatches
 from supernet.data.dataset import ImageData, open_data
+from supernet.network.supernet import normalises_by_batch
 from supernet.training.checkpoints import CheckpointFolder
-from supernet.training.config import TrainConfig, check_batch_size, check_groups
+from supernet.training.config import (
+    TrainConfig,
+    check_batch_norms,
+    check_batch_size,
+    check_groups,
+    groups_of,
+)
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
 from supernet.training.recalibration import calibration_of, extract_for
@@ -194,6 +201,11 @@ class ImageRun(Run[TrainedConfig]):
             check_groups(config.train, images, config.workers)
             check_optimizer(config.train)
         check_batch_size(config.finetune, images, workers=1)
+        if normalises_by_batch(self.space):
+            check_batch_norms(config.finetune, images)
+            if config.supernet is None:
+                groups = groups_of(config.train)
+                check_batch_norms(config.train, images, config.workers, groups=groups)
         check_optimizer(config.finetune)
 
 

@@ -204,3 +204,49 @@ class ConvHead(Head):
     def axes(self) -> dict[str, Axes]:
         assert isinstance(self.conv, ConvNorm)
         return self.conv.axes("conv", "dim", self.width) | self.fc_axes(self.width)
+
+
+@register_head("conv_hidden")
+class ConvHiddenHead(Head):
+    """Convolution as in ``conv``, pooling, a linear layer with activation, and the classifier.
+
+    It is MobileNetV3's (Howard et al., 2019).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        width: int,
+        conv_width: int,
+        norm: str,
+        norm_eps: float,
+        activation: str,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(dim, width, num_classes, global_pool, drop_rate)
+        self.conv_width = conv_width
+        self.conv: nn.Module = ConvNorm(
+            dim, conv_width, norm=norm, norm_eps=norm_eps, activation=activation
+        )
+        self.hidden: nn.Module = Linear(conv_width, width)
+        self.activation = build_activation(activation)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def after_pool(self, x: Tensor) -> Tensor:
+        return self.activation(self.hidden(x))
+
+    def strip(self) -> None:
+        self.conv = self.hidden = nn.Identity()
+
+    def axes(self) -> dict[str, Axes]:
+        assert isinstance(self.conv, ConvNorm)
+        return (
+            self.conv.axes("conv", "dim", self.conv_width)
+            | {"hidden.weight": (self.width, self.conv_width), "hidden.bias": (self.width,)}
+            | activation_axes("activation", self.activation)
+            | self.fc_axes(self.width)
+        )

@@ -7,7 +7,7 @@ in its constructor. Nothing overwrites them afterwards.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -93,31 +93,34 @@ class BatchNorm(nn.Module):
 
     def of_maps(self, maps: Tensor) -> Tensor:
         """Normalises maps (batch, dim, height, width)."""
-        pooled = self.training and self.seen is not None
+        if self.training and self.seen is not None:
+            return self._pooled(maps)
         mean, var = self.running_mean, self.running_var
-        if pooled:
-            mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         by_batch = self.training or mean is None
-        momentum = 1.0 if pooled else 0.1
-        result = F.batch_norm(maps, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
-        if pooled:
-            self._take_in(mean, var, maps.numel() // maps.shape[1])
-        return result
+        return F.batch_norm(maps, mean, var, self.weight, self.bias, by_batch, 0.1, self.eps)
 
-    def _take_in(self, mean: Any, var: Any, count: int) -> None:
-        """Adds ``count`` positions of this mean and sample variance (Chan et al., 1979)."""
-        before, self.seen = self.seen or 0, (self.seen or 0) + count
+    def _pooled(self, maps: Tensor) -> Tensor:
+        """Normalises maps by their batch, and adds its statistics (Chan et al., 1979)."""
+        assert self.seen is not None
         assert self.running_mean is not None
         assert self.running_var is not None
-        if before == 0:
-            self.running_mean.copy_(mean)
-            self.running_var.copy_(var)
-            return
+        mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        # below ``F.batch_norm``, which refuses a batch of one position
+        cudnn = torch.backends.cudnn.enabled
+        result = torch.batch_norm(
+            maps, self.weight, self.bias, mean, var, True, 1.0, self.eps, cudnn
+        )
+        before, count = self.seen, maps.numel() // maps.shape[1]
+        self.seen = before + count
         gap = mean - self.running_mean
-        squares = self.running_var * (before - 1) + var * (count - 1)
-        squares += gap**2 * (before * count / self.seen)
         self.running_mean += gap * (count / self.seen)
-        self.running_var.copy_(squares / (self.seen - 1))
+        squares = gap**2 * (before * count / self.seen)
+        if count > 1:
+            squares += var * (count - 1)
+        if before > 1:
+            squares += self.running_var * (before - 1)
+        self.running_var.copy_(squares / max(1, self.seen - 1))
+        return result
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Returns scale and shift (dim,), float64, by which it changes channels in evaluation."""

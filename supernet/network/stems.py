@@ -55,9 +55,9 @@ class ConvStem(StaticModule):
 
 
 class _Convolutions(StaticModule):
-    """Convolutions with norm and activation, one after the other, to ``widths`` channels each.
+    """Convolutions with norm and activation, one after the other, of ``widths`` and ``strides``.
 
-    The last width is ``dim``; the one before, if any, is ``hidden``.
+    The last width is ``dim``; those before, if any, are ``hidden`` and ``outer``.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class _Convolutions(StaticModule):
         **style: Any,
     ) -> None:
         super().__init__()
-        self.in_chans, self.names = in_chans, ("hidden", "dim")[-len(widths) :]
+        self.in_chans, self.names = in_chans, ("outer", "hidden", "dim")[-len(widths) :]
         self.widths = dict(zip(self.names, widths, strict=True)) | {"kernel": kernel}
         before = in_chans
         for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
@@ -115,6 +115,34 @@ class ConvPoolStem(_Convolutions):
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
         super().__init__((dim,), kernel, (stride // 2,), in_chans, **style)
         self.pool = nn.MaxPool2d(3, 2, 1)
+
+
+class _DeepPoolStem(_Convolutions):
+    """Three convolutions, of which the first has a stride, and 3 × 3 max-pooling of stride 2."""
+
+    def __init__(
+        self, widths: tuple[int, ...], kernel: int, stride: int, in_chans: int, **style: Any
+    ) -> None:
+        super().__init__(widths, kernel, (stride // 2, 1, 1), in_chans, **style)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+
+@register_stem("deep_pool")
+class DeepPoolStem(_DeepPoolStem):
+    """Two of the three convolutions have half the channels (ResNet-C, ResNet-D)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        half = max(1, dim // 2)
+        super().__init__((half, half, dim), kernel, stride, in_chans, **style)
+
+
+@register_stem("tiered_pool")
+class TieredPoolStem(_DeepPoolStem):
+    """The three convolutions have 3/8, half and all of the channels (ResNet-T)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        widths = (max(1, 3 * (dim // 8)), max(1, dim // 2), dim)
+        super().__init__(widths, kernel, stride, in_chans, **style)
 
 
 @register_stem("convs")

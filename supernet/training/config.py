@@ -198,6 +198,29 @@ def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
         )
 
 
+def groups_of(config: TrainConfig) -> int:
+    """Tells in how many parts the strategy cuts a batch, one for each subnet."""
+    return config.groups if config.strategy == "multi_architecture" else 1
+
+
+def check_batch_norms(
+    config: TrainConfig, num_images: int, workers: int = 1, *, groups: int = 1
+) -> None:
+    """Checks that a batch norm has two images to compare; raises RunError otherwise.
+
+    Call it for networks that have batch norms. ``groups`` is in how many parts a strategy cuts a
+    batch.
+    """
+    parts = config.accumulate * workers * groups
+    if min(config.batch_size, num_images) // parts < 2:
+        raise RunError(
+            f"a batch norm normalises by its batch, but with batch_size {config.batch_size}, "
+            f"{num_images} training images, {workers} workers, accumulate {config.accumulate} and "
+            f"{groups} groups it is shown one image at a time; give a batch_size of {2 * parts} or "
+            "more, and as many images"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
     """Holds one line of ``metrics.jsonl``; ``losses``, ``val_accuracy`` and ``val_loss`` by role.
