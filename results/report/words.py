@@ -119,11 +119,11 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
     arch = Architecture.from_dict(architecture)
     lines = []
     for stage, size in zip(arch.stages, arch.sizes, strict=True):
-        names = [block.label for block in stage.blocks]
+        names = [block.label for block in stage.blocks if not block.skipped]
         mixers = ", ".join(
             f"{names.count(name)} {mixer_style(name)[0].lower()}" for name in dict.fromkeys(names)
         )
-        lines.append(f"{stage.width} × {stage.depth} at {size}²: {mixers}")
+        lines.append(f"{stage.width} × {len(names)} at {size}²: {mixers or 'no blocks'}")
     return lines
 
 
