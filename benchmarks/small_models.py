@@ -95,7 +95,7 @@ def part_of_images(source: Path, target: Path, images: int) -> None:
 
 def configuration(options: argparse.Namespace, job: str | None) -> RunConfig:
     """Of the search of a job, such as ``eager:3ms``, or of the supernet's training."""
-    runtime, budget = job.split(":") if job is not None else ("eager", None)
+    runtime, budget = (None, None) if job is None else job.split(":")
     return resolve(
         {
             "data": str(options.runs / "images"),
