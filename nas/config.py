@@ -295,6 +295,11 @@ class TrainedConfig(RunConfig):
         ),
         Flag("--shrinking", "When: none, delayed or progressive.", "NAME", part="shrinking"),
         Flag(
+            "--recalibration-images",
+            "Training images that give batch norms of candidates their averages (default 1024).",
+            part="recalibration_images",
+        ),
+        Flag(
             "--class-weights",
             "balanced: the loss of rare classes counts more (default none).",
             "NAME",
@@ -349,7 +354,8 @@ class TrainedConfig(RunConfig):
             alone = "with one worker; give --workers, or leave it out"
             reasons |= dict.fromkeys(("gpus_per_worker", "address", "storage"), alone)
         if self.architecture is not None:
-            names = ("space", "train.strategy", "train.shrinking", "workers")
+            training = ("strategy", "shrinking", "recalibration_images")
+            names = ("space", "workers", *(f"train.{name}" for name in training))
             reasons |= dict.fromkeys(names, "with --architecture; leave one of them out")
         return reasons
 

@@ -23,7 +23,7 @@ from predictors.operators import DTYPES
 from predictors.tables.additive import AdditiveTable
 from search_space import ModuleSpec, SearchSpace
 from search_space.components import input_shape
-from supernet.network.supernet import template
+from supernet.network.supernet import folded_template
 
 
 class _Ledger(TorchDispatchMode):
@@ -61,7 +61,7 @@ class _Ledger(TorchDispatchMode):
 @lru_cache(maxsize=16384)
 def peak_elements(spec: ModuleSpec, in_size: int) -> int:
     """Counts the elements alive at once while a component runs on one image, input included."""
-    module = template(spec)
+    module = folded_template(spec)
     images = torch.empty(input_shape(spec, in_size), device="meta")
     ledger = _Ledger(module)
     with torch.inference_mode():

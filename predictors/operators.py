@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from search_space import ModuleSpec
 from search_space.components import input_shape
 from search_space.errors import UsageError
+from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import build_mixer, mixer_class
 from supernet.network.modules import build_module
 
@@ -39,7 +40,7 @@ _NORMS = (_aten.layer_norm, _aten.group_norm, _aten.native_layer_norm, _aten.nat
 # composites that a GPU runs as one kernel; all other composites are taken apart
 _WHOLE = {
     *(_aten.linear, _aten.conv1d, _aten.conv2d, _aten.scaled_dot_product_attention),
-    *(_aten.layer_norm, _aten.group_norm, _aten.softmax),
+    *(_aten.layer_norm, _aten.group_norm, _aten.batch_norm, _aten.softmax),
 }
 _POINTWISE = {_aten.add, _aten.sub, _aten.mul, _aten.gelu, _aten.silu, _aten.sigmoid}
 
@@ -96,25 +97,26 @@ def operators(
 ) -> tuple[Operator, ...]:
     """Lists what a component launches for ``batch_size`` square inputs of side ``in_size``.
 
+    Batch norms are folded into the layers beside them, as in whatever runs after training.
     Operators of a block's mixer come first, those around it afterwards: both are found once for all
     blocks that share them, which is exact since a mixer gets and returns contiguous maps.
     """
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
     options = spec.as_dict()
     if "mixer" not in options:
-        return trace(lambda: build_module(spec), shape, dtype)[0]
+        return trace(lambda: fold_batch_norms(build_module(spec)), shape, dtype)[0]
     mixer, params = options.pop("mixer"), options.pop("params")
 
     def around() -> nn.Module:
         block = build_module(spec)
         block.mixer = _Nothing()
-        return block
+        return fold_batch_norms(block)
 
     inside = (mixer, params, shape, dtype)
     # by the other options only: which mixer a block has does not matter to what is around it
     outside = (*options.items(), mixer_class(mixer).inside_mlp, shape, dtype)
     for key, build in (
-        (inside, lambda: build_mixer(mixer, options["dim"], **dict(params))),
+        (inside, lambda: fold_batch_norms(build_mixer(mixer, options["dim"], **dict(params)))),
         (outside, around),
     ):
         if key not in _parts:

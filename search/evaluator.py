@@ -1,14 +1,16 @@
 """Accuracy and loss of architectures with weights inherited from the supernet.
 
-Networks here normalise with statistics of their own input only, so inherited weights are used
-as they are. The split to evaluate on is the validation split, which is cut from the training data.
+Inherited weights are used as they are, but batch norms have no averages to inherit: networks that
+can have any are extracted and recalibrated first. The split to evaluate on is the validation split,
+which is cut from the training data.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.architecture import Architecture
+from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, IMAGES, LOSS
 from search_space.space import SearchSpace
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 Array = npt.NDArray[Any]
+_KEPT = 256  # architectures whose averages are kept
 
 
 @dataclass(eq=False)
@@ -45,6 +49,15 @@ class SupernetEvaluator:
             (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
         amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
         class_counts: images of each class in all parts; None where single parts are not asked for.
+        calibration: training images, as batches, by which batch norms get their averages
+            (``supernet.training.recalibration``); None where the space has none.
+
+    Raises:
+        UsageError: The space has batch norms, and there is no ``calibration``.
+
+    Attributes:
+        recalibrated: Networks that were extracted and recalibrated so far.
+        recalibration_seconds: What that took.
     """
 
     supernet: Supernet
@@ -53,17 +66,31 @@ class SupernetEvaluator:
     device: str | torch.device = "cpu"
     amp: str = "auto"
     class_counts: Sequence[int] | None = None
+    calibration: Batches | None = None
+    recalibrated: int = field(default=0, init=False)
+    recalibration_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
+        from supernet.network.supernet import normalises_by_batch
+
+        space = self.supernet.space
+        if self.calibration is None and normalises_by_batch(space):
+            raise UsageError(
+                f"space {space.name!r} has batch norms, whose averages no subnet inherits; give "
+                "calibration, as supernet.training.recalibration.calibration_batches makes it."
+            )
         self.supernet.to(self.device)
+        # of architectures by digest, the last few: parts of the images are asked for one by one
+        self._averages: dict[str, dict[str, torch.Tensor]] = {}
 
     def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
         from supernet.training.evaluation import evaluate
 
+        model, subnet = self._model(architecture)
         quality = evaluate(
-            self.supernet,
+            model,
             chain.from_iterable(self.parts) if part is None else self.parts[part],
-            architecture=architecture,
+            architecture=subnet,
             device=self.device,
             amp=self.amp,
         )
@@ -78,6 +105,26 @@ class SupernetEvaluator:
             LOSS: quality.loss,
             IMAGES: quality.images,
         }
+
+    def _model(self, architecture: Architecture) -> tuple[torch.nn.Module, Architecture | None]:
+        """The supernet and its subnet, or the extracted network where averages are needed."""
+        from supernet.training.recalibration import extract
+
+        if self.calibration is None:
+            return self.supernet, architecture
+        started = time.perf_counter()
+        known = self._averages.get(architecture.digest)
+        batches = self.calibration if known is None else None
+        network = extract(self.supernet, architecture, batches, amp=self.amp)
+        if known is not None:
+            network.load_state_dict(known, strict=False)
+            return network, None
+        if len(self._averages) >= _KEPT:
+            del self._averages[next(iter(self._averages))]
+        self._averages[architecture.digest] = dict(network.named_buffers())
+        self.recalibrated += 1
+        self.recalibration_seconds += time.perf_counter() - started
+        return network, None
 
 
 @dataclass(frozen=True)
@@ -102,6 +149,7 @@ class SupernetFactory:
     parts: list[list[tuple[Array, Array]]] | Sequence[Batches]
     threads: int | None
     options: Mapping[str, Any]
+    calibration: list[tuple[Array, Array]] | Batches | None = None
 
     @classmethod
     def of(
@@ -110,6 +158,7 @@ class SupernetFactory:
         parts: Sequence[Batches],
         *,
         threads: int | None = None,
+        calibration: Batches | None = None,
         **options: Any,
     ) -> SupernetFactory:
         """A factory of evaluators like the one made of the same arguments here."""
@@ -117,7 +166,11 @@ class SupernetFactory:
             name: each.detach().cpu().numpy() for name, each in supernet.state_dict().items()
         }
         held = _as_arrays(parts) or parts
-        return cls(supernet.space, supernet.num_classes, weights, held, threads, options)
+        shown: Any = calibration
+        if calibration is not None and (arrays := _as_arrays([calibration])) is not None:
+            shown = arrays[0]
+        space, classes = supernet.space, supernet.num_classes
+        return cls(space, classes, weights, held, threads, options, shown)
 
     def __call__(self) -> SupernetEvaluator:
         import torch
@@ -131,13 +184,14 @@ class SupernetFactory:
             # shared arrays are read-only, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             supernet.load_state_dict({k: torch.from_numpy(v) for k, v in self.weights.items()})
-            parts: Any = [
+            *parts, calibration = [
                 [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in part]
                 if isinstance(part, list)
                 else part
-                for part in self.parts
+                for part in (*self.parts, self.calibration)
             ]
-        return SupernetEvaluator(supernet.eval(), parts, **self.options)
+        evaluator: Any = SupernetEvaluator
+        return evaluator(supernet.eval(), parts, calibration=calibration, **self.options)
 
 
 def _as_arrays(parts: Sequence[Batches]) -> list[list[tuple[Array, Array]]] | None:

@@ -82,7 +82,7 @@ def dump_architecture(architecture: Architecture) -> str:
             super().increase_indent(flow, False)
 
     def represent(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
-        flow = "mixer" in value  # one line per block
+        flow = "mixer" in value or "block" in value  # one line per block
         return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=flow)
 
     Dumper.add_representer(dict, represent)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
+from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
-from search_space.macro import HEAD_NORMS, NORMS, PADDINGS, TRANSITIONS
+from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
 
+_RATIO = st.floats(0.25, 6.0)
 WIDTH_UNIT = 16  # suits every mixer below
 
 
@@ -31,12 +34,19 @@ def mixers(draw: st.DrawFn) -> Mixer:
     odd = st.sampled_from([1, 3, 5, 7])
     name = draw(
         st.sampled_from(
-            ["window_attention", "focal_modulation", "gnconv", "pooling", "depthwise_conv"]
+            [
+                *("window_attention", "focal_modulation", "gnconv", "pooling", "depthwise_conv"),
+                *("attention", "separable_conv"),
+            ]
         )
     )
     if name == "window_attention":
         window = draw(st.integers(1, 16))
         return Mixer.of(name, window=window, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+    if name == "attention":
+        return Mixer.of(name, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+    if name == "separable_conv":
+        return Mixer.of(name, expansion=draw(_RATIO), kernel=draw(odd))
     if name == "focal_modulation":
         levels, post_norm = draw(st.integers(1, 4)), draw(st.booleans())
         return Mixer.of(name, levels=levels, window=draw(odd), post_norm=post_norm)
@@ -47,13 +57,16 @@ def mixers(draw: st.DrawFn) -> Mixer:
 
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
-    stem = draw(st.sampled_from(["conv", "conv_act", "conv_pool", "convs"]))
-    stride = draw(st.integers(1, 4)) if stem == "conv" else draw(st.sampled_from([2, 4]))
+    stem = draw(st.sampled_from(STEMS.names()))
+    free = stem in ("conv", "conv_act")
+    stride = draw(st.sampled_from([1, 2, 3, 4] if free else [2, 4, 6]))
     eps = st.floats(1e-8, 1e-2)
-    head = draw(st.sampled_from(["linear", "conv"]))
+    head = draw(st.sampled_from(HEADS.names()))
     return Macro(
         stem=stem,
-        stem_kernel=stride + draw(st.integers(0, 4)) if stem == "conv" else 3,
+        stem_kernel=stride + draw(st.integers(0, 4))
+        if stem == "conv"
+        else draw(st.sampled_from([1, 3, 7])),
         stem_stride=stride,
         stem_norm=draw(st.booleans()),
         stem_width=draw(st.sampled_from([0, 0, 8, 24])),
@@ -66,14 +79,15 @@ def macros(draw: st.DrawFn) -> Macro:
         head_norm_eps=draw(eps),
         head=head,
         head_width=0 if head == "linear" else draw(st.integers(1, 64)),
+        head_conv_width=draw(st.integers(1, 64)) if head == "conv_hidden" else 0,
         activation=draw(st.sampled_from(ACTIVATIONS)),
         conv_norm=draw(st.sampled_from(NORMS)),
         conv_activation=draw(st.sampled_from(ACTIVATIONS)),
         padding=draw(st.sampled_from(PADDINGS)),
+        shortcut=draw(st.sampled_from(SHORTCUTS)),
+        block_norm=draw(st.sampled_from(["as_norm", *NORMS])),
+        bias=draw(st.booleans()),
     )
-
-
-_RATIO = st.floats(0.25, 6.0)
 
 
 @st.composite
@@ -84,7 +98,7 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
     if kind == "skip":
         return Block.of(kind)
     if kind == "metaformer":
-        return metaformer(draw(mixers()), draw(_RATIO))
+        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
     params: dict[str, Any] = {"activation": draw(st.sampled_from(ACTIVATIONS))}
     rules = BLOCKS[kind].params
     params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
@@ -106,7 +120,10 @@ def architectures(draw: st.DrawFn, sides: tuple[int, int] = (64, 256)) -> Archit
         first = draw(blocks(strided=macro.downsample == "block"))
         width = WIDTH_UNIT * draw(st.integers(1, 8))
         stages.append(Stage(width, (first, *items), draw(st.sampled_from([None, None, 1, 2]))))
-    return Architecture(macro, draw(st.integers(*sides)), tuple(stages))
+    strides = [stage.stride or default_stride(i) for i, stage in enumerate(stages)]
+    least = macro.stem_stride * math.prod(strides)  # leaves a position in each stage
+    resolution = draw(st.integers(max(sides[0], least), max(sides[1], least)))
+    return Architecture(macro, resolution, tuple(stages))
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -65,6 +65,12 @@ def block(name: str = "pooling", ratio: Any = 2.0, **params: Any) -> Block:
         (lambda: Macro(stem_kernel=0), ["stem_kernel=0", "positive integer"]),
         (lambda: Macro(stem_stride=1.0), ["stem_stride=1.0", "positive integer"]),
         (lambda: Macro(stem_kernel=2), ["stem_kernel=2", "stride 4"]),
+        (lambda: Macro(stem="conv_act"), ["stem_kernel=4", "odd", "'conv_act'", "take 3"]),
+        (lambda: Macro(stem="convs"), ["stem_kernel=4", "odd", "'convs'"]),
+        (
+            lambda: Macro(stem="conv_pool", stem_kernel=7, stem_stride=3),
+            ["stem_stride=3", "even", "'conv_pool'", "take 2 or 4"],
+        ),
         (lambda: Macro(stem_norm=1), ["stem_norm=1", "flag"]),
         (lambda: Macro(downsample_kernel=1), ["downsample_kernel=1", "at least 2"]),
         (lambda: Macro(norm_eps=0), ["norm_eps=0", "positive number"]),

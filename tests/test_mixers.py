@@ -86,37 +86,47 @@ def test_gnconv_is_the_papers_recursion(order: int, dim: int) -> None:
 
 
 def attention_by_definition(mixer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
-    """Token by token: who may see whom follows from positions alone."""
+    """Token by token: who may see whom follows from positions alone; padding are tokens of 0."""
     height, width, dim = x.shape
     sides = (min(mixer.window, height), min(mixer.window, width))
     shifts = [
         mixer.window // 2 if mixer.shifted and n > mixer.window else 0 for n in (height, width)
     ]
+    padded = [-(-n // side) * side for n, side in zip((height, width), sides, strict=True)]
+    tokens = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
     q, k, v = (
-        (x @ w.T + b).view(height, width, mixer.heads, mixer.head_dim)
+        (tokens @ w.T + b).view(*padded, mixer.heads, mixer.head_dim)
         for w, b in zip(mixer.qkv.weight.chunk(3), mixer.qkv.bias.chunk(3), strict=True)
     )
     table = mixer.relative_position_bias_table.view(2 * mixer.window - 1, -1, mixer.heads)
 
-    def cell(position: int, axis: int, length: int) -> tuple[int, bool]:
-        moved = (position - shifts[axis]) % length
-        return moved // sides[axis], moved >= length - shifts[axis]
+    def moved(position: int, axis: int) -> int:
+        length = (height, width)[axis]
+        return (position - shifts[axis]) % length if position < length else position
+
+    def cell(position: int, axis: int) -> tuple[int, bool]:
+        now = moved(position, axis)
+        return now // sides[axis], now >= padded[axis] - shifts[axis]
 
     out = torch.zeros(height, width, mixer.heads, mixer.head_dim, dtype=x.dtype)
     for y in range(height):
         for c in range(width):
-            mine = (cell(y, 0, height), cell(c, 1, width))
+            mine = (cell(y, 0), cell(c, 1))
             seen = [
                 (j, i)
-                for j in range(height)
-                for i in range(width)
-                if (cell(j, 0, height), cell(i, 1, width)) == mine
+                for j in range(padded[0])
+                for i in range(padded[1])
+                if (cell(j, 0), cell(i, 1)) == mine
             ]
             for head in range(mixer.heads):
                 scores = torch.stack(
                     [
                         q[y, c, head] @ k[j, i, head] / math.sqrt(mixer.head_dim)
-                        + table[y - j + mixer.window - 1, c - i + mixer.window - 1, head]
+                        + table[
+                            moved(y, 0) - moved(j, 0) + mixer.window - 1,
+                            moved(c, 1) - moved(i, 1) + mixer.window - 1,
+                            head,
+                        ]
                         for j, i in seen
                     ]
                 )
@@ -136,6 +146,7 @@ def test_window_attention_by_definition(size: tuple[int, int], window: int, shif
     mixer = WindowAttention(8, window=window, head_dim=4, shifted=shifted).double()
     with torch.no_grad():
         mixer.relative_position_bias_table.normal_()
+        mixer.qkv.bias.normal_()  # all that is seen of padding
     x = torch.randn(*size, 8, dtype=torch.float64)
     torch.testing.assert_close(mixer(x[None])[0], attention_by_definition(mixer, x))
 

@@ -271,7 +271,7 @@ def test_timms_network_with_our_weights_scores_alike(name: str) -> None:
 
 def wider(stage: Stage) -> Stage:
     """With the published expansion of MLPs."""
-    return replace(stage, blocks=tuple(replace(block, mlp_ratio=4.0) for block in stage.blocks))
+    return replace(stage, blocks=tuple(block.replaced(mlp_ratio=4.0) for block in stage.blocks))
 
 
 # Preparation --------------------------------------------------------------------------------------

@@ -44,13 +44,12 @@ from predictors.tables.latency_table import LatencyTable
 from search_space import (
     Architecture,
     Mixer,
-    ModuleSpec,
     components,
     known,
     load_space,
     metaformer,
 )
-from search_space.components import block_spec
+from search_space.components import block_spec, head_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
 from search_space.mixers import MIXERS
@@ -105,10 +104,7 @@ def test_a_block_in_parts_is_the_whole_block(name: str, size: int) -> None:
 
 
 def test_bytes_of_a_head_by_hand() -> None:
-    spec = ModuleSpec.of(
-        "head", dim=64, num_classes=10, norm="layer_norm", norm_eps=1e-6, norm_after_pool=True
-    )
-    batch = 5
+    spec, batch = head_spec(CONVNEXT, 64, 10), 5
     mean, norm, linear = operators(spec, 7, batch, "fp16")
     assert mean.bytes == 2 * (batch * 7 * 7 * 64 + batch * 64)
     assert norm.bytes == 2 * (batch * 64 + 64 + 64 + batch * 64)

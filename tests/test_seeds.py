@@ -35,7 +35,7 @@ from search_space import (
 )
 from search_space.errors import UnknownNameError, UsageError
 from supernet import Supernet
-from supernet.network.modules import Downsample
+from supernet.network.transitions import PatchMerging
 
 SPACE = SeedSpace(64)
 BEST = tuple(count // 2 for count in SPACE.choices)  # in the middle, so that nothing is favoured
@@ -83,7 +83,7 @@ def test_the_space_is_the_published_one_but_for_two_kernels() -> None:
 def test_transitions_normalise_patches_before_the_linear_layer(kernel: int) -> None:
     """As published: unfold, norm over all k²·C values, linear; here position by position."""
     torch.manual_seed(0)
-    module = Downsample(6, 10, "patch_merging", kernel, "layer_norm", 1e-6)
+    module = PatchMerging(6, 10, kernel, 2, "layer_norm", 1e-6)
     x = torch.randn(2, 8, 8, 6)
     patches = torch.zeros(2, 4, 4, kernel**2 * 6)
     padded = F.pad(x, (0, 0, 1, 1, 1, 1)) if kernel > 2 else x

@@ -7,14 +7,17 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_backbone import STYLES
+from space_kinds import NAMES, kind_of_space
 from torch import Tensor
 
 import search_space
 from search_space import (
     Architecture,
+    Block,
     Mixer,
     ModuleSpec,
     SearchSpace,
@@ -49,6 +52,8 @@ CHOSEN = (
         Mixer.of("window_attention", window=window, head_dim=head_dim)
         for window, head_dim in ((2, 4), (4, 4), (2, 8))
     ),
+    *(Mixer.of("attention", head_dim=head_dim) for head_dim in (4, 8)),
+    *(Mixer.of("separable_conv", expansion=expansion, kernel=3) for expansion in (1, 2.5)),
 )
 MIXERS = (  # and whatever else is registered
     *CHOSEN,
@@ -64,6 +69,10 @@ def space_of(style: str, mixers: tuple[Mixer, ...] = MIXERS) -> SearchSpace:
     blocks = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (1.0, 2.0))
     stages = tuple(StageSpace((8, 8 * (i + 3)), (1, 2), blocks) for i in range(4))
     return SearchSpace(style, STYLES[style], (32,), stages)
+
+
+def with_blocks(stage: StageSpace, blocks: tuple[Block, ...]) -> StageSpace:
+    return replace(stage, positions=(blocks,) * stage.max_depth)
 
 
 def largest_with(space: SearchSpace, mixer: Mixer) -> Architecture:
@@ -133,6 +142,36 @@ def test_a_preset_keeps_the_function_of_its_largest_subnets() -> None:
     assert not torch.equal(supernet(x, mixed), before[0])
 
 
+def widest(space: SearchSpace, rng: np.random.Generator) -> Architecture:
+    """A random architecture of full widths whose blocks are as wide inside as any like them."""
+    stages = []
+    for stage in space.stages:
+        blocks = []
+        for choices in stage.positions[: stage.depths[-1]]:
+            block = choices[rng.integers(len(choices))]
+            alike = [b for b in choices if b.without_ratios == block.without_ratios]
+            blocks.append(max(alike, key=lambda b: b.ratios))
+        stages.append(Stage(stage.widths[-1], tuple(blocks), stage.stride))
+    return Architecture(space.macro, space.resolutions[-1], tuple(stages))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_largest_subnets_of_every_sort_of_space_keep_their_function(name: str) -> None:
+    space, rng = kind_of_space(name), np.random.default_rng(0)
+    supernet, x = randomised(space), images(space.resolutions[-1])
+    kept = [widest(space, rng) for _ in range(6)]
+    before = [supernet(x, architecture) for architecture in kept]
+    once = {key: p.detach().clone() for key, p in supernet.named_parameters()}
+    sort_channels(supernet)
+    for architecture, expected in zip(kept, before, strict=True):
+        assert_close(supernet(x, architecture), expected)
+    moved = {key for key, p in supernet.named_parameters() if not torch.equal(p, once[key])}
+    assert "stem.conv.weight" in moved or "stem.conv.conv.weight" in moved
+    for stage in range(len(space.stages)):
+        assert any(key.startswith(f"stages.{stage}.") for key in moved)
+
+
 def of_axis(supernet: Supernet, terms: dict[str, tuple[int, slice]]) -> Tensor:
     """Sum of L1 norms along one dimension of each parameter, restricted to a slice of it."""
     total = torch.zeros(())
@@ -189,7 +228,7 @@ def test_the_residual_stream_is_one_axis_from_stem_to_downsampling() -> None:
     """All that writes or reads the first stage's channels, merged patches four times."""
     supernet = randomised(space_of("swin", (Mixer.of("window_attention", window=2, head_dim=8),)))
     layout = ChannelLayout(supernet)
-    (group,) = (group for group in layout.groups if ("stages.0", "dim") in group.axes)
+    (group,) = (group for group in layout.groups if ("stem", "dim") in group.axes)
     everything = slice(None)
     terms = {"stem.conv.weight": (0, everything)}
     for j in range(2):
@@ -302,9 +341,9 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
 ) -> None:
     """As one that shuffles its channels would."""
     space = space_of("convnext", MIXERS[:2])
-    stuck = replace(space.stages[1], blocks=space.stages[1].blocks[:2])  # the first mixer only
+    stuck = with_blocks(space.stages[1], space.stages[1].blocks[:2])  # the first mixer only
     others = (*space.stages[:1], *space.stages[2:])
-    fewer = [replace(stage, blocks=stage.blocks[2:]) for stage in others]
+    fewer = [with_blocks(stage, stage.blocks[2:]) for stage in others]
     space = replace(space, stages=(fewer[0], stuck, *fewer[1:]))
 
     monkeypatch.setattr(Pooling, "permutable", lambda self: ())
@@ -316,7 +355,7 @@ def test_a_mixer_whose_channels_cannot_move_keeps_its_stage_in_order(
     assert changed == [False, True]
     groups = {axis for group in ChannelLayout(supernet).groups for axis in group.axes}
     assert ("stages.1.blocks.0", "hidden") in groups
-    assert {stage for stage, name in groups if name == "dim"} == {f"stages.{i}" for i in (0, 2, 3)}
+    assert {place for place, name in groups if name == "dim"} == {"stem", "stages.2", "stages.3"}
 
 
 def test_moments_of_adam_move_with_their_weights() -> None:

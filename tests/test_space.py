@@ -289,17 +289,3 @@ def test_a_space_of_one_architecture() -> None:
     assert space.size == 1
     assert space.smallest == space.largest
     np.testing.assert_array_equal(space.mutate(genes, rng), genes)  # nothing else exists
-
-
-@pytest.mark.parametrize("name", space_names())
-def test_neighbours_differ_in_one_parameter(name: str) -> None:
-    for stage in preset(name).stages:
-        for i, near in enumerate(stage.neighbours):
-            one = stage.blocks[i].to_dict()
-            expected = [
-                j
-                for j, block in enumerate(stage.blocks)
-                if block.mixer.name == one["mixer"]
-                and sum(one[key] != value for key, value in block.to_dict().items()) == 1
-            ]
-            assert near.tolist() == (expected or [i])

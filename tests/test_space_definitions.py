@@ -10,53 +10,20 @@ import numpy as np
 import pytest
 from architecture_strategies import change
 
-from predictors.counts import count_architecture, count_entry
+from predictors.counts import count_architecture, counts
 from search_space import (
     MIXERS,
     Mixer,
-    SearchSpace,
     StageSpace,
     known,
     load_space,
     metaformer,
     space_names,
 )
-from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import InvalidArchitectureError, InvalidSpaceError, UnknownNameError
-from search_space.macro import feature_sizes
 from search_space.space_definition import space_from_dict
 
 # Presets ------------------------------------------------------------------------------------
-
-
-def lightest_and_heaviest(space: SearchSpace, resolution: int) -> tuple[int, int]:
-    """Bounds on MACs: each part on its own as light, or as heavy, as it can be."""
-    macro, sizes = space.macro, feature_sizes(space.macro, resolution)
-    low = high = 0
-    stems = [count_entry(stem_spec(macro, w), resolution).macs for w in space.stages[0].widths]
-    heads = [
-        count_entry(head_spec(macro, w, 1000), sizes[-1]).macs for w in space.stages[-1].widths
-    ]
-    parts = [stems, heads]
-    for i, stage in enumerate(space.stages):
-        if i > 0:
-            before = space.stages[i - 1].widths
-            parts.append(
-                [
-                    count_entry(transition_spec(macro, a, b, 2), sizes[i - 1]).macs
-                    for a in (before[0], before[-1])
-                    for b in (stage.widths[0], stage.widths[-1])
-                ]
-            )
-        blocks = [
-            count_entry(block_spec(macro, width, block, 0), sizes[i]).macs
-            for width in (stage.widths[0], stage.widths[-1])
-            for block in stage.blocks
-        ]
-        parts.append([min(blocks) * stage.depths[0], max(blocks) * stage.depths[-1]])
-    for values in parts:
-        low, high = low + min(values), high + max(values)
-    return low, high
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -70,14 +37,15 @@ def test_smallest_and_largest_are_extreme(name: str) -> None:
         count = count_architecture(sample)
         for metric in ("macs", "num_params"):
             assert smallest[metric] <= count[metric] <= largest[metric]
-    assert smallest["macs"] == lightest_and_heaviest(space, space.resolutions[0])[0]
-    # on maps smaller than a window other mixers are the heaviest, by very little
-    bound = lightest_and_heaviest(space, space.resolutions[-1])[1]
-    assert 0.99 * bound <= largest["macs"] <= bound
+    macs = counts(space)["macs"]
+    low, high = macs.predict(np.stack([macs.argmin(), macs.argmax()]))
+    assert smallest["macs"] == low
+    # where windows do not divide maps, or are larger, others are heavier by a little
+    assert 0.95 * high <= largest["macs"] <= high
 
 
 @pytest.mark.parametrize(
-    ("name", "reference", "low", "high"), [("tiny", "swin_t", 0.8, 1.5), ("base", "swin_b", 1, 2)]
+    ("name", "reference", "low", "high"), [("tiny", "swin_t", 0.8, 1.5), ("base", "swin_b", 1, 2.5)]
 )
 def test_largest_reaches_the_published_cost(
     name: str, reference: str, low: float, high: float
@@ -144,7 +112,7 @@ def test_definition_is_the_product_of_its_lists() -> None:
     mixers = [Mixer.of("pooling"), *attention]
     expected = tuple(metaformer(mixer, ratio) for mixer in mixers for ratio in (2.0, 4.0))
     assert space.resolutions == (16,)
-    assert space.stages == (StageSpace((16, 32), (2,), expected),) * 4
+    assert space.stages == tuple(StageSpace((16, 32), (2,), expected, i) for i in (1, 2, 2, 2))
     assert space.size == (2 * 6**2) ** 4
 
 
@@ -159,12 +127,12 @@ def test_definition_is_the_product_of_its_lists() -> None:
         (change("name", to=["a"]), ["name ['a'] must be text"]),
         (change("stages", to=...), ["'stages' is missing"]),
         (change("stages", to=None), ["'stages' must be a list", "None"]),
-        (change("stages", to=[]), ["4 stages", "not 0"]),
+        (change("stages", to=[]), ["at least one stage"]),
         (change("stages", 1, to=3), ["stages[1]", "mapping", "3"]),
         (change("stages", 1, "widht", to=3), ["stages[1]", "unknown key 'widht'", "width, depth"]),
         (change("stages", 1, "depth", to=...), ["stages[1]", "'depth' is missing"]),
-        (change("stages", 1, "blocks", to=[]), ["stages[1]", "either 'blocks' or 'mixers'"]),
-        (change("stages", 1, "mixers", to=...), ["stages[1]", "either 'blocks' or 'mixers'"]),
+        (change("stages", 1, "blocks", to=[]), ["stages[1]", "give one of 'blocks', 'mixers'"]),
+        (change("stages", 1, "mixers", to=...), ["stages[1]", "give one of 'blocks', 'mixers'"]),
         (change("stages", 1, "mixers", to="pooling"), ["'mixers' must be a list", "'pooling'"]),
         (change("stages", 1, "mixers", to=[]), ["stages[1]", "distinct and at least one"]),
         (change("stages", 1, "mixers", to=["pooling"] * 2), ["distinct"]),
@@ -183,7 +151,7 @@ def test_definition_is_the_product_of_its_lists() -> None:
         (change("stages", 1, "mlp_ratio", to=[0]), ["stages[1]", "mlp_ratio=0", "positive"]),
         (change("resolution", to=[24, 16]), ["resolution [24, 16]", "ascending"]),
         (change("resolution", to=["16", 24]), ["resolution ['16', 24]", "positive integers"]),
-        (change("resolution", to=[8]), ["resolution 8", "too small", "take a larger"]),
+        (change("resolution", to=[8]), ["resolution=8 ", "too small", "take a larger"]),
         (change("macro", "stem_kernel", to=1), ["stem_kernel=1", "stride 2"]),
         (
             change("stages", 2, "mixers", 1, to={"window_attention": {"window": [2.5]}}),

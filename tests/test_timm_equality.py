@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from timm_pairs import PAIRS, all_pairs, of_size, quick_pairs, randomised
 
 from search_space import known
 from search_space.errors import NasError
+from search_space.known_convolutional import CONVOLUTIONAL
 from supernet import build
 from supernet.network.timm_weights import from_timm, load_timm_checkpoint
 
-PAIRS = [
-    ("swin_t", "swin_tiny_patch4_window7_224"),
-    ("swin_s", "swin_small_patch4_window7_224"),
-    ("focalnet_t_srf", "focalnet_tiny_srf"),
-    ("focalnet_t_lrf", "focalnet_tiny_lrf"),
-    ("convnext_t", "convnext_tiny"),
-    ("poolformer_s12", "poolformer_s12"),
-]
+# neither windows nor strides divide the third; windows are larger than maps of the last
+SIZES = ((224, 224), (256, 192), (200, 200), (96, 160))
+CONVOLUTIONAL_SIZES = ((64, 64), (75, 75), (64, 107))
 
 
-def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights large enough for every branch to matter, layer scales included."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1 and name.endswith(("weight", "gamma", "scale")):
-                parameter.copy_(0.5 + 0.1 * noise)
-            elif parameter.ndim == 1 or "relative_position" in name:
-                parameter.copy_(0.2 * noise)
-            else:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-    return network.eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [pytest.param(*p, marks=pytest.mark.slow if p[0] == "swin_s" else ()) for p in PAIRS],
-)
-@pytest.mark.parametrize("size", [224, 448])
-def test_logits_equal_timm(name: str, timm_name: str, size: int) -> None:
-    options = {"img_size": size} if "swin" in name else {}
-    theirs = randomised(timm.create_model(timm_name, num_classes=50, **options), seed=1)
+@quick_pairs
+def test_logits_equal_timm(name: str, timm_name: str) -> None:
+    network = randomised(timm.create_model(timm_name, num_classes=50), seed=1)
     ours = build(known(name), num_classes=50).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours))
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode():
-        expected, actual = theirs(images), ours(images)
-    assert expected.std() > 0.05  # a dead network would prove nothing
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    ours.load_state_dict(from_timm(network.state_dict(), ours))
+    for size in CONVOLUTIONAL_SIZES if name in CONVOLUTIONAL else SIZES:
+        theirs = of_size(network, timm_name, size, num_classes=50)
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            expected, actual = theirs(images), ours(images)
+        assert expected.std() > 0.05  # a dead network would prove nothing
+        torch.testing.assert_close(
+            actual, expected, atol=1e-4, rtol=0, msg=lambda text, size=size: f"{size}: {text}"
+        )
 
 
-@pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [
-        *PAIRS,
-        ("swin_b", "swin_base_patch4_window7_224"),
-        ("focalnet_s_srf", "focalnet_small_srf"),
-        ("focalnet_s_lrf", "focalnet_small_lrf"),
-        ("focalnet_b_srf", "focalnet_base_srf"),
-        ("focalnet_b_lrf", "focalnet_base_lrf"),
-        ("convnext_s", "convnext_small"),
-        ("convnext_b", "convnext_base"),
-        ("poolformer_s24", "poolformer_s24"),
-        ("poolformer_s36", "poolformer_s36"),
-        ("poolformer_m36", "poolformer_m36"),
-        ("poolformer_m48", "poolformer_m48"),
-    ],
-)
+@all_pairs
 def test_every_parameter_has_its_counterpart(name: str, timm_name: str) -> None:
     with torch.device("meta"):
         theirs, ours = timm.create_model(timm_name), build(known(name))
@@ -77,6 +44,8 @@ def test_every_parameter_has_its_counterpart(name: str, timm_name: str) -> None:
     assert {key: value.shape for key, value in mapped.items()} == {
         key: value.shape for key, value in ours.state_dict().items()
     }
+    if name in CONVOLUTIONAL:
+        assert known(name).resolution == theirs.default_cfg["input_size"][-1]
 
 
 def test_layer_scales_start_as_published() -> None:
@@ -86,14 +55,17 @@ def test_layer_scales_start_as_published() -> None:
         torch.testing.assert_close(ours.state_dict()["stages.0.blocks.0.scale2"], published)
 
 
-def test_checkpoint_file_with_another_number_of_classes(tmp_path) -> None:
-    theirs = randomised(timm.create_model("convnext_tiny", num_classes=7), seed=3)
+@pytest.mark.parametrize("name", ["convnext_t", "mobilenetv2_050", "test_resnet", "caformer_s18"])
+def test_checkpoint_file_with_another_number_of_classes(name: str, tmp_path: Path) -> None:
+    theirs = randomised(timm.create_model(PAIRS[name], num_classes=7), seed=3)
     path = tmp_path / "weights.pth"
     torch.save({"model": theirs.state_dict()}, path)
-    ours = load_timm_checkpoint(known("convnext_t"), path).eval()
+    ours = load_timm_checkpoint(known(name), path).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=0)
-    assert load_timm_checkpoint(known("convnext_t"), path, num_classes=3)(images).shape == (1, 3)
+    fresh = load_timm_checkpoint(known(name), path, num_classes=3).eval()
+    assert fresh(images).shape == (1, 3)
+    torch.testing.assert_close(fresh.forward_features(images), ours.forward_features(images))
 
 
 def test_weights_of_another_architecture_are_refused() -> None:

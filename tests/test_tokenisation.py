@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_backbone import STYLES, images, network, small, stage_outputs, styles
+from small_backbone import STYLES, images, network, stage_outputs, styles
 from torch.nn import functional as F
 
-from search_space import Macro, load_space
+from search_space import Macro, Mixer, SearchSpace, StageSpace, load_space, metaformer
 from search_space.components import stem_spec
 from search_space.errors import RunError
 from search_space.macro import conv_padding
@@ -126,13 +126,15 @@ def test_schedule_from_plain_values():
 
 
 def test_a_factor_must_leave_a_token_in_each_stage():
-    macro = Macro()  # stride 4 and three halvings without padding: 32 px for a token
+    # stride 4 and three halvings without padding: 32 px for a token
+    stage = StageSpace((16,), (1,), (metaformer(Mixer.of("pooling")),))
+    space = SearchSpace("four", Macro(), (112,), (stage,) * 4)
     schedule = TokenSchedule(((0.5, 4),))
-    schedule.check(macro, 128)
+    schedule.check(space, 128)
     with pytest.raises(RunError, match=r"sides \(7, 3, 1, 0\) at 112 px.*at most 3"):
-        schedule.check(macro, 112)
+        schedule.check(space, 112)
     with pytest.raises(RunError, match="at most 2"):
-        TokenSchedule(((0.5, 3),)).check(small("convnext").macro, small("convnext").resolution)
+        TokenSchedule(((0.5, 3),)).check(space, 64)
     space = load_space("digits")
     with pytest.raises(RunError, match="leave tokens as they are, or take a larger resolution"):
-        TokenSchedule(((0.1, 2),)).check(space.macro, min(space.resolutions))
+        TokenSchedule(((0.1, 2),)).check(space, min(space.resolutions))

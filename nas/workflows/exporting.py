@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from nas.cli.console import Console
 from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
@@ -20,7 +22,9 @@ from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
 from supernet.data.dataset import open_data
+from supernet.network.layers import has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
+from supernet.training.recalibration import extract_for
 
 
 def export_from_run(
@@ -78,7 +82,8 @@ def export_from_run(
     if checkpoint is None:
         raise RunError(no_supernet(source))
     supernet.load_state_dict(checkpoint.trained_weights())
-    network = supernet.extract(architecture)
+    images = data.at(architecture.resolution)
+    network = extract_for(supernet, architecture, images, config.train)
     notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
@@ -91,6 +96,11 @@ def export_from_run(
             )
         network.load_state_dict(tuned.trained_weights())
         notes = []
+
+    def subnet(images: Tensor) -> Tensor:
+        logits: Tensor = supernet(images, architecture)
+        return logits
+
     with console.phase(f"exporting {architecture.digest}"):
         return export_trained(
             network,
@@ -99,7 +109,7 @@ def export_from_run(
             data,
             config,
             notes=notes,
-            reference=None if digest is None else lambda x: supernet(x, architecture),
+            reference=None if digest is None or has_batch_norms(network) else subnet,
         )
 
 

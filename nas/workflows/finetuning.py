@@ -69,7 +69,9 @@ class Finetuning(TrainedSearch):
         supernet = self.trained_supernet()
         evaluations = self.source.evaluations()
         networks = {
-            digest: supernet.extract(Architecture.from_dict(evaluations[digest].architecture))
+            digest: self.extracted(
+                supernet, Architecture.from_dict(evaluations[digest].architecture)
+            )
             for digest in self.settings.networks
         }
         trials = self.tuned(networks)
@@ -164,8 +166,9 @@ class Finetuning(TrainedSearch):
         best: Trial,
     ) -> Chosen:
         measured = read_measured(self.source.path / MEASURED).get(evaluation.digest)
+        inherited = self.extracted(supernet, network.architecture)
         chosen = judged(
-            supernet, network, evaluation, measured, self.data, self.settings.recipe.amp
+            inherited, network, evaluation, measured, self.data, self.settings.recipe.amp
         )
         self.console.say(
             f"  chosen {chosen.digest} of trial {best.number}: test accuracy "

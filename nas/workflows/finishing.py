@@ -19,26 +19,25 @@ from results.report.data import Chosen, Export
 from search_space import Architecture
 from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
 from search_space.preprocessing import Preprocessing
-from supernet import Backbone, Supernet, build
+from supernet import Backbone, build
 from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData
 from supernet.training.evaluation import Quality, evaluate
 
 
 def judged(
-    supernet: Supernet,
+    inherited: Backbone,
     network: Backbone,
     evaluation: Evaluation,
     measured: Measured | None,
     data: ImageData,
     amp: str,
 ) -> Chosen:
-    """Judges the chosen network on the test split, with inherited weights and fine-tuned.
+    """Judges the chosen network on the test split, with ``inherited`` weights and fine-tuned.
 
     This is the one place where a search opens the test split. ``amp`` is that of the fine-tuning.
     """
     data = data.at(network.architecture.resolution)
-    inherited = supernet.extract(network.architecture)
     before = evaluate(inherited, eval_batches(data.test), amp=amp)
     quality = qualities(network, data, amp)
     return Chosen(

@@ -188,7 +188,12 @@ class TrainedSearch(ImageRun):
     def _judging(self) -> dict[str, Any]:
         counts = np.bincount(self.data.validation.labels, minlength=self.num_classes)
         amp = self.config.train.amp
-        return {"device": self.compute, "amp": amp, "class_counts": tuple(counts.tolist())}
+        return {
+            "device": self.compute,
+            "amp": amp,
+            "class_counts": tuple(counts.tolist()),
+            "calibration": self.calibration,
+        }
 
     def warm_start(self) -> list[Architecture]:
         """Members of the fronts of earlier runs that lie in the space."""
@@ -223,6 +228,14 @@ class TrainedSearch(ImageRun):
             metrics = {key: float(values[0]) for key, values in cheap.items()}
             metrics |= evaluator(architecture)
             result[name] = Evaluation.of(architecture, metrics)
+        if self.calibration is not None and evaluator.recalibrated:
+            seconds = evaluator.recalibration_seconds / evaluator.recalibrated
+            self.note(
+                "Batch norms of each candidate were recalibrated on "
+                f"{self.calibration.num_images:,} training images before it was judged, which "
+                f"takes {seconds:.2g} s a candidate here (mean of {evaluator.recalibrated} "
+                "baselines); --recalibration-images sets their number."
+            )
         return result
 
     def finetuned(
@@ -238,7 +251,8 @@ class TrainedSearch(ImageRun):
         with self.phase("fine-tuning the finalists") as progress:
             for i, evaluation in enumerate(finalists):
                 architecture = Architecture.from_dict(evaluation.architecture)
-                network = supernet.extract(architecture, drop_path_rate=recipe.drop_path_rate)
+                rate = recipe.drop_path_rate
+                network = self.extracted(supernet, architecture, drop_path_rate=rate)
                 # Judged on the pixels that its export asks for, and trained on them unless a
                 # teacher looks at the same images and needs the larger.
                 images = self.data.at(architecture.resolution)
@@ -249,7 +263,8 @@ class TrainedSearch(ImageRun):
                 tuned.append((loss, network, evaluation))
         _, network, evaluation = min(tuned, key=lambda item: item[0])
         known_latency = measured.get(evaluation.digest)
-        chosen = judged(supernet, network, evaluation, known_latency, self.data, recipe.amp)
+        inherited = self.extracted(supernet, network.architecture)
+        chosen = judged(inherited, network, evaluation, known_latency, self.data, recipe.amp)
         self.console.say(
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"

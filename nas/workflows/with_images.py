@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,25 @@ from predictors.tables.folder import cache_folder
 from results.report.data import ReportData
 from results.store import CONFIG, SUPERNET
 from search.problem import Values
-from search_space import Genes
+from search_space import Architecture, Genes
 from search_space.errors import RunError
 from search_space.metrics import MACS
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
+from supernet.data.batches import EvalBatches
 from supernet.data.dataset import ImageData, open_data
+from supernet.network.supernet import normalises_by_batch
 from supernet.training.checkpoints import CheckpointFolder
-from supernet.training.config import TrainConfig, check_batch_size, check_groups
+from supernet.training.config import (
+    TrainConfig,
+    check_batch_norms,
+    check_batch_size,
+    check_groups,
+    groups_of,
+)
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
+from supernet.training.recalibration import calibration_of, extract_for
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import finetune, train_supernet
 
@@ -103,6 +112,17 @@ class ImageRun(Run[TrainedConfig]):
             device=self.compute,
             workers=self.config.loader_workers,
         )
+
+    @cached_property
+    def calibration(self) -> EvalBatches | None:
+        """Training images that recalibrate candidates; None where the space has no batch norms."""
+        workers = self.config.loader_workers
+        return calibration_of(self.space, self.data, self.config.train, workers=workers)
+
+    def extracted(self, supernet: Supernet, architecture: Architecture, **options: Any) -> Backbone:
+        """Extracts a network, with averages of images at its own resolution."""
+        images = self.data.at(architecture.resolution)
+        return extract_for(supernet, architecture, images, self.config.train, **options)
 
     def _train(self, supernet: Supernet, progress: ProgressCallback) -> None:
         """Train in this process, or with several workers."""
@@ -181,6 +201,11 @@ class ImageRun(Run[TrainedConfig]):
             check_groups(config.train, images, config.workers)
             check_optimizer(config.train)
         check_batch_size(config.finetune, images, workers=1)
+        if normalises_by_batch(self.space):
+            check_batch_norms(config.finetune, images)
+            if config.supernet is None:
+                groups = groups_of(config.train)
+                check_batch_norms(config.train, images, config.workers, groups=groups)
         check_optimizer(config.finetune)
 
 

@@ -27,6 +27,7 @@ from predictors.tables.conditions import Conditions
 from search_space import Architecture, ModuleSpec
 from search_space.components import input_shape
 from supernet import build
+from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module
 
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
@@ -62,12 +63,20 @@ class WeightPool:
         self._next = 0
 
     def fill(self, module: nn.Module) -> nn.Module:
-        """Gives a module from the meta device weights of the pool, and sets it to eval mode."""
+        """Gives a module from the meta device weights of the pool, and sets it to eval mode.
+
+        Batch norms are folded, as in whatever runs after training; those that cannot be have
+        variance 1.
+        """
+        fold_batch_norms(module)
         for child in module.modules():
             for name, parameter in list(child.named_parameters(recurse=False)):
                 values = self.take(parameter.shape)
                 setattr(child, name, nn.Parameter(values, requires_grad=False))
-        return module.eval()
+            for name, buffer in list(child.named_buffers(recurse=False)):
+                ones = torch.ones(buffer.shape, device=self.device, dtype=self.dtype)
+                setattr(child, name, ones)
+        return module
 
     def take(self, shape: Sequence[int]) -> torch.Tensor:
         """Takes the next contiguous tensor of ``shape``; the pool starts over at its end."""

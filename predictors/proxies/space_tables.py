@@ -7,7 +7,7 @@ tables' sums up to each stage, and so as fast as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,16 +42,14 @@ _SIDE = 8  # any map that is larger than one position gives the same paths
 
 
 def component_path(spec: ModuleSpec) -> Path:
-    """Finds the longest path through one component; the head, a classifier, has none."""
+    """Finds the longest path through one component, without a head's classifier."""
     options = spec.as_dict()
-    if spec.kind == "head":
-        return Path()
     if spec.kind == "stem":
         side = 2 * int(options["kernel"])
         return _path(build_module, (1, 3, side, side), spec)
     dim = options["dim"]
     shape = (1, _SIDE, _SIDE, dim)
-    if spec.kind == "downsample" or "mixer" not in options:
+    if "mixer" not in options:
         return _path(build_module, shape, spec)
     params = tuple((k, v) for k, v in options["params"] if k != "shifted")
     mixer = _path(_mixer, shape, options["mixer"], dim, params)
@@ -72,18 +70,27 @@ def _mixer(name: str, dim: int, params: tuple[tuple[str, Any], ...]) -> nn.Modul
 
 def architecture_ends(architecture: Architecture) -> list[StageEnd]:
     """Finds the ends of an architecture's stages without building the network."""
+    last = len(architecture.stages) - 1
+    outer = {"stem": 0, "head": last}  # they count to the first and the last stage
     sums = [Path() for _ in architecture.stages]
     for component in components(architecture):
-        path = component_path(component.spec)
-        _, _, rest = component.path.partition("stages.")  # the stem is the first stage's
-        stage = int(rest.partition(".")[0]) if rest else 0
+        path, place = component_path(component.spec), component.path
+        stage = outer[place] if place in outer else int(place.split(".")[1])
         sums[stage] = Path(sums[stage].entropy + path.entropy, sums[stage].layers + path.layers)
     ends: list[StageEnd] = []
     entropy, layers = 0.0, 0
-    for width, size, path in zip(architecture.widths, architecture.sizes, sums, strict=True):
+    for i, path in enumerate(sums):
         entropy, layers = entropy + path.entropy, layers + path.layers
-        ends.append(StageEnd(width, size**2, entropy, layers))
+        if i in scale_ends(architecture.strides):
+            width = architecture.widths[i]
+            channels = architecture.macro.head_width or width if i == last else width
+            ends.append(StageEnd(channels, architecture.sizes[i] ** 2, entropy, layers))
     return ends
+
+
+def scale_ends(strides: Sequence[int]) -> list[int]:
+    """Lists the stages that are the last ones of their map's size, of all stages' strides."""
+    return [i for i, after in enumerate((*strides[1:], 2)) if after > 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +101,19 @@ class PathTables:
         space: The space whose rows they predict.
         entropy: Σ ½·log w of the path's layers.
         layers: Their number.
-        log_maps: ``log(c · r²)`` at each stage's end, shape (R, W) per stage.
+        factors: ``α · log(c · r²)`` at each stage's end, shape (R, W) per stage; 0 where the next
+            stage has maps of the same size.
     """
 
     space: SearchSpace
     entropy: AdditiveTable
     layers: AdditiveTable
-    log_maps: tuple[Values, ...]
+    factors: tuple[Values, ...]
 
     @property
-    def weights(self) -> Values:
-        """α of each stage, shape (stages,)."""
-        return np.array([1.0] * (len(self.log_maps) - 1) + [LAST_WEIGHT])
+    def ends(self) -> list[int]:
+        """The stages at whose ends the formulas are evaluated."""
+        return scale_ends(self.space.strides)
 
     @classmethod
     def build(cls, space: SearchSpace, num_classes: int = 1000) -> PathTables:
@@ -119,26 +127,32 @@ class PathTables:
         sizes = np.array(
             [feature_sizes(space.macro, space.strides, side) for side in space.resolutions]
         )
-        maps = tuple(
-            np.log(np.multiply.outer(sizes[:, i].astype(np.float64) ** 2, stage.widths))
-            for i, stage in enumerate(space.stages)
+        last, ends, factors = len(space.stages) - 1, scale_ends(space.strides), []
+        for i, stage in enumerate(space.stages):
+            channels = np.array(stage.widths, dtype=np.float64)
+            if i == last and space.macro.head_width:
+                channels[:] = space.macro.head_width
+            weight = (LAST_WEIGHT if i == last else 1.0) if i in ends else 0.0
+            factors.append(weight * np.log(np.multiply.outer(sizes[:, i] ** 2.0, channels)))
+        return cls(
+            space,
+            table(lambda path: path.entropy),
+            table(lambda path: path.layers),
+            tuple(factors),
         )
-        return cls(space, table(lambda path: path.entropy), table(lambda path: path.layers), maps)
 
     def score(self, genes: Genes) -> Values:
         """Computes DeepMAD's score of rows, shape (n, genes) to (n,)."""
         entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
         total = np.zeros(len(genes))
-        for i, (column, weight) in enumerate(
-            zip(self.space.width_columns, self.weights, strict=True)
-        ):
-            total += weight * self.log_maps[i][genes[:, 0], genes[:, column]] * entropy[:, i]
+        for i, column in enumerate(self.space.width_columns):
+            total += self.factors[i][genes[:, 0], genes[:, column]] * entropy[:, i]
         return total
 
     def effectiveness(self, genes: Genes) -> Values:
-        """Computes ρ of rows, the largest over their stages, shape (n, genes) to (n,)."""
-        entropy = self.entropy.stage_sums(genes).cumsum(axis=1)
-        layers = self.layers.stage_sums(genes).cumsum(axis=1)
+        """Computes ρ of rows, the largest over their scales, shape (n, genes) to (n,)."""
+        entropy = self.entropy.stage_sums(genes).cumsum(axis=1)[:, self.ends]
+        layers = self.layers.stage_sums(genes).cumsum(axis=1)[:, self.ends]
         result: Values = (layers * np.exp(-2 * entropy / layers)).max(axis=1)
         return result
 

@@ -20,7 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space import Genes, ModuleSpec, SearchSpace
-from search_space.components import block_spec, head_spec, stem_spec, transition_spec
+from search_space.components import (
+    block_spec,
+    components,
+    head_spec,
+    stem_spec,
+    transition_spec,
+)
 from search_space.macro import STEMS, feature_sizes
 
 Values = npt.NDArray[np.float64]
@@ -159,16 +165,22 @@ class AdditiveTable:
         r, widths = row[0], [row[column] for column in self.space.width_columns]
         parts = [("stem", self.stem[r, widths[0]])]
         before, enters = 0, self.space.enters_by_block
-        for i, (stage, block) in enumerate(zip(self.space.stages, self.blocks, strict=True)):
+        modules = {item.path for item in components(self.space.decode(genes[None])[0])}
+
+        def add(path: str, value: float) -> None:
+            if path in modules or value:  # fitted tables have values where there is no module
+                parts.append((path, value))
+
+        for i, block in enumerate(self.blocks):
             choices = row[self.space.block_columns(i)]
             entries = self.transitions[i][r, before, widths[i]]
             entry = entries[choices[0] if len(entries) > 1 else 0]
-            if not enters and (i > 0 or entry):
-                parts.append((f"stages.{i}.downsample", entry))
+            if not enters:
+                add(f"stages.{i}.downsample", entry)
             for j, choice in enumerate(choices):
-                if choice >= 0 and not stage.positions[j][choice].skipped:
+                if choice >= 0:
                     value = entry if enters and j == 0 else block[r, j, widths[i], choice]
-                    parts.append((f"stages.{i}.blocks.{j}", value))
+                    add(f"stages.{i}.blocks.{j}", value)
             before = widths[i]
         parts.append(("head", self.head[r, widths[-1]]))
         shares = [(path, self.scale * float(value)) for path, value in parts]

@@ -72,17 +72,18 @@ class Flow:
 def score_coefficients(programme: Programme, paths: PathTables, entropy: Flow) -> Values:
     """DeepMAD's score over the variables, shape (n,)."""
     result = np.zeros(programme.system.size)
-    for carried, weight, maps in zip(entropy.carried, paths.weights, paths.log_maps, strict=True):
-        result[carried] = weight * maps[:, :, None]
+    for carried, factors in zip(entropy.carried, paths.factors, strict=True):
+        result[carried] = factors[:, :, None]
     return result
 
 
 def bound_effectiveness(
     programme: Programme, paths: PathTables, most: float, entropy: Flow
 ) -> None:
-    """Allow no larger ρ at the end of any stage."""
+    """Allow no larger ρ at the end of any scale."""
     layers = Flow(programme, paths.layers)
-    for i, (carried, widths) in enumerate(zip(layers.carried, entropy.carried, strict=True)):
+    for i in paths.ends:
+        carried, widths = layers.carried[i], entropy.carried[i]
         first = max(1, math.floor(layers.least[i]))
         for k in range(first, max(first + 1, math.ceil(layers.most[i]))):
             here = k * math.log(k / most)

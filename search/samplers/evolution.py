@@ -89,7 +89,8 @@ def evolve(
         first, second = rng.integers(known, size=(2, 2, size)).min(axis=1)
         bred = children(problem.space, alive.genes[first], alive.genes[second], rng, rate)
         fresh = accept(unique_rows(np.concatenate([alive.genes, bred]))[known:])
-        alive += Judged(fresh, *judge(fresh))
+        if len(fresh):
+            alive += Judged(fresh, *judge(fresh))
     yield alive, known
 
 

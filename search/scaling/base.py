@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from predictors.proxies import ScoreSettings
+from search.scaling.shapes import without_skips
 from search_space import Architecture
 from search_space.errors import InfeasibleError, UnknownNameError, UsageError
 from search_space.metrics import format_metric, title_of, typed
@@ -121,6 +122,7 @@ class ScalingTask:
     """A seed, and the budgets of the family to make of it.
 
     Args:
+        seed: what is scaled; afterwards without positions that are skipped.
         by: metric that the budgets limit.
         budgets: at least one, in any order; kept in ascending order.
         costs: gives all metrics of any architecture.
@@ -150,6 +152,7 @@ class ScalingTask:
                     f"budget {typed(self.by, budget, digits=12)} is there twice; give each once."
                 )
         object.__setattr__(self, "budgets", budgets)
+        object.__setattr__(self, "seed", without_skips(self.seed))
 
     def allows(self, costs: Costs, budget: float | None = None) -> bool:
         """Whether ``costs`` are within a budget (the largest by default) and all limits."""

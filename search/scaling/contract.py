@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -30,7 +31,7 @@ from search.scaling.base import (
 )
 from search.scaling.shapes import nearest, total_stride, width_multiple
 from search_space import BLOCKS, Architecture, Block, Mixer, Stage
-from search_space.errors import InfeasibleError
+from search_space.errors import InfeasibleError, InvalidArchitectureError
 from search_space.metrics import format_metric, title_of, typed
 
 BEAM = 4
@@ -96,7 +97,8 @@ def reductions(
                 smaller.append((f"smaller {what}", replace(stage, blocks=blocks)))
         for text, changed in smaller:
             stages = (*architecture.stages[:i], changed, *architecture.stages[i + 1 :])
-            yield f"stage {i + 1}: {text}", replace(architecture, stages=stages)
+            with suppress(InvalidArchitectureError):  # a first block that cannot change the width
+                yield f"stage {i + 1}: {text}", replace(architecture, stages=stages)
     side = architecture.resolution - total_stride(architecture)
     if side >= total_stride(architecture):
         yield f"{architecture.resolution} → {side} px", replace(architecture, resolution=side)

@@ -20,6 +20,7 @@ from search.scaling.shapes import Shape, describe_change, nearest, width_multipl
 from search.shape import keeps_shape
 from search_space import Architecture, SearchSpace, StageSpace
 from search_space.errors import UsageError
+from search_space.macro import BLOCK_TRANSITION
 
 MAX_EFFECTIVENESS = 0.5
 WIDTHS = 5  # per stage
@@ -88,12 +89,16 @@ def space_around(
     """The space for ``growth`` times the seed's cost: nothing smaller than ``least``."""
     widest, deepest = ROOM * math.sqrt(growth), ROOM * growth
     stages = []
+    enters = seed.macro.downsample == BLOCK_TRANSITION
     for stage, low in zip(seed.stages, (least or seed).stages, strict=True):
         multiple = width_multiple(stage)
         factors = [widest ** (i / (WIDTHS - 1)) for i in range(WIDTHS)]
         widths = {low.width, *(nearest(f * stage.width, multiple) for f in factors[1:])}
-        depths = range(low.depth, max(low.depth, math.ceil(deepest * stage.depth)) + 1)
+        most = max(low.depth, math.ceil(deepest * stage.depth))
+        depths = range(low.depth, most + 1 if not stage.blocks[0].skipped else low.depth + 1)
         allowed = tuple(sorted(w for w in widths if w >= low.width))
         blocks = tuple(dict.fromkeys(stage.blocks))
-        stages.append(StageSpace(allowed, tuple(depths), blocks, stage.stride))
+        first = stage.blocks[:1] if enters else blocks
+        positions = (first, *((blocks,) * (depths[-1] - 1)))
+        stages.append(StageSpace(allowed, tuple(depths), positions, stage.stride))
     return SearchSpace("around the seed", seed.macro, (seed.resolution,), tuple(stages))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from search_space import Architecture, Stage
 
@@ -34,6 +34,18 @@ class Shape:
             for stage, depth, width in zip(seed.stages, self.depths, self.widths, strict=True)
         )
         return Architecture(seed.macro, self.resolution, stages)
+
+
+def without_skips(architecture: Architecture) -> Architecture:
+    """``architecture`` without positions that are skipped, where a stage has others.
+
+    What scales depths would else add blocks that are none.
+    """
+    stages = []
+    for stage in architecture.stages:
+        blocks = tuple(block for block in stage.blocks if not block.skipped)
+        stages.append(Stage(stage.width, blocks or stage.blocks[:1], stage.stride))
+    return replace(architecture, stages=tuple(stages))
 
 
 def width_multiple(stage: Stage) -> int:

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, StaticModule
-from supernet.network.layers import ConvNorm, Linear, build_norm, norm_axes
+from supernet.network.layers import (
+    ConvNorm,
+    Linear,
+    activation_axes,
+    build_activation,
+    build_norm,
+    folded_before,
+    norm_axes,
+)
 from supernet.network.registry import register_head
 
 
@@ -89,8 +97,9 @@ class LinearHead(Head):
         norm_after_pool: bool,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        width: int | None = None,
     ) -> None:
-        super().__init__(dim, dim, num_classes, global_pool, drop_rate)
+        super().__init__(dim, width or dim, num_classes, global_pool, drop_rate)
         self.norm_after_pool = norm_after_pool
         self.norm = build_norm(norm, dim, norm_eps)
 
@@ -103,8 +112,67 @@ class LinearHead(Head):
     def after_pool(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.norm_after_pool else x
 
+    def fold(self) -> None:
+        """Folds the norm into the classifier; a mean over the map changes nothing about it."""
+        self._fold_into(self.fc)
+
+    def _fold_into(self, layer: nn.Module) -> None:
+        if isinstance(layer, Linear) and (self.norm_after_pool or self.global_pool == "avg"):
+            self.norm = folded_before(self.norm, layer)
+
     def axes(self) -> dict[str, Axes]:
         return norm_axes("norm", self.norm, "dim") | self.fc_axes("dim")
+
+
+@register_head("mlp")
+class MlpHead(LinearHead):
+    """Norm and pooling in either order, linear layer, activation, norm and classifier (CAFormer).
+
+    Args:
+        width: Channels of the layer, which the classifier sees.
+        activation: After it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        width: int,
+        activation: str,
+        norm: str,
+        norm_eps: float,
+        norm_after_pool: bool,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim, num_classes, norm, norm_eps, norm_after_pool, global_pool, drop_rate, width
+        )
+        self.hidden: nn.Module = Linear(dim, width)
+        self.activation = build_activation(activation)
+        self.hidden_norm = build_norm(norm, width, norm_eps)
+
+    def after_pool(self, x: Tensor) -> Tensor:
+        return self.hidden_norm(self.activation(self.hidden(super().after_pool(x))))
+
+    def strip(self) -> None:
+        super().strip()
+        self.hidden = self.activation = self.hidden_norm = nn.Identity()
+
+    def fold(self) -> None:
+        """Folds each norm into the linear layer after it."""
+        self._fold_into(self.hidden)
+        if isinstance(self.fc, Linear):
+            self.hidden_norm = folded_before(self.hidden_norm, self.fc)
+
+    def axes(self) -> dict[str, Axes]:
+        return (
+            norm_axes("norm", self.norm, "dim")
+            | {"hidden.weight": (self.width, "dim"), "hidden.bias": (self.width,)}
+            | activation_axes("activation", self.activation)
+            | norm_axes("hidden_norm", self.hidden_norm, self.width)
+            | self.fc_axes(self.width)
+        )
 
 
 @register_head("conv")
@@ -136,3 +204,49 @@ class ConvHead(Head):
     def axes(self) -> dict[str, Axes]:
         assert isinstance(self.conv, ConvNorm)
         return self.conv.axes("conv", "dim", self.width) | self.fc_axes(self.width)
+
+
+@register_head("conv_hidden")
+class ConvHiddenHead(Head):
+    """Convolution as in ``conv``, pooling, a linear layer with activation, and the classifier.
+
+    It is MobileNetV3's (Howard et al., 2019).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        width: int,
+        conv_width: int,
+        norm: str,
+        norm_eps: float,
+        activation: str,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(dim, width, num_classes, global_pool, drop_rate)
+        self.conv_width = conv_width
+        self.conv: nn.Module = ConvNorm(
+            dim, conv_width, norm=norm, norm_eps=norm_eps, activation=activation
+        )
+        self.hidden: nn.Module = Linear(conv_width, width)
+        self.activation = build_activation(activation)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def after_pool(self, x: Tensor) -> Tensor:
+        return self.activation(self.hidden(x))
+
+    def strip(self) -> None:
+        self.conv = self.hidden = nn.Identity()
+
+    def axes(self) -> dict[str, Axes]:
+        assert isinstance(self.conv, ConvNorm)
+        return (
+            self.conv.axes("conv", "dim", self.conv_width)
+            | {"hidden.weight": (self.width, self.conv_width), "hidden.bias": (self.width,)}
+            | activation_axes("activation", self.activation)
+            | self.fc_axes(self.width)
+        )

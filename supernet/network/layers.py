@@ -7,6 +7,7 @@ in its constructor. Nothing overwrites them afterwards.
 from __future__ import annotations
 
 import math
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,11 +49,11 @@ class Conv2d(nn.Conv2d):
 class GroupNorm(nn.Module):
     """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)
@@ -64,60 +65,81 @@ class BatchNorm(nn.Module):
 
     In training it normalises by its batch, and keeps a moving average of mean and variance, by
     which it normalises otherwise. A module without the averages, as those are that a supernet
-    calls on shared weights, always normalises by its batch. ``momentum`` None makes the averages
-    those of all batches since ``reset``.
+    calls on shared weights, always normalises by its batch.
     """
 
     running_mean: Tensor | None
     running_var: Tensor | None
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
         super().__init__()
-        self.eps, self.momentum, self.batches = eps, 0.1, 0
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
-        self.average = False
+        self.seen: int | None = None  # positions that the averages are of, while they are pooled
 
-    def reset(self) -> None:
-        """Forgets the averages; from now on they are those of all batches, in equal shares."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.running_mean.zero_()
-        self.running_var.fill_(1.0)
-        self.batches, self.average = 0, True
+    def pool(self, on: bool) -> None:
+        """Begins or ends pooling.
+
+        In training the averages then are mean and variance of all positions since it began,
+        instead of moving averages.
+        """
+        self.seen = 0 if on else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of_maps(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def of_maps(self, maps: Tensor) -> Tensor:
         """Normalises maps (batch, dim, height, width)."""
-        momentum = self.momentum
-        if self.training and self.average:
-            self.batches += 1
-            momentum = 1.0 / self.batches
-        return F.batch_norm(
-            maps,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
-            momentum,
-            self.eps,
+        if self.training and self.seen is not None:
+            return self._pooled(maps)
+        mean, var = self.running_mean, self.running_var
+        by_batch = self.training or mean is None
+        return F.batch_norm(maps, mean, var, self.weight, self.bias, by_batch, 0.1, self.eps)
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        """Normalises maps by their batch, and adds its statistics (Chan et al., 1979)."""
+        assert self.seen is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        # below ``F.batch_norm``, which refuses a batch of one position
+        cudnn = torch.backends.cudnn.enabled
+        result = torch.batch_norm(
+            maps, self.weight, self.bias, mean, var, True, 1.0, self.eps, cudnn
         )
+        before, count = self.seen, maps.numel() // maps.shape[1]
+        self.seen = before + count
+        gap = mean - self.running_mean
+        self.running_mean += gap * (count / self.seen)
+        squares = gap**2 * (before * count / self.seen)
+        if count > 1:
+            squares += var * (count - 1)
+        if before > 1:
+            squares += self.running_var * (before - 1)
+        self.running_var.copy_(squares / max(1, self.seen - 1))
+        return result
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Returns scale and shift (dim,), float64, by which it changes channels in evaluation."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = self.weight.double() / torch.sqrt(self.running_var.double() + self.eps)
+        shift = -self.running_mean.double() * scale
+        return scale, shift if self.bias is None else shift + self.bias.double()
 
 
-def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
+def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:
     """Builds the norm called ``layer_norm``, ``group_norm``, ``batch_norm`` or ``none``."""
     match norm:
         case "layer_norm":
-            return nn.LayerNorm(dim, eps=eps)
+            return nn.LayerNorm(dim, eps=eps, bias=bias)
         case "group_norm":
-            return GroupNorm(dim, eps)
+            return GroupNorm(dim, eps, bias)
         case "batch_norm":
-            return BatchNorm(dim, eps)
+            return BatchNorm(dim, eps, bias)
         case "none":
             return nn.Identity()
     raise ValueError(f"unknown norm {norm!r}")
@@ -143,6 +165,13 @@ class StarReLU(nn.Module):
         return self.scale * F.relu(x) ** 2 + self.bias
 
 
+class SquaredReLU(nn.Module):
+    """``relu(x)²`` (So et al., Primer, 2021)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -150,6 +179,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "hard_swish": nn.Hardswish,
     "star_relu": StarReLU,
+    "squared_relu": SquaredReLU,
     "sigmoid": nn.Sigmoid,
     "hard_sigmoid": nn.Hardsigmoid,
     "none": nn.Identity,
@@ -228,18 +258,9 @@ class ConvNorm(nn.Module):
         total = max((steps - 1) * self.stride + self.kernel - length, 0)
         return total // 2, total - total // 2
 
-    @torch.no_grad()
     def fold(self) -> None:
-        """Moves a batch norm's averages into the convolution, which then has a bias."""
-        norm = self.norm
-        if not isinstance(norm, BatchNorm):
-            return
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        self.conv.weight.mul_(factor.reshape(-1, 1, 1, 1))
-        self.conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor)
-        self.norm = nn.Identity()
+        """Folds the norm into the convolution, which then has a bias."""
+        self.norm = folded_after(self.conv, self.norm)
 
     def axes(self, prefix: str, dim: Axis, out_dim: Axis) -> dict[str, Axes]:
         """Returns the axes of the parameters of ``prefix``; kernels above 1 are ``kernel``."""
@@ -284,12 +305,63 @@ class SqueezeExcite(nn.Module):
         } | activation_axes(f"{prefix}.activation", self.activation)
 
 
-def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Folds the batch norms after convolutions of a network in place, and returns it.
+M = TypeVar("M", bound=nn.Module)
 
-    Logits in evaluation stay the same but for rounding; the network trains no more as before.
+
+# Folding --------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """Folds its own batch norms; a module does that which knows what comes before and after."""
+
+    def fold(self) -> None:
+        """Folds in place what can be folded; logits in evaluation stay but for rounding."""
+        ...
+
+
+@torch.no_grad()
+def folded_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """Folds a batch norm into the layer before it; returns what then stands in its place."""
+    if not isinstance(norm, BatchNorm):
+        return norm
+    scale, shift = norm.affine()
+    weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    _replace(layer, weight, shift if layer.bias is None else layer.bias * scale + shift)
+    return nn.Identity()
+
+
+@torch.no_grad()
+def folded_before(norm: nn.Module, layer: nn.Linear) -> nn.Module:
+    """Folds a batch norm into the linear layer after it; returns what then stands in its place."""
+    if not isinstance(norm, BatchNorm):
+        return norm
+    scale, shift = norm.affine()
+    weight = layer.weight.double()
+    bias = weight @ shift
+    _replace(layer, weight * scale, bias if layer.bias is None else layer.bias + bias)
+    return nn.Identity()
+
+
+def _replace(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype, memory_format=torch.preserve_format))
+    layer.bias = nn.Parameter(bias.to(dtype))
+
+
+def fold_batch_norms(network: M) -> M:
+    """Folds the batch norms of a network into its layers, in place, and returns it in eval mode.
+
+    That is the form in which networks are run, so latencies and counts of operations are of it.
+    Logits stay the same but for rounding; it trains no more as before. A norm stays where no linear
+    layer or convolution is next to it, or where padding comes between, which it would change.
     """
     for module in network.modules():
-        if isinstance(module, ConvNorm):
+        if isinstance(module, Foldable):
             module.fold()
     return network.eval()
+
+
+def has_batch_norms(module: nn.Module) -> bool:
+    """Whether any part of ``module`` is a batch norm."""
+    return any(isinstance(part, BatchNorm) for part in module.modules())

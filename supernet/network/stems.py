@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, StaticModule
-from supernet.network.layers import Conv2d, ConvNorm, build_norm, norm_axes
+from supernet.network.layers import Conv2d, ConvNorm, build_norm, folded_after, norm_axes
 from supernet.network.registry import register_stem
 
 
@@ -18,16 +18,27 @@ class ConvStem(StaticModule):
     """Strided convolution of images ``(batch, channels, height, width)``, and a norm."""
 
     def __init__(
-        self, dim: int, kernel: int, stride: int, norm: str, norm_eps: float, in_chans: int = 3
+        self,
+        dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         self.dim, self.kernel, self.stride, self.in_chans = dim, kernel, stride, in_chans
         self.conv = Conv2d(in_chans, dim, kernel, stride, conv_padding(kernel, stride))
-        self.norm = build_norm(norm, dim, norm_eps)
+        self.norm = build_norm(norm, dim, norm_eps, norm_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.conv(images.contiguous(memory_format=torch.channels_last))
         return self.norm(maps.permute(0, 2, 3, 1))
+
+    def fold(self) -> None:
+        """Folds the norm into the convolution."""
+        self.norm = folded_after(self.conv, self.norm)
 
     def axes(self) -> dict[str, Axes]:
         conv: dict[str, Axes] = {
@@ -44,19 +55,24 @@ class ConvStem(StaticModule):
 
 
 class _Convolutions(StaticModule):
-    """Convolutions with norm and activation, one after the other, to ``widths`` channels each.
+    """Convolutions with norm and activation, one after the other, of ``widths`` and ``strides``.
 
-    The last width is ``dim``; the one before, if any, is ``hidden``.
+    The last width is ``dim``; those before, if any, are ``hidden`` and ``outer``.
     """
 
     def __init__(
-        self, widths: tuple[int, ...], kernel: int, stride: int, in_chans: int, **style: Any
+        self,
+        widths: tuple[int, ...],
+        kernel: int,
+        strides: tuple[int, ...],
+        in_chans: int,
+        **style: Any,
     ) -> None:
         super().__init__()
-        self.in_chans, self.names = in_chans, ("hidden", "dim")[-len(widths) :]
+        self.in_chans, self.names = in_chans, ("outer", "hidden", "dim")[-len(widths) :]
         self.widths = dict(zip(self.names, widths, strict=True)) | {"kernel": kernel}
         before = in_chans
-        for i, width in enumerate(widths):
+        for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
             self.add_module(
                 f"conv{i}" if i else "conv", ConvNorm(before, width, kernel, stride, **style)
             )
@@ -89,7 +105,7 @@ class ConvActStem(_Convolutions):
     """Strided convolution, norm and activation (MobileNet)."""
 
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
-        super().__init__((dim,), kernel, stride, in_chans, **style)
+        super().__init__((dim,), kernel, (stride,), in_chans, **style)
 
 
 @register_stem("conv_pool")
@@ -97,13 +113,41 @@ class ConvPoolStem(_Convolutions):
     """Convolution, norm, activation, and 3 × 3 max-pooling of stride 2 (ResNet)."""
 
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
-        super().__init__((dim,), kernel, stride // 2, in_chans, **style)
+        super().__init__((dim,), kernel, (stride // 2,), in_chans, **style)
         self.pool = nn.MaxPool2d(3, 2, 1)
+
+
+class _DeepPoolStem(_Convolutions):
+    """Three convolutions, of which the first has a stride, and 3 × 3 max-pooling of stride 2."""
+
+    def __init__(
+        self, widths: tuple[int, ...], kernel: int, stride: int, in_chans: int, **style: Any
+    ) -> None:
+        super().__init__(widths, kernel, (stride // 2, 1, 1), in_chans, **style)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+
+@register_stem("deep_pool")
+class DeepPoolStem(_DeepPoolStem):
+    """Two of the three convolutions have half the channels (ResNet-C, ResNet-D)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        half = max(1, dim // 2)
+        super().__init__((half, half, dim), kernel, stride, in_chans, **style)
+
+
+@register_stem("tiered_pool")
+class TieredPoolStem(_DeepPoolStem):
+    """The three convolutions have 3/8, half and all of the channels (ResNet-T)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        widths = (max(1, 3 * (dim // 8)), max(1, dim // 2), dim)
+        super().__init__(widths, kernel, stride, in_chans, **style)
 
 
 @register_stem("convs")
 class ConvsStem(_Convolutions):
-    """Two convolutions of half the stride each, by way of half the channels (EfficientFormer)."""
+    """Two convolutions, the first of stride 2, by way of half the channels (EfficientFormer)."""
 
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
-        super().__init__((max(1, dim // 2), dim), kernel, stride // 2, in_chans, **style)
+        super().__init__((max(1, dim // 2), dim), kernel, (2, stride // 2), in_chans, **style)

@@ -9,11 +9,12 @@ compute bit for bit the same.
 Each kind of block has weights of its own at each place, and so has each mixer; norms, MLP and layer
 scales of a MetaFormer block are shared by all mixers (weight entanglement, Chen et al.,
 AutoFormer, 2021). Batch norms of subnets normalise by their batch: averages belong to a network, so
-an extracted one has none that mean anything before ``recalibrate`` has made them.
+an extracted one has none that mean anything before ``training.recalibration`` has made them.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import threading
@@ -39,7 +40,7 @@ from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.space import SearchSpace
 from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.layers import BatchNorm
+from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.network.modules import build_module, drop_path_rates
 from supernet.network.slices import Slice, cut
 
@@ -57,6 +58,18 @@ def template(spec: ModuleSpec) -> StaticModule:
     if problem is not None:
         raise UsageError(f"{spec}: {problem}.")
     return module
+
+
+@lru_cache(maxsize=16384)
+def folded_template(spec: ModuleSpec) -> nn.Module:
+    """The template of ``spec`` as it runs after training: with batch norms folded."""
+    module = template(spec)
+    return fold_batch_norms(copy.deepcopy(module)) if has_batch_norms(module) else module
+
+
+def normalises_by_batch(space: SearchSpace) -> bool:
+    """Whether a network of ``space`` can have batch norms, so that subnets need recalibration."""
+    return any(has_batch_norms(template(spec)) for _, spec in _all_modules(space, num_classes=1))
 
 
 class _Template:

@@ -1,60 +1,223 @@
-"""Weights of published timm networks in our backbone, by parameter name.
+"""Weights of published timm networks in our backbone and back, by parameter name.
 
-Each family's names are translated by ordered replacements; shapes then agree up to trailing
-1 × 1 kernels. Users load pretrained checkpoints this way, and the tests prove with it that our
-blocks compute what the published ones compute.
+Each family of timm's has a table of ordered replacements that make timm's names of ours; shapes
+then agree up to trailing 1 × 1 kernels. Users load pretrained checkpoints this way, and the tests
+prove with it that our blocks compute what the published ones compute.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from search_space.architecture import Architecture
+from search_space.components import Component, components
 from search_space.errors import NasError
 from supernet.network.backbone import Backbone, build
 from supernet.network.tensor_files import read_tensors
 
-_SWIN = (
-    (r"^patch_embed\.proj\.", "stem.conv."),
-    (r"^patch_embed\.norm\.", "stem.norm."),
-    (r"^layers\.", "stages."),
-    (r"\.attn\.", ".mixer."),
-    (r"^norm\.", "head.norm."),
-)
-_FOCALNET = (
-    (r"^stem\.proj\.", "stem.conv."),
-    (r"^layers\.", "stages."),
-    (r"\.downsample\.proj\.", ".downsample.conv."),
-    (r"\.modulation\.f\.", ".mixer.proj_in."),
-    (r"\.modulation\.h\.", ".mixer.modulator."),
-    (r"\.modulation\.proj\.", ".mixer.proj_out."),
-    (r"\.modulation\.norm\.", ".mixer.norm."),
-    (r"\.modulation\.focal_layers\.(\d+)\.0\.", r".mixer.contexts.\1."),
-    (r"\.ls([12])\.gamma$", r".scale\1"),
-    (r"^norm\.", "head.norm."),
-)
-_CONVNEXT = (
-    (r"^stem\.0\.", "stem.conv."),
-    (r"^stem\.1\.", "stem.norm."),
-    (r"\.downsample\.0\.", ".downsample.norm."),
-    (r"\.downsample\.1\.", ".downsample.conv."),
-    (r"\.conv_dw\.", ".mixer.conv."),
-    (r"(\.blocks\.\d+)\.norm\.", r"\1.norm2."),
-    (r"\.gamma$", ".scale2"),
-)
-_POOLFORMER = ((r"\.layer_scale([12])\.scale$", r".scale\1"),)
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
-# the family is told by a parameter that only its networks have
-_FAMILIES = (
-    ("patch_embed.proj.weight", _SWIN),
-    ("layers.0.blocks.0.modulation.f.weight", _FOCALNET),
-    ("stages.0.blocks.0.conv_dw.weight", _CONVNEXT),
-    ("stages.0.blocks.0.layer_scale1.scale", _POOLFORMER),
+
+@dataclass(frozen=True)
+class Family:
+    """How timm names the parameters of a kind of networks.
+
+    Args:
+        blocks: Labels of the blocks that they are made of.
+        downsample: Their transition.
+        rules: Replacements, in their order, in our names. In these the path of a stem, block or
+            head is followed by its style, ``stages.0.blocks.1<basic>.first.conv.weight``, and a
+            head's style by the number of stages.
+        shortcut: Of the macro style.
+    """
+
+    blocks: frozenset[str]
+    downsample: str
+    rules: Rules
+    shortcut: str | None = None
+
+    def fits(self, architecture: Architecture) -> bool:
+        """Says whether an architecture's blocks and transitions are this family's."""
+        macro = architecture.macro
+        labels = {b.label for s in architecture.stages for b in s.blocks if not b.skipped}
+        return (
+            labels <= self.blocks
+            and macro.downsample == self.downsample
+            and self.shortcut in (None, macro.shortcut)
+        )
+
+    def name(self, ours: str) -> str:
+        """Returns timm's name of a parameter, of ours with styles."""
+        for pattern, replacement in self.rules:
+            ours = re.sub(pattern, replacement, ours)
+        return re.sub(r"<.*?>", "", ours)
+
+
+_SWIN: Rules = (
+    (r"^stem<\w+>\.conv\.", "patch_embed.proj."),
+    (r"^stem<\w+>\.norm\.", "patch_embed.norm."),
+    (r"^stages\.", "layers."),
+    (r"\.mixer\.", ".attn."),
+    (r"^head<.*?>\.norm\.", "norm."),
 )
+_FOCALNET: Rules = (
+    (r"^stem<\w+>\.conv\.", "stem.proj."),
+    (r"^stages\.", "layers."),
+    (r"\.downsample\.conv\.", ".downsample.proj."),
+    (r"\.mixer\.proj_in\.", ".modulation.f."),
+    (r"\.mixer\.modulator\.", ".modulation.h."),
+    (r"\.mixer\.proj_out\.", ".modulation.proj."),
+    (r"\.mixer\.norm\.", ".modulation.norm."),
+    (r"\.mixer\.contexts\.(\d+)\.", r".modulation.focal_layers.\1.0."),
+    (r"\.scale([12])$", r".ls\1.gamma"),
+    (r"^head<.*?>\.norm\.", "norm."),
+)
+_CONVNEXT: Rules = (
+    (r"^stem<\w+>\.conv\.", "stem.0."),
+    (r"^stem<\w+>\.norm\.", "stem.1."),
+    (r"\.downsample\.norm\.", ".downsample.0."),
+    (r"\.downsample\.conv\.", ".downsample.1."),
+    (r"\.mixer\.conv\.", ".conv_dw."),
+    (r"\.norm2\.", ".norm."),
+    (r"\.scale2$", ".gamma"),
+)
+_BASELINE: Rules = (
+    (r"\.mixer\.expand\.", ".token_mixer.pwconv1."),
+    (r"\.mixer\.activation\.", ".token_mixer.act1."),
+    (r"\.mixer\.conv\.", ".token_mixer.dwconv."),
+    (r"\.mixer\.project\.", ".token_mixer.pwconv2."),
+    (r"\.mixer\.", ".token_mixer."),
+    (r"\.mlp\.activation\.", ".mlp.act."),
+    (r"\.shortcut([12])$", r".res_scale\1.scale"),
+    (r"^head<mlp:\d+>\.hidden\.", "head.fc.fc1."),
+    (r"^head<mlp:\d+>\.hidden_norm\.", "head.fc.norm."),
+    (r"^head<mlp:\d+>\.fc\.", "head.fc.fc2."),
+)
+_POOLFORMER: Rules = ((r"\.scale([12])$", r".layer_scale\1.scale"),)
+_MOBILE: Rules = (
+    (r"^stem<\w+>\.conv\.conv\.", "conv_stem."),
+    (r"^stem<\w+>\.conv\.norm\.", "bn1."),
+    (r"^stages\.(\d+)\.blocks\.", r"blocks.\1."),
+    (r"\.excite\.(reduce|expand)\.", r".se.conv_\1."),
+    (r"<depthwise_separable>\.depthwise\.conv\.", ".conv_dw."),
+    (r"<depthwise_separable>\.depthwise\.norm\.", ".bn1."),
+    (r"<depthwise_separable>\.project\.conv\.", ".conv_pw."),
+    (r"<depthwise_separable>\.project\.norm\.", ".bn2."),
+    (r"<inverted_residual>\.expand\.conv\.", ".conv_pw."),
+    (r"<inverted_residual>\.expand\.norm\.", ".bn1."),
+    (r"<inverted_residual>\.depthwise\.conv\.", ".conv_dw."),
+    (r"<inverted_residual>\.depthwise\.norm\.", ".bn2."),
+    (r"<inverted_residual>\.project\.conv\.", ".conv_pwl."),
+    (r"<inverted_residual>\.project\.norm\.", ".bn3."),
+    (r"<fused_inverted_residual>\.expand\.conv\.", ".conv_exp."),
+    (r"<fused_inverted_residual>\.expand\.norm\.", ".bn1."),
+    (r"<fused_inverted_residual>\.project\.conv\.", ".conv_pwl."),
+    (r"<fused_inverted_residual>\.project\.norm\.", ".bn2."),
+    (r"^head<conv:\d+>\.conv\.conv\.", "conv_head."),
+    (r"^head<conv:\d+>\.conv\.norm\.", "bn2."),
+    (r"^head<conv_hidden:(\d+)>\.conv\.conv\.", r"blocks.\1.0.conv."),
+    (r"^head<conv_hidden:(\d+)>\.conv\.norm\.", r"blocks.\1.0.bn1."),
+    (r"^head<.*?>\.hidden\.", "conv_head."),
+    (r"^head<.*?>\.fc\.", "classifier."),
+)
+_RESNET: Rules = (
+    (r"^stem<conv_pool>\.conv\.conv\.", "conv1."),
+    (r"^stem<\w+>\.conv\.conv\.", "conv1.0."),
+    (r"^stem<conv_pool>\.conv\.norm\.", "bn1."),
+    (r"^stem<\w+>\.conv\.norm\.", "conv1.1."),
+    (r"^stem<\w+>\.conv1\.conv\.", "conv1.3."),
+    (r"^stem<\w+>\.conv1\.norm\.", "conv1.4."),
+    (r"^stem<\w+>\.conv2\.conv\.", "conv1.6."),
+    (r"^stem<\w+>\.conv2\.norm\.", "bn1."),
+    (r"^stages\.(\d+)\.blocks\.", lambda found: f"layer{int(found[1]) + 1}."),
+    (r"\.(first|reduce)\.conv\.", ".conv1."),
+    (r"\.(first|reduce)\.norm\.", ".bn1."),
+    (r"\.(second|middle)\.conv\.", ".conv2."),
+    (r"\.(second|middle)\.norm\.", ".bn2."),
+    (r"\.expand\.conv\.", ".conv3."),
+    (r"\.expand\.norm\.", ".bn3."),
+    (r"\.shortcut\.conv\.", ".downsample.0."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"^head<.*?>\.fc\.", "fc."),
+)
+# the pooling comes first there
+_RESNET_D: Rules = (
+    (r"\.shortcut\.conv\.", ".downsample.1."),
+    (r"\.shortcut\.norm\.", ".downsample.2."),
+    *_RESNET,
+)
+
+_MOBILE_BLOCKS = frozenset({"inverted_residual", "depthwise_separable", "fused_inverted_residual"})
+FAMILIES = {
+    "swin_transformer": Family(frozenset({"window_attention"}), "patch_merging", _SWIN),
+    "focalnet": Family(frozenset({"focal_modulation"}), "conv_norm", _FOCALNET),
+    "convnext": Family(frozenset({"depthwise_conv"}), "norm_conv", _CONVNEXT),
+    "poolformer": Family(frozenset({"pooling"}), "conv", _POOLFORMER),
+    "metaformer": Family(
+        frozenset({"pooling", "separable_conv", "attention"}), "norm_conv", _BASELINE
+    ),
+    "efficientnet and mobilenetv3": Family(_MOBILE_BLOCKS, "block", _MOBILE),
+    "resnet": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET, "conv"),
+    "resnet-d": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET_D, "pooled"),
+}
+
+
+def family(architecture: Architecture) -> Family:
+    """Returns the family whose names an architecture's parameters have.
+
+    Raises:
+        NasError: There is none.
+    """
+    found = next((item for item in FAMILIES.values() if item.fits(architecture)), None)
+    if found is None:
+        raise NasError(
+            f"{architecture} is of no family of timm networks that is known: its blocks and "
+            f"transitions must be those of {', '.join(FAMILIES)}."
+        )
+    return found
+
+
+def timm_names(network: Backbone) -> dict[str, str]:
+    """Returns timm's name of every entry of the state dict of ``network``.
+
+    Blocks that are skipped have no place in timm's networks: those behind them move up.
+
+    Raises:
+        NasError: There is no such family.
+    """
+    rules = family(network.architecture)
+    places = _places(components(network.architecture, network.num_classes))
+    result = {}
+    for name in network.state_dict():
+        path = next((path for path in places if name.startswith(path + ".")), None)
+        styled = name if path is None else places[path] + name[len(path) :]
+        result[name] = rules.name(styled)
+    return result
+
+
+def _places(chain: tuple[Component, ...]) -> dict[str, str]:
+    """Paths of stem, blocks and head: where timm has them, and their styles."""
+    result, counts = {}, dict[str, int]()
+    for item in chain:
+        style = item.spec.as_dict()["style"]
+        path = item.path
+        if item.spec.kind == "block":
+            stage = path.rpartition(".")[0]
+            path = f"{stage}.{counts.setdefault(stage, 0)}"
+            counts[stage] += 1
+        elif item.spec.kind == "head":
+            style = f"{style}:{len(counts)}"
+        if item.spec.kind != "downsample":
+            result[item.path] = f"{path}<{style}>"
+    return result
+
+
+_CONSTANTS = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
 def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tensor]:
@@ -63,29 +226,27 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
     Raises:
         NasError: The family is not known, or a parameter does not fit.
     """
-    rules = next((rules for key, rules in _FAMILIES if key in state), None)
-    if rules is None:
-        raise NasError(
-            "these weights are of no known family; known are timm's swin_transformer, focalnet, "
-            "convnext and poolformer (v1) networks."
-        )
     expected = network.state_dict()
+    ours = {theirs: name for name, theirs in timm_names(network).items()}
+    if not set(ours) & set(state):
+        raise NasError(
+            f"these weights are of no known family, or of another than {network.architecture}; "
+            f"known are timm's {', '.join(FAMILIES)} networks."
+        )
     result = {}
     for key, value in state.items():
-        if key.endswith(("relative_position_index", "attn_mask")):
-            continue  # constants that our blocks derive from the map's size
-        name = key
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        if name not in expected:
-            raise NasError(f"{key} has no counterpart in {network.architecture}; expected {name}.")
+        if key.endswith(_CONSTANTS):
+            continue  # counts, and what our blocks derive from the map's size
+        if key not in ours:
+            raise NasError(f"{key} has no counterpart in {network.architecture}.")
+        name = ours[key]
         if value.numel() != expected[name].numel():
             raise NasError(
                 f"{key} has shape {tuple(value.shape)}, but {name} of {network.architecture} has "
                 f"{tuple(expected[name].shape)}: the weights are of another architecture."
             )
         result[name] = value.reshape(expected[name].shape)
-    missing = sorted(set(expected) - set(result))
+    missing = sorted(theirs for theirs, name in ours.items() if name not in result)
     if missing:
         raise NasError(f"the weights lack {missing[0]} and {len(missing) - 1} others.")
     return result
@@ -106,7 +267,10 @@ def load_timm_checkpoint(
         CorruptFileError: The file is damaged.
     """
     state = read_tensors(Path(path))
-    stored = state["head.fc.weight"].shape[0] if "head.fc.weight" in state else 0
+    classifier = family(architecture).name(
+        f"head<{architecture.macro.head}:{len(architecture.stages)}>.fc.weight"
+    )
+    stored = state[classifier].shape[0] if classifier in state else 0
     network = build(architecture, stored)
     network.load_state_dict(from_timm(state, network))
     if num_classes is not None and num_classes != stored:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, Axis, Product, StaticModule
-from supernet.network.layers import Conv2d, Linear, build_norm, norm_axes
+from supernet.network.layers import (
+    Conv2d,
+    Linear,
+    build_norm,
+    folded_after,
+    folded_before,
+    norm_axes,
+)
 from supernet.network.registry import register_transition
 
 
@@ -24,10 +31,18 @@ class Transition(StaticModule):
         stride: By which the map gets smaller.
         norm: As for ``build_norm``.
         norm_eps: Added to its variance.
+        norm_bias: Whether it has a bias.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.out_dim, self.kernel, self.stride = dim, out_dim, kernel, stride
@@ -44,14 +59,25 @@ class PatchMerging(Transition):
     """Neighbours concatenated, norm and linear layer (Swin)."""
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
-        self.norm = build_norm(norm, kernel**2 * dim, norm_eps)
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
+        self.norm = build_norm(norm, kernel**2 * dim, norm_eps, norm_bias)
         self.reduction = Linear(kernel**2 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reduction(self.norm(x if self.kernel == 1 else self._patches(x)))
+
+    def fold(self) -> None:
+        """Folds the norm, which comes after the padding, into the linear layer."""
+        self.norm = folded_before(self.norm, self.reduction)
 
     def _patches(self, x: Tensor) -> Tensor:
         """Every second kernel × kernel patch as one vector; odd maps are padded by one."""
@@ -78,12 +104,19 @@ class _Convolution(Transition):
     normed: str | None = None
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
         self.norm: nn.Module = nn.Identity()
         if self.normed is not None:
-            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps)
+            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps, norm_bias)
         self.conv = Conv2d(dim, out_dim, kernel, stride, conv_padding(kernel, stride))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,6 +124,11 @@ class _Convolution(Transition):
             x = self.norm(x)
         x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(x) if self.normed == "out_dim" else x
+
+    def fold(self) -> None:
+        """Folds a norm after the convolution; one before it stays, since padding is between."""
+        if self.normed == "out_dim":
+            self.norm = folded_after(self.conv, self.norm)
 
     def axes(self) -> dict[str, Axes]:
         conv: dict[str, Axes] = {

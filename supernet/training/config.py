@@ -24,7 +24,7 @@ CHOICES = {
 }
 _POSITIVE = {
     *("epochs", "batch_size", "lr", "temperature", "snapshot_steps", "evaluations"),
-    *("accumulate", "groups", "banks", "shrink_epsilon"),
+    *("accumulate", "groups", "banks", "shrink_epsilon", "recalibration_images"),
 }
 _NOT_NEGATIVE = {
     *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
@@ -79,6 +79,8 @@ class TrainConfig:
             since there is nothing to learn from an untrained network (``rank_fidelity.py``).
         tokens: (share of the training, factor) pairs: images are this much coarser until then.
         teacher: A timm model's name, with ``teacher_weights`` from a file, or an export's folder.
+        recalibration_images: Training images by which batch norms of subnets get their averages
+            before they are judged, fine-tuned or exported; other spaces do not need it.
         teacher_variants: Draws of the augmentation whose logits are stored, so that later epochs
             need no teacher; 0 to ask it in every step.
 
@@ -120,6 +122,7 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weights: str | None = None
     teacher_variants: int = 0
+    recalibration_images: int = 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", TokenSchedule(self.tokens).phases)
@@ -192,6 +195,29 @@ def check_groups(config: TrainConfig, num_images: int, workers: int) -> None:
             f"training images, {workers} workers, accumulate {config.accumulate}), and strategy "
             f"'multi_architecture' cuts them into {config.groups} groups of at least one; give a "
             f"batch_size of {parts * config.groups} or more, fewer groups, or strategy 'uniform'"
+        )
+
+
+def groups_of(config: TrainConfig) -> int:
+    """Tells in how many parts the strategy cuts a batch, one for each subnet."""
+    return config.groups if config.strategy == "multi_architecture" else 1
+
+
+def check_batch_norms(
+    config: TrainConfig, num_images: int, workers: int = 1, *, groups: int = 1
+) -> None:
+    """Checks that a batch norm has two images to compare; raises RunError otherwise.
+
+    Call it for networks that have batch norms. ``groups`` is in how many parts a strategy cuts a
+    batch.
+    """
+    parts = config.accumulate * workers * groups
+    if min(config.batch_size, num_images) // parts < 2:
+        raise RunError(
+            f"a batch norm normalises by its batch, but with batch_size {config.batch_size}, "
+            f"{num_images} training images, {workers} workers, accumulate {config.accumulate} and "
+            f"{groups} groups it is shown one image at a time; give a batch_size of {2 * parts} or "
+            "more, and as many images"
         )
 
 

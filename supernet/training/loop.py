@@ -141,7 +141,9 @@ class TrainingLoop:
         self.parameters = dict(module.named_parameters())
         self.average: MovingAverage | None = None
         if config.ema_decay:
-            self.average = MovingAverage(self.parameters, config.ema_decay)
+            state = module.state_dict(keep_vars=True)
+            tensors = {name: value for name, value in state.items() if value.is_floating_point()}
+            self.average = MovingAverage(tensors, config.ema_decay)
         self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
         self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=self.workers)
         self.state = _State()
@@ -161,7 +163,7 @@ class TrainingLoop:
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
-                self.average.copy_to(self.parameters)
+                self.average.use()
         return self._epochs()
 
     def _epochs(self) -> list[EpochMetrics]:
@@ -336,7 +338,7 @@ class TrainingLoop:
         quality: dict[str, Quality] = {}
         before, now = (config.evaluations * e // config.epochs for e in (epoch, epoch + 1))
         if now > before and self.group.rank == 0:
-            with nullcontext() if self.average is None else self.average.applied(self.parameters):
+            with nullcontext() if self.average is None else self.average.used():
                 quality = self.objective.qualities(self.validation)
         metrics = EpochMetrics(
             epoch=epoch,

@@ -30,6 +30,7 @@ from supernet.training.evaluation import (
     autocast,
     evaluate,
 )
+from supernet.training.recalibration import evaluate_subnet
 from supernet.training.strategies import Observation, StepSubnet, SubnetSampler, Target
 from supernet.training.tokenisation import TokenSchedule, coarsen
 
@@ -92,6 +93,8 @@ class SupernetObjective(Objective):
         teacher: For subnets that learn from a fixed one; they learn labels where it is None.
         total_steps: Steps of the training, which ``tokens`` and ``distillation`` count in.
         rank: Number of this worker.
+        calibration: Training images by which subnets are recalibrated before they are judged, see
+            ``supernet.training.recalibration``; None where the space has no batch norms.
     """
 
     def __init__(
@@ -104,11 +107,12 @@ class SupernetObjective(Objective):
         teacher: Teacher | None = None,
         total_steps: int = 1,
         rank: int = 0,
+        calibration: Batches | None = None,
     ) -> None:
         self.supernet, self.sampler, self.config = supernet, sampler, config
         self.class_weights, self.teacher = class_weights, teacher
         self.tokens = TokenSchedule(config.tokens)
-        self.total_steps, self.rank = total_steps, rank
+        self.total_steps, self.rank, self.calibration = total_steps, rank, calibration
 
     def prepare(self, step: int, states: OptimizerState) -> None:
         if self.sampler.sorts_channels(step):
@@ -170,7 +174,9 @@ class SupernetObjective(Objective):
         space: Any = self.supernet.space
         extremes = {"largest": space.largest, "smallest": space.smallest}
         return {
-            role: evaluate(self.supernet, batches, architecture=architecture, amp=self.config.amp)
+            role: evaluate_subnet(
+                self.supernet, architecture, batches, self.calibration, amp=self.config.amp
+            )
             for role, architecture in extremes.items()
         }
 

@@ -24,42 +24,43 @@ NO_WEIGHT_DECAY = ("*relative_position*",)
 
 
 class MovingAverage:
-    """Averages parameters with ``decay`` per step.
+    """Averages a network's ``tensors``, by name, with ``decay`` per step.
 
-    The first steps, whose weights are worth little, are forgotten sooner: step t has decay
+    Averages of batch norms are averaged as weights are, so that both are of the same steps. The
+    first steps, whose weights are worth little, are forgotten sooner: step t has decay
     min(decay, (1 + t) / (10 + t)).
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+    def __init__(self, tensors: Mapping[str, torch.Tensor], decay: float) -> None:
+        self.tensors, self.decay = dict(tensors), decay
+        self.values = {name: value.detach().clone() for name, value in tensors.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Takes in the weights after ``step`` (0 is the first)."""
+    def update(self, step: int) -> None:
+        """Takes in the tensors after ``step`` (0 is the first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current: list[torch.Tensor] = [parameters[name] for name in self.values]
+        current = [self.tensors[name] for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
 
-    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Puts the average in the place of the weights."""
-        _overwrite(parameters, self.values)
+    def use(self) -> None:
+        """Puts the average in the place of the tensors."""
+        _overwrite(self.tensors, self.values)
 
     @contextmanager
-    def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Puts the average in the place of the weights for a while."""
-        kept = {name: parameters[name].detach().clone() for name in self.values}
-        self.copy_to(parameters)
+    def used(self) -> Iterator[None]:
+        """Puts the average in the place of the tensors for a while."""
+        kept = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        self.use()
         try:
             yield
         finally:
-            _overwrite(parameters, kept)
+            _overwrite(self.tensors, kept)
 
 
 @torch.no_grad()
-def _overwrite(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+def _overwrite(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
     for name, value in values.items():
-        parameters[name].copy_(value)
+        tensors[name].copy_(value)
 
 
 class NamedOptimizer:
@@ -111,7 +112,7 @@ class NamedOptimizer:
             assert rates is not None
             parameter.copy_(torch.lerp(old, parameter, rates[name].to(old)))
         if self.average is not None:
-            self.average.update(self.parameters, step)
+            self.average.update(step)
 
     def states(self) -> dict[str, dict[str, torch.Tensor]]:
         """Gives the optimiser's state, and the moving average, by parameter and name."""

@@ -18,11 +18,19 @@ from torch import nn
 from search_space.space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
-from supernet.training.config import EpochMetrics, TrainConfig, TrainingDivergedError
+from supernet.network.layers import has_batch_norms
+from supernet.training.config import (
+    EpochMetrics,
+    TrainConfig,
+    TrainingDivergedError,
+    check_batch_norms,
+    groups_of,
+)
 from supernet.training.evaluation import evaluate
 from supernet.training.loop import CHECKPOINTS, How, TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective, balanced_weights
 from supernet.training.parallel import Group
+from supernet.training.recalibration import calibration_of
 from supernet.training.strategies import SubnetSampler, make_sampler
 from supernet.training.teachers import OpenedTeacher, open_teacher
 from supernet.training.tokenisation import TokenSchedule
@@ -83,6 +91,9 @@ def train_supernet(
         sampler = make_sampler(space, config, total_steps, cost)
     teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
     TokenSchedule(config.tokens).check(space, min(space.resolutions))
+    calibration = calibration_of(space, data, config, workers=how.get("workers", 0))
+    if calibration is not None:
+        check_batch_norms(config, len(data.train), group.size, groups=groups_of(config))
     objective = SupernetObjective(
         supernet.to(device),
         sampler,
@@ -91,6 +102,7 @@ def train_supernet(
         teacher=None if teacher is None else teacher.logits,
         total_steps=total_steps,
         rank=group.rank,
+        calibration=calibration,
     )
     identity = {
         "space": space.digest,
@@ -123,6 +135,8 @@ def finetune(
         opened = OpenedTeacher(lambda batch: guide(batch.images), True)
     else:
         opened = open_teacher(config, data, device, logits, workers=how.get("workers", 0))
+    if has_batch_norms(network):
+        check_batch_norms(config, len(data.train))
     objective = NetworkObjective(
         network.to(device),
         config,

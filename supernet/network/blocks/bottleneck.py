@@ -19,6 +19,7 @@ class Bottleneck(PostActivation):
         stride: Of the 3 × 3 convolution.
         hidden: Channels inside; that they are before and after the 3 × 3 convolution.
         activation: After the first two convolutions and after the sum.
+        shortcut: Where sizes change: ``conv``, or ``pooled`` before it.
         norm: After each convolution.
         norm_eps: Added to the norms' variances.
         padding: As for ``ConvNorm``.
@@ -31,11 +32,12 @@ class Bottleneck(PostActivation):
         stride: int,
         hidden: int,
         activation: str,
+        shortcut: str,
         norm: str,
         norm_eps: float,
         padding: str,
     ) -> None:
-        super().__init__(dim, out_dim, stride, activation, norm, norm_eps)
+        super().__init__(dim, out_dim, stride, activation, shortcut, norm, norm_eps)
         self.widths |= {"hidden": hidden, "inner": hidden, "kernel": 3}
         style: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps}
         reduce = ConvNorm(dim, hidden, activation=activation, **style)

@@ -13,14 +13,14 @@ class ConvBlock(StaticModule):
     """A block of convolutions, one after the other, of maps ``(batch, height, width, dim)``.
 
     ``parts`` names its ``ConvNorm`` and ``SqueezeExcite`` layers in their order, with the axes of
-    their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too.
+    their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too. ``shortcut``
+    is what the input passes beside the parts; None for nothing.
     """
-
-    shortcut: nn.Module | None = None  # what the input passes beside the parts; None for nothing
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.dim, self.out_dim = dim, out_dim
+        self.shortcut: nn.Module | None = None
         self.parts: dict[str, tuple[Axis, Axis]] = {}
         self.widths: dict[str, int] = {"dim": dim, "out_dim": out_dim}
 

@@ -1,7 +1,8 @@
 """Self-attention in windows with relative position bias (Liu et al., Swin Transformer, 2021).
 
-Maps that the window does not divide are padded, and the padding is masked. A window that is
-not smaller than the map becomes global and is never shifted.
+Maps that the window does not divide are padded with zeros after the norm, and the padding is
+attended to, as in the published networks: where a map is padded, weights have learned it. A window
+that is not smaller than the map becomes global and is never shifted.
 """
 
 from __future__ import annotations
@@ -44,18 +45,17 @@ class WindowAttention(Mixer):
         shift = (self._shift(height), self._shift(width))
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
-        qkv = self.qkv(x)
         pad_h, pad_w = -height % side_h, -width % side_w
         if pad_h or pad_w:
-            qkv = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
+            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
         rows, columns = (height + pad_h) // side_h, (width + pad_w) // side_w
         area = side_h * side_w
         # (batch, rows, side_h, columns, side_w, 3, heads, head_dim) → three times
         # (batch · windows, heads, area, head_dim)
-        qkv = qkv.reshape(-1, rows, side_h, columns, side_w, 3, self.heads, self.head_dim)
+        qkv = self.qkv(x).reshape(-1, rows, side_h, columns, side_w, 3, self.heads, self.head_dim)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)
         q, k, v = qkv.reshape(3, -1, self.heads, area, self.head_dim).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(x, rows * columns))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(x))
         out = out.reshape(-1, rows, columns, self.heads, side_h, side_w, self.head_dim)
         out = out.permute(0, 1, 4, 2, 5, 3, 6)
         if torch.compiler.is_compiling():  # exporters may give attention's output other strides
@@ -71,8 +71,8 @@ class WindowAttention(Mixer):
     def _shift(self, length: int) -> int:
         return self.window // 2 if self.shifted and length > self.window else 0
 
-    def _mask(self, x: Tensor, windows: int) -> Tensor:
-        """Bias and mask to add to the scores, broadcastable to (batch · windows, heads, …)."""
+    def _mask(self, x: Tensor) -> Tensor:
+        """Bias and mask to add to the scores of padded maps, for (batch · windows, heads, …)."""
         batch, height, width = x.shape[0], int(x.shape[1]), int(x.shape[2])  # tensors when traced
         key = (height, width, x.device)
         if key in self._constants:
@@ -99,25 +99,21 @@ class WindowAttention(Mixer):
         y, x = (axis.ravel() for axis in np.mgrid[:side_h, :side_w])
         dy, dx = y[:, None] - y + self.window - 1, x[:, None] - x + self.window - 1
         index = _constant((dy * (2 * self.window - 1) + dx).ravel(), device)
-        regions_y = self._regions(height, side_h)
-        regions_x = self._regions(width, side_w)
-        if not regions_y.any() and not regions_x.any():
+        if not self._shift(height) and not self._shift(width):
             return index, None
-        regions = regions_y[:, None] * 3 + regions_x
-        regions = regions.reshape(len(regions_y) // side_h, side_h, -1, side_w)
+        regions = 2 * self._wrapped(height)[:, None] + self._wrapped(width)
+        regions = regions.reshape(height // side_h, side_h, -1, side_w)
         regions = regions.transpose(0, 2, 1, 3).reshape(-1, side_h * side_w)
         apart = regions[:, :, None] != regions[:, None, :]
         mask = torch.zeros(apart.shape, device=device)
         return index, mask.masked_fill(_constant(apart, device), float("-inf")).unsqueeze(1)
 
-    def _regions(self, length: int, side: int) -> np.ndarray:
-        """Region of each position after shifting and padding: 0, 1 wrapped, 2 padding."""
-        padded = length + -length % side
-        regions = np.zeros(padded, dtype=np.int64)
-        shift = self._shift(length)
-        regions[length - shift : length] = 1
-        regions[length:] = 2
-        return regions
+    def _wrapped(self, length: int) -> np.ndarray:
+        """Whether each position after shifting and padding is one of the last ``shift``.
+
+        Without padding they are those that the shift has wrapped around.
+        """
+        return np.arange(length) >= length - self._shift(length)
 
     def axes(self) -> dict[str, Axes]:
         rows = Product(3, "heads", "head_dim")
