@@ -100,7 +100,9 @@ def _datasheets() -> Mapping[str, Datasheet]:
         peaks = tuple((key, float(value)) for key, value in data.pop("peak_tflops").items())
         sustained = tuple(data.pop("sustained", {}).items())
         l2_bytes = int(data.pop("l2_mib") * 2**20)
-        sheets[name] = Datasheet(name=name, peak_tflops=peaks, sustained=sustained, l2_bytes=l2_bytes, **data)
+        sheets[name] = Datasheet(
+            name=name, peak_tflops=peaks, sustained=sustained, l2_bytes=l2_bytes, **data
+        )
     return sheets
 
 

@@ -4,8 +4,8 @@
 
 Each kind of kernel has its factor f and its share e of the bandwidth; kinds that a runtime fuses
 into others have no floor a of their own. Where the host launches kernel by kernel, none takes less
-than that. ``benchmarks/gpu_estimates.py`` fits the constants and writes ``constants.json``, with the
-distribution of measured over predicted latencies of figures that the fit did not see.
+than that. ``benchmarks/gpu_estimates.py`` fits the constants and writes ``constants.json``, with
+the distribution of measured over predicted latencies of figures that the fit did not see.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from predictors.estimates.kernels import KINDS, Demand
 from predictors.tables.additive import Values
 
 _USUAL_ERROR = 0.1  # of a figure that the model explains
-_SPREAD = 0.5  # of a constant around its usual value, as a log
 _FUSED = ("elementwise", "copy")
 
 
@@ -61,11 +60,14 @@ def fit(
     demands: Sequence[Demand],
     latencies_ms: Sequence[float],
     usual: Constants,
+    *,
     weights: Sequence[float] | None = None,
+    spread: float = 0.5,
 ) -> Constants:
     """Fits constants by robust least squares of log ratios, near the usual ones.
 
-    Few figures cannot move the constants far from ``usual``; ``weights`` are factors of squares.
+    Few figures cannot move the constants far from ``usual``; ``weights`` are factors of
+    squares, ``spread`` is how far a constant lies from its usual value as a rule, as a log.
     """
     columns = [
         np.concatenate([d.kind for d in demands]),
@@ -79,6 +81,8 @@ def fit(
     owners, columns = unique[:, 0].astype(int), list(unique[:, 1:].T)
     target, roots = np.log(latencies_ms), np.sqrt(1.0 if weights is None else np.asarray(weights))
     n, hosted = len(KINDS), usual.host_us > 0
+    # the host hides the device's own floor: only what is known of it keeps the two apart
+    spreads = np.array([spread] * (2 * n) + ([0.15, 0.15] if hosted else [spread]))
     centre = np.log([*usual.compute, *usual.memory, usual.floor, *([usual.host_us] * hosted)])
 
     def constants(logs: Values) -> Constants:
@@ -91,7 +95,7 @@ def fit(
     def residuals(logs: Values) -> Values:
         total = np.bincount(owners, count * constants(logs)._times(columns), len(demands))
         data = roots * (np.log(total) - target) / _USUAL_ERROR
-        return np.concatenate([data, (logs - centre) / _SPREAD])
+        return np.concatenate([data, (logs - centre) / spreads])
 
     return constants(least_squares(residuals, centre, loss="soft_l1", max_nfev=30).x)
 
@@ -120,9 +124,19 @@ class Range:
         return float(np.interp(share, np.arange(1, 20) / 20, self.quantiles))
 
     @property
+    def median(self) -> float:
+        """The ratio in the middle, by which estimates are multiplied."""
+        return self.quantile(0.5)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Quantiles of measured over estimated latency, once estimates are medians."""
+        return tuple(q / self.median for q in self.quantiles)
+
+    @property
     def error(self) -> float:
-        """The half width of the middle 80 %, as a share of the prediction."""
-        return (self.quantile(0.9) - self.quantile(0.1)) / 2
+        """The half width of the middle 80 %, as a share of the estimate."""
+        return (self.quantile(0.9) - self.quantile(0.1)) / self.median / 2
 
 
 @dataclass(frozen=True)
