@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from search_space.registry import Param, ParamValue, Registry
+from search_space.registry import POSITIVE, Param, ParamValue, Registry
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,31 @@ MIXERS.add(
 )
 MIXERS.add(MixerSpec("pooling", {"kernel": Param(3, odd=True)}))
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "inception_depthwise",
+        {"kernel": Param(3, odd=True), "band": Param(11, odd=True), "share": Param(8, minimum=3)},
+        width_multiple=lambda params: int(params["share"]),
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "large_kernel_attention",
+        {"kernel": Param(5, odd=True), "dilated": Param(7, odd=True), "dilation": Param(3)},
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "single_head_attention",
+        {"attending": Param(0.214, minimum=POSITIVE, maximum=1), "key_dim": Param(16)},
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "spatial_reduction_attention",
+        {"reduction": Param(2), "head_dim": Param(32)},
+        width_multiple=lambda params: int(params["head_dim"]),
+    )
+)
+MIXERS.add(MixerSpec("additive_attention", {"kernel": Param(3, minimum=3, odd=True)}))
+MIXERS.add(MixerSpec("efficient_modulation", {"expansion": Param(1), "kernel": Param(7, odd=True)}))
