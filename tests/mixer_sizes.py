@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from search_space import MIXERS, Mixer
+from search_space.registry import ParamValue
 
 
-def narrow(name: str) -> Mixer:
-    """A mixer by name with its defaults, but for heads of 8 channels."""
-    return Mixer.of(name, **({"head_dim": 8} if "head_dim" in MIXERS[name].params else {}))
+def narrow(name: str, **params: ParamValue) -> Mixer:
+    """A mixer by name with its defaults, but for ``params`` and heads of 8 channels."""
+    heads = {"head_dim": 8} if "head_dim" in MIXERS[name].params else {}
+    return Mixer.of(name, **{**heads, **params})

@@ -205,8 +205,6 @@ def test_subnets_are_extracted_networks_bit_for_bit(name: str) -> None:
         assert torch.equal(supernet(images, architecture), network(images))
 
 
-
-
 @pytest.mark.parametrize("name", MIXERS.names())
 @torch.no_grad()
 def test_batch_norms_inside_mixers_fold_without_a_change(name: str) -> None:

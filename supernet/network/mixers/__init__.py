@@ -1,6 +1,7 @@
 """Token mixers, one file each: plain fixed modules with declared axes."""
 
 from supernet.network.mixers.additive_attention import AdditiveAttention
+from supernet.network.mixers.attention import Attention
 from supernet.network.mixers.depthwise import DepthwiseConv
 from supernet.network.mixers.efficient_modulation import EfficientModulation
 from supernet.network.mixers.focal_modulation import FocalModulation
@@ -9,6 +10,7 @@ from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.pooling import Pooling
+from supernet.network.mixers.separable_conv import SeparableConv
 from supernet.network.mixers.single_head_attention import SingleHeadAttention
 from supernet.network.mixers.spatial_reduction_attention import SpatialReductionAttention
 from supernet.network.mixers.window_attention import WindowAttention
@@ -16,6 +18,7 @@ from supernet.network.registry import register_mixer
 
 __all__ = [
     "AdditiveAttention",
+    "Attention",
     "DepthwiseConv",
     "EfficientModulation",
     "FocalModulation",
@@ -24,6 +27,7 @@ __all__ = [
     "LargeKernelAttention",
     "Mixer",
     "Pooling",
+    "SeparableConv",
     "SingleHeadAttention",
     "SpatialReductionAttention",
     "WindowAttention",
