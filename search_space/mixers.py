@@ -91,3 +91,15 @@ MIXERS.add(
 )
 MIXERS.add(MixerSpec("additive_attention", {"kernel": Param(3, minimum=3, odd=True)}))
 MIXERS.add(MixerSpec("efficient_modulation", {"expansion": Param(1), "kernel": Param(7, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "cascaded_group_attention",
+        {
+            "heads": Param(4),
+            "key_dim": Param(16),
+            "window": Param(7),
+            "kernel": Param(5, minimum=3, odd=True),
+        },
+        width_multiple=lambda params: int(params["heads"]),
+    )
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,9 +63,20 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def network(style: str = "swin", **options: Any) -> Backbone:
+def without(architecture: Architecture, mixer: str) -> Architecture:
+    """The architecture but for blocks with a mixer."""
+    stages = [
+        replace(stage, blocks=tuple(b for b in stage.blocks if b.label != mixer))
+        for stage in architecture.stages
+    ]
+    return replace(architecture, stages=tuple(stages))
+
+
+def network(
+    style: str = "swin", architecture: Architecture | None = None, **options: Any
+) -> Backbone:
     torch.manual_seed(0)
-    return build(small(style), **{"num_classes": 7, **options}).eval()
+    return build(architecture or small(style), **{"num_classes": 7, **options}).eval()
 
 
 def create(style: str = "swin", **options: Any) -> Any:

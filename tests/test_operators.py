@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixer_sizes import narrow
+from timm.models.efficientvit_msra import LocalWindowAttention
 from timm.models.inception_next import InceptionDWConv2d
 from timm.models.pvt_v2 import Attention as ReducedAttention
 from timm.models.shvit import SHSA
@@ -21,6 +22,7 @@ from supernet import Supernet
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.network.mixers import (
     AdditiveAttention,
+    CascadedGroupAttention,
     EfficientModulation,
     InceptionDepthwise,
     LargeKernelAttention,
@@ -86,6 +88,24 @@ def test_spatial_reduction_attention_is_timms(size: tuple[int, int], reduction: 
     mixer = with_weights_of(mixer, theirs, names)
     x = torch.randn(2, *size, 32)
     assert_close(mixer(x).flatten(1, 2), theirs(x.flatten(1, 2), list(size)))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (9, 9)])
+@torch.no_grad()
+def test_cascaded_group_attention_is_timms(size: tuple[int, int]) -> None:
+    """One window, whole windows, padded windows, by ``efficientvit_m0``'s first stage."""
+    theirs = LocalWindowAttention(64, 16, 4, attn_ratio=1, resolution=size[0], window_resolution=7)
+    theirs = randomised(theirs, 0)
+    theirs.attn.attention_bias_cache.clear()
+    names = {"proj.1.conv": "proj.conv", "proj.1.bn": "proj.norm"}
+    names |= {"attention_biases": "position_bias"}
+    for index in range(4):
+        for ours, their in (("qkv", "qkvs"), ("near", "dws")):
+            names[f"{their}.{index}.conv"] = f"heads.{index}.{ours}.conv"
+            names[f"{their}.{index}.bn"] = f"heads.{index}.{ours}.norm"
+    mixer = with_weights_of(CascadedGroupAttention(64), theirs.attn, names)
+    x = torch.randn(2, 64, *size)
+    assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
 
 
 # Direct evaluations: a convolution is a sum of shifted maps -----------------------------------
@@ -171,6 +191,11 @@ def test_by_definition(
         ("spatial_reduction_attention", {"reduction": 2}, (4 + 4) * 64**2 + (4 + 1 + 2) * 64),
         # published 13 C in each Φ: with a bias before the norm
         ("additive_attention", {}, 3 * 64**2 + 2 * (12 * 64 + 64**2) + 20 * 64),
+        (  # four heads of 16 channels, keys of 16
+            "cascaded_group_attention",
+            {},
+            4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
+        ),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
     ],
 )
@@ -188,6 +213,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
     "large_kernel_attention": {"kernel": 3, "dilated": 5, "dilation": 2},
     "inception_depthwise": {"band": 7},
     "additive_attention": {"kernel": 5},
+    "cascaded_group_attention": {"heads": 2, "key_dim": 8, "window": 3, "kernel": 3},
 }
 
 

@@ -2,6 +2,7 @@
 
 from supernet.network.mixers.additive_attention import AdditiveAttention
 from supernet.network.mixers.attention import Attention
+from supernet.network.mixers.cascaded_group_attention import CascadedGroupAttention
 from supernet.network.mixers.depthwise import DepthwiseConv
 from supernet.network.mixers.efficient_modulation import EfficientModulation
 from supernet.network.mixers.focal_modulation import FocalModulation
@@ -19,6 +20,7 @@ from supernet.network.registry import register_mixer
 __all__ = [
     "AdditiveAttention",
     "Attention",
+    "CascadedGroupAttention",
     "DepthwiseConv",
     "EfficientModulation",
     "FocalModulation",

@@ -23,8 +23,9 @@ class _Weighting(nn.Module):
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
-        norm = {"norm": "batch_norm", "norm_eps": 1e-5, "activation": "relu"}
-        self.around = ConvNorm(dim, dim, kernel, depthwise=True, **norm)
+        self.around = ConvNorm(
+            dim, dim, kernel, depthwise=True, norm="batch_norm", norm_eps=1e-5, activation="relu"
+        )
         self.position = Conv2d(dim, 1, 1, bias=False)
         self.channel = Conv2d(dim, dim, 1, bias=False)
 

@@ -24,10 +24,9 @@ class SingleHeadAttention(Mixer):
     def __init__(self, dim: int, attending: float = 0.214, key_dim: int = 16) -> None:
         super().__init__()
         self.dim, self.key_dim, self.part = dim, key_dim, max(1, round(attending * dim))
-        norm = {"norm": "batch_norm", "norm_eps": EPS}
         self.norm = GroupNorm(self.part, EPS)
-        self.qkv = ConvNorm(self.part, 2 * key_dim + self.part, **norm)
-        self.proj = ConvNorm(dim, dim, **norm)
+        self.qkv = ConvNorm(self.part, 2 * key_dim + self.part, norm="batch_norm", norm_eps=EPS)
+        self.proj = ConvNorm(dim, dim, norm="batch_norm", norm_eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
