@@ -24,6 +24,8 @@ MIXERS = {
     "gnconv": ("gnConv", 2),
     "pooling": ("Pooling", 3),
     "depthwise_conv": ("Depthwise conv", 4),
+    "separable_conv": ("Separable conv", 5),
+    "attention": ("Attention", 6),
 }
 SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart by
 
