@@ -43,6 +43,7 @@ from supernet import Supernet, build
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData, open_data
 from supernet.data.evaluation_batches import eval_batches
+from supernet.training.recalibration import calibration_of, evaluate_subnet
 from supernet.training.strategies import make_sampler
 from supernet.training.tokenisation import TokenSchedule
 from supernet.training.train import TrainConfig, evaluate, finetune, train_supernet
@@ -282,7 +283,8 @@ def main() -> None:
         alone = {item["digest"]: item["accuracy"] for item in content["alone"]}
         accuracies = [alone[architecture.digest] for architecture in subnets]
         supernet.eval()
-        inherited = [evaluate(supernet, test, architecture=a).accuracy for a in subnets]
+        shown = calibration_of(space, data, config)
+        inherited = [evaluate_subnet(supernet, a, test, shown).accuracy for a in subnets]
         spent = epochs * cost_of_epoch(space, config, macs, steps, options.batch_size, epochs)
         content["strategies"][name] = {
             "budget_epochs": options.budget_epochs,

@@ -37,6 +37,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import timm
 import torch
+from folded import folded
 from torch import nn
 
 from nas.config import RunConfig, TrainedConfig
@@ -51,11 +52,11 @@ from search_space.units import parse_latency
 from supernet import Supernet, build
 from supernet.data.dataset import ImageData, open_data
 from supernet.data.evaluation_batches import eval_batches
-from supernet.network.layers import fold_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.config import TrainConfig
 from supernet.training.loggers import METRICS
 from supernet.training.loop import CHECKPOINTS
+from supernet.training.recalibration import extract_for
 from supernet.training.train import evaluate, finetune
 
 BENCHMARKS = Path(__file__).parent
@@ -182,8 +183,11 @@ def train_chosen(options: argparse.Namespace) -> None:
     supernet.load_state_dict(checkpoint.trained_weights())
     by_digest = {c.digest: architecture_of(c) for c in chosen_networks(options).values()}
 
+    assert isinstance(config, TrainedConfig)
+    recipe, (_, data) = config.train, images(options)
+
     def inherited(digest: str) -> nn.Module:
-        return supernet.extract(by_digest[digest])
+        return extract_for(supernet, by_digest[digest], data, recipe)
 
     train(options, "chosen.json", list(by_digest), inherited)
 
@@ -197,7 +201,7 @@ def measured(networks: list[nn.Module], runtime: str) -> list[float]:
     """Milliseconds of each network, measured in turn."""
     conditions = local_conditions(threads=1, runtime=runtime)
     image = torch.randn(1, 3, SIDE, SIDE)
-    subjects = [Subject(fold_batch_norms(deepcopy(n.eval())), image) for n in networks]
+    subjects = [Subject(folded(deepcopy(n.eval()), image), image) for n in networks]
     bench = Bench(subjects, conditions)
     with steady(conditions):
         run_rounds(bench, Limits(min_rounds=40, max_rounds=400, min_seconds=20), lambda _: True)

@@ -354,8 +354,8 @@ class TrainedConfig(RunConfig):
             alone = "with one worker; give --workers, or leave it out"
             reasons |= dict.fromkeys(("gpus_per_worker", "address", "storage"), alone)
         if self.architecture is not None:
-            names = ("space", "workers", "train.strategy", "train.shrinking")
-            names += ("train.recalibration_images",)
+            training = ("strategy", "shrinking", "recalibration_images")
+            names = ("space", "workers", *(f"train.{name}" for name in training))
             reasons |= dict.fromkeys(names, "with --architecture; leave one of them out")
         return reasons
 

@@ -9,33 +9,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from search_space.known_convolutional import CONVOLUTIONAL
+from supernet.network.timm_models import PUBLISHED as PAIRS
 
-PAIRS = {
-    "swin_t": "swin_tiny_patch4_window7_224",
-    "swin_s": "swin_small_patch4_window7_224",
-    "swin_b": "swin_base_patch4_window7_224",
-    "focalnet_t_srf": "focalnet_tiny_srf",
-    "focalnet_s_srf": "focalnet_small_srf",
-    "focalnet_b_srf": "focalnet_base_srf",
-    "focalnet_t_lrf": "focalnet_tiny_lrf",
-    "focalnet_s_lrf": "focalnet_small_lrf",
-    "focalnet_b_lrf": "focalnet_base_lrf",
-    "convnext_t": "convnext_tiny",
-    "convnext_s": "convnext_small",
-    "convnext_b": "convnext_base",
-    "poolformer_s12": "poolformer_s12",
-    "poolformer_s24": "poolformer_s24",
-    "poolformer_s36": "poolformer_s36",
-    "poolformer_m36": "poolformer_m36",
-    "poolformer_m48": "poolformer_m48",
-} | {name: name for name in CONVOLUTIONAL}
 QUICK = (
     "swin_t",
     "focalnet_t_srf",
     "focalnet_t_lrf",
     "convnext_t",
     "poolformer_s12",
+    "poolformerv2_s12",
+    "convformer_s18",
+    "caformer_s18",
+    "convnext_atto",
     "mobilenetv2_050",
     "mobilenetv2_100",
     "mobilenetv3_small_100",

@@ -77,7 +77,10 @@ def _what(component: Component) -> str:
         case "downsample":
             return f"{options['style']} {options['dim']} → {options['out_dim']}"
         case "head":
-            return f"pool, linear {options['dim']} → {options['num_classes']}"
+            width, before = options["dim"], ""
+            if options["style"] == "conv":
+                width, before = options["width"], f"conv {width} → {options['width']}, "
+            return f"{before}pool, linear {width} → {options['num_classes']}"
     if "mixer" not in options:
         inside = f", {options['hidden']} inside" if "hidden" in options else ""
         kernel = f" {options['kernel']}×{options['kernel']}" if "kernel" in options else ""

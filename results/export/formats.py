@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import runpy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,6 +24,7 @@ from results.report.data import Export
 from search_space.errors import ExportError
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
+from supernet.network.timm_models import TimmModel, to_timm
 
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 
@@ -53,6 +56,41 @@ def write_timm(
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(state, folder / FILES["timm"], metadata={"format": "pt"})
     (folder / FILES["timm"]).chmod(0o644)  # safetensors writes files that only the owner reads
+
+
+PLAIN = "plain_timm"
+_PROGRAM = """{source}
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+model.load_state_dict(load_file(Path(__file__).parent / "model.safetensors"))
+model.eval()
+"""
+
+
+def write_plain_timm(network: Backbone, model: TimmModel, folder: Path) -> None:
+    """Writes weights by timm's own names, and what builds its class for them.
+
+    That is a program, ``model.py``, and for a registered model ``config.json`` beside what
+    ``write_timm`` wrote, as ``timm.create_model`` reads it.
+    """
+    weights = folder / FILES[PLAIN]
+    weights.parent.mkdir()
+    state = {key: value.contiguous() for key, value in to_timm(network).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
+    program = _PROGRAM.format(source=model.source(network.num_classes))
+    (weights.parent / "model.py").write_text(program)
+    if model.registered:
+        config = json.loads((folder / "config.json").read_text())
+        with torch.device("meta"):
+            own: dict[str, Any] = vars(model.build(network.num_classes))["default_cfg"]
+        layers = {key: own[key] for key in ("first_conv", "classifier")}
+        config |= {"architecture": model.name, "model_args": dict(model.arguments)}
+        config["pretrained_cfg"] |= layers
+        del config["digest"]  # of an architecture in our words, which is not there
+        (weights.parent / "config.json").write_text(to_json(config))
 
 
 def program(network: Backbone, images: Tensor) -> torch.export.ExportedProgram:
@@ -117,6 +155,14 @@ def _load_timm(folder: Path) -> Reference:
     return lambda images: model(images)
 
 
+def _load_plain_timm(folder: Path) -> Reference:
+    own = (folder / FILES[PLAIN]).parent
+    if (own / "config.json").is_file():
+        return _load_timm(own)
+    model = runpy.run_path(str(own / "model.py"))["model"]
+    return lambda images: model(images)
+
+
 def _load_onnx(folder: Path) -> Reference:
     import onnxruntime
 
@@ -162,6 +208,14 @@ FORMATS = {
         "With `features_only=True` its maps are channels last: (batch, height, width, channels).",
         'import nas.timm, timm; model = timm.create_model("local-dir:{folder}", pretrained=True)',
         _load_timm,
+    ),
+    PLAIN: Format(
+        "plain_timm/model.safetensors",
+        "with timm alone, as its own architecture",
+        "Where `plain_timm` holds a config.json, `timm.create_model` loads it like any model: "
+        '`timm.create_model("local-dir:plain_timm", pretrained=True)`.',
+        'import runpy; model = runpy.run_path("{folder}/plain_timm/model.py")["model"]',
+        _load_plain_timm,
     ),
     "onnx": Format(
         "model.onnx",

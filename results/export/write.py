@@ -14,8 +14,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -24,31 +26,44 @@ from results.export.card import ModelCard, model_card
 from results.export.formats import (
     FILES,
     FORMATS,
+    PLAIN,
     Reference,
     program,
     verify,
     write_onnx,
+    write_plain_timm,
     write_timm,
 )
 from results.files import sync_folder, to_json
 from results.report.data import Export
 from search_space.boundary import open_regular, read_model
 from search_space.errors import CorruptFileError, UsageError
-from search_space.names import PlainName
+from search_space.names import problem_of
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
 from supernet.network.layers import fold_batch_norms
+from supernet.network.timm_models import timm_model
 
 VERIFIED = "verified.json"
 MAX_WEIGHTS = 2**36  # bytes of an exported file
 AGAIN = "Export again with `nas export`."
 
 
+def _path_inside(name: str) -> str:
+    problem = next(filter(None, map(problem_of, name.split("/"))), None)
+    if problem is not None:
+        raise ValueError(f"the name of a file {problem}")
+    return name
+
+
+_FilePath = Annotated[str, AfterValidator(_path_inside)]
+
+
 class Verified(TypedDict):
-    """Content of ``verified.json``: the formats, and the checksum of every file by its name."""
+    """Content of ``verified.json``: the formats, and the checksum of every file by its path."""
 
     exports: tuple[Export, ...]
-    sha256: dict[PlainName, str]
+    sha256: dict[_FilePath, str]
 
 
 def export_network(
@@ -69,7 +84,7 @@ def export_network(
         directory: created; an earlier export in it is replaced once the new one is complete.
         reference: images ``(batch, 3, side, side)`` → logits that the formats must reproduce;
             the supernet's subnet where weights are inherited, by default the network itself.
-        formats: among ``FORMATS``.
+        formats: among ``FORMATS``; that of plain timm is left out where timm has no such network.
         opset: of the ONNX file, within ``OPSETS``; older runtimes load older ones.
 
     Raises:
@@ -84,6 +99,10 @@ def export_network(
     staging.mkdir(parents=True)
     try:
         write_timm(network, staging, preprocessing, card.class_names)
+        model = timm_model(network.architecture) if PLAIN in formats else None
+        if model is not None:
+            write_plain_timm(network, model, staging)
+        formats = [name for name in formats if name != PLAIN or model is not None]
         folded = fold_batch_norms(copy.deepcopy(network))  # as runtimes are to run it
         images = _test_images(preprocessing.resolution)
         with torch.inference_mode():
@@ -140,7 +159,8 @@ def read_export(directory: Path) -> tuple[Export, ...]:
 
 def _seal(folder: Path, exported: Sequence[Export]) -> None:
     """Write what was verified, with the checksum of every file."""
-    digests = {item.name: _sha256(item) for item in sorted(folder.iterdir())}
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    digests = {item.relative_to(folder).as_posix(): _sha256(item) for item in files}
     content = {"exports": [asdict(item) for item in exported], "sha256": digests}
     (folder / VERIFIED).write_text(to_json(content))
 
