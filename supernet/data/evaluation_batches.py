@@ -70,24 +70,24 @@ class EvalBatches:
         """Yields the bytes of each batch, (n, 3, side, side), and keeps those that are new."""
         if self.split.in_memory:
             for indices in positions:
-                yield _channels_first(self.split.decoded[indices])
+                yield torch.from_numpy(self.split.decoded[indices]).permute(0, 3, 1, 2)
             return
         if self._kept is None:
             self._kept = self._space()
         kept, size, done = self._kept, self.batch_size, self._done
         for k in range(done):
             assert kept is not None
-            yield _channels_first(kept[k * size : (k + 1) * size].copy())
+            yield torch.from_numpy(kept[k * size : (k + 1) * size])
         fresh = load(_Pixels(self.split), positions[done:], self.workers, self.split.resolution)
         for k, (pixels,) in enumerate(fresh if done < len(positions) else (), done):
             if kept is not None:
                 kept[k * size : k * size + len(pixels)] = pixels.numpy()
                 self._done = max(self._done, k + 1)
-            yield _channels_first(pixels.numpy())
+            yield pixels
 
     def _space(self) -> np.ndarray | None:
         """Makes room for all pixels; None where there is none."""
-        shape = (self.num_images, self.split.resolution, self.split.resolution, 3)
+        shape = (self.num_images, 3, self.split.resolution, self.split.resolution)
         needed = int(np.prod(shape))
         if needed <= splits.MEMORY_LIMIT_BYTES:
             return np.empty(shape, dtype=np.uint8)
@@ -101,17 +101,14 @@ class EvalBatches:
 
 
 class _Pixels(Dataset[Any]):
-    """The bytes of images, (n, side, side, 3), in a tuple of one."""
+    """The bytes of images, (n, 3, side, side), in a tuple of one."""
 
     def __init__(self, split: ImageSplit) -> None:
         self.split = split
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor]:
-        return (torch.from_numpy(np.stack([self.split.pixels(index) for index in indices])),)
-
-
-def _channels_first(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        pixels = np.stack([self.split.pixels(index).transpose(2, 0, 1) for index in indices])
+        return (torch.from_numpy(pixels),)
 
 
 def moved(

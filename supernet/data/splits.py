@@ -194,4 +194,5 @@ def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=on).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=on)
     shift = shift.view(1, 3, 1, 1)
-    return images.to(torch.float32, memory_format=torch.contiguous_format) * scale - shift
+    floats = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return floats.mul_(scale).sub_(shift)
