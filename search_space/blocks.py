@@ -17,7 +17,7 @@ from search_space.registry import POSITIVE, Param, ParamValue, Registry
 if TYPE_CHECKING:
     from search_space.macro import Macro
 
-ACTIVATIONS = ("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu")
+ACTIVATIONS = ("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu", "squared_relu")
 OptionValue = int | float | bool | str | tuple[tuple[str, Any], ...]
 Params = Mapping[str, ParamValue]
 
@@ -172,9 +172,11 @@ class Block:
 
     @property
     def traits(self) -> dict[str, ParamValue]:
-        """Parameters of mixer and block by name, the mixer's first."""
-        mixer = () if self.mixer is None else self.mixer.params
-        return {**dict(mixer), **dict(self.params)}
+        """Parameters of mixer and block as files hold them, the mixer's first."""
+        own = _plain(BLOCKS[self.kind].params, dict(self.params))
+        if self.mixer is None:
+            return own
+        return {**_plain(MIXERS[self.mixer.name].params, dict(self.mixer.params)), **own}
 
     @property
     def without_ratios(self) -> Self:
@@ -194,12 +196,10 @@ class Block:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plain form: mixer or kind and all parameters side by side."""
-        own = _plain(BLOCKS[self.kind].params, dict(self.params))
         if self.mixer is None:
-            return {"block": self.kind, **own}
-        mixer = _plain(MIXERS[self.mixer.name].params, dict(self.mixer.params))
+            return {"block": self.kind, **self.traits}
         kind = {} if self.kind == "metaformer" else {"block": self.kind}
-        return {**kind, "mixer": self.mixer.name, **mixer, **own}
+        return {**kind, "mixer": self.mixer.name, **self.traits}
 
     @classmethod
     def from_dict(cls, data: object, where: str = "block") -> Self:
@@ -232,9 +232,12 @@ class Block:
             raise error.located(where) from None
 
 
-def metaformer(mixer: Mixer, mlp_ratio: float = 4.0) -> Block:
-    """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside."""
-    return Block.of("metaformer", mixer, mlp_ratio=mlp_ratio)
+def metaformer(mixer: Mixer, mlp_ratio: float = 4.0, shortcut_scale: bool = False) -> Block:
+    """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside.
+
+    With ``shortcut_scale`` each channel of the shortcuts has a learned scale, which starts at 1.
+    """
+    return Block.of("metaformer", mixer, mlp_ratio=mlp_ratio, shortcut_scale=shortcut_scale)
 
 
 def hidden_width(width: int, ratio: ParamValue) -> int:
@@ -246,10 +249,12 @@ def _metaformer(place: Place, params: Params) -> dict[str, OptionValue]:
     macro = place.macro
     return {
         "hidden": hidden_width(place.width, params["mlp_ratio"]),
-        "norm": macro.norm,
+        "norm": macro.norm_of_blocks,
         "norm_eps": macro.norm_eps,
         "layer_scale": macro.layer_scale,
+        "shortcut_scale": params["shortcut_scale"],
         "activation": macro.activation,
+        "bias": macro.bias,
     }
 
 
@@ -286,7 +291,10 @@ BLOCKS.add(BlockKind(SKIP, {}))
 BLOCKS.add(
     BlockKind(
         "metaformer",
-        {"mlp_ratio": Param(4.0, minimum=POSITIVE)},
+        {
+            "mlp_ratio": Param(4.0, minimum=POSITIVE),
+            "shortcut_scale": Param(False, later=True),
+        },
         _metaformer,
         has_mixer=True,
         ratios=("mlp_ratio",),

@@ -1,8 +1,9 @@
 """Well-known designs as architectures: baselines of every report, and the proof of our blocks.
 
 Swin (Liu et al. 2021), FocalNet (Yang et al. 2022; small and large receptive field), ConvNeXt
-(Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm)
-and HorNet in its 7×7 version (Rao et al. 2022). Convolutional ones have a file of their own.
+(Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm),
+HorNet in its 7×7 version (Rao et al. 2022), and PoolFormerV2, ConvFormer and CAFormer (Yu et al.,
+MetaFormer baselines for vision, 2022). Convolutional ones have a file of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ POOLFORMER = Macro(
     norm_eps=1e-5,
     layer_scale=1e-5,
 )
+BASELINE = Macro(
+    stem_kernel=7,
+    downsample="norm_conv",
+    downsample_kernel=3,
+    activation="star_relu",
+    bias=False,
+)
+POOLFORMERV2 = replace(BASELINE, block_norm="group_norm")
 _DEEP_POOLFORMER = replace(POOLFORMER, layer_scale=1e-6)
 
 _ATTENTION = (Mixer.of("window_attention", window=7, head_dim=32),) * 4
@@ -34,27 +43,60 @@ _SMALL_FIELD = (Mixer.of("focal_modulation", levels=2, window=3),) * 4
 _LARGE_FIELD = (Mixer.of("focal_modulation", levels=3, window=3),) * 4
 _CONVOLUTION = (Mixer.of("depthwise_conv", kernel=7),) * 4
 _POOLING = (Mixer.of("pooling", kernel=3),) * 4
+_SEPARABLE = (Mixer.of("separable_conv", expansion=2.0, kernel=7),) * 4
+_MIXED = (*_SEPARABLE[:2], *(Mixer.of("attention", head_dim=32),) * 2)
 _GATED = tuple(Mixer.of("gnconv", order=order, kernel=7) for order in (2, 3, 4, 5))
 
-_WIDTHS_64, _WIDTHS_96, _WIDTHS_128 = (
-    (width, 2 * width, 4 * width, 8 * width) for width in (64, 96, 128)
+_WIDTHS_64, _WIDTHS_96, _WIDTHS_128, _WIDTHS_192 = (
+    (width, 2 * width, 4 * width, 8 * width) for width in (64, 96, 128, 192)
 )
+_SMALL_POOL, _MEDIUM_POOL = (64, 128, 320, 512), (96, 192, 384, 768)
+_POOL_DEPTHS = {
+    "s12": (_SMALL_POOL, (2, 2, 6, 2)),
+    "s24": (_SMALL_POOL, (4, 4, 12, 4)),
+    "s36": (_SMALL_POOL, (6, 6, 18, 6)),
+    "m36": (_MEDIUM_POOL, (6, 6, 18, 6)),
+    "m48": (_MEDIUM_POOL, (8, 8, 24, 8)),
+}
+BASELINE_SIZES = {
+    "s18": (_SMALL_POOL, (3, 3, 9, 3)),
+    "s36": (_SMALL_POOL, (3, 12, 18, 3)),
+    "m36": ((96, 192, 384, 576), (3, 12, 18, 3)),
+    "b36": ((128, 256, 512, 768), (3, 12, 18, 3)),
+}
 _TINY, _DEEP, _GATED_DEPTHS = (2, 2, 6, 2), (2, 2, 18, 2), (2, 3, 18, 2)
+
+
+def _baseline(widths: tuple[int, ...]) -> Macro:
+    return replace(BASELINE, head="mlp", head_width=4 * widths[-1], conv_activation="squared_relu")
+
 
 # macro style, widths, depths and mixers of the stages
 _KNOWN = {
     "swin_t": (SWIN, _WIDTHS_96, _TINY, _ATTENTION),
     "swin_s": (SWIN, _WIDTHS_96, _DEEP, _ATTENTION),
     "swin_b": (SWIN, _WIDTHS_128, _DEEP, _ATTENTION),
+    "swin_l": (SWIN, _WIDTHS_192, _DEEP, _ATTENTION),
     "focalnet_t_srf": (FOCALNET, _WIDTHS_96, _TINY, _SMALL_FIELD),
     "focalnet_s_srf": (FOCALNET, _WIDTHS_96, _DEEP, _SMALL_FIELD),
     "focalnet_b_srf": (FOCALNET, _WIDTHS_128, _DEEP, _SMALL_FIELD),
     "focalnet_t_lrf": (FOCALNET, _WIDTHS_96, _TINY, _LARGE_FIELD),
     "focalnet_s_lrf": (FOCALNET, _WIDTHS_96, _DEEP, _LARGE_FIELD),
     "focalnet_b_lrf": (FOCALNET, _WIDTHS_128, _DEEP, _LARGE_FIELD),
+    **{
+        f"convnext_{size}": (CONVNEXT, tuple(width * 2**i for i in range(4)), depths, _CONVOLUTION)
+        for size, width, depths in (
+            ("atto", 40, _TINY),
+            ("femto", 48, _TINY),
+            ("pico", 64, _TINY),
+            ("nano", 80, (2, 2, 8, 2)),
+        )
+    },
     "convnext_t": (CONVNEXT, _WIDTHS_96, (3, 3, 9, 3), _CONVOLUTION),
     "convnext_s": (CONVNEXT, _WIDTHS_96, (3, 3, 27, 3), _CONVOLUTION),
     "convnext_b": (CONVNEXT, _WIDTHS_128, (3, 3, 27, 3), _CONVOLUTION),
+    "convnext_l": (CONVNEXT, _WIDTHS_192, (3, 3, 27, 3), _CONVOLUTION),
+    "convnext_xl": (CONVNEXT, (256, 512, 1024, 2048), (3, 3, 27, 3), _CONVOLUTION),
     "poolformer_s12": (POOLFORMER, (64, 128, 320, 512), _TINY, _POOLING),
     "poolformer_s24": (POOLFORMER, (64, 128, 320, 512), (4, 4, 12, 4), _POOLING),
     "poolformer_s36": (_DEEP_POOLFORMER, (64, 128, 320, 512), (6, 6, 18, 6), _POOLING),
@@ -63,6 +105,16 @@ _KNOWN = {
     "hornet_t": (CONVNEXT, _WIDTHS_64, _GATED_DEPTHS, _GATED),
     "hornet_s": (CONVNEXT, _WIDTHS_96, _GATED_DEPTHS, _GATED),
     "hornet_b": (CONVNEXT, _WIDTHS_128, _GATED_DEPTHS, _GATED),
+    "hornet_l": (CONVNEXT, _WIDTHS_192, _GATED_DEPTHS, _GATED),
+    **{
+        f"poolformerv2_{size}": (POOLFORMERV2, widths, depths, _POOLING)
+        for size, (widths, depths) in _POOL_DEPTHS.items()
+    },
+    **{
+        f"{name}_{size}": (_baseline(widths), widths, depths, mixers)
+        for name, mixers in (("convformer", _SEPARABLE), ("caformer", _MIXED))
+        for size, (widths, depths) in BASELINE_SIZES.items()
+    },
 }
 
 
@@ -83,7 +135,8 @@ def known(name: str) -> Architecture:
         raise UnknownNameError("design", name, known_names())
     macro, widths, depths, mixers = _KNOWN[name]
     stages = tuple(
-        Stage(width, (metaformer(mixer),) * depth)
-        for width, depth, mixer in zip(widths, depths, mixers, strict=True)
+        # of the baselines, which have no biases, the last two stages scale their shortcuts
+        Stage(width, (metaformer(mixer, shortcut_scale=not macro.bias and i >= 2),) * depth)
+        for i, (width, depth, mixer) in enumerate(zip(widths, depths, mixers, strict=True))
     )
     return Architecture(macro, 224, stages)

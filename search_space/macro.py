@@ -15,6 +15,7 @@ from search_space.errors import InvalidArchitectureError, UnknownNameError
 from search_space.registry import Registry, is_int, is_number
 
 NORMS = ("layer_norm", "group_norm", "batch_norm")
+AS_NORM = "as_norm"
 HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
 SHORTCUTS = ("conv", "pooled")
@@ -57,7 +58,7 @@ class Macro:
             changes the width (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
         norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map, or
-            ``batch_norm``; of MetaFormer blocks, transitions and the last norm.
+            ``batch_norm``; of MetaFormer blocks, ``conv`` stems, transitions and the last norm.
         norm_eps: Added to every such norm's variance.
         layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
         head_norm: Whether the last norm sits before or after global pooling, or is left out.
@@ -70,16 +71,20 @@ class Macro:
             the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
         head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
-            ``head_width`` channels, with norm and activation: MobileNetV2) or ``conv_hidden`` (such
-            a convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
-            and the activation: MobileNetV3).
-        head_width: Channels that the classifier sees, where the head has a convolution.
+            ``head_width`` channels, with norm and activation: MobileNetV2), ``conv_hidden`` (such a
+            convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
+            and the activation: MobileNetV3) or ``mlp`` (pooling, a linear layer to ``head_width``,
+            activation and norm: CAFormer).
+        head_width: Channels that the classifier sees, where the head is not ``linear``.
         activation: Of MetaFormer blocks' MLPs.
         conv_norm: Norm of convolutional blocks, stems and heads.
         conv_norm_eps: Added to every such norm's variance.
-        conv_activation: Activation of convolutional stems and heads.
+        conv_activation: Activation of convolutional stems, and of heads.
         padding: Of convolutional stems and blocks: ``half`` of the kernel on every side, or
             ``same``: as much as strides need, the odd one at the end (TensorFlow).
+        block_norm: Norm of MetaFormer blocks, ``as_norm`` for that of ``norm``.
+        bias: Whether MetaFormer blocks' norms and MLPs, and norms of ``conv`` stems and
+            transitions, have biases.
         shortcut: What residual blocks that change the size add: ``conv`` (a strided 1 × 1
             convolution) or ``pooled`` (averages of 2 × 2 and a 1 × 1 convolution: ResNet-D).
         head_conv_width: Channels that are pooled, where the head has a hidden layer.
@@ -109,6 +114,8 @@ class Macro:
     conv_norm_eps: float = 1e-5
     conv_activation: str = "relu6"
     padding: str = "half"
+    block_norm: str = AS_NORM
+    bias: bool = True
     shortcut: str = "conv"
     head_conv_width: int = 0
 
@@ -121,8 +128,9 @@ class Macro:
             if not is_int(value) or value < least:
                 rule = "must be a positive integer" if least == 1 else f"must be at least {least}"
                 raise InvalidArchitectureError(f"{name}={value!r} {rule}.")
-        if not isinstance(self.stem_norm, bool):
-            raise InvalidArchitectureError(f"stem_norm={self.stem_norm!r} must be a flag.")
+        for name in ("stem_norm", "bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidArchitectureError(f"{name}={getattr(self, name)!r} must be a flag.")
         for name in ("norm_eps", "head_norm_eps", "conv_norm_eps", "layer_scale"):
             value = getattr(self, name)
             if not is_number(value) or value < 0 or (value == 0 and name != "layer_scale"):
@@ -135,9 +143,14 @@ class Macro:
                 raise InvalidArchitectureError(problem)
         if (self.head == "linear") != (self.head_width == 0):
             raise InvalidArchitectureError(
-                f"head={self.head!r} with head_width={self.head_width}: a head with a convolution "
-                "needs its channels, a linear one has none."
+                f"head={self.head!r} with head_width={self.head_width}: a head with a layer before "
+                "the classifier needs its channels, a linear one has none."
             )
+
+    @property
+    def norm_of_blocks(self) -> str:
+        """The norm of MetaFormer blocks."""
+        return self.norm if self.block_norm == AS_NORM else self.block_norm
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plain form, without newer fields that have their default."""
@@ -164,6 +177,7 @@ _NAMES: dict[str, Any] = {
     "head": HEADS,
     "norm": NORMS,
     "conv_norm": NORMS,
+    "block_norm": (AS_NORM, *NORMS),
     "head_norm": HEAD_NORMS,
     "activation": ACTIVATIONS,
     "conv_activation": ACTIVATIONS,
@@ -211,6 +225,7 @@ def _conv_stem(macro: Macro) -> dict[str, OptionValue]:
         "stride": macro.stem_stride,
         "norm": macro.norm if macro.stem_norm else "none",
         "norm_eps": macro.norm_eps,
+        "norm_bias": macro.bias,
     }
 
 
@@ -269,7 +284,12 @@ for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
 
 
 def _transition(macro: Macro) -> dict[str, OptionValue]:
-    return {"kernel": macro.downsample_kernel, "norm": macro.norm, "norm_eps": macro.norm_eps}
+    return {
+        "kernel": macro.downsample_kernel,
+        "norm": macro.norm,
+        "norm_eps": macro.norm_eps,
+        "norm_bias": macro.bias,
+    }
 
 
 TRANSITIONS.add(Part("patch_merging", _transition, _ceil_size))
@@ -303,6 +323,14 @@ def _conv_head(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
+def _mlp_head(macro: Macro) -> dict[str, OptionValue]:
+    return {
+        **_linear_head(macro),
+        "width": macro.head_width,
+        "activation": macro.conv_activation,
+    }
+
+
 def _conv_hidden_head(macro: Macro) -> dict[str, OptionValue]:
     return {**_conv_head(macro), "conv_width": macro.head_conv_width}
 
@@ -318,4 +346,5 @@ def _conv_hidden_problem(macro: Macro) -> str | None:
 
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
+HEADS.add(Part("mlp", _mlp_head))
 HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from search_space.registry import Param, ParamValue, Registry
+from search_space.registry import POSITIVE, Param, ParamValue, Registry
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,18 @@ MIXERS.add(
         width_multiple=lambda params: 2 ** (int(params["order"]) - 1),
     )
 )
+MIXERS.add(
+    MixerSpec(
+        "attention",
+        {"head_dim": Param(32)},
+        width_multiple=lambda params: int(params["head_dim"]),
+    )
+)
 MIXERS.add(MixerSpec("pooling", {"kernel": Param(3, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "separable_conv",
+        {"expansion": Param(2.0, minimum=POSITIVE), "kernel": Param(7, odd=True)},
+    )
+)
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))

@@ -62,8 +62,8 @@ class StageSpace:
         blocks: Distinct blocks of all positions.
 
     Raises:
-        InvalidSpaceError: Choices are missing, not ascending or not distinct, or a stage that may
-            skip blocks has several depths, which would say the same twice.
+        InvalidSpaceError: Choices are missing, not ascending or not distinct, ``skip`` is not the
+            first, or a stage with it has several depths, which would say the same twice.
         InvalidArchitectureError: A block does not suit a width.
     """
 
@@ -101,6 +101,11 @@ class StageSpace:
         for choices in set(self.positions):
             if not choices or len(set(choices)) != len(choices):
                 raise InvalidSpaceError("block choices must be distinct and at least one.")
+            if any(block.skipped for block in choices[1:]):
+                raise InvalidSpaceError(
+                    "'skip' must be the first choice of a position: choices are listed from light "
+                    "to heavy."
+                )
         if len(depths) > 1 and any(block.skipped for block in self.blocks):
             raise InvalidSpaceError(
                 f"depth {list(depths)} and the choice 'skip' say the same twice; list one depth, "
@@ -284,6 +289,12 @@ class SearchSpace:
             depth = np.asarray(stage.depths)[genes[:, self.width_columns[i] + 1]]
             mask[:, self.block_columns(i)] = np.arange(stage.max_depth) < depth[:, None]
         return mask
+
+    def present(self, genes: Genes, stage: int) -> npt.NDArray[np.bool_]:
+        """Says where a stage has blocks that are not skipped, (n, genes) to (n, positions)."""
+        space = self.stages[stage]
+        skipped = np.array([block.skipped for block in space.blocks] + [True])
+        return ~skipped[space.of_all(genes[:, self.block_columns(stage)])]
 
     # Size and extremes ----------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
 from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
 
+_RATIO = st.floats(0.25, 6.0)
 WIDTH_UNIT = 16  # suits every mixer below
 
 
@@ -33,12 +34,19 @@ def mixers(draw: st.DrawFn) -> Mixer:
     odd = st.sampled_from([1, 3, 5, 7])
     name = draw(
         st.sampled_from(
-            ["window_attention", "focal_modulation", "gnconv", "pooling", "depthwise_conv"]
+            [
+                *("window_attention", "focal_modulation", "gnconv", "pooling", "depthwise_conv"),
+                *("attention", "separable_conv"),
+            ]
         )
     )
     if name == "window_attention":
         window = draw(st.integers(1, 16))
         return Mixer.of(name, window=window, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+    if name == "attention":
+        return Mixer.of(name, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+    if name == "separable_conv":
+        return Mixer.of(name, expansion=draw(_RATIO), kernel=draw(odd))
     if name == "focal_modulation":
         levels, post_norm = draw(st.integers(1, 4)), draw(st.booleans())
         return Mixer.of(name, levels=levels, window=draw(odd), post_norm=post_norm)
@@ -77,10 +85,9 @@ def macros(draw: st.DrawFn) -> Macro:
         conv_activation=draw(st.sampled_from(ACTIVATIONS)),
         padding=draw(st.sampled_from(PADDINGS)),
         shortcut=draw(st.sampled_from(SHORTCUTS)),
+        block_norm=draw(st.sampled_from(["as_norm", *NORMS])),
+        bias=draw(st.booleans()),
     )
-
-
-_RATIO = st.floats(0.25, 6.0)
 
 
 @st.composite
@@ -91,7 +98,7 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
     if kind == "skip":
         return Block.of(kind)
     if kind == "metaformer":
-        return metaformer(draw(mixers()), draw(_RATIO))
+        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
     params: dict[str, Any] = {"activation": draw(st.sampled_from(ACTIVATIONS))}
     rules = BLOCKS[kind].params
     params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}

@@ -36,8 +36,8 @@ MACROS: Mapping[str, Macro] = {
 
 def small(mixer: str, depth: int = 1) -> Architecture:
     """One mixer in its published surroundings: 32 px, widths 8 and 16."""
-    params = {"window_attention": {"window": 4, "head_dim": 8}}.get(mixer, {})
-    block = metaformer(Mixer.of(mixer, **params), 2)
+    params = {"window_attention": {"window": 4, "head_dim": 8}, "attention": {"head_dim": 8}}
+    block = metaformer(Mixer.of(mixer, **params.get(mixer, {})), 2)
     stages = tuple(Stage(width, (block,) * depth) for width in (8, 8, 16, 16))
     return Architecture(MACROS.get(mixer, Macro()), 32, stages)
 

@@ -39,19 +39,21 @@ styles = pytest.mark.parametrize("style", STYLES)
 def small(style: str = "swin") -> Architecture:
     """All registered mixers, on maps of side 16, 8, 4 and 2."""
     attention = metaformer(Mixer.of("window_attention", window=4, head_dim=8), 2)
+    everywhere = metaformer(Mixer.of("attention", head_dim=8), 2, shortcut_scale=True)
     focal = metaformer(Mixer.of("focal_modulation", levels=2), 2)
     recursive = metaformer(Mixer.of("gnconv", order=3, kernel=3), 2)
     pooling = metaformer(Mixer.of("pooling"), 2)
     convolution = metaformer(Mixer.of("depthwise_conv", kernel=3), 2)
-    chosen = {block.mixer.name for block in (attention, focal, recursive, pooling, convolution)}
+    blocks = [
+        [attention, attention],
+        [focal, pooling],
+        [recursive, convolution, everywhere],
+        [attention],
+    ]
+    chosen = {block.mixer.name for row in blocks for block in row}
     others = [metaformer(Mixer.of(name), 2) for name in MIXERS if name not in chosen]
-    blocks = (
-        (attention, attention),
-        (focal, pooling),
-        (recursive, convolution, *others),
-        (attention,),
-    )
-    stages = tuple(Stage(width, row) for width, row in zip(WIDTHS, blocks, strict=True))
+    blocks[2].extend(others)
+    stages = tuple(Stage(width, tuple(row)) for width, row in zip(WIDTHS, blocks, strict=True))
     return Architecture(STYLES[style], 32, stages)
 
 

@@ -237,7 +237,11 @@ def test_initial_values() -> None:
             assert not value.any(), name
         elif leaf in ("scale1", "scale2"):
             assert (value == 0.5).all(), name
-        elif ".norm" in name and leaf == "weight":
+        elif (
+            leaf.startswith("shortcut")
+            or name.endswith("activation.scale")
+            or (".norm" in name and leaf == "weight")
+        ):
             assert (value == 1).all(), name
         else:
             assert 0.01 < value.std() < 1, name

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from space_kinds import kind_of_space
 from tiny_job import USAGE, nas, search, tree
 
 from nas.config_parts import TrainedSearchConfig as SearchConfig
+from search_space import space_names
 
 COMMANDS = (
     "search",
@@ -110,11 +112,27 @@ def test_show_counts_what_is_published(job: Path) -> None:
 
 def test_spaces(job: Path) -> None:
     rows = json.loads(nas("spaces", "--json").out)
-    assert [row["name"] for row in rows] == ["base", "cifar", "digits", "tiny"]
+    assert [row["name"] for row in rows] == space_names()
     assert all(set(row) == {"name", "size", "digest"} and row["size"] > 1000 for row in rows)
     pebble = json.loads(nas("spaces", "pebble.yaml", "--json").out)
     assert pebble["size"] == 256
     assert nas("spaces").out.count("architectures") == len(rows)
+
+
+def test_a_space_says_the_choices_of_its_positions(job: Path) -> None:
+    plain = kind_of_space("blocks").to_dict()
+    Path("mine.yaml").write_text(json.dumps(plain))
+    lines = nas("spaces", "mine.yaml").out.splitlines()
+    assert lines[2:] == [
+        "stage 1: width [8, 12], depth [1, 2], stride 1",
+        "  blocks 1 to 2: 1 block choice of depthwise_separable",
+        "stage 2: width [12, 16], depth [2], stride 2",
+        "  block 1: 4 block choices of inverted_residual",
+        "  block 2: 5 block choices of skip, inverted_residual",
+        "stage 3: width [16], depth [1], stride 2",
+        "  block 1: 2 block choices of fused_inverted_residual, basic",
+    ]
+    assert json.loads(nas("spaces", "mine.yaml", "--json").out)["stages"] == plain["stages"]
 
 
 def fresh_process(script: str) -> str:

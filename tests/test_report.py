@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_report import TARGET_MS, Page, parse, sample_report
+from space_kinds import NAMES, kind_of_space
 
 from results.report.charts import Scale, fit_scale, format_metric, place_labels
+from results.report.chosen import block_picture
 from results.report.curves import latency_errors
 from results.report.data import Chosen, LatencyCheck, LatencyPair, Phase, ProofRow, ReportData
 from results.report.front import front_chart
 from results.report.page import render_report, write_report
 from results.report.tables import rank_rows
 from search_space.architecture import Architecture
+from search_space.components import components
 from search_space.errors import CorruptFileError, NasError
 
 
@@ -240,3 +243,22 @@ def test_scales_and_labels() -> None:
     assert labels[1] is not None
     assert abs(labels[0].y - labels[1].y) > 8 or abs(labels[0].x - labels[1].x) > 15
     assert place_labels([(50, 50, "wider than the box")], [], (0, 0, 60, 60)) == [None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_shows_the_modules_of_any_network(name: str) -> None:
+    space, data = kind_of_space(name), sample_report()
+    for architecture in (space.smallest, space.largest):
+        modules = [item.path for item in components(architecture)]
+        chosen = replace(
+            data.chosen,
+            architecture=architecture.to_dict(),
+            component_latency_ms=dict.fromkeys(modules, 1.0),
+        )
+        shown = replace(data, chosen=chosen)
+        picture = block_picture(shown)
+        boxes = [box for stage in picture["stages"] for box in stage["boxes"]]
+        assert [box["path"] for box in boxes] == modules
+        assert all(box["latency"] for box in boxes)
+        assert sum(count for *_, count in picture["legend"]) == picture["blocks"]
+        assert all(box["title"] in render_report(shown) for box in boxes)

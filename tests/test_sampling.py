@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,10 @@ from architecture_strategies import WIDTH_UNIT, mixers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_cases import MACS, SPACE, STEPS, filled_banks, make
+from space_kinds import NAMES, kind_of_space
 
+from predictors.tables.additive import AdditiveTable
+from search.samplers.base import enumerate_rows
 from search_space import Genes, Macro, SearchSpace, StageSpace, metaformer
 from search_space.errors import UsageError
 from supernet.training.config import TrainConfig
@@ -26,6 +30,9 @@ from supernet.training.strategies import (
     Target,
     make_sampler,
 )
+from supernet.training.strategies.base import Observation
+from supernet.training.strategies.extremes import draw_extremes
+from supernet.training.strategies.performance import wideness
 from supernet.training.strategies.shrinking import DIMENSIONS, clamp
 
 
@@ -245,6 +252,51 @@ def test_clamped_rows_are_valid_and_clamped_for_good(
                 assert block["mlp_ratio"] == own["mlp_ratio"] or "mlp_ratio" not in released
     largest = space.encode([space.largest])
     np.testing.assert_array_equal(clamp(space, largest, frozenset(released)), largest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_trains_spaces_of_every_sort(name: str) -> None:
+    space = kind_of_space(name)
+    cost = AdditiveTable.build(space, 10, lambda spec, size: len(str(spec)) + size).predict
+    for strategy, shrinking in itertools.product(STRATEGIES, ("none", "delayed", "progressive")):
+        sampler = make(space, strategy, cost, shrinking=shrinking)
+        for step in range(0, STEPS, 71):
+            found = sampler(step)
+            assert all(space.contains(subnet.architecture) for subnet in found)
+            losses = [
+                Observation(subnet=subnet, relative_loss=float(i)) for i, subnet in enumerate(found)
+            ]
+            sampler.observe(step, losses)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("released", [(), ("kernel",), ("mlp_ratio", "width"), ("depth",)])
+def test_clamping_fills_what_is_skipped_until_depth_is_released(
+    name: str, released: tuple[str, ...]
+) -> None:
+    space = kind_of_space(name)
+    rows = enumerate_rows(space)
+    once = clamp(space, rows, frozenset(released))
+    np.testing.assert_array_equal(space.encode(space.decode(once)), once)
+    np.testing.assert_array_equal(clamp(space, once, frozenset(released)), once)
+    np.testing.assert_array_equal(clamp(space, rows, frozenset(DIMENSIONS)), rows)
+    if "depth" not in released:
+        for architecture in space.decode(once):
+            assert architecture.depths == tuple(stage.max_depth for stage in space.stages)
+            assert not any(b.skipped for stage in architecture.stages for b in stage.blocks)
+
+
+def test_the_ends_of_a_space_skip_all_they_may_or_nothing() -> None:
+    space, rng = kind_of_space("skip"), np.random.default_rng(0)
+    present = [
+        np.hstack([space.present(draw_extremes(space, rng, 50, heaviest=end), i) for i in (0, 1)])
+        for end in (False, True)
+    ]
+    np.testing.assert_array_equal(present[0], np.tile([False, False, True, False, False], (50, 1)))
+    assert present[1].all()
+    np.testing.assert_allclose(
+        wideness(space, space.encode([space.largest])), np.mean(np.log([16 / 2, 16 / 3]))
+    )
 
 
 def test_a_clamped_subnet_has_left_its_bank(banks: Banks) -> None:

@@ -7,9 +7,11 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_backbone import STYLES
+from space_kinds import NAMES, kind_of_space
 from torch import Tensor
 
 import search_space
@@ -50,6 +52,8 @@ CHOSEN = (
         Mixer.of("window_attention", window=window, head_dim=head_dim)
         for window, head_dim in ((2, 4), (4, 4), (2, 8))
     ),
+    *(Mixer.of("attention", head_dim=head_dim) for head_dim in (4, 8)),
+    *(Mixer.of("separable_conv", expansion=expansion, kernel=3) for expansion in (1, 2.5)),
 )
 MIXERS = (  # and whatever else is registered
     *CHOSEN,
@@ -136,6 +140,36 @@ def test_a_preset_keeps_the_function_of_its_largest_subnets() -> None:
     torch.testing.assert_close(supernet(x, mixed), before[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(supernet(x, space.largest), before[1], rtol=1e-4, atol=1e-4)
     assert not torch.equal(supernet(x, mixed), before[0])
+
+
+def widest(space: SearchSpace, rng: np.random.Generator) -> Architecture:
+    """A random architecture of full widths whose blocks are as wide inside as any like them."""
+    stages = []
+    for stage in space.stages:
+        blocks = []
+        for choices in stage.positions[: stage.depths[-1]]:
+            block = choices[rng.integers(len(choices))]
+            alike = [b for b in choices if b.without_ratios == block.without_ratios]
+            blocks.append(max(alike, key=lambda b: b.ratios))
+        stages.append(Stage(stage.widths[-1], tuple(blocks), stage.stride))
+    return Architecture(space.macro, space.resolutions[-1], tuple(stages))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_largest_subnets_of_every_sort_of_space_keep_their_function(name: str) -> None:
+    space, rng = kind_of_space(name), np.random.default_rng(0)
+    supernet, x = randomised(space), images(space.resolutions[-1])
+    kept = [widest(space, rng) for _ in range(6)]
+    before = [supernet(x, architecture) for architecture in kept]
+    once = {key: p.detach().clone() for key, p in supernet.named_parameters()}
+    sort_channels(supernet)
+    for architecture, expected in zip(kept, before, strict=True):
+        assert_close(supernet(x, architecture), expected)
+    moved = {key for key, p in supernet.named_parameters() if not torch.equal(p, once[key])}
+    assert "stem.conv.weight" in moved or "stem.conv.conv.weight" in moved
+    for stage in range(len(space.stages)):
+        assert any(key.startswith(f"stages.{stage}.") for key in moved)
 
 
 def of_axis(supernet: Supernet, terms: dict[str, tuple[int, slice]]) -> Tensor:

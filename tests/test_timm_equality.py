@@ -55,7 +55,7 @@ def test_layer_scales_start_as_published() -> None:
         torch.testing.assert_close(ours.state_dict()["stages.0.blocks.0.scale2"], published)
 
 
-@pytest.mark.parametrize("name", ["convnext_t", "mobilenetv2_050", "test_resnet"])
+@pytest.mark.parametrize("name", ["convnext_t", "mobilenetv2_050", "test_resnet", "caformer_s18"])
 def test_checkpoint_file_with_another_number_of_classes(name: str, tmp_path: Path) -> None:
     theirs = randomised(timm.create_model(PAIRS[name], num_classes=7), seed=3)
     path = tmp_path / "weights.pth"

@@ -6,6 +6,7 @@ to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -26,7 +27,8 @@ from search_space.names import check_run_name
 
 if TYPE_CHECKING:
     from results.report.data import ReportData
-    from search_space.space import SearchSpace
+    from search_space import Block
+    from search_space.space import SearchSpace, StageSpace
 
 SEARCH = opt.FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
@@ -119,12 +121,26 @@ def spaces(name: str | None, as_json: bool) -> None:
         f"resolution {', '.join(map(str, space.resolutions))} px",
     ]
     for i, stage in enumerate(space.stages):
-        mixers = dict.fromkeys(block.label for block in stage.blocks)
         lines.append(
             f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
-            f"{len(stage.blocks)} block choices of {', '.join(mixers)}"
+            f"stride {stage.stride}"
         )
+        for where, choices in _by_positions(stage):
+            labels = dict.fromkeys(block.label for block in choices)
+            number = f"{len(choices)} block choice{'s' if len(choices) > 1 else ''}"
+            lines.append(f"  {where}: {number} of {', '.join(labels)}")
     opt.answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
+
+
+def _by_positions(stage: StageSpace) -> list[tuple[str, tuple[Block, ...]]]:
+    """The choices of a stage's blocks, those of equal neighbours together."""
+    result, number = [], 1
+    for choices, group in itertools.groupby(stage.positions):
+        last = number + len(list(group)) - 1
+        where = f"block {number}" if last == number else f"blocks {number} to {last}"
+        result.append((where, choices))
+        number = last + 1
+    return result
 
 
 def _facts(space: SearchSpace) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import Any
 from results.report.charts import capitalised, format_metric, signed, tile
 from results.report.data import Baseline, ReportData, value
 from results.report.words import (
-    mixer_style,
+    COLOURS,
+    block_title,
     objective_of,
     quality_of,
     spread,
     summarise,
 )
 from search_space.architecture import Architecture
-from search_space.macro import BLOCK_TRANSITION
+from search_space.components import components
 from search_space.metrics import ACCURACY, LATENCY, MACS, PARAMS, metric_named, title_of
 from search_space.metrics import format_metric as plainly
 
@@ -141,32 +142,38 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
             }
         return {"path": at, "kind": kind, "title": title, "lines": lines, "colour": colour} | shown
 
-    macro = arch.macro
+    chain = {item.path: item.spec.as_dict() for item in components(arch)}
     sizes = arch.sizes
+    names = [block.label for stage in arch.stages for block in stage.blocks if not block.skipped]
+    colours = {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
     stages = []
     for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
+        boxes = []
         if i == 0:
-            lines = [f"conv {macro.stem_kernel}×{macro.stem_kernel}", f"stride {macro.stem_stride}"]
-            boxes = [box("stem", "edge", "Stem", lines, None)]
-        elif macro.downsample == BLOCK_TRANSITION:
-            boxes = []
-        else:
-            widths = f"{arch.stages[i - 1].width} → {stage.width}"
-            lines = [macro.downsample.replace("_", " "), widths]
-            boxes = [box(f"stages.{i}.downsample", "edge", "Down 2×", lines, None)]
+            stem = chain["stem"]
+            lines = [f"conv {stem['kernel']}×{stem['kernel']}", f"stride {stem['stride']}"]
+            boxes.append(box("stem", "edge", "Stem", lines, None))
+        if (spec := chain.get(at := f"stages.{i}.downsample")) is not None:
+            lines = [spec["style"].replace("_", " "), f"{spec['dim']} → {spec['out_dim']}"]
+            title = "Down 2×" if spec["stride"] > 1 else "Project"
+            boxes.append(box(at, "edge", title, lines, None))
         for j, block in enumerate(stage.blocks):
-            name, colour = mixer_style(block.label)
-            lines = [_line(key, val) for key, val in block.traits.items() if val is not False]
-            boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
+            if block.skipped:
+                continue
+            lines = [_line(key, value) for key, value in block.traits.items() if _shown(value)]
+            title = block_title(block.label)
+            boxes.append(box(f"stages.{i}.blocks.{j}", "block", title, lines, colours[block.label]))
         if i == len(arch.stages) - 1:
-            boxes.append(box("head", "edge", "Head", ["pool", "linear"], None))
+            width = chain["head"].get("width")
+            lines = ["pool", "linear"] if width is None else [f"conv {width}", "pool", "linear"]
+            boxes.append(box("head", "edge", "Head", lines, None))
         taken = sum(latency.get(b["path"], 0.0) for b in boxes)
         stages.append(
             {
                 "number": i + 1,
                 "width": stage.width,
                 "size": size,
-                "depth": stage.depth,
+                "depth": sum(not block.skipped for block in stage.blocks),
                 "boxes": boxes,
                 "share": f"{100 * taken / total:.0f}\u00a0%" if measured else "",
                 # A drawing of the tensor: side by the map's size, thickness by the width.
@@ -174,8 +181,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
                 "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),
             }
         )
-    names = [b.label for s in arch.stages for b in s.blocks]
-    legend = [(*mixer_style(name), names.count(name)) for name in dict.fromkeys(names)]
+    legend = [(block_title(name), colours[name], names.count(name)) for name in colours]
     return {
         "resolution": arch.resolution,
         "stages": stages,
@@ -185,9 +191,14 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
     }
 
 
+def _shown(value: object) -> bool:
+    """Whether a parameter says something here: not where it is off, nor as the name of a style."""
+    return bool(value) and not isinstance(value, str)
+
+
 def _line(key: str, value: object) -> str:
     """A parameter of a block in words."""
     if key == "mlp_ratio":
         return f"MLP ×{value:g}"
-    shown = f"{value:g}" if isinstance(value, float) else value
-    return key.replace("_", " ") + ("" if value is True else f" {shown}")
+    factor = f"×{value:g}" if isinstance(value, float) else value
+    return key.replace("_", " ") + ("" if value is True else f" {factor}")

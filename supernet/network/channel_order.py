@@ -64,6 +64,8 @@ class ChannelLayout:
             keys = module.keys()
             for shared, local in module.shared_axes():
                 self.uses[shared].update({name: keys[name] for name in local})
+            if not module.largest:
+                continue
             sizes, sets = template(module.spec).sizes(), template(module.spec).permutable()
             free = set().union(*sets)
             for together in sets:
@@ -130,9 +132,8 @@ def sort_channels(
                 continue
             result: Tensor = tensor
             for name, key in layout.uses[shared].items():
-                if key in orders:
-                    order = orders[key][: sizes[name]]
-                    order += range(len(order), sizes[name])
+                if key in orders and len(orders[key]) <= sizes[name]:
+                    order = [*orders[key], *range(len(orders[key]), sizes[name])]
                     result = permute({shared: result}, {shared: axes}, sizes, name, order)[shared]
             tensor.copy_(result)
 
@@ -147,6 +148,7 @@ class _Module:
     path: str
     spec: ModuleSpec
     streams: Mapping[str, str]
+    largest: bool = True
 
     def shared_axes(self) -> Iterator[tuple[str, set[str]]]:
         """The shared parameters of the module and the names that their axes have."""
@@ -176,11 +178,15 @@ def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
     streams = list(_streams(space))
     yield _Module("stem", stem_spec(macro, widths[0]), {"dim": streams[0][0]})
     for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
-        before = space.widths_before[i][-1]
-        spec = transition_spec(macro, before, widths[i], stride)
-        if spec is not None:
-            into, stream = streams[i]
-            yield _Module(f"stages.{i}.downsample", spec, {"dim": into, "out_dim": stream})
+        before, (into, stream) = space.widths_before[i][-1], streams[i]
+        # widest first; where the largest subnet has no transition, others may
+        for width, width_in in itertools.product(stage.widths[::-1], space.widths_before[i][::-1]):
+            spec = transition_spec(macro, width_in, width, stride)
+            if spec is not None and (i or macro.stem_width or stride > 1):
+                names = {"dim": into, "out_dim": stream}
+                of_largest = (width_in, width) == (before, widths[i])
+                yield _Module(f"stages.{i}.downsample", spec, names, of_largest)
+                break
         for j, choices in enumerate(stage.positions):
             largest: dict[Block, Block] = {}
             for block in choices:
@@ -192,7 +198,6 @@ def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
             for block in largest.values():
                 spec = block_spec(macro, widths[i], block, j, *entry)
                 if spec is not None:
-                    into, stream = streams[i]
                     names = {"dim": into if enters else stream, "out_dim": stream}
                     yield _Module(f"stages.{i}.blocks.{j}", spec, names)
     yield _Module("head", head_spec(macro, widths[-1], num_classes), {"dim": streams[-1][1]})
@@ -201,14 +206,15 @@ def _largest_modules(space: SearchSpace, num_classes: int) -> Iterator[_Module]:
 def _streams(space: SearchSpace) -> Iterator[tuple[str, str]]:
     """For each stage the places where the residual streams begin that it reads and writes.
 
-    A stage goes on with the stream before it unless a transition or a block begins another.
+    A stage goes on with the stream before it unless a transition or a block begins another in the
+    largest subnet.
     """
     into = "stem"
     for i, (stage, stride) in enumerate(zip(space.stages, space.strides, strict=True)):
         if space.enters_by_block:
             begins = all(BLOCKS[block.kind].strided for block in stage.positions[0])
         else:
-            begins = stride > 1 or space.widths_before[i] != stage.widths
+            begins = stride > 1 or space.widths_before[i][-1] != stage.widths[-1]
         stream = f"stages.{i}" if begins else into
         yield into, stream
         into = stream

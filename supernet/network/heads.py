@@ -97,8 +97,9 @@ class LinearHead(Head):
         norm_after_pool: bool,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        width: int | None = None,
     ) -> None:
-        super().__init__(dim, dim, num_classes, global_pool, drop_rate)
+        super().__init__(dim, width or dim, num_classes, global_pool, drop_rate)
         self.norm_after_pool = norm_after_pool
         self.norm = build_norm(norm, dim, norm_eps)
 
@@ -113,11 +114,65 @@ class LinearHead(Head):
 
     def fold(self) -> None:
         """Folds the norm into the classifier; a mean over the map changes nothing about it."""
-        if isinstance(self.fc, Linear) and (self.norm_after_pool or self.global_pool == "avg"):
-            self.norm = folded_before(self.norm, self.fc)
+        self._fold_into(self.fc)
+
+    def _fold_into(self, layer: nn.Module) -> None:
+        if isinstance(layer, Linear) and (self.norm_after_pool or self.global_pool == "avg"):
+            self.norm = folded_before(self.norm, layer)
 
     def axes(self) -> dict[str, Axes]:
         return norm_axes("norm", self.norm, "dim") | self.fc_axes("dim")
+
+
+@register_head("mlp")
+class MlpHead(LinearHead):
+    """Norm and pooling in either order, linear layer, activation, norm and classifier (CAFormer).
+
+    Args:
+        width: Channels of the layer, which the classifier sees.
+        activation: After it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        width: int,
+        activation: str,
+        norm: str,
+        norm_eps: float,
+        norm_after_pool: bool,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim, num_classes, norm, norm_eps, norm_after_pool, global_pool, drop_rate, width
+        )
+        self.hidden: nn.Module = Linear(dim, width)
+        self.activation = build_activation(activation)
+        self.hidden_norm = build_norm(norm, width, norm_eps)
+
+    def after_pool(self, x: Tensor) -> Tensor:
+        return self.hidden_norm(self.activation(self.hidden(super().after_pool(x))))
+
+    def strip(self) -> None:
+        super().strip()
+        self.hidden = self.activation = self.hidden_norm = nn.Identity()
+
+    def fold(self) -> None:
+        """Folds each norm into the linear layer after it."""
+        self._fold_into(self.hidden)
+        if isinstance(self.fc, Linear):
+            self.hidden_norm = folded_before(self.hidden_norm, self.fc)
+
+    def axes(self) -> dict[str, Axes]:
+        return (
+            norm_axes("norm", self.norm, "dim")
+            | {"hidden.weight": (self.width, "dim"), "hidden.bias": (self.width,)}
+            | activation_axes("activation", self.activation)
+            | norm_axes("hidden_norm", self.hidden_norm, self.width)
+            | self.fc_axes(self.width)
+        )
 
 
 @register_head("conv")

@@ -49,11 +49,11 @@ class Conv2d(nn.Conv2d):
 class GroupNorm(nn.Module):
     """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)
@@ -71,11 +71,11 @@ class BatchNorm(nn.Module):
     running_mean: Tensor | None
     running_var: Tensor | None
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
         self.seen: int | None = None  # positions that the averages are of, while they are pooled
@@ -127,18 +127,19 @@ class BatchNorm(nn.Module):
         assert self.running_mean is not None
         assert self.running_var is not None
         scale = self.weight.double() / torch.sqrt(self.running_var.double() + self.eps)
-        return scale, self.bias.double() - self.running_mean.double() * scale
+        shift = -self.running_mean.double() * scale
+        return scale, shift if self.bias is None else shift + self.bias.double()
 
 
-def build_norm(norm: str, dim: int, eps: float) -> nn.Module:
+def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:
     """Builds the norm called ``layer_norm``, ``group_norm``, ``batch_norm`` or ``none``."""
     match norm:
         case "layer_norm":
-            return nn.LayerNorm(dim, eps=eps)
+            return nn.LayerNorm(dim, eps=eps, bias=bias)
         case "group_norm":
-            return GroupNorm(dim, eps)
+            return GroupNorm(dim, eps, bias)
         case "batch_norm":
-            return BatchNorm(dim, eps)
+            return BatchNorm(dim, eps, bias)
         case "none":
             return nn.Identity()
     raise ValueError(f"unknown norm {norm!r}")
@@ -164,6 +165,13 @@ class StarReLU(nn.Module):
         return self.scale * F.relu(x) ** 2 + self.bias
 
 
+class SquaredReLU(nn.Module):
+    """``relu(x)²`` (So et al., Primer, 2021)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -171,6 +179,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "hard_swish": nn.Hardswish,
     "star_relu": StarReLU,
+    "squared_relu": SquaredReLU,
     "sigmoid": nn.Sigmoid,
     "hard_sigmoid": nn.Hardsigmoid,
     "none": nn.Identity,

@@ -18,12 +18,19 @@ class ConvStem(StaticModule):
     """Strided convolution of images ``(batch, channels, height, width)``, and a norm."""
 
     def __init__(
-        self, dim: int, kernel: int, stride: int, norm: str, norm_eps: float, in_chans: int = 3
+        self,
+        dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         self.dim, self.kernel, self.stride, self.in_chans = dim, kernel, stride, in_chans
         self.conv = Conv2d(in_chans, dim, kernel, stride, conv_padding(kernel, stride))
-        self.norm = build_norm(norm, dim, norm_eps)
+        self.norm = build_norm(norm, dim, norm_eps, norm_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.conv(images.contiguous(memory_format=torch.channels_last))

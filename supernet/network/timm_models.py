@@ -21,15 +21,21 @@ from search_space import known_convolutional as published
 from search_space.architecture import Architecture, Stage, default_stride
 from search_space.blocks import Block, hidden_width
 from search_space.errors import NasError
-from search_space.known import CONVNEXT, FOCALNET, POOLFORMER, SWIN, known
+from search_space.known import BASELINE_SIZES, CONVNEXT, FOCALNET, POOLFORMER, SWIN, known
 from search_space.macro import Macro
 from supernet.network.backbone import Backbone, build
 from supernet.network.timm_weights import timm_names
 
+SAME_NAMES = (
+    *(f"convnext_{size}" for size in ("atto", "femto", "pico", "nano")),
+    *(f"poolformerv2_{size}" for size in ("s12", "s24", "s36", "m36", "m48")),
+    *(f"{name}_{size}" for name in ("convformer", "caformer") for size in BASELINE_SIZES),
+)
 PUBLISHED = {
     "swin_t": "swin_tiny_patch4_window7_224",
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
+    "swin_l": "swin_large_patch4_window7_224",
     "focalnet_t_srf": "focalnet_tiny_srf",
     "focalnet_s_srf": "focalnet_small_srf",
     "focalnet_b_srf": "focalnet_base_srf",
@@ -39,12 +45,14 @@ PUBLISHED = {
     "convnext_t": "convnext_tiny",
     "convnext_s": "convnext_small",
     "convnext_b": "convnext_base",
+    "convnext_l": "convnext_large",
+    "convnext_xl": "convnext_xlarge",
     "poolformer_s12": "poolformer_s12",
     "poolformer_s24": "poolformer_s24",
     "poolformer_s36": "poolformer_s36",
     "poolformer_m36": "poolformer_m36",
     "poolformer_m48": "poolformer_m48",
-} | {name: name for name in published.CONVOLUTIONAL}
+} | {name: name for name in (*SAME_NAMES, *published.CONVOLUTIONAL)}
 """timm's names of known designs by ours."""
 
 

@@ -86,6 +86,18 @@ _CONVNEXT: Rules = (
     (r"\.norm2\.", ".norm."),
     (r"\.scale2$", ".gamma"),
 )
+_BASELINE: Rules = (
+    (r"\.mixer\.expand\.", ".token_mixer.pwconv1."),
+    (r"\.mixer\.activation\.", ".token_mixer.act1."),
+    (r"\.mixer\.conv\.", ".token_mixer.dwconv."),
+    (r"\.mixer\.project\.", ".token_mixer.pwconv2."),
+    (r"\.mixer\.", ".token_mixer."),
+    (r"\.mlp\.activation\.", ".mlp.act."),
+    (r"\.shortcut([12])$", r".res_scale\1.scale"),
+    (r"^head<mlp:\d+>\.hidden\.", "head.fc.fc1."),
+    (r"^head<mlp:\d+>\.hidden_norm\.", "head.fc.norm."),
+    (r"^head<mlp:\d+>\.fc\.", "head.fc.fc2."),
+)
 _POOLFORMER: Rules = ((r"\.scale([12])$", r".layer_scale\1.scale"),)
 _MOBILE: Rules = (
     (r"^stem<\w+>\.conv\.conv\.", "conv_stem."),
@@ -146,6 +158,9 @@ FAMILIES = {
     "focalnet": Family(frozenset({"focal_modulation"}), "conv_norm", _FOCALNET),
     "convnext": Family(frozenset({"depthwise_conv"}), "norm_conv", _CONVNEXT),
     "poolformer": Family(frozenset({"pooling"}), "conv", _POOLFORMER),
+    "metaformer": Family(
+        frozenset({"pooling", "separable_conv", "attention"}), "norm_conv", _BASELINE
+    ),
     "efficientnet and mobilenetv3": Family(_MOBILE_BLOCKS, "block", _MOBILE),
     "resnet": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET, "conv"),
     "resnet-d": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET_D, "pooled"),
@@ -275,7 +290,9 @@ def load_timm_checkpoint(
         CorruptFileError: The file is damaged.
     """
     state = read_tensors(Path(path))
-    classifier = family(architecture).name("head<>.fc.weight")
+    classifier = family(architecture).name(
+        f"head<{architecture.macro.head}:{len(architecture.stages)}>.fc.weight"
+    )
     stored = state[classifier].shape[0] if classifier in state else 0
     network = build(architecture, stored)
     network.load_state_dict(from_timm(state, network))

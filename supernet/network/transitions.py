@@ -31,10 +31,18 @@ class Transition(StaticModule):
         stride: By which the map gets smaller.
         norm: As for ``build_norm``.
         norm_eps: Added to its variance.
+        norm_bias: Whether it has a bias.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.out_dim, self.kernel, self.stride = dim, out_dim, kernel, stride
@@ -51,10 +59,17 @@ class PatchMerging(Transition):
     """Neighbours concatenated, norm and linear layer (Swin)."""
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
-        self.norm = build_norm(norm, kernel**2 * dim, norm_eps)
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
+        self.norm = build_norm(norm, kernel**2 * dim, norm_eps, norm_bias)
         self.reduction = Linear(kernel**2 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,12 +104,19 @@ class _Convolution(Transition):
     normed: str | None = None
 
     def __init__(
-        self, dim: int, out_dim: int, kernel: int, stride: int, norm: str, norm_eps: float
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        norm_bias: bool = True,
     ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps)
+        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
         self.norm: nn.Module = nn.Identity()
         if self.normed is not None:
-            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps)
+            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps, norm_bias)
         self.conv = Conv2d(dim, out_dim, kernel, stride, conv_padding(kernel, stride))
 
     def forward(self, x: Tensor) -> Tensor:

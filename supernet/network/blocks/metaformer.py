@@ -24,23 +24,23 @@ from supernet.network.registry import register_block
 class Mlp(nn.Module):
     """Two linear layers around an activation."""
 
-    def __init__(self, dim: int, hidden: int, activation: str) -> None:
+    def __init__(self, dim: int, hidden: int, activation: str, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden, bias)
         self.activation = build_activation(activation)
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
 
     def axes(self) -> dict[str, Axes]:
         """Returns the axes of its parameters; inner channels are ``hidden``."""
-        return {
-            "fc1.weight": ("hidden", "dim"),
-            "fc1.bias": ("hidden",),
-            "fc2.weight": ("dim", "hidden"),
-            "fc2.bias": ("dim",),
-        } | activation_axes("activation", self.activation)
+        result: dict[str, Axes] = {"fc1.weight": ("hidden", "dim"), "fc2.weight": ("dim", "hidden")}
+        if self.fc1.bias is not None:
+            result["fc1.bias"] = ("hidden",)
+        if self.fc2.bias is not None:
+            result["fc2.bias"] = ("dim",)
+        return result | activation_axes("activation", self.activation)
 
 
 @register_block("metaformer")
@@ -48,8 +48,9 @@ class MetaFormer(StaticModule):
     """A mixer and an MLP in residual branches.
 
     Usually ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; a mixer that sits inside the MLP
-    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale. In training a branch
-    is dropped with probability ``drop_path_rate``, which whoever calls the block sets.
+    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale, and each shortcut a
+    learned scale, too. In training a branch is dropped with probability ``drop_path_rate``, which
+    whoever calls the block sets.
     """
 
     def __init__(
@@ -61,35 +62,43 @@ class MetaFormer(StaticModule):
         norm: str,
         norm_eps: float,
         layer_scale: float = 0.0,
+        shortcut_scale: bool = False,
         activation: str = "gelu",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.hidden = dim, hidden
         self.mixer = build_mixer(mixer, dim, **dict(params))
         self.inside_mlp = self.mixer.inside_mlp
         if not self.inside_mlp:
-            self.norm1 = build_norm(norm, dim, norm_eps)
-        self.norm2 = build_norm(norm, dim, norm_eps)
-        self.mlp = Mlp(dim, hidden, activation)
-        self.scale1: nn.Parameter | None = None
-        self.scale2: nn.Parameter | None = None
-        if layer_scale > 0:
-            self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
-            if not self.inside_mlp:
-                self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.norm1 = build_norm(norm, dim, norm_eps, bias)
+        self.norm2 = build_norm(norm, dim, norm_eps, bias)
+        self.mlp = Mlp(dim, hidden, activation, bias)
+        branches = (2,) if self.inside_mlp else (1, 2)
+
+        def scale(branch: int, initial: float) -> nn.Parameter | None:
+            used = initial > 0 and branch in branches
+            return nn.Parameter(torch.full((dim,), initial)) if used else None
+
+        self.scale1, self.scale2 = scale(1, layer_scale), scale(2, layer_scale)
+        kept = float(shortcut_scale)  # 1, or none
+        self.shortcut1, self.shortcut2 = scale(1, kept), scale(2, kept)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inside_mlp:
-            return x + self._branch(self.mlp(self.norm2(self.mixer(x))), self.scale2)
-        x = x + self._branch(self.mixer(self.norm1(x)), self.scale1)
-        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+            branch = self.mlp(self.norm2(self.mixer(x)))
+            return _scaled(x, self.shortcut2) + self._branch(branch, self.scale2)
+        branch = self.mixer(self.norm1(x))
+        x = _scaled(x, self.shortcut1) + self._branch(branch, self.scale1)
+        branch = self.mlp(self.norm2(x))
+        return _scaled(x, self.shortcut2) + self._branch(branch, self.scale2)
 
     def fold(self) -> None:
         """Folds the norm of the MLP into its first layer; what a mixer begins with is its own."""
         self.norm2 = folded_before(self.norm2, self.mlp.fc1)
 
     def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
-        return drop_path(x if scale is None else x * scale, self.drop_path_rate, self.training)
+        return drop_path(_scaled(x, scale), self.drop_path_rate, self.training)
 
     def axes(self) -> dict[str, Axes]:
         result: dict[str, Axes] = prefixed("mixer", self.mixer.axes())
@@ -97,7 +106,7 @@ class MetaFormer(StaticModule):
             result |= norm_axes("norm1", self.norm1, "dim")
         result |= norm_axes("norm2", self.norm2, "dim")
         result |= prefixed("mlp", self.mlp.axes())
-        for name in ("scale1", "scale2"):
+        for name in ("scale1", "scale2", "shortcut1", "shortcut2"):
             if getattr(self, name) is not None:
                 result[name] = ("dim",)
         return result
@@ -107,3 +116,7 @@ class MetaFormer(StaticModule):
 
     def permutable(self) -> tuple[frozenset[str], ...]:
         return *self.mixer.permutable(), frozenset({"hidden"})
+
+
+def _scaled(x: Tensor, scale: nn.Parameter | None) -> Tensor:
+    return x if scale is None else x * scale

@@ -16,7 +16,8 @@ def draw_extremes(
 ) -> Genes:
     """Draws ``n`` rows with all extents smallest (largest), shape (n, genes).
 
-    Each position has the lightest (heaviest) choice of a random mixer.
+    Each position has the lightest (heaviest) choice of a random mixer; where it may be skipped it
+    is (is not).
     """
     end = space.largest if heaviest else space.smallest
     genes = np.repeat(space.encode([end]), n, axis=0)
@@ -25,6 +26,11 @@ def draw_extremes(
         for of_position in stage.positions:
             choices: dict[str, int] = {}
             for j, block in enumerate(of_position):  # listed from light to heavy
+                if block.skipped and not heaviest:
+                    choices = {block.label: j}
+                    break
+                if block.skipped and len(of_position) > 1:
+                    continue
                 if heaviest:
                     choices[block.label] = j
                 else:

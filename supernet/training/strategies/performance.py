@@ -102,9 +102,9 @@ class PerformanceSampler(ComplexitySampler):
 
 
 def wideness(space: SearchSpace, rows: Genes) -> npt.NDArray[np.float64]:
-    """The mean over stages of ln(width / depth), shape (n,)."""
+    """The mean over stages of ln(width / depth), without skipped blocks, shape (n,)."""
     total = np.zeros(len(rows))
-    for stage, column in zip(space.stages, space.width_columns, strict=True):
-        widths, depths = np.asarray(stage.widths), np.asarray(stage.depths)
-        total += np.log(widths[rows[:, column]] / depths[rows[:, column + 1]])
+    for i, (stage, column) in enumerate(zip(space.stages, space.width_columns, strict=True)):
+        depths = np.maximum(space.present(rows, i).sum(axis=1), 1)
+        total += np.log(np.asarray(stage.widths)[rows[:, column]] / depths)
     return total / len(space.stages)

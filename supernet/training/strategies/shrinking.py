@@ -95,8 +95,8 @@ class ProgressiveShrinking(ShrinkingSampler):
     depth, MLP ratio and width. Until then all subnets are clamped to the largest in them: an
     extent to its last choice, a block to the last choice (they are listed from light to heavy)
     that agrees with it in all that is released. The kind of mixer is free from the start, since
-    kinds have weights of their own. A position that a deeper stage adds takes a block of the
-    stage, from its first on.
+    kinds have weights of their own. A position that a deeper stage adds, or that is skipped, takes
+    a block of the stage, from its first on, or its own last choice where it has no such block.
 
     Channels are sorted by importance before the first step of the MLP ratio and of the width.
     The smallest of the inner strategy becomes the smallest of what is released. A subnet that was
@@ -138,10 +138,17 @@ def clamp(space: SearchSpace, genes: Genes, released: frozenset[str]) -> Genes:
         if "width" not in released:
             result[:, column] = len(stage.widths) - 1
         if "depth" not in released:
-            depth = np.asarray(stage.depths)[genes[:, column + 1]]
-            source = np.arange(stage.max_depth) % depth[:, None]
+            present = space.present(genes, i)
+            in_turn = np.argsort(~present, axis=1, kind="stable")
+            count = np.maximum(present.sum(axis=1), 1)[:, None]
+            every = np.arange(stage.max_depth)
+            source = np.take_along_axis(in_turn, every % count, axis=1)
+            source = np.where(present, every, source)
             taken = np.take_along_axis(genes[:, columns], source, axis=1)
-            result[:, columns] = np.maximum(stage.copied(taken, source), 0)
+            copied = stage.copied(taken, source)
+            missing = (copied == INACTIVE) | ~present.any(axis=1, keepdims=True)
+            last = [len(choices) - 1 for choices in stage.positions]
+            result[:, columns] = np.where(missing, last, copied)
             result[:, column + 1] = len(stage.depths) - 1
         table = _heaviest_choices(stage, released)
         blocks = result[:, columns]
