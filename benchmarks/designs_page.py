@@ -18,7 +18,7 @@ from results.report.charts import Scale, format_metric, path, thousands
 from results.report.chosen import block_picture
 from results.report.data import Chosen, ReportData
 from results.report.page import render_page
-from results.report.words import mixer_style, moment, summarise
+from results.report.words import COLOURS, block_title, moment, summarise
 from search_space import Architecture
 
 LATENCY_BOX = (52.0, 14.0, 560.0, 300.0)  # left, top, right, bottom of a 760×336 picture
@@ -154,6 +154,11 @@ def render_designs_page(data: DesignsPage) -> str:
 
 def _legend(data: DesignsPage) -> list[tuple[str, int]]:
     """Mixers of all designs with their colours."""
+    return [(block_title(name), colour) for name, colour in _colours(data).items()]
+
+
+def _colours(data: DesignsPage) -> dict[str, int]:
+    """Colours of the mixers of all designs, in the order in which they appear."""
     names = [
         block.label
         for case in data.cases
@@ -161,7 +166,7 @@ def _legend(data: DesignsPage) -> list[tuple[str, int]]:
         for stage in Architecture.from_dict(design.architecture).stages
         for block in stage.blocks
     ]
-    return [mixer_style(name) for name in dict.fromkeys(names)]
+    return {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
 
 
 def _case(data: DesignsPage, case: Case) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _design(
         ],
         "stages": summarise(design.architecture),
         "peak": _peak_stage(figures),
-        "strip": strip(Architecture.from_dict(design.architecture), widest),
+        "strip": strip(Architecture.from_dict(design.architecture), widest, _colours(data)),
         "blocks": picture,
         "stale": bool(design.judged) and design.judged != figures["digest"],
     }
@@ -355,7 +360,7 @@ def spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
 # Pictures -----------------------------------------------------------------------------------------
 
 
-def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
+def strip(architecture: Architecture, widest: int, colours: Mapping[str, int]) -> dict[str, Any]:
     """A network in one line: a box a block, its height by the root of the width, a cap by MLP."""
     boxes: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
@@ -363,9 +368,8 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
     for stage in architecture.stages:
         begin, tall = x, round(_TALL * math.sqrt(stage.width / widest), 1)
         for block in stage.blocks:
-            name, colour = mixer_style(block.label)
-            settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in block.mixer.params)
-            cap = round(_CAP * block["mlp_ratio"], 1)
+            settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in block.traits.items())
+            cap = round(_CAP * float(block["mlp_ratio"]), 1)
             boxes.append(
                 {
                     "x": round(x, 1),
@@ -374,9 +378,8 @@ def strip(architecture: Architecture, widest: int) -> dict[str, Any]:
                     "height": tall,
                     "cap_y": round(floor - tall - cap - 1, 1),
                     "cap": cap,
-                    "colour": colour,
-                    "text": f"{name} ({settings}), {stage.width} channels, "
-                    f"MLP ×{block['mlp_ratio']:g}",
+                    "colour": colours[block.label],
+                    "text": f"{block_title(block.label)} ({settings}), {stage.width} channels",
                 }
             )
             x += _BLOCK + _GAP

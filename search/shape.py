@@ -8,7 +8,6 @@ tested, and would spend its blocks where maps are largest; so it is kept inside.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,20 +58,26 @@ class ShapeRule:
 
     def argmin(self) -> Genes:
         """Row with the least excess of the whole space, shape (genes,)."""
-        return self._extreme(np.argmin)
+        return self._extreme(1.0)
 
     def argmax(self) -> Genes:
         """Row with the most excess of the whole space, shape (genes,)."""
-        return self._extreme(np.argmax)
+        return self._extreme(-1.0)
 
-    def _extreme(self, which: Callable[[Values], np.intp]) -> Genes:
-        """Over all widths and depths; which blocks there are does not matter."""
-        combinations = itertools.product(
-            *(range(len(v)) for pair in zip(self._widths, self._depths, strict=True) for v in pair)
-        )
-        indices = np.array(list(combinations))
-        rows = np.zeros((len(indices), self.space.num_genes), dtype=np.int64)
-        columns = np.stack([self.space.width_columns, self.space.width_columns + 1], axis=1)
-        rows[:, columns.reshape(-1)] = indices
-        row: Genes = rows[which(self.predict(rows))]
+    def _extreme(self, sign: float) -> Genes:
+        """Widths by dynamic programming; depths one by one; which blocks does not matter."""
+        row = np.zeros(self.space.num_genes, dtype=np.int64)
+        cost, origins = np.zeros(len(self._widths[0])), []
+        for before, after in itertools.pairwise(self._widths):
+            through = cost[:, None] + sign * np.maximum(before[:, None] - after, 0)
+            origins.append(through.argmin(axis=0))
+            cost = through.min(axis=0)
+        widths = [int(cost.argmin())]
+        for origin in reversed(origins):
+            widths.insert(0, int(origin[widths[0]]))
+        row[self.space.width_columns] = widths
+        deepest = deepest_of(len(self._depths))
+        for i, depths in enumerate(self._depths if deepest is not None else ()):
+            if (i == deepest) == (sign > 0):
+                row[self.space.width_columns[i] + 1] = len(depths) - 1
         return np.where(self.space.active(row[None])[0], row, -1)

@@ -36,6 +36,7 @@ from search.scaling.base import ScalingMethod, ScalingTask
 from search.scaling.contract import Contract
 from search.scaling.cost import NetworkCosts
 from search.scaling.deepmad import DeepMADGrowth
+from search.shape import ShapeRule
 from search_space import (
     Architecture,
     Genes,
@@ -218,6 +219,15 @@ def test_ends_of_scales_are_those_of_the_trace(name: str) -> None:
                 other.layers,
             )
             assert one.entropy == pytest.approx(other.entropy)
+
+
+@every_kind
+def test_extremes_of_the_shape_are_those_of_the_list(name: str) -> None:
+    rule, rows = ShapeRule(kind_of_space(name)), rows_of(name)
+    ends = np.stack([rule.argmin(), rule.argmax()])
+    assert_canonical(kind_of_space(name), ends)
+    excess = rule.predict(rows)
+    np.testing.assert_array_equal(rule.predict(ends), [excess.min(), excess.max()])
 
 
 # Models -------------------------------------------------------------------------------------

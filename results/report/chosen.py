@@ -8,7 +8,8 @@ from typing import Any
 from results.report.charts import capitalised, format_metric, signed, tile
 from results.report.data import Baseline, ReportData, value
 from results.report.words import (
-    mixer_style,
+    COLOURS,
+    block_title,
     objective_of,
     quality_of,
     spread,
@@ -143,6 +144,8 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
 
     chain = {item.path: item.spec.as_dict() for item in components(arch)}
     sizes = arch.sizes
+    names = [block.label for stage in arch.stages for block in stage.blocks if not block.skipped]
+    colours = {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
     stages = []
     for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
         boxes = []
@@ -157,9 +160,9 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
         for j, block in enumerate(stage.blocks):
             if block.skipped:
                 continue
-            name, colour = mixer_style(block.label)
-            lines = [_line(key, val) for key, val in block.traits.items() if val]
-            boxes.append(box(f"stages.{i}.blocks.{j}", "block", name, lines, colour))
+            lines = [_line(key, value) for key, value in block.traits.items() if _shown(value)]
+            title = block_title(block.label)
+            boxes.append(box(f"stages.{i}.blocks.{j}", "block", title, lines, colours[block.label]))
         if i == len(arch.stages) - 1:
             width = chain["head"].get("width")
             lines = ["pool", "linear"] if width is None else [f"conv {width}", "pool", "linear"]
@@ -178,8 +181,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
                 "depth_px": round(4 + 22 * stage.width / max(arch.widths), 1),
             }
         )
-    names = [b.label for s in arch.stages for b in s.blocks if not b.skipped]
-    legend = [(*mixer_style(name), names.count(name)) for name in dict.fromkeys(names)]
+    legend = [(block_title(name), colours[name], names.count(name)) for name in colours]
     return {
         "resolution": arch.resolution,
         "stages": stages,
@@ -189,9 +191,14 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
     }
 
 
+def _shown(value: object) -> bool:
+    """Whether a parameter says something here: not where it is off, nor as the name of a style."""
+    return bool(value) and not isinstance(value, str)
+
+
 def _line(key: str, value: object) -> str:
     """A parameter of a block in words."""
     if key == "mlp_ratio":
         return f"MLP ×{value:g}"
-    shown = f"{value:g}" if isinstance(value, float) else value
-    return key.replace("_", " ") + ("" if value is True else f" {shown}")
+    factor = f"×{value:g}" if isinstance(value, float) else value
+    return key.replace("_", " ") + ("" if value is True else f" {factor}")

@@ -18,15 +18,7 @@ from search_space.metrics import ACCURACY, IMAGES, LATENCY, TABLE, metric_named,
 from search_space.metrics import metrics as registered
 
 # Colours (--mixer-N in the style sheet) are Okabe and Ito's, told apart with any colour vision.
-MIXERS = {
-    "window_attention": ("Window attention", 0),
-    "focal_modulation": ("Focal modulation", 1),
-    "gnconv": ("gnConv", 2),
-    "pooling": ("Pooling", 3),
-    "depthwise_conv": ("Depthwise conv", 4),
-    "separable_conv": ("Separable conv", 5),
-    "attention": ("Attention", 6),
-}
+COLOURS = 7  # that the report has for blocks
 SAME_FOR_ALL = (IMAGES,)  # of whatever is shown: nothing to tell networks apart by
 
 
@@ -109,9 +101,9 @@ def moment(created: str) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def mixer_style(name: str) -> tuple[str, int]:
-    """Readable name and colour number of a mixer; mixers beyond the known share two colours."""
-    return MIXERS.get(name, (name.replace("_", " ").capitalize(), 5 + sum(name.encode()) % 2))
+def block_title(label: str) -> str:
+    """What people call a mixer or a kind of block."""
+    return "gnConv" if label == "gnconv" else label.replace("_", " ").capitalize()
 
 
 def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
@@ -123,7 +115,7 @@ def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
     for stage, size in zip(arch.stages, arch.sizes, strict=True):
         names = [block.label for block in stage.blocks if not block.skipped]
         mixers = ", ".join(
-            f"{names.count(name)} {mixer_style(name)[0].lower()}" for name in dict.fromkeys(names)
+            f"{names.count(name)} {block_title(name).lower()}" for name in dict.fromkeys(names)
         )
         lines.append(f"{stage.width} × {len(names)} at {size}²: {mixers or 'no blocks'}")
     return lines

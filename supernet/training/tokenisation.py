@@ -7,9 +7,9 @@ pixels, kernel w, padding p, which dilated is p·c,
     Σ_j w_j I[o·s·c + j·c − p·c] = Σ_j w_j J[o·s + j − p],  J[m] = I[c·m],
 
 with zeros outside both; J has ⌈n/c⌉ pixels, and as ⌊(n − 1)/c⌋ = ⌈n/c⌉ − 1, both have the same
-number of outputs. This is exact for every stem of ``Macro`` (one zero-padded convolution of any
-kernel, stride and padding, whatever norm follows), and would not be for a stem of several
-convolutions. As-ViT itself dilates by 5 for stride 16 = 4·4, so that a kernel of 4 spans the
+number of outputs. This is exact for stems of one convolution with zeros around it, of any kernel,
+stride and padding, whatever norm follows; one of several layers sees coarser images in all of them.
+As-ViT itself dilates by 5 for stride 16 = 4·4, so that a kernel of 4 spans the
 stride; the tokens are as many.
 
 Nothing is smoothed: pixels between are left out, as a dilated kernel leaves them out.
