@@ -39,7 +39,8 @@ from search_space.errors import RunError, UsageError
 from search_space.preprocessing import Preprocessing
 from search_space.space import SearchSpace, StageSpace
 from supernet import build
-from supernet.data.batches import Batch, doubling_batches, eval_batches
+from supernet.data.batches import Batch
+from supernet.data.evaluation_batches import doubling_batches, eval_batches
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.loop import CHECKPOINTS

@@ -78,9 +78,9 @@ def usable(kind: str) -> list[str]:
 ON_CPU = usable("cpu")
 NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OTHER_MIXERS = [name for name in MIXERS.names() if name != ATTENTION.mixer.name]
+OTHER_MIXERS = [narrow(name) for name in MIXERS.names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
-    *((block_spec(MACRO, 16, metaformer(narrow(name), 2.0), 0), 8) for name in OTHER_MIXERS),
+    *((block_spec(MACRO, 16, metaformer(mixer, 2.0), 0), 8) for mixer in OTHER_MIXERS),
     (block_spec(MACRO, 16, ATTENTION, 0), 8),
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
