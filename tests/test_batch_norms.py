@@ -100,7 +100,7 @@ def with_random_averages(network: nn.Module, seed: int = 0) -> nn.Module:
                 (module.running_mean, -1, 1),
                 (module.running_var, 0.5, 2),
                 (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.5, 0.5),
+                *([] if module.bias is None else [(module.bias.data, -0.5, 0.5)]),
             ):
                 assert tensor is not None
                 tensor.uniform_(low, high, generator=generator)

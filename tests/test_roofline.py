@@ -61,8 +61,8 @@ from supernet.network.modules import build_module
 
 
 def _sdpa_macs(inputs: list, outputs: list) -> dict[str, int]:
-    query, key = (list(value.type().sizes()) for value in inputs[:2])
-    return {"attention": 2 * math.prod(query[:-2]) * query[-2] * key[-2] * query[-1]}
+    query, key, value = (list(item.type().sizes()) for item in inputs[:3])
+    return {"attention": math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])}
 
 
 def _nothing(inputs: list, outputs: list) -> dict[str, int]:
