@@ -41,14 +41,15 @@ from search_space.errors import UnknownNameError, UsageError
 from search_space.known import CONVNEXT
 from search_space.mixers import MIXERS
 from supernet import build
+from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module
 
 # Operators ----------------------------------------------------------------------------------------
 
 
 def _sdpa_macs(inputs: list, outputs: list) -> dict[str, int]:
-    query, key = (list(value.type().sizes()) for value in inputs[:2])
-    return {"attention": 2 * math.prod(query[:-2]) * query[-2] * key[-2] * query[-1]}
+    query, key, value = (list(item.type().sizes()) for item in inputs[:3])
+    return {"attention": math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])}
 
 
 def _nothing(inputs: list, outputs: list) -> dict[str, int]:
@@ -83,7 +84,8 @@ def test_operations_of_networks_are_twice_fvcores_multiply_adds(name: str) -> No
 @pytest.mark.parametrize("size", [4, 7, 10])
 def test_a_block_in_parts_is_the_whole_block(name: str, size: int) -> None:
     spec = block_spec(CONVNEXT, 32, metaformer(Mixer.of(name), 3.0), position=1)
-    expected = matrix_flops(build_module(spec), torch.zeros(1, size, size, 32))
+    module = fold_batch_norms(build_module(spec))
+    expected = matrix_flops(module, torch.zeros(1, size, size, 32))
     for batch_size in (1, 2):
         launched = operators(spec, size, batch_size, "fp16")
         assert sum(op.flops for op in launched) == batch_size * expected
