@@ -32,8 +32,9 @@ from designs_page import write_designs_page
 from designs_view import page
 from scipy.stats import kendalltau
 
-from predictors.estimates.anchors import constants, expected_error
 from predictors.estimates.datasheets import datasheet
+from predictors.estimates.estimate import estimated_conditions, range_of
+from predictors.estimates.model import constants_of
 from search_space import Mixer, Stage, known, load_space, metaformer
 from search_space.known import known_names
 from search_space.metrics import LATENCY, on_device
@@ -164,13 +165,8 @@ def measured() -> dict[str, Any]:
             "precision": target.precision,
             "batch_size": target.batch_size,
             "num_classes": yardstick.costs.num_classes,
-            "overhead_ms": constants(target.runtime, target.precision).overhead_ms,
-            "expected_error": max(
-                expected_error(
-                    datasheet(name), target.runtime, target.precision, "window_attention"
-                ).error
-                for name in DEVICES
-            ),
+            "overhead_ms": constants_of(target.runtime).floor / datasheet("a100").clock_ghz / 1e3,
+            "expected_error": max(range_of(estimated_conditions(name)).error for name in DEVICES),
         },
         "cases": found,
         "seeds": {r.name: yardstick.figures(r.seed()) for r in REFERENCES},

@@ -23,8 +23,8 @@ from torch import nn
 
 from nas.resolving import resolve
 from supernet import Supernet
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate, finetune
 

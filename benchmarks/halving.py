@@ -30,8 +30,8 @@ from search.samplers import make_sampler
 from search_space import Architecture, load_space
 from search_space.metrics import IMAGES
 from supernet import Supernet
-from supernet.data.batches import doubling_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import doubling_batches
 from supernet.training.train import TrainConfig, train_supernet
 
 RESULTS = Path(__file__).parent / "results" / "halving.json"

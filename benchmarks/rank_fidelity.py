@@ -40,8 +40,9 @@ from search_space import Architecture, SearchSpace, load_space
 from search_space.errors import RunError
 from search_space.space_definition import space_from_dict
 from supernet import Supernet, build
-from supernet.data.batches import eval_batches, steps_per_epoch
+from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData, open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.recalibration import calibration_of, evaluate_subnet
 from supernet.training.strategies import make_sampler
 from supernet.training.tokenisation import TokenSchedule

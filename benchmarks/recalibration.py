@@ -23,8 +23,8 @@ import torch
 
 from search_space.space_definition import space_from_dict
 from supernet import Supernet
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.recalibration import calibration_batches, extract
 from supernet.training.train import TrainConfig, train_supernet

@@ -28,8 +28,8 @@ from nas.workflows.pipeline import run_search
 from predictors.tables.latency_table import LatencyTable
 from search_space import Architecture
 from supernet import Supernet
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate, finetune
 

@@ -50,8 +50,8 @@ from results.store import SUPERNET
 from search_space import Architecture
 from search_space.units import parse_latency
 from supernet import Supernet, build
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData, open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.config import TrainConfig
 from supernet.training.loggers import METRICS

@@ -22,8 +22,8 @@ from rank_fidelity import reduced_space
 from search.samplers.base import enumerate_rows
 from search_space import load_space
 from supernet import Supernet
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import CHECKPOINTS, evaluate
 

@@ -34,9 +34,9 @@ from supernet import Backbone, Supernet
 from supernet.data.batches import Batch, train_loader
 from supernet.data.dataset import ImageData, open_data
 from supernet.training.config import TrainConfig
-from supernet.training.evaluation import autocast
 from supernet.training.loop import TrainingLoop
 from supernet.training.objectives import NetworkObjective, SupernetObjective
+from supernet.training.precision import autocast
 from supernet.training.strategies import SandwichSampler, SubnetSampler
 
 RESULTS = Path(__file__).parent / "results" / "training_throughput.json"

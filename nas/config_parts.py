@@ -69,7 +69,7 @@ class Configuration(BaseModel):
 class LatencyConfig(Configuration):
     """Conditions that latencies hold under; None means what is usual for the device.
 
-    Where winners can be measured here, the ``margin`` is by default nothing.
+    Where winners can be measured here, nothing is left free by default.
     """
 
     batch_size: Annotated[
@@ -97,14 +97,21 @@ class LatencyConfig(Configuration):
         float | None,
         Flag(
             "--margin",
-            "Share of the latency budget to leave free (default: the expected error of a table "
-            "that cannot be checked here).",
+            "Share of the latency budget to leave free, in place of what --confidence asks for.",
         ),
     ] = Field(default=None, ge=0, lt=1)
+    confidence: Annotated[
+        float,
+        Flag(
+            "--confidence",
+            "Share of networks like those found that must meet the latency budget, where latencies "
+            "cannot be checked here.",
+        ),
+    ] = Field(default=0.8, ge=0.5, le=0.95)
 
     def conditions(self) -> dict[str, Any]:
         """Options of ``predictors.devices.find_device``."""
-        return self.model_dump(exclude={"interpolate", "margin"})
+        return self.model_dump(exclude={"interpolate", "margin", "confidence"})
 
 
 _SAMPLER = Flag(

@@ -47,7 +47,7 @@ class SupernetEvaluator:
         supernet: trained; moved to ``device`` and otherwise left as it is.
         parts: of the validation images, each as batches, iterated once per call: (images
             (n, 3, side, side), labels (n,)). Images are resized to each architecture's resolution.
-        amp: ``auto`` for bfloat16 on CUDA, ``off`` for float32 everywhere.
+        amp: ``auto`` for 16 bits on GPUs, ``off`` for float32 everywhere.
         class_counts: images of each class in all parts; None where single parts are not asked for.
         calibration: training images, as batches, by which batch norms get their averages
             (``supernet.training.recalibration``); None where the space has none.
@@ -84,12 +84,14 @@ class SupernetEvaluator:
         self._averages: dict[str, dict[str, torch.Tensor]] = {}
 
     def __call__(self, architecture: Architecture, part: int | None = None) -> dict[str, float]:
+        from supernet.data.evaluation_batches import moved
         from supernet.training.evaluation import evaluate
 
         model, subnet = self._model(architecture)
+        parts = self.parts if part is None else [self.parts[part]]
         quality = evaluate(
             model,
-            chain.from_iterable(self.parts) if part is None else self.parts[part],
+            chain.from_iterable(moved(each, self.device) for each in parts),
             architecture=subnet,
             device=self.device,
             amp=self.amp,

@@ -63,3 +63,43 @@ MIXERS.add(
     )
 )
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "inception_depthwise",
+        {"kernel": Param(3, odd=True), "band": Param(11, odd=True), "share": Param(8, minimum=3)},
+        width_multiple=lambda params: int(params["share"]),
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "large_kernel_attention",
+        {"kernel": Param(5, odd=True), "dilated": Param(7, odd=True), "dilation": Param(3)},
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "single_head_attention",
+        {"attending": Param(0.214, minimum=POSITIVE, maximum=1), "key_dim": Param(16)},
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "spatial_reduction_attention",
+        {"reduction": Param(2), "head_dim": Param(32)},
+        width_multiple=lambda params: int(params["head_dim"]),
+    )
+)
+MIXERS.add(MixerSpec("additive_attention", {"kernel": Param(3, minimum=3, odd=True)}))
+MIXERS.add(MixerSpec("efficient_modulation", {"expansion": Param(1), "kernel": Param(7, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "cascaded_group_attention",
+        {
+            "heads": Param(4),
+            "key_dim": Param(16),
+            "window": Param(7),
+            "kernel": Param(5, minimum=3, odd=True),
+        },
+        width_multiple=lambda params: int(params["heads"]),
+    )
+)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 
 import timm
 import torch
+from mixer_sizes import narrow
 from timm.layers import GroupNorm1
 from timm.models.metaformer import MetaFormer
 from torch import Tensor, nn
 
 from predictors.proxies import Network
-from search_space import Architecture, Macro, Mixer, Stage, metaformer
+from search_space import Architecture, Macro, Stage, metaformer
 from supernet.network.layers import GroupNorm
 
 MACROS: Mapping[str, Macro] = {
@@ -36,8 +37,8 @@ MACROS: Mapping[str, Macro] = {
 
 def small(mixer: str, depth: int = 1) -> Architecture:
     """One mixer in its published surroundings: 32 px, widths 8 and 16."""
-    params = {"window_attention": {"window": 4, "head_dim": 8}, "attention": {"head_dim": 8}}
-    block = metaformer(Mixer.of(mixer, **params.get(mixer, {})), 2)
+    window = {"window": 4} if mixer == "window_attention" else {}
+    block = metaformer(narrow(mixer, **window), 2)
     stages = tuple(Stage(width, (block,) * depth) for width in (8, 8, 16, 16))
     return Architecture(MACROS.get(mixer, Macro()), 32, stages)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from mixer_sizes import narrow
 from torch import Tensor
 
 from search_space import MIXERS, Architecture, Macro, Mixer, Stage, metaformer
@@ -51,7 +53,7 @@ def small(style: str = "swin") -> Architecture:
         [attention],
     ]
     chosen = {block.mixer.name for row in blocks for block in row}
-    others = [metaformer(Mixer.of(name), 2) for name in MIXERS if name not in chosen]
+    others = [metaformer(narrow(name), 2) for name in MIXERS if name not in chosen]
     blocks[2].extend(others)
     stages = tuple(Stage(width, tuple(row)) for width, row in zip(WIDTHS, blocks, strict=True))
     return Architecture(STYLES[style], 32, stages)
@@ -61,9 +63,20 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def network(style: str = "swin", **options: Any) -> Backbone:
+def without(architecture: Architecture, mixer: str) -> Architecture:
+    """The architecture but for blocks with a mixer."""
+    stages = [
+        replace(stage, blocks=tuple(b for b in stage.blocks if b.label != mixer))
+        for stage in architecture.stages
+    ]
+    return replace(architecture, stages=tuple(stages))
+
+
+def network(
+    style: str = "swin", architecture: Architecture | None = None, **options: Any
+) -> Backbone:
     torch.manual_seed(0)
-    return build(small(style), **{"num_classes": 7, **options}).eval()
+    return build(architecture or small(style), **{"num_classes": 7, **options}).eval()
 
 
 def create(style: str = "swin", **options: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small_backbone import create, images, network, small, styles
+from small_backbone import create, images, network, small, styles, without
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from search_space import MIXERS, Architecture, components, known, load_space, sp
 from search_space.components import ModuleSpec
 from search_space.errors import InvalidArchitectureError
 from supernet import build
+from supernet.network.axes import STATISTICS
 from supernet.network.backbone import Backbone
 from supernet.network.modules import build_module
 
@@ -91,9 +92,11 @@ def test_on_meta_has_no_storage_and_the_same_shapes() -> None:
     assert shapes == {name: value.shape for name, value in network().state_dict().items()}
 
 
-def test_every_parameter_is_saved_and_nothing_else() -> None:
+def test_parameters_and_averages_are_saved_and_nothing_else() -> None:
     backbone = network()
-    assert set(backbone.state_dict()) == {name for name, _ in backbone.named_parameters()}
+    averages = {name for name, _ in backbone.named_buffers() if name.endswith(STATISTICS)}
+    parameters = {name for name, _ in backbone.named_parameters()}
+    assert set(backbone.state_dict()) == parameters | averages
 
 
 # Images -------------------------------------------------------------------------------------
@@ -102,12 +105,14 @@ def test_every_parameter_is_saved_and_nothing_else() -> None:
 @styles
 @pytest.mark.parametrize("size", [(32, 48), (40, 24), (33, 37)])
 def test_rectangular_images(style: str, size: tuple[int, int]) -> None:
-    backbone = network(style)
+    # rows and columns of other channels cannot be exchanged
+    architecture = without(small(style), "inception_depthwise")
+    backbone = network(style, architecture)
     x = images(2, 3, *size)
     assert backbone(x).shape == (2, 7)
     assert backbone(x).isfinite().all()
     # transposing image and weights transposes the maps: heights and widths are not mixed up
-    mirrored = network(style)
+    mirrored = network(style, architecture)
     state = {}
     for name, value in backbone.state_dict().items():
         if value.ndim == 4:  # a convolution's
@@ -233,7 +238,7 @@ def test_initial_values() -> None:
     backbone = network("convnext")
     for name, value in backbone.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf == "bias":
+        if leaf in ("bias", "position_bias"):
             assert not value.any(), name
         elif leaf in ("scale1", "scale2"):
             assert (value == 0.5).all(), name

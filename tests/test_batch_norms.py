@@ -39,7 +39,8 @@ from search_space.errors import RunError, UsageError
 from search_space.preprocessing import Preprocessing
 from search_space.space import SearchSpace, StageSpace
 from supernet import build
-from supernet.data.batches import Batch, doubling_batches, eval_batches
+from supernet.data.batches import Batch
+from supernet.data.evaluation_batches import doubling_batches, eval_batches
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.loop import CHECKPOINTS
@@ -99,7 +100,7 @@ def with_random_averages(network: nn.Module, seed: int = 0) -> nn.Module:
                 (module.running_mean, -1, 1),
                 (module.running_var, 0.5, 2),
                 (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.5, 0.5),
+                *([] if module.bias is None else [(module.bias.data, -0.5, 0.5)]),
             ):
                 assert tensor is not None
                 tensor.uniform_(low, high, generator=generator)

@@ -16,8 +16,8 @@ INSIDE = {
     "inverted_residual": {"hidden": 24, "kernel": 5, "squeeze": 3, "gate": "sigmoid"},
     "depthwise_separable": {"kernel": 5, "squeeze": 3, "gate": "hard_sigmoid"},
     "fused_inverted_residual": {"hidden": 24, "kernel": 3},
-    "basic": {"hidden": 12},
-    "bottleneck": {"hidden": 6},
+    "basic": {"hidden": 12, "shortcut": "conv"},
+    "bottleneck": {"hidden": 6, "shortcut": "conv"},
 }
 
 

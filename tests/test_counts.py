@@ -26,6 +26,7 @@ from supernet.network.layers import fold_batch_norms
 UNCOUNTED = {
     *("add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad", "lift_fresh"),
     *("relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "max_pool2d"),
+    *("pow", "square"),
 }
 NORMS = {"layer_norm", "group_norm"}  # no layer whose outputs count as activations
 

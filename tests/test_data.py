@@ -30,8 +30,9 @@ from nas.config import TrainedConfig
 from search_space.errors import DataError, RunError
 from supernet.data import batches as loading
 from supernet.data.augmentation import AugmentConfig, build_transform, default_augment, mix_seed
-from supernet.data.batches import eval_batches, resize_images, train_loader
+from supernet.data.batches import resize_images, train_loader
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,9 @@ from results.export.write import export_network
 from search_space import Architecture, load_space
 from supernet import build
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.batches import eval_batches, train_loader
+from supernet.data.batches import train_loader
 from supernet.data.dataset import ImageData, open_data
+from supernet.data.evaluation_batches import eval_batches
 
 
 def wide_images(root: Path) -> str:

@@ -19,7 +19,8 @@ from search.evaluator import SupernetEvaluator
 from search_space import load_space
 from search_space.errors import RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.batches import balanced_order, doubling_batches, eval_batches
+from supernet.data.batches import balanced_order
+from supernet.data.evaluation_batches import doubling_batches, eval_batches
 from supernet.training.evaluation import Quality, evaluate
 from supernet.training.objectives import balanced_weights, label_loss
 from supernet.training.train import TrainConfig, finetune

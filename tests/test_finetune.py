@@ -27,8 +27,8 @@ from search_space import load_space
 from search_space.errors import DataError, RunError
 from supernet import build
 from supernet.cluster.trials import Trial, TrialFolders, best_trial
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import MARKER, CheckpointFolder
 from supernet.training.train import evaluate
 

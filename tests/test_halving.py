@@ -24,7 +24,7 @@ from search.halving import expected
 from search.history import Candidate
 from search.samplers import NSGA2
 from search_space import Architecture, load_space
-from supernet.data.batches import doubling_batches
+from supernet.data.evaluation_batches import doubling_batches
 
 PROBLEM = bounded_problem(load_space("digits"))
 IMAGES = (8, 8, 16, 32)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from search_space.errors import UnknownNameError
 from search_space.mixers import MIXERS
-from supernet.network.axes import shape
+from supernet.network.axes import STATISTICS, shape
 from supernet.network.mixers import (
     DepthwiseConv,
     FocalModulation,
@@ -44,7 +44,7 @@ def test_shape_axes_and_gradients(name: str, size: tuple[int, int]) -> None:
     assert x.grad.isfinite().all()
     declared = {key: shape(axes, mixer.sizes()) for key, axes in mixer.axes().items()}
     assert declared == {key: tuple(value.shape) for key, value in mixer.named_parameters()}
-    assert not list(mixer.buffers())
+    assert all(key.endswith(STATISTICS) for key, _ in mixer.named_buffers())
     for parameter in mixer.parameters():
         assert parameter.grad is not None
 

@@ -14,8 +14,9 @@ from torch import nn
 from search_space import load_space
 from supernet import Supernet
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.batches import eval_batches, train_loader
+from supernet.data.batches import train_loader
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.objectives import (
     NetworkObjective,
     SupernetObjective,

@@ -29,6 +29,7 @@ CASES = {
     "adam": Case(config(**TWENTY)),
     "random": Case(config(epochs=1)),
     "broken": Case(config(epochs=2), broken=(1, 5)),
+    "overflow": Case(config(epochs=1), broken=(1, 0), scaled=True),
     "diverged": Case(config(epochs=1, max_bad_steps=0), broken=(1, 2)),
     "odd": Case(config(batch_size=18)),
 }
@@ -73,7 +74,7 @@ def test_with_adam_two_workers_differ_as_little_as_two_orders_of_summation(pair)
     assert rounding < 1e-3
 
 
-@pytest.mark.parametrize("name", [*EQUAL, "adam", "random", "broken"])
+@pytest.mark.parametrize("name", [*EQUAL, "adam", "random", "broken", "overflow"])
 def test_all_workers_have_the_same_weights(name, pair):
     first, second = pair[name]
     assert largest_difference(first.weights, second.weights) == 0
@@ -99,6 +100,13 @@ def test_a_loss_that_is_not_finite_on_one_worker_rolls_back_both(pair):
     for worker in pair["broken"]:
         assert worker.error == ""
         assert worker.history[-1]["rollbacks"] == 1
+
+
+def test_scaled_gradients_that_overflow_on_one_worker_leave_the_step_out_on_both(pair):
+    for worker in pair["overflow"]:
+        assert worker.error == ""
+        assert worker.history[-1]["rollbacks"] == 0
+        assert worker.history[-1]["loss_largest"] > 1e30  # it was there
 
 
 def test_all_workers_give_up_together(pair):

@@ -27,8 +27,8 @@ from results.report.data import read_result
 from search_space import Architecture, load_space
 from search_space.errors import UsageError
 from supernet import Supernet, build
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import evaluate
 

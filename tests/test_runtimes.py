@@ -23,6 +23,7 @@ from latency_cases import (
     made_up_table,
     small_space,
 )
+from mixer_sizes import narrow
 from torch import nn
 
 from predictors.measuring import disturbances as load
@@ -56,7 +57,7 @@ from predictors.measuring.this_machine import local_conditions
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import LatencyTable
-from search_space import Mixer, ModuleSpec, SearchSpace, metaformer
+from search_space import ModuleSpec, SearchSpace, metaformer
 from search_space.components import block_spec, head_spec, stem_spec, transition_spec
 from search_space.errors import UnknownNameError, UsageError
 from search_space.mixers import MIXERS
@@ -77,9 +78,9 @@ def usable(kind: str) -> list[str]:
 ON_CPU = usable("cpu")
 NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-OTHER_MIXERS = [name for name in MIXERS.names() if name != ATTENTION.mixer.name]
+OTHER_MIXERS = [narrow(name) for name in MIXERS.names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
-    *((block_spec(MACRO, 16, metaformer(Mixer.of(name), 2.0), 0), 8) for name in OTHER_MIXERS),
+    *((block_spec(MACRO, 16, metaformer(mixer, 2.0), 0), 8) for mixer in OTHER_MIXERS),
     (block_spec(MACRO, 16, ATTENTION, 0), 8),
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded

@@ -15,8 +15,8 @@ from torch import nn
 from search_space import load_space
 from search_space.errors import RunError
 from supernet.data.augmentation import AugmentConfig
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.train import (
     TrainConfig,

@@ -20,8 +20,8 @@ from results.report.page import render_report
 from search_space.errors import CorruptFileError, RunError
 from supernet.cluster.trials import Trial, TrialEpoch, TrialFolders, best_trial
 from supernet.data.augmentation import AugmentConfig, build_transform
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.config import EpochMetrics, TrainConfig
 from supernet.training.hyperparameters import configured, ranges, strengthened
 from supernet.training.train import evaluate, finetune

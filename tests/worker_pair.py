@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tiny_training import few_images, fresh
 
 from search_space import SearchSpace
 from search_space.space_definition import space_from_dict
-from supernet.training import objectives
+from supernet.training import objectives, precision
 from supernet.training.config import TrainConfig
 from supernet.training.parallel import Group
 from supernet.training.train import train_supernet
@@ -41,11 +42,15 @@ def small_space(*, attention: bool = False) -> SearchSpace:
 
 @dataclass(frozen=True)
 class Case:
-    """A training; on worker ``broken[0]`` the loss is not a number in its call ``broken[1]``."""
+    """A training; on worker ``broken[0]`` the loss is not a number in its call ``broken[1]``.
+
+    Where losses are ``scaled``, that one is a number, but too large to be scaled.
+    """
 
     config: TrainConfig
     attention: bool = False
     broken: tuple[int, int] | None = None
+    scaled: bool = False
 
 
 @dataclass
@@ -80,7 +85,8 @@ def _work(rank: int, folder: str, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
         supernet = fresh(small_space(attention=case.attention))
         history, error = [], ""
-        with _broken(case.broken[1] if case.broken and case.broken[0] == rank else None):
+        call = case.broken[1] if case.broken and case.broken[0] == rank else None
+        with _broken(call, 1e36 if case.scaled else math.nan), _scaled(case.scaled):
             try:
                 directory = Path(folder) / name if rank == 0 else None
                 history = train_supernet(supernet, data, case.config, directory)
@@ -92,11 +98,16 @@ def _work(rank: int, folder: str, cases: dict[str, Case]) -> None:
     dist.destroy_process_group()
 
 
-def _broken(call: int | None) -> Any:
+def _broken(call: int | None, factor: float) -> Any:
     calls, real = iter(range(10**9)), objectives.label_loss
 
     def loss(*arguments: Any) -> torch.Tensor:
         value = real(*arguments)
-        return value * float("nan") if next(calls) == call else value
+        return value * factor if next(calls) == call else value
 
     return mock.patch.object(objectives, "label_loss", loss)
+
+
+def _scaled(on: bool) -> Any:
+    half = torch.float16 if on else None
+    return mock.patch.object(precision, "half_precision", return_value=half)

@@ -132,7 +132,7 @@ def image_sizes(least: int = 1) -> click.IntRange:
 
 
 space_option = FlagSet(RunConfig, without=[f for f in RunConfig.model_fields if f != "space"])
-latency_options = FlagSet(LatencyConfig, without=("interpolate", "margin"))
+latency_options = FlagSet(LatencyConfig, without=("interpolate", "margin", "confidence"))
 json_option = click.option("--json", "as_json", is_flag=True, help="Data as JSON on stdout.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only warnings on stderr.")
 run_options = options(

@@ -147,41 +147,24 @@ def device_lines(described: Mapping[str, Any]) -> Iterator[str]:
     if described["path"] is None and described["kind"] == "local":
         yield "  no table yet; measure one with: nas profile"
     if described["kind"] == "datasheet":
-        yield from _expected_errors(described["expected_error"], described["conditions"])
-    for held_out, title in _HELD_OUT.items():
-        anchors = [row for row in described.get("anchors", ()) if row["held_out"] == held_out]
-        if anchors:
-            yield f"\nerror against published figures, {title}"
-            yield from columns(
-                [
-                    [
-                        *(row["device"], row["implementation"], row["precision"], row["mixer"]),
-                        *(f"{row['n']} figures", f"{row['mean_error']:.1%}", row["source"]),
-                    ]
-                    for row in anchors
-                ],
-                left=(0, 1, 2, 3, -1),
-                indent="  ",
-            )
+        yield from _ranges(described["ranges"], described["name"])
+        yield (
+            f"\nmeasure these to know more: {', '.join(described['most_helpful'])}; then "
+            f"nas calibrate --device {described['name']} --measured FILE.csv"
+        )
 
 
-def _expected_errors(
-    errors: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any]
-) -> Iterator[str]:
-    """Runtimes down, mixers across; below, what the figure of the device's runtime stands on."""
-    yield f"\nexpected error, {conditions['precision']}"
-    rows = {"": list(dict.fromkeys(row["mixer"] for row in errors))}
-    for row in errors:
-        rows.setdefault(row["runtime"], []).append(f"±{row['error']:.0%}")
-    yield from columns([[name, *cells] for name, cells in rows.items()], indent="  ")
-    runtime = conditions["runtime"]
-    for reason in sorted({row["reason"] for row in errors if row["runtime"] == runtime}):
-        yield f"  {runtime}: found by {reason}"
-
-
-_HELD_OUT = {
-    "figure": "each predicted from the others of its source",
-    "device": "each device predicted from other devices",
-    "mixer": "each mixer predicted from other mixers",
-    "implementation": "each implementation's kernels predicted from another's",
-}
+def _ranges(ranges: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+    """Runtimes and batches, with the range of measured over estimated latency."""
+    yield "\nfour in five networks take, in terms of the estimate"
+    rows = [
+        [
+            row["runtime"],
+            f"batch {row['batches']}",
+            f"{row['low']:.2f} to {row['high']:.2f}" if row["promised"] else "nothing promised",
+            f"{row['figures']} figures of {name}",
+            row["reason"] if row["promised"] else "the host is timed; take cudagraph or tensorrt",
+        ]
+        for row in ranges
+    ]
+    yield from columns(rows, left=(0, 1, 2, 3, -1), indent="  ")

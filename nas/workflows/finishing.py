@@ -20,8 +20,8 @@ from search_space import Architecture
 from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
 from search_space.preprocessing import Preprocessing
 from supernet import Backbone, build
-from supernet.data.batches import eval_batches
 from supernet.data.dataset import ImageData
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.evaluation import Quality, evaluate
 
 

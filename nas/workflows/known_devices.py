@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.devices import find_device
-from predictors.estimates.anchors import expected_error
+from predictors.estimates.anchors import figures_of
 from predictors.estimates.calibrate import (
     calibrate,
     predict_network,
@@ -17,13 +17,14 @@ from predictors.estimates.calibrate import (
     sum_of_entries,
 )
 from predictors.estimates.datasheets import datasheet, datasheet_names
-from predictors.estimates.estimate import ESTIMATED_RUNTIMES, anchor_errors
+from predictors.estimates.design import most_helpful
+from predictors.estimates.estimate import ESTIMATED_RUNTIMES, range_of
+from predictors.estimates.model import batches
 from predictors.measuring.this_machine import identify, local_device_names
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Calibration
 from predictors.tables.folder import known_tables, provenance
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
-from search_space.mixers import MIXERS
 
 
 def overview() -> dict[str, Any]:
@@ -85,20 +86,32 @@ def describe_device(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         }
     if target.kind == "datasheet":
         described["datasheet"] = asdict(datasheet(name))
-        described["expected_error"] = _errors_by_runtime(name, target.conditions)
-        described["anchors"] = [asdict(row) for row in anchor_errors(name)]
+        described["ranges"] = _ranges_by_runtime(name, target.conditions)
+        described["most_helpful"] = most_helpful(target.conditions)
     return described
 
 
-def _errors_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]]:
-    """Expected error of the device under each runtime and mixer, in its precision."""
+def _ranges_by_runtime(name: str, conditions: Conditions) -> list[dict[str, Any]]:
+    """Measured over estimated latency under each runtime, for one image, a few and many."""
     sheet = datasheet(name)
     rows = []
     for runtime in ESTIMATED_RUNTIMES:
         number_format = sheet.number_format(conditions.precision, runtime)
-        for mixer in MIXERS:
-            expected = expected_error(sheet, runtime, number_format, mixer)
-            rows.append({"runtime": runtime, "mixer": mixer, **asdict(expected)})
+        for batch_size in (1, 8, 16):
+            found = range_of(replace(conditions, runtime=runtime, batch_size=batch_size))
+            figures = figures_of(sheet, runtime, number_format, batch_size)
+            rows.append(
+                {
+                    "runtime": runtime,
+                    "batches": batches(batch_size),
+                    "low": found.quantile(0.1) / found.median,
+                    "high": found.quantile(0.9) / found.median,
+                    "promised": found.promised,
+                    "figures": len(figures),
+                    "mixers": sorted({a.mixer for a in figures}),
+                    "reason": found.reason,
+                }
+            )
     return rows
 
 

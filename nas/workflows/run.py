@@ -150,7 +150,8 @@ class Run(ABC, Generic[Config]):
             return self.config.latency.margin
         if target.at_hand or target.name in local_device_names():
             return 0.0
-        return min(0.9, table.expected_error(self.space))
+        slowdown = table.slowdown(self.space, self.config.latency.confidence)
+        return min(0.9, max(0.0, 1 - 1 / slowdown))
 
     def latency_table(self, target: Target | None = None) -> LatencyTable:
         """The run's own table of a device: a continued run predicts what it predicted before."""
@@ -173,7 +174,9 @@ class Run(ABC, Generic[Config]):
         for warning in table.correction(self.space).warnings:
             self.console.warn(warning)
         self.console.say(
-            f"  {provenance(table)}; expected error {table.expected_error(self.space):.1%}"
+            f"  {provenance(table)}; 10-90 % of networks take "
+            f"{table.slowdown(self.space, 0.1):.2f} to {table.slowdown(self.space, 0.9):.2f} times "
+            "what is predicted"
         )
         table.save(file)
         return table
@@ -281,9 +284,15 @@ class Run(ABC, Generic[Config]):
             )
             raise InfeasibleError(
                 f"{error} The latency budget was lowered by a margin ({lowered}), since "
-                "predictions cannot be checked here; --margin sets another."
+                "predictions cannot be checked here; --confidence or --margin sets another."
             ) from None
         return problem
+
+    def _promise(self, limit: Constraint, share: float) -> str:
+        kept = f"the search keeps {share:.0%} below the budget of {_range(limit)},"
+        if self.config.latency.margin is not None:
+            return kept.capitalize()
+        return f"For {_in_words(self.config.latency.confidence)} to meet it, {kept}"
 
     def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
         """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
@@ -293,9 +302,9 @@ class Run(ABC, Generic[Config]):
             return limit
         lowered = limit.lowered(share)
         self.note(
-            f"Latencies of {target.name} are {provenance(table)}, with an expected error of "
-            f"{table.expected_error(self.space):.0%}. The search kept {share:.0%} below the "
-            f"budget of {_range(limit)}, at {_range(lowered)}."
+            f"Latencies of {target.name} are {provenance(table)}; four in five networks take "
+            f"{table.slowdown(self.space, 0.1):.2f} to {table.slowdown(self.space, 0.9):.2f} times "
+            f"what is predicted. {self._promise(limit, share)} at {_range(lowered)}."
         )
         return lowered
 
@@ -397,3 +406,14 @@ class Run(ABC, Generic[Config]):
 def _range(limit: Constraint) -> str:
     bounds = (limit.minimum, limit.maximum)
     return " to ".join(format_latency(bound) for bound in bounds if bound is not None)
+
+
+def _in_words(share: float) -> str:
+    """A share of networks as people say it."""
+    words = {
+        0.5: "half of the networks",
+        0.75: "three in four networks",
+        0.9: "nine in ten networks",
+    }
+    words[0.8] = "four in five networks"
+    return words.get(share, f"{share:.0%} of networks") + " like this"

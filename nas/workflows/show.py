@@ -77,10 +77,11 @@ def _what(component: Component) -> str:
         case "downsample":
             return f"{options['style']} {options['dim']} → {options['out_dim']}"
         case "head":
-            width, before = options["dim"], ""
-            if options["style"] == "conv":
-                width, before = options["width"], f"conv {width} → {options['width']}, "
-            return f"{before}pool, linear {width} → {options['num_classes']}"
+            last = options.get("width", options["dim"])
+            conv = options.get("conv_width", last)
+            before = f"conv {options['dim']} → {conv}, " if "width" in options else ""
+            hidden = f"linear {conv} → {last}, " if "conv_width" in options else ""
+            return f"{before}pool, {hidden}linear {last} → {options['num_classes']}"
     if "mixer" not in options:
         inside = f", {options['hidden']} inside" if "hidden" in options else ""
         kernel = f" {options['kernel']}×{options['kernel']}" if "kernel" in options else ""

@@ -37,7 +37,7 @@ from search_space.metrics import (
 )
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
-from supernet.data.batches import EvalBatches, doubling_batches, eval_batches
+from supernet.data.evaluation_batches import EvalBatches, doubling_batches, eval_batches
 from supernet.training.evaluation import evaluate
 from supernet.training.loggers.tensorboard import TensorBoardLogger
 
@@ -102,7 +102,7 @@ class TrainedSearch(ImageRun):
     ) -> dict[str, Evaluation]:
         """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
         config = self.config
-        parts = doubling_batches(self.data.validation, config.search.halvings)
+        parts = doubling_batches(self.data.validation, config.search.halvings, folder=self.path)
         batch_size = max(2, config.search.population // 2)
         window = config.search.window or window_for(config.workers, batch_size)
         journal = self.directory.journal()
@@ -220,7 +220,7 @@ class TrainedSearch(ImageRun):
         designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
         designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
         evaluator = SupernetEvaluator(
-            supernet, [eval_batches(self.data.validation)], **self._judging()
+            supernet, [eval_batches(self.data.validation, folder=self.path)], **self._judging()
         )
         result = {}
         for name, architecture in designs.items():

@@ -22,8 +22,8 @@ from search_space.errors import RunError
 from search_space.metrics import MACS
 from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
-from supernet.data.batches import EvalBatches
 from supernet.data.dataset import ImageData, open_data
+from supernet.data.evaluation_batches import EvalBatches
 from supernet.network.supernet import normalises_by_batch
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.config import (

@@ -27,6 +27,8 @@ class Datasheet:
         multiprocessors: Number of multiprocessors.
         peak_tflops: Dense TFLOP/s by number format: ``fp16``, ``bf16`` and ``tf32`` on tensor
             cores, where it has them, and ``fp32`` on plain cores.
+        clock_ghz: Boost clock.
+        sustained: Share of a format's peak that large products reach, where it was measured.
         bandwidth_gb_s: Bandwidth of the main memory, 10⁹ bytes per second.
         l2_bytes: Size of the second-level cache.
         source: Where the figures come from.
@@ -37,6 +39,8 @@ class Datasheet:
     capability: str
     multiprocessors: int
     peak_tflops: tuple[tuple[str, float], ...]
+    clock_ghz: float
+    sustained: tuple[tuple[str, float], ...]
     bandwidth_gb_s: float
     l2_bytes: int
     source: str
@@ -59,6 +63,11 @@ class Datasheet:
                 f"{', '.join(peaks)}."
             )
         return peaks[number_format]
+
+    def sustained_share(self, number_format: str) -> float:
+        """Returns the share of the peak that large products reach, 0.8 where nobody measured it."""
+        known = dict(self.sustained)
+        return known.get(number_format, known.get("fp16", 0.8) if number_format == "tf32" else 0.8)
 
     def number_format(self, precision: str, runtime: str) -> str:
         """Returns what a runtime multiplies in, by default, when weights have ``precision``.
@@ -89,8 +98,11 @@ def _datasheets() -> Mapping[str, Datasheet]:
     sheets = {}
     for name, data in yaml.safe_load(text).items():
         peaks = tuple((key, float(value)) for key, value in data.pop("peak_tflops").items())
+        sustained = tuple(data.pop("sustained", {}).items())
         l2_bytes = int(data.pop("l2_mib") * 2**20)
-        sheets[name] = Datasheet(name=name, peak_tflops=peaks, l2_bytes=l2_bytes, **data)
+        sheets[name] = Datasheet(
+            name=name, peak_tflops=peaks, sustained=sustained, l2_bytes=l2_bytes, **data
+        )
     return sheets
 
 

@@ -2,35 +2,23 @@
 
     estimate(estimated_conditions("a100", runtime="eager"), space, 1000)
 
-The roofline with constants from published figures (``anchors``), or, where a table of another GPU
-was measured, that table times the ratio of rooflines (``transfer``). Every estimate comes with the
-mean relative error of predicting figures that the fit did not see.
+The model of ``model.py`` with the device's own scalar where figures were published, or, where a
+table of another GPU was measured, that table times the ratio of models (``transfer``). Every
+estimate comes with the range in which four in five measured latencies of figures lay that the fit
+did not see.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-from predictors.estimates.anchors import (
-    Held,
-    anchors,
-    constants,
-    expected_error,
-    mean_error,
-    one_device,
-    one_family,
-    one_figure,
-    one_implementation,
-)
-from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_of
-from predictors.estimates.roofline import Demand
+from predictors.estimates.anchors import expected_range, scalar
+from predictors.estimates.datasheets import datasheet, datasheet_of
+from predictors.estimates.kernels import Demand
+from predictors.estimates.model import Range, constants_of
 from predictors.estimates.transfer import entry_kind, target_sheet, transfer
 from predictors.measuring.runtimes import runtime_names
 from predictors.measuring.this_machine import implementation_digest
 from predictors.tables.additive import Entry, entries
-from predictors.tables.conditions import ROOFLINE, Conditions
+from predictors.tables.conditions import ESTIMATED, Conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable
 from search_space import SearchSpace
@@ -60,10 +48,17 @@ def estimated_conditions(
         threads=1,
         runtime_version="datasheet",
         implementation=implementation_digest(),
-        protocol=ROOFLINE,
+        protocol=ESTIMATED,
     )
     sheet.number_format(precision, runtime)
     return conditions
+
+
+def range_of(conditions: Conditions) -> Range:
+    """Finds how measured latencies will lie around estimates under ``conditions``."""
+    sheet = target_sheet(conditions)
+    number_format = sheet.number_format(conditions.precision, conditions.runtime)
+    return expected_range(sheet, conditions.runtime, number_format, conditions.batch_size)
 
 
 def estimate(
@@ -75,10 +70,8 @@ def estimate(
 ) -> LatencyTable:
     """Estimates all entries of ``space`` under ``conditions``, which ``estimated_conditions`` made.
 
-    The range of an entry is that of its kind's expected error, a correction's expected error that
-    of the space's worst mixer: a search prefers what is underestimated. A table that was
-    ``measured`` on a GPU with a datasheet is transferred where its runtime, precision and batch
-    size are these.
+    A table that was ``measured`` on a GPU with a datasheet is transferred where its runtime,
+    precision and batch size are these.
 
     Raises:
         UnknownNameError: The device has no datasheet.
@@ -88,86 +81,28 @@ def estimate(
         source = datasheet_of(measured.conditions.device)
         if source is not None:
             return transfer(measured, source, conditions, space, num_classes)
-    number_format = sheet.number_format(conditions.precision, conditions.runtime)
-    names = {block.label for stage in space.stages for block in stage.blocks}
-    expected = max(
-        (expected_error(sheet, conditions.runtime, number_format, name) for name in sorted(names)),
-        key=lambda each: each.error,
+    found = range_of(conditions)
+    how = (
+        "by a model of kernels from a datasheet; of networks like these, four in five measured "
+        f"{found.quantile(0.1) / found.median:.2f} to {found.quantile(0.9) / found.median:.2f} "
+        f"times the estimate (found by {found.reason})."
     )
-    correction = Correction.estimated(
-        space.name,
-        expected.error,
-        "by the roofline model from a datasheet; expect errors of "
-        f"±{expected.error:.0%} (found by {expected.reason}).",
-    )
+    if not found.promised:
+        how += (
+            " Nothing can be promised of eager execution at batch 1, where the host is timed: "
+            "take --runtime cudagraph or tensorrt."
+        )
+    correction = Correction.estimated(space.name, found.error, how, ratios=found.ratios)
     estimates = {entry: estimate_entry(conditions, entry) for entry in entries(space, num_classes)}
     return LatencyTable(conditions, estimates, {space.digest: correction}, name=sheet.name)
 
 
 def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
-    """Estimates one entry by the roofline, with the range of its kind's expected error."""
-    sheet = target_sheet(conditions)
+    """Estimates the median of one entry, with the range of four in five."""
+    sheet, found = target_sheet(conditions), range_of(conditions)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
     demand = Demand.of_entry(entry, conditions, sheet)
-    value = demand.latency_ms(constants(conditions.runtime, number_format))
     mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
-    error = expected_error(sheet, conditions.runtime, number_format, mixer).error
-    return EntryLatency.estimated(value, error)
-
-
-# Errors -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AnchorError:
-    """Error of estimates on ``n`` published figures that the fit did not see.
-
-    ``held_out`` says what that is: the ``figure`` itself, all of its ``device``, its ``mixer``
-    kind, or its ``implementation``, whose kernels other runtimes do not share. ``precision`` is the
-    number format of products, ``mean_error`` that of |prediction / figure − 1|, ``within_10`` the
-    share of figures with at most 10 % error.
-    """
-
-    held_out: str
-    source: str
-    implementation: str
-    device: str
-    runtime: str
-    precision: str
-    mixer: str
-    n: int
-    mean_error: float
-    within_10: float
-
-
-def anchor_errors(name: str | None = None) -> list[AnchorError]:
-    """Lists what the expected errors of device ``name`` stand on; of all devices without a name.
-
-    Errors of leaving out mixer kinds and implementations hold for devices without figures too, so
-    they are always listed.
-
-    Raises:
-        UnknownNameError: The device has no datasheet.
-    """
-    sheet = None if name is None else datasheet(name)
-    groups = defaultdict(list)
-    for a in anchors():
-        groups[a.group].append(a)
-    result: list[AnchorError] = []
-    for held_out, held in (("figure", one_figure), ("device", one_device)):
-        for figures in groups.values():
-            result += _rows(held_out, held(figures, figures[0].hosted), sheet)
-    result += _rows("mixer", one_family("eager"), None)
-    return [*result, *_rows("implementation", one_implementation(), None)]
-
-
-def _rows(held_out: str, held: Iterable[Held], sheet: Datasheet | None) -> Iterator[AnchorError]:
-    parts = defaultdict(list)
-    for h in held:
-        a = h.anchor
-        if sheet is None or datasheet(a.device).computes_like(sheet):
-            key = (a.source, a.implementation, a.device, a.runtime, a.number_format, a.mixer)
-            parts[key].append(h)
-    for key, part in parts.items():
-        close = sum(abs(h.error) <= 0.1 for h in part) / len(part)
-        yield AnchorError(held_out, *key, len(part), mean_error(part), close)
+    value = constants_of(conditions.runtime).latency_ms(demand) * found.median
+    value *= scalar(sheet, conditions.runtime, number_format, conditions.batch_size, mixer)
+    return EntryLatency.estimated(value, found.error)

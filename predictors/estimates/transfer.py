@@ -1,40 +1,30 @@
-"""From a measured GPU to an unavailable one: measured entries × ratio of rooflines.
+"""From a measured GPU to an unavailable one: measured entries × ratio of models × one scalar.
 
-The roofline's errors are largely those of kernels, which both devices run: they cancel in the
-ratio. One scalar from published figures of the target, where there are any for the runtime, takes
-up what is left. Runtime, number format and batch must be the same on both sides.
+The model's errors are largely those of kernels, which both devices run: they cancel in the ratio.
+One scalar, from published figures of the target where there are any for the runtime, takes up what
+is left; three networks of the user's own (``nas calibrate``) do so better. Runtime, number format
+and batch must be the same on both sides.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import cache
 from itertools import permutations
 
 import numpy as np
 
-from predictors.estimates.anchors import (
-    Anchor,
-    anchor_network,
-    anchors,
-    basis,
-    fit_anchors,
-    tensor_format,
-)
-from predictors.estimates.datasheets import Datasheet, datasheet, datasheet_names, datasheet_of
-from predictors.estimates.roofline import Constants, Demand, fit
+from predictors.estimates.anchors import Anchor, anchors, figures_of, median_ratio
+from predictors.estimates.datasheets import Datasheet, datasheet_names, datasheet_of
+from predictors.estimates.kernels import Demand
+from predictors.estimates.model import batches, constants_of
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Correction
 from predictors.tables.latency_table import EntryLatency, LatencyTable, MissingLatencyError
-from search_space import ModuleSpec, SearchSpace, components
+from search_space import ModuleSpec, SearchSpace
 from search_space.errors import UnknownNameError, UsageError
 
-_MOST_FITTED = 300  # entries; more do not change three constants
-_LEAST_FITTED = 8
+_LEAST_ENTRIES = 8
 
 
 def entry_kind(spec: ModuleSpec) -> str:
@@ -63,9 +53,9 @@ def transfer(
 ) -> LatencyTable:
     """Estimates a table for one device from a table that was measured on another, of ``source``.
 
-    An entry that was not measured is the roofline's times what measured entries of its kind
-    take in terms of theirs. The correction of the space is carried along; where there is none,
-    the typical one of the table.
+    An entry that was not measured is the model's times what measured entries of its kind take in
+    terms of theirs. The correction of the space is carried along; where there is none, the typical
+    one of the table.
 
     Raises:
         UsageError: Runtime, precision or batch size of the tables differ.
@@ -78,158 +68,97 @@ def transfer(
             f"{measured.conditions.device.model} cannot stand for {getattr(target, name)}: "
             "transfer works within one runtime, precision and batch size only."
         )
+    if len(measured.entries) < _LEAST_ENTRIES:
+        raise MissingLatencyError(
+            f"the table measured on {measured.conditions.device.model} has "
+            f"{len(measured.entries)} entries, too few to transfer: measure a space with "
+            "`nas profile` there first."
+        )
     sheet, wanted = target_sheet(target), entries(space, num_classes)
+    constants = constants_of(target.runtime)
+
+    def model_ms(entry: Entry, on: Datasheet) -> float:
+        return constants.latency_ms(Demand.of_entry(entry, target, on))
+
+    biases = defaultdict(list)
+    for entry, value in measured.entries.items():
+        biases[entry_kind(entry[0])].append(value.latency_ms / model_ms(entry, source))
     base = measured.typical_correction(space)
-    there = _Rooflines(measured, source, wanted)
-    scalar = 1.0 if sheet == source else _scalar(there, sheet, target, base)
-    error = transfer_error(source, sheet, target.runtime, target.precision)
-    error = math.hypot(error, base.expected_error)
-    new, ratios = {}, []
+    spread = ratios(target, source, sheet)
+    factor = _scalar(target, source, sheet)
+    new, factors = {}, []
+    error = float(np.hypot((spread[17] - spread[1]) / 2, base.expected_error))
     for entry in wanted:
-        here_ms = Demand.of_entry(entry, target, sheet).latency_ms(there.constants)
-        ratios.append(scalar * here_ms / there.roofline_ms(entry))
-        new[entry] = EntryLatency.estimated(there.latency_ms(entry) * ratios[-1], error)
+        there_ms = model_ms(entry, source)
+        factors.append(factor * model_ms(entry, sheet) / there_ms)
+        if entry in measured.entries:
+            latency_ms = measured.entries[entry].latency_ms
+        elif kind := biases.get(entry_kind(entry[0])):
+            latency_ms = float(np.median(kind)) * there_ms
+        else:
+            raise MissingLatencyError(
+                f"the table measured on {measured.conditions.device.model} has no entry of kind "
+                f"{entry_kind(entry[0])!r}: measure a space that has some with `nas profile` there "
+                "first."
+            )
+        new[entry] = EntryLatency.estimated(latency_ms * factors[-1], error)
     correction = Correction.estimated(
         space.name,
         error,
-        f"transferred from a table of {source.name} by the ratio of rooflines; expect errors of "
-        f"±{error:.0%}.",
+        f"transferred from a table of {source.name} by the ratio of models; four in five networks "
+        f"take {spread[1]:.2f} to {spread[17]:.2f} times the estimate. Three networks of your own "
+        "make it better: nas calibrate.",
         scale=base.scale,
-        offset_ms=base.offset_ms * float(np.median(ratios)),
+        offset_ms=base.offset_ms * float(np.median(factors)),
+        ratios=spread,
     )
     return LatencyTable(target, new, {space.digest: correction}, name=sheet.name)
 
 
-class _Rooflines:
-    """A measured table, and the roofline that was fitted on it."""
-
-    def __init__(self, measured: LatencyTable, source: Datasheet, wanted: Sequence[Entry]) -> None:
-        self.measured, self.source = measured, source
-        figures = [e for e in wanted if e in measured.entries]
-        if len(figures) < _LEAST_FITTED:
-            figures = list(measured.entries)
-        if len(figures) < _LEAST_FITTED:
-            raise MissingLatencyError(
-                f"the table measured on {measured.conditions.device.model} has {len(figures)} "
-                f"entries, too few to transfer: measure a space with `nas profile` there first."
-            )
-        sample = figures[:: math.ceil(len(figures) / _MOST_FITTED)]
-        self.constants: Constants = fit(
-            [Demand.of_entry(e, measured.conditions, source) for e in sample],
-            [measured.entries[e].latency_ms for e in sample],
-            hosted=measured.conditions.runtime == "eager",
-        )
-        biases = defaultdict(list)
-        for entry in figures:
-            bias = measured.entries[entry].latency_ms / self.roofline_ms(entry)
-            biases[entry_kind(entry[0])].append(bias)
-        self._bias = {kind: float(np.median(values)) for kind, values in biases.items()}
-        self._usual_bias = float(np.median([b for values in biases.values() for b in values]))
-
-    def roofline_ms(self, entry: Entry) -> float:
-        demand = Demand.of_entry(entry, self.measured.conditions, self.source)
-        return demand.latency_ms(self.constants)
-
-    def bias(self, kind: str) -> float:
-        """Latency of a kind of component over its roofline; of all kinds if it was not measured."""
-        return self._bias.get(kind, self._usual_bias)
-
-    def latency_ms(self, entry: Entry) -> float:
-        if entry in self.measured.entries:
-            return self.measured.entries[entry].latency_ms
-        kind = entry_kind(entry[0])
-        if kind not in self._bias:
-            raise MissingLatencyError(
-                f"the table measured on {self.measured.conditions.device.model} has no entry of "
-                f"kind {kind!r}: measure a space that has some with `nas profile` there first."
-            )
-        return self._bias[kind] * self.roofline_ms(entry)
-
-
-def _scalar(there: _Rooflines, sheet: Datasheet, target: Conditions, base: Correction) -> float:
-    """Median of published over transferred figures at the nearest batch size; 1 without any."""
-
-    def corrected_ms(anchor: Anchor) -> float:
-        total = before = 0.0
-        conditions = replace(target, batch_size=anchor.batch_size)
-        for part in components(anchor_network(anchor.network)):
-            entry, bias = (part.spec, part.in_size), there.bias(entry_kind(part.spec))
-            demand = Demand.of_entry(entry, conditions, datasheet(anchor.device))
-            total += bias * demand.latency_ms(there.constants)
-            before += bias * there.roofline_ms(entry)
-        return base.offset_ms * total / before + base.scale * total
-
-    figures = _figures_of(sheet, target.runtime, target.precision)
-    ratios = [(a.batch_size, a.latency_ms / corrected_ms(a)) for a in figures]
-    return _at_nearest_batch(ratios, target.batch_size)
-
-
-def _at_nearest_batch(ratios: Iterable[tuple[int, float]], batch_size: int) -> float:
-    ratios = list(ratios)
-    if not ratios:
+def _scalar(target: Conditions, source: Datasheet, sheet: Datasheet) -> float:
+    """How much slower than the ratio of models the target is, by figures of both devices."""
+    if sheet == source:
         return 1.0
-    nearest = min((batch for batch, _ in ratios), key=lambda b: abs(math.log(b / batch_size)))
-    return float(np.median([ratio for batch, ratio in ratios if batch == nearest]))
+    both = []
+    for each in (sheet, source):
+        number_format = each.number_format(target.precision, target.runtime)
+        found = figures_of(each, target.runtime, number_format, target.batch_size)
+        if not found:
+            return 1.0
+        both.append(median_ratio(found, constants_of(target.runtime)))
+    return both[0] / both[1]
 
 
-# Expected error -----------------------------------------------------------------------------------
+def ratios(target: Conditions, source: Datasheet, sheet: Datasheet) -> tuple[float, ...]:
+    """Quantiles at 5, 10, … 95 % of measured over transferred latency; ones within one device.
 
-
-def _figures_of(sheet: Datasheet, runtime: str, precision: str) -> list[Anchor]:
-    """Lists published figures of a device under a runtime, in the number format that it uses."""
-    fitted = basis(runtime, sheet.number_format(precision, runtime))
-    if not fitted.exact:
-        return []
-    return [a for a in fitted.figures if datasheet(a.device).computes_like(sheet)]
-
-
-@cache
-def transfer_error(source: Datasheet, target: Datasheet, runtime: str, precision: str) -> float:
-    """Finds the mean relative error of transferring published figures; 0 within one device.
-
-    Every figure of a device is predicted from the same network's on another device of the same
-    source, with constants fitted on that other device and, where the target has figures of its
-    own, with the scalar of these but the one that is predicted. The runtime's own figures where
-    there are any of two devices, otherwise in another format of this precision, otherwise those
-    of all runtimes that hide the host.
+    Every network that two devices of one source have figures of is carried from one to the other:
+    with the scalar of the other networks where both these devices have figures, without one where
+    not. Those of the runtime where there are any, otherwise those of eager execution.
     """
-    if source == target:
-        return 0.0
-    number_format = target.number_format(precision, runtime)
-    fitted = basis(runtime, number_format)
-    figures = list(fitted.figures) if fitted.exact else []
-    alike = [a for a in anchors() if a.half == (tensor_format(number_format) == "fp16")]
-    if not _pairs(figures):
-        figures = [a for a in alike if a.runtime == runtime]
-    if not _pairs(figures):
-        figures = [a for a in alike if not a.hosted]
-    scaled = bool(_figures_of(target, runtime, precision))
-    errors = [transferred(here, there, scaled) for here, there in _pairs(figures)]
-    return float(np.mean([np.mean(np.abs(each)) for each in errors]))
+    if sheet == source:
+        return (1.0,) * 19
+    scaled = _scalar(target, source, sheet) != 1.0
+    found = _carried(target.runtime, batches(target.batch_size), scaled)
+    found = found or _carried("eager", "16-", scaled)
+    return tuple(np.quantile(found, np.arange(1, 20) / 20).tolist())
 
 
-def _pairs(figures: Iterable[Anchor]) -> list[tuple[list[Anchor], list[Anchor]]]:
-    """Figures of two devices from one source, for all ordered pairs of devices."""
-    groups: dict[tuple[str, ...], dict[str, list[Anchor]]] = defaultdict(dict)
-    for a in figures:
-        groups[a.group].setdefault(a.device, []).append(a)
-    return [pair for devices in groups.values() for pair in permutations(devices.values(), 2)]
-
-
-def transferred(
-    source: Sequence[Anchor], target: Sequence[Anchor], scaled: bool = False
-) -> list[float]:
-    """Lists relative errors of the figures of ``target`` that ``source`` has too, see above."""
-    constants = fit_anchors(tuple(source), source[0].hosted)
-    alike = {(a.network, a.batch_size): a for a in source}
-    pairs = []
-    for b in target:
-        if a := alike.get((b.network, b.batch_size)):
-            ratio = b.demand.latency_ms(constants) / a.demand.latency_ms(constants)
-            pairs.append((b, a.latency_ms * ratio))
-    errors = []
-    for b, predicted in pairs:
-        others = [(c.batch_size, c.latency_ms / value) for c, value in pairs if c is not b]
-        scalar = _at_nearest_batch(others, b.batch_size) if scaled else 1.0
-        errors.append(scalar * predicted / b.latency_ms - 1)
-    return errors
+def _carried(runtime: str, batch: str, scaled: bool) -> list[float]:
+    groups: dict[tuple[str, str], dict[str, dict[tuple[str, int], Anchor]]] = defaultdict(dict)
+    for a in anchors():
+        if (a.runtime, batches(a.batch_size)) == (runtime, batch):
+            group = groups[a.implementation, a.number_format]
+            group.setdefault(a.device, {})[a.network, a.batch_size] = a
+    constants, result = constants_of(runtime), []
+    for devices in groups.values():
+        for here, there in permutations(devices.values(), 2):
+            rows = [
+                here[key].ratio(constants) / there[key].ratio(constants)
+                for key in here.keys() & there.keys()
+            ]
+            for i, ratio in enumerate(rows):
+                others = rows[:i] + rows[i + 1 :]
+                if not scaled or others:
+                    result.append(ratio / float(np.median(others)) if scaled else ratio)
+    return result

@@ -131,8 +131,10 @@ def implementation_digest() -> str:
     Comments, docstrings and formatting do not count.
     """
     package = resources.files("supernet.network")
-    files = [package / "layers.py", package / "modules.py"]
-    files += sorted((package / "mixers").iterdir(), key=lambda item: item.name)
+    names = ("layers", "modules", "stems", "transitions", "heads")
+    files = [package / f"{name}.py" for name in names]
+    for folder in ("blocks", "mixers"):
+        files += sorted((package / folder).iterdir(), key=lambda item: item.name)
     for registry in (MIXERS, BLOCKS, STEMS, TRANSITIONS, HEADS):
         files += registry.files()
     digest = hashlib.sha256()

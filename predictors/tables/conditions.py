@@ -18,7 +18,7 @@ from search_space.names import PlainName
 PRECISIONS = ("fp32", "fp16", "bf16")
 LAYOUT = "channels_last"
 PROTOCOL = "cold interleaved p25, v1"
-ROOFLINE = "roofline, v1"  # the protocol of what is estimated, not measured
+ESTIMATED = "kernels, v2"  # the protocol of what is estimated, not measured
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Conditions:
     @property
     def estimated(self) -> bool:
         """Whether a table of these conditions holds estimates."""
-        return self.protocol == ROOFLINE
+        return self.protocol == ESTIMATED
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.kind == "cpu" else ""

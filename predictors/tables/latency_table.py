@@ -167,6 +167,14 @@ class LatencyTable:
         before = self.correction(space).expected_error
         return before if self.calibration is None else self.calibration.expected_error(before)
 
+    def slowdown(self, space: SearchSpace, share: float) -> float:
+        """Returns the measured over predicted latency that a ``share`` of networks stays below.
+
+        Raises:
+            MissingLatencyError: There is no correction of ``space``.
+        """
+        return self.correction(space).slowdown(share, self.expected_error(space))
+
     def compile(self, space: SearchSpace, num_classes: int = 1000) -> AdditiveTable:
         """Builds the additive table that predicts milliseconds of whole networks.
 

@@ -12,9 +12,7 @@ from dataclasses import replace
 
 from predictors.counts import COUNT_METRICS, count_entry
 from predictors.devices import Target
-from predictors.estimates.anchors import expected_error
-from predictors.estimates.datasheets import datasheet_of
-from predictors.estimates.estimate import estimate_entry
+from predictors.estimates.estimate import estimate_entry, range_of
 from predictors.estimates.interpolate import interpolated
 from predictors.tables.additive import AdditiveTable, Entry
 from predictors.tables.folder import provenance
@@ -123,19 +121,13 @@ class NetworkLatency:
         return f"{provenance(self._table)}; {self._table.conditions}"
 
     def expected_error(self, architectures: Sequence[Architecture]) -> float | None:
-        """The mean relative error to expect: of the worst mixer's estimates, or of the table.
+        """The relative error to expect: half of the range of estimates, or the table's mean.
 
         None where the table was never compared with whole networks.
         """
         conditions = self._table.conditions
-        sheet = datasheet_of(conditions.device)
-        if conditions.estimated and sheet is not None:
-            number_format = sheet.number_format(conditions.precision, conditions.runtime)
-            names = {b.label for a in architectures for s in a.stages for b in s.blocks}
-            before = max(
-                expected_error(sheet, conditions.runtime, number_format, name).error
-                for name in names
-            )
+        if conditions.estimated:
+            before = range_of(conditions).error
         elif self._table.corrections:
             before = self._table.typical_correction().expected_error
         else:

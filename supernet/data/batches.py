@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from search_space.errors import DataError, RunError
-from supernet.data import splits
 from supernet.data.augmentation import (
     AugmentConfig,
     build_transform,
@@ -102,7 +101,7 @@ class _Augmented(Dataset[Any]):
     def batches(self, positions: list[list[int]], workers: int) -> Iterator[Batch]:
         """Yields the batches of these positions, in this order."""
         pinned = torch.cuda.is_available()
-        return _load(self, positions, workers, self.split.resolution, pinned=pinned)
+        return load(self, positions, workers, self.split.resolution, pinned=pinned)
 
 
 def steps_per_epoch(data: ImageData, batch_size: int) -> int:
@@ -203,69 +202,12 @@ def augmented_batches(
 ) -> Iterator[Batch]:
     """Yields all training images in order, unmixed, as ``train_loader`` shows them in a variant."""
     dataset = _Augmented(data.train, data.augmentation(augment), seed, variant)
-    yield from dataset.batches(_cut(range(len(data.train)), batch_size), workers)
+    yield from dataset.batches(cut(range(len(data.train)), batch_size), workers)
 
 
-def _cut(positions: Sequence[int], batch_size: int) -> list[list[int]]:
+def cut(positions: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cuts positions into those of batches; the last may have fewer."""
     return [list(positions[i : i + batch_size]) for i in range(0, len(positions), batch_size)]
-
-
-class EvalBatches:
-    """Batches of a split in order, iterable again and again; kept where they fit in memory."""
-
-    def __init__(
-        self, split: ImageSplit, batch_size: int, chosen: Sequence[int], workers: int
-    ) -> None:
-        self.split, self.batch_size, self.workers = split, batch_size, workers
-        self.chosen = list(chosen)
-        self.num_images = len(chosen)
-        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-
-    def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        positions = _cut(self.chosen, self.batch_size)
-        loader = _load(self.split, positions, self.workers, self.split.resolution)
-        if self.num_images * self.split.resolution**2 * 12 <= splits.MEMORY_LIMIT_BYTES:
-            self._kept = list(loader)
-            yield from self._kept
-        else:
-            yield from loader
-
-
-def eval_batches(
-    split: ImageSplit, batch_size: int = 256, *, limit: int | None = None, workers: int = 0
-) -> EvalBatches:
-    """Makes batches without augmentation, which raise as ``train_loader`` does.
-
-    Args:
-        limit: Show at most this many images, evenly spaced over the split.
-        workers: Data-loading processes; with 0 this one loads.
-
-    Returns:
-        Batches of images (n, 3, side, side) float32, normalised, and labels (n,) int64.
-    """
-    # Evenly spaced, so that a split sorted by class keeps all its classes.
-    count = len(split) if limit is None else min(limit, len(split))
-    chosen = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
-    return EvalBatches(split, batch_size, chosen, workers)
-
-
-def doubling_batches(
-    split: ImageSplit, doublings: int, batch_size: int = 256, *, workers: int = 0
-) -> list[EvalBatches]:
-    """Makes batches, as ``eval_batches`` does, of ``doublings + 1`` disjoint parts of a split.
-
-    Each part but the first is as large as all before it, and is spread evenly over the split.
-    """
-    first = range(0, len(split), 2**doublings)
-    offsets = [2**k for k in reversed(range(doublings))]
-    parts = [first, *(range(offset, len(split), 2 * offset) for offset in offsets)]
-    return [EvalBatches(split, batch_size, part, workers) for part in parts]
 
 
 # Loader processes
@@ -289,7 +231,7 @@ class _Fetched(Dataset[Any]):
         return _each(batch, torch.Tensor, torch.Tensor.numpy) if self.by_pipe else batch
 
 
-def _load(
+def load(
     dataset: Any, batches: list[list[int]], workers: int, resolution: int, *, pinned: bool = False
 ) -> Iterator[Any]:
     """Yields ``dataset.__getitems__`` of each of these lists of positions, in this order.

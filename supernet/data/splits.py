@@ -188,8 +188,11 @@ def statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Turns uint8 (n, 3, h, w) to float32, less the mean, divided by the deviation."""
+    """Turns uint8 (n, 3, h, w) to float32, less the mean, divided by the deviation, where it is."""
     mean, std = preprocessing.mean, preprocessing.std
-    scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(1, 3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
-    return images.to(torch.float32, memory_format=torch.contiguous_format) * scale - shift
+    on = images.device
+    scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=on).view(1, 3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=on)
+    shift = shift.view(1, 3, 1, 1)
+    floats = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return floats.mul_(scale).sub_(shift)

@@ -252,6 +252,29 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
     return result
 
 
+def in_order(state: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives weights of another implementation timm's names, where both have the same order.
+
+    Args:
+        state: The other implementation's state dict.
+        names: The state dict of timm's network; its values may be on the meta device.
+
+    Raises:
+        NasError: They differ in number, or in the shape of an entry.
+    """
+    given = [(key, value) for key, value in state.items() if not key.endswith(_CONSTANTS)]
+    wanted = [(key, value) for key, value in names.items() if not key.endswith(_CONSTANTS)]
+    if len(given) != len(wanted):
+        raise NasError(f"there are {len(given)} weights, but timm's network has {len(wanted)}.")
+    for (theirs, value), (name, like) in zip(given, wanted, strict=True):
+        if value.shape != like.shape:
+            raise NasError(
+                f"{theirs} has shape {tuple(value.shape)}, but in its place timm has {name} of "
+                f"shape {tuple(like.shape)}: the order or the architecture is another."
+            )
+    return {name: value for (_, value), (name, _) in zip(given, wanted, strict=True)}
+
+
 def load_timm_checkpoint(
     architecture: Architecture, path: str | Path, num_classes: int | None = None
 ) -> Backbone:

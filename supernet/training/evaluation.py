@@ -6,7 +6,7 @@ Everything but the loss and the AUC follows from the confusion matrix, so that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from search_space.architecture import Architecture
 from supernet.data.batches import resize_images
+from supernet.data.evaluation_batches import moved
+from supernet.training.precision import autocast
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -132,9 +134,7 @@ def evaluate(
     scores: list[tuple[torch.Tensor, torch.Tensor]] = []
     mode = evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext()
     with mode, torch.inference_mode():
-        for images, labels in batches:
-            images = images.to(device, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
+        for images, labels in moved(batches, device):
             with autocast(device, amp):
                 if architecture is None:
                     logits = model(at_trained_resolution(model, images))
@@ -177,13 +177,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """Computes in bfloat16 on CUDA unless ``amp`` is ``off``; changes nothing elsewhere."""
-    if device.type == "cuda" and amp != "off":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def at_trained_resolution(model: Any, images: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Everything random in a step depends on (seed, step), so a checkpoint needs no generator state
 and a resumed run is bitwise the run that was never stopped (on a CPU). A non-finite loss or
 gradient is seen before the optimiser uses it; training then goes back to the last snapshot
-with half the step size.
+with half the step size. In float16 an overflow of scaled gradients only leaves the step out.
 
 Several workers run this same loop, each on its share of every batch. They meet once a step, when
 gradients are averaged; the figures that come along tell all of them the same, so all roll back,
@@ -26,8 +26,9 @@ from torch import nn
 
 from search_space.errors import RunError
 from supernet.data.augmentation import mix_seed
-from supernet.data.batches import Batch, eval_batches, steps_per_epoch, train_loader
+from supernet.data.batches import Batch, steps_per_epoch, train_loader
 from supernet.data.dataset import ImageData
+from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import (
     Checkpoint,
     CheckpointFolder,
@@ -45,6 +46,7 @@ from supernet.training.loggers import MetricFiles
 from supernet.training.objectives import Objective
 from supernet.training.optimizer import MovingAverage, NamedOptimizer
 from supernet.training.parallel import Group
+from supernet.training.precision import LossScale
 
 CHECKPOINTS = "checkpoints"
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
@@ -64,6 +66,7 @@ class _State:
     images: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     objective: dict[str, Any] = field(default_factory=dict)
+    loss_scale: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ class TrainingLoop:
             tensors = {name: value for name, value in state.items() if value.is_floating_point()}
             self.average = MovingAverage(tensors, config.ema_decay)
         self.optimizer = NamedOptimizer(module, config, self.steps_per_epoch, self.average)
-        self.validation = eval_batches(data.validation, 4 * config.batch_size, workers=self.workers)
+        options: dict[str, Any] = {"workers": self.workers, "folder": directory}
+        self.validation = eval_batches(data.validation, 4 * config.batch_size, **options)
+        self.scale = LossScale(self.device, config.amp, self.group)
         self.state = _State()
         self.files = (
             None if directory is None else MetricFiles(Path(directory), how.get("loggers", ()))
@@ -218,7 +223,8 @@ class TrainingLoop:
     def _step(self, batch: Batch) -> tuple[list[tuple[str, float]], bool] | None:
         """Takes an optimiser step; returns (role, loss) of all workers' subnets, whether to save.
 
-        Returns None, and changes nothing, where a loss or the gradient is not finite.
+        Returns None, and changes nothing, where a loss or the gradient is not finite. A gradient
+        that overflowed because it is scaled changes the scale alone.
         """
         step = self.state.step
         self.objective.prepare(step, self.optimizer.states)
@@ -239,24 +245,28 @@ class TrainingLoop:
                 for one in self.objective.losses(step, batch.part(k, parts)):
                     if one.lr_factor < 1 and trained is None:
                         trained, slowest = self._trained_so_far(), one.lr_factor
-                    (one.loss * (one.weight / parts)).backward()
+                    self.scale.backward(one.loss * (one.weight / parts))
                     roles.append(one.role)
                     values += [one.loss.detach().float() / parts, one.label_loss.float() / parts]
                 sums = values if k == 0 else [a + b for a, b in zip(sums, values, strict=True)]
         due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
         figures_here = torch.stack([*sums, sums[0].new_tensor(float(due))])
         figures = self.group.reduce(list(self.parameters.values()), figures_here)
+        self.optimizer.unscale(self.scale)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm or math.inf)
         # One transfer from the device for everything that must be looked at.
         *looked_at, norm_value = torch.cat([figures.flatten(), norm.to(figures)[None]]).tolist()
-        if not all(math.isfinite(figure) for figure in (*looked_at, norm_value)):
+        overflow = not math.isfinite(norm_value)
+        left_out = self.scale.update(overflow=overflow)
+        if not all(map(math.isfinite, looked_at)) or (overflow and not left_out):
             return None
-        rates = None
-        if trained is not None:
-            shared = self.group.union(trained)
-            factors = [torch.where(mask, 1.0, slowest) for mask in shared]
-            rates = dict(zip(self.parameters, factors, strict=True))
-        self.optimizer.step(step, rates)
+        if not left_out:
+            rates = None
+            if trained is not None:
+                shared = self.group.union(trained)
+                factors = [torch.where(mask, 1.0, slowest) for mask in shared]
+                rates = dict(zip(self.parameters, factors, strict=True))
+            self.optimizer.step(step, rates)
         width = figures.shape[1]
         rows = [looked_at[i : i + width] for i in range(0, len(looked_at), width)]
         self.objective.observe(step, [row[1:-1:2] for row in rows])
@@ -297,10 +307,11 @@ class TrainingLoop:
         def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
+        objective = self.objective.state_dict()
         return _Snapshot(
             copied(self.module.state_dict()),
             copied(self.optimizer.tensors()),
-            asdict(replace(self.state, objective=self.objective.state_dict())),
+            asdict(replace(self.state, objective=objective, loss_scale=self.scale.state_dict())),
         )
 
     def _restore(self, snapshot: _Snapshot) -> None:
@@ -308,6 +319,7 @@ class TrainingLoop:
         self.optimizer.load(snapshot.optimizer)
         self.state = _State(**json.loads(json.dumps(snapshot.state)))
         self.objective.load_state_dict(self.state.objective)
+        self.scale.load_state_dict(self.state.loss_scale)
 
     def _save(self) -> None:
         """Writes the last snapshot, so that a resumed run rolls back to where this one would."""

@@ -27,9 +27,9 @@ from supernet.training.evaluation import (
     Batches,
     Quality,
     at_trained_resolution,
-    autocast,
     evaluate,
 )
+from supernet.training.precision import autocast
 from supernet.training.recalibration import evaluate_subnet
 from supernet.training.strategies import Observation, StepSubnet, SubnetSampler, Target
 from supernet.training.tokenisation import TokenSchedule, coarsen

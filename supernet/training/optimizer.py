@@ -17,6 +17,7 @@ from torch import nn
 from search_space.errors import RunError
 from supernet.training.checkpoints import AVERAGE
 from supernet.training.config import TrainConfig
+from supernet.training.precision import LossScale
 
 # Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
 # norms, layer scales and other one-dimensional parameters are left out by timm itself.
@@ -93,6 +94,10 @@ class NamedOptimizer:
         for group in self._optimizer.param_groups:
             group["lr"] *= lr_scale
         self._optimizer.zero_grad(set_to_none=True)
+
+    def unscale(self, scale: LossScale) -> None:
+        """Takes the scale of the losses out of the gradients."""
+        scale.unscale(self._optimizer)
 
     @torch.no_grad()
     def step(self, step: int, rates: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -16,8 +16,8 @@ from torch import nn
 
 from search_space.architecture import Architecture
 from search_space.space import SearchSpace
-from supernet.data.batches import EvalBatches
 from supernet.data.dataset import ImageData
+from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
 from supernet.network.layers import BatchNorm
 from supernet.network.supernet import Supernet, normalises_by_batch
@@ -26,10 +26,10 @@ from supernet.training.evaluation import (
     Batches,
     Quality,
     at_trained_resolution,
-    autocast,
     evaluate,
     evaluation_mode,
 )
+from supernet.training.precision import autocast
 
 _BATCH_SIZE = 128  # images at most that are normalised together
 _STREAM = 5  # of the seed: what is drawn here is drawn nowhere else
@@ -88,9 +88,9 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
             norm.pool(True)
             norm.training = True
         try:
-            for images, _ in batches:
+            for images, _ in moved(batches, device):
                 with autocast(device, amp):
-                    network(at_trained_resolution(network, images.to(device, non_blocking=True)))
+                    network(at_trained_resolution(network, images))
                 seen += len(images)
         finally:
             for norm in norms:

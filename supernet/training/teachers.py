@@ -28,8 +28,8 @@ from supernet.data.dataset import ImageData
 from supernet.network.backbone import build
 from supernet.network.tensor_files import read_tensors
 from supernet.training.config import TrainConfig
-from supernet.training.evaluation import autocast
 from supernet.training.parallel import Group
+from supernet.training.precision import autocast
 from supernet.training.stored_logits import identity_of, store_logits
 
 CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
@@ -46,7 +46,7 @@ class Teacher:
         expected: What is done to the images that it expects, of which resolution, mean and
             deviation count.
         data: What was done to those that come.
-        amp: As ``supernet.training.evaluation.autocast``.
+        amp: As ``supernet.training.precision.autocast``.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ def load_teacher(
         weights: A ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads; an
             export has its own.
         data: What was done to the images that it will see.
-        amp: As ``supernet.training.evaluation.autocast``.
+        amp: As ``supernet.training.precision.autocast``.
 
     Raises:
         UsageError: Name and weights do not go together.

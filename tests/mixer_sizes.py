@@ -1,0 +1,12 @@
+"""Mixers with parameters that suit small widths."""
+
+from __future__ import annotations
+
+from search_space import MIXERS, Mixer
+from search_space.registry import ParamValue
+
+
+def narrow(name: str, **params: ParamValue) -> Mixer:
+    """A mixer by name with its defaults, but for ``params`` and heads of 8 channels."""
+    heads = {"head_dim": 8} if "head_dim" in MIXERS[name].params else {}
+    return Mixer.of(name, **{**heads, **params})

@@ -1,0 +1,242 @@
+"""Published operators: weight for weight as timm's, or by a direct evaluation of their formulas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mixer_sizes import narrow
+from timm.models.efficientvit_msra import LocalWindowAttention
+from timm.models.inception_next import InceptionDWConv2d
+from timm.models.pvt_v2 import Attention as ReducedAttention
+from timm.models.shvit import SHSA
+from timm_pairs import randomised
+from torch import Tensor, nn
+
+from search_space import MIXERS, Macro, Mixer, SearchSpace, StageSpace, metaformer
+from supernet import Supernet
+from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.mixers import (
+    AdditiveAttention,
+    CascadedGroupAttention,
+    EfficientModulation,
+    InceptionDepthwise,
+    LargeKernelAttention,
+    SingleHeadAttention,
+    SpatialReductionAttention,
+    build_mixer,
+)
+
+SIZES = [(8, 8), (7, 5)]
+sizes = pytest.mark.parametrize("size", SIZES)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.01
+
+
+def with_weights_of(mixer: nn.Module, theirs: nn.Module, names: dict[str, str]) -> nn.Module:
+    """``mixer`` with timm's weights, whose names differ by these beginnings."""
+    state = {}
+    for key, value in theirs.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        start = next(name for name in names if key.startswith(name))
+        ours = names[start] + key.removeprefix(start)
+        state[ours] = value.reshape(mixer.state_dict()[ours].shape)
+    mixer.load_state_dict(state)
+    return mixer.eval()
+
+
+@sizes
+@torch.no_grad()
+def test_inception_depthwise_is_timms(size: tuple[int, int]) -> None:
+    theirs = randomised(InceptionDWConv2d(40), 0)
+    names = {"dwconv_hw": "square", "dwconv_w": "row", "dwconv_h": "column"}
+    mixer = with_weights_of(InceptionDepthwise(40), theirs, names)
+    x = torch.randn(2, 40, *size)
+    assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
+
+
+@sizes
+@torch.no_grad()
+def test_single_head_attention_is_timms(size: tuple[int, int]) -> None:
+    """``shvit_s1``'s second stage: 48 of 224 channels; the published parts are round(0.214 C)."""
+    theirs = randomised(SHSA(224, 16, 48), 0)
+    names = {"pre_norm": "norm", "qkv.c": "qkv.conv", "qkv.bn": "qkv.norm"}
+    names |= {"proj.1.c": "proj.conv", "proj.1.bn": "proj.norm"}
+    mixer = with_weights_of(SingleHeadAttention(224), theirs, names)
+    x = torch.randn(2, 224, *size)
+    assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
+    published = {320: 68, 308: 66, 448: 96, 352: 75, 336: 72}
+    assert {dim: SingleHeadAttention(dim).part for dim in published} == published
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+@sizes
+@torch.no_grad()
+def test_spatial_reduction_attention_is_timms(size: tuple[int, int], reduction: int) -> None:
+    theirs = randomised(ReducedAttention(32, num_heads=4, sr_ratio=reduction), 0)
+    names = {"q": "query", "kv": "key_value", "proj": "proj", "sr": "reduce", "norm": "norm"}
+    names = {f"{key}.": f"{value}." for key, value in names.items()}
+    mixer = SpatialReductionAttention(32, reduction, head_dim=8)
+    mixer = with_weights_of(mixer, theirs, names)
+    x = torch.randn(2, *size, 32)
+    assert_close(mixer(x).flatten(1, 2), theirs(x.flatten(1, 2), list(size)))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (9, 9)])
+@torch.no_grad()
+def test_cascaded_group_attention_is_timms(size: tuple[int, int]) -> None:
+    """One window, whole windows, padded windows, by ``efficientvit_m0``'s first stage."""
+    theirs = LocalWindowAttention(64, 16, 4, attn_ratio=1, resolution=size[0], window_resolution=7)
+    theirs = randomised(theirs, 0)
+    theirs.attn.attention_bias_cache.clear()
+    names = {"proj.1.conv": "proj.conv", "proj.1.bn": "proj.norm"}
+    names |= {"attention_biases": "position_bias"}
+    for index in range(4):
+        for ours, their in (("qkv", "qkvs"), ("near", "dws")):
+            names[f"{their}.{index}.conv"] = f"heads.{index}.{ours}.conv"
+            names[f"{their}.{index}.bn"] = f"heads.{index}.{ours}.norm"
+    mixer = with_weights_of(CascadedGroupAttention(64), theirs.attn, names)
+    x = torch.randn(2, 64, *size)
+    assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
+
+
+# Direct evaluations: a convolution is a sum of shifted maps -----------------------------------
+
+
+def convolved(x: Tensor, layer: nn.Conv2d, dilation: int = 1) -> Tensor:
+    """A depthwise convolution of (batch, height, width, dim), tap by tap."""
+    height, width = x.shape[1:3]
+    side = layer.weight.shape[-1]
+    margin = dilation * (side // 2)
+    padded = F.pad(x, (0, 0, margin, margin, margin, margin))
+    result = torch.zeros_like(x)
+    for i, j in itertools.product(range(side), repeat=2):
+        y, c = i * dilation, j * dilation
+        result += padded[:, y : y + height, c : c + width] * layer.weight[:, 0, i, j]
+    return result if layer.bias is None else result + layer.bias
+
+
+def normed(x: Tensor, norm: BatchNorm) -> Tensor:
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return (x - norm.running_mean) * scale + norm.bias
+
+
+def large_kernel(mixer: LargeKernelAttention, x: Tensor) -> Tensor:
+    inner = F.gelu(x @ mixer.proj_in.weight.T + mixer.proj_in.bias)
+    seen = convolved(convolved(inner, mixer.near), mixer.far, dilation=3)
+    gate = seen @ mixer.gate.weight.T + mixer.gate.bias
+    return x + (inner * gate) @ mixer.proj_out.weight.T + mixer.proj_out.bias
+
+
+def additive(mixer: AdditiveAttention, x: Tensor) -> Tensor:
+    dim = x.shape[-1]
+    q, k, v = (x @ mixer.qkv.weight[i * dim : (i + 1) * dim].T for i in range(3))
+
+    def weighted(maps: Tensor, phi: nn.Module) -> Tensor:
+        around = normed(convolved(maps, phi.around.conv), phi.around.norm).relu()
+        maps = maps * (around @ phi.position.weight[0, :, 0, 0]).sigmoid()[..., None]
+        means = maps.sum((1, 2)) / (maps.shape[1] * maps.shape[2])
+        return maps * (means @ phi.channel.weight[:, :, 0, 0].T).sigmoid()[:, None, None]
+
+    together = convolved(weighted(q, mixer.query) + weighted(k, mixer.key), mixer.context)
+    return convolved(together * v, mixer.proj)
+
+
+def modulation(mixer: EfficientModulation, x: Tensor) -> Tensor:
+    context = x @ mixer.context_in.weight.T + mixer.context_in.bias
+    context = F.gelu(convolved(context, mixer.filter))
+    context = context @ mixer.context_out.weight.T + mixer.context_out.bias
+    hidden = F.gelu(x @ mixer.proj_in.weight.T + mixer.proj_in.bias)
+    for channel in range(hidden.shape[-1]):
+        hidden[..., channel] *= context[..., channel % x.shape[-1]]
+    return hidden @ mixer.proj_out.weight.T + mixer.proj_out.bias
+
+
+@pytest.mark.parametrize(
+    ("mixer", "formula"),
+    [
+        (LargeKernelAttention(6), large_kernel),
+        (AdditiveAttention(6), additive),
+        (EfficientModulation(6, expansion=3, kernel=5), modulation),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@sizes
+@torch.no_grad()
+def test_by_definition(
+    mixer: nn.Module, formula: Callable[[nn.Module, Tensor], Tensor], size: tuple[int, int]
+) -> None:
+    mixer = randomised(mixer, 0).double()
+    x = torch.randn(2, *size, 6, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), formula(mixer, x))
+
+
+# Numbers of parameters, as published for 64 channels -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "expected"),
+    [
+        ("inception_depthwise", {}, 8 * (9 + 11 + 11 + 3)),
+        ("large_kernel_attention", {}, 3 * (64**2 + 64) + 26 * 64 + 50 * 64),
+        ("single_head_attention", {}, 2 * 14 + 14 * (32 + 14) + 2 * (32 + 14) + 64**2 + 2 * 64),
+        ("spatial_reduction_attention", {"reduction": 2}, (4 + 4) * 64**2 + (4 + 1 + 2) * 64),
+        # published 13 C in each Φ: with a bias before the norm
+        ("additive_attention", {}, 3 * 64**2 + 2 * (12 * 64 + 64**2) + 20 * 64),
+        (  # four heads of 16 channels, keys of 16
+            "cascaded_group_attention",
+            {},
+            4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
+        ),
+        ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
+    ],
+)
+def test_numbers_of_parameters(name: str, params: dict[str, int], expected: int) -> None:
+    mixer = build_mixer(name, 64, **params)
+    assert sum(parameter.numel() for parameter in mixer.parameters()) == expected
+
+
+# Sharing and folding, of every mixer ---------------------------------------------------------
+
+SMALLER = {  # other values of parameters, which share weights with the defaults
+    "single_head_attention": {"key_dim": 8},
+    "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},
+    "efficient_modulation": {"expansion": 2, "kernel": 3},
+    "large_kernel_attention": {"kernel": 3, "dilated": 5, "dilation": 2},
+    "inception_depthwise": {"band": 7},
+    "additive_attention": {"kernel": 5},
+    "cascaded_group_attention": {"heads": 2, "key_dim": 8, "window": 3, "kernel": 3},
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+@torch.no_grad()
+def test_subnets_are_extracted_networks_bit_for_bit(name: str) -> None:
+    mixers = narrow(name), Mixer.of(name, **SMALLER[name])
+    blocks = tuple(metaformer(mixer, 1.0) for mixer in mixers)
+    stage = StageSpace((8, 16), (1, 2), blocks)
+    space = SearchSpace("x", Macro(stem_kernel=2, stem_stride=2), (8,), (stage, stage))
+    torch.manual_seed(0)
+    supernet, images = Supernet(space, 3), torch.randn(2, 3, 8, 8)
+    for architecture in space.decode(space.sample(np.random.default_rng(0), 4)):
+        network = supernet.extract(architecture)  # in training: subnets normalise by their batch
+        assert torch.equal(supernet(images, architecture), network(images))
+
+
+@pytest.mark.parametrize("name", MIXERS.names())
+@torch.no_grad()
+def test_batch_norms_inside_mixers_fold_without_a_change(name: str) -> None:
+    mixer = randomised(build_mixer(name, 32), 0)
+    x = torch.randn(2, 7, 5, 32)
+    expected = mixer(x)
+    folded = fold_batch_norms(mixer)
+    assert not has_batch_norms(folded)
+    assert_close(folded(x), expected)
