@@ -104,7 +104,9 @@ def test_errors_name_the_package_and_the_nearest() -> None:
     for name, problem in (("broken", "No module named"), ("forgotten", "registers no mixer")):
         with pytest.raises(UsageError, match=rf"'{name}' of the package 'scaled-mixer'.*{problem}"):
             Mixer.of(name)
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'scaled'\?.*broken, .*depthwise_conv"):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'scaled'\?.*broken, .*depthwise_conv"
+    ):
         Mixer.of("scaledd")
 
 
