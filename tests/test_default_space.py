@@ -25,7 +25,7 @@ def never(space: SearchSpace) -> str | None:
 
 @pytest.mark.parametrize(
     ("side", "count", "name"),
-    [(8, 1000, "digits"), (32, 50_000, "cifar"), (64, 100_000, "cifar"), (96, 5000, "tiny")],
+    [(8, 1000, "digits"), (32, 50_000, "cifar"), (64, 100_000, "mobile"), (96, 5000, "mobile")],
 )
 def test_images_decide_where_one_preset_suits_them(side: int, count: int, name: str) -> None:
     chosen, reason = choose_space(ImageFacts(side, count), never)
@@ -35,15 +35,18 @@ def test_images_decide_where_one_preset_suits_them(side: int, count: int, name: 
 
 def test_the_smallest_space_that_reaches_the_budget_is_taken() -> None:
     many = ImageFacts(300, 100_000)
-    assert choose_space(many, lambda space: None)[0] == "tiny"
-    name, reason = choose_space(many, lambda space: "1.99 ms" if space.name == "tiny" else None)
+    assert choose_space(many, lambda space: None)[0] == "mobile"
+    name, reason = choose_space(many, lambda space: None if space.name == "base" else "1.99 ms")
     assert name == "base"
-    assert "reaches the limits (tiny ends at 1.99 ms)" in reason
+    assert "reaches the limits (mobile ends at 1.99 ms; tiny ends at 1.99 ms)" in reason
     name, reason = choose_space(None, lambda space: "1 ms")
     assert name == "base"
-    assert "none reaches the limits (tiny ends at 1 ms; base ends at 1 ms)" in reason
+    assert (
+        "none reaches the limits (mobile ends at 1 ms; tiny ends at 1 ms; base ends at 1 ms)"
+        in reason
+    )
     name, reason = choose_space(ImageFacts(300, 500), never)
-    assert name == "tiny"
+    assert name == "mobile"
     assert "of which there are 500 only" in reason
 
 
@@ -51,11 +54,12 @@ def test_a_budget_beyond_tiny_takes_base() -> None:
     said: list[str] = []
     large = resolve({"max": {"macs": "20G"}, "device": "a100"}, say=said.append)
     assert large.space == "base"
-    assert "(tiny ends at 6.13 G)" in said[0]
-    assert resolve({"max": {"macs": "1G"}, "device": "a100"}).space == "tiny"
+    assert "(mobile ends at 1.29 G; tiny ends at 6.13 G)" in said[0]
+    assert resolve({"max": {"macs": "1G"}, "device": "a100"}).space == "mobile"
+    assert resolve({"max": {"macs": "3G"}, "device": "a100"}).space == "tiny"
     # one limit that binds is enough, and a lower one must be there
     both = {"macs": "1G", "params": "900M"}
-    assert resolve({"max": both, "device": "a100"}).space == "tiny"
+    assert resolve({"max": both, "device": "a100"}).space == "mobile"
     assert resolve({"max": both, "min": {"macs": "7G"}, "device": "a100"}).space == "base"
 
 
@@ -80,7 +84,7 @@ def test_photographs_are_not_searched_at_32_px(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(photos / label / f"{i}.png")
     config = resolve({"data": str(photos), "target_latency": "1s"})
     assert isinstance(config, TrainedConfig)
-    assert config.space == "tiny"
+    assert config.space == "mobile"
     facts = look_at(config)
     assert facts.side == 300
     assert config.train.lr == 5e-4  # the rate of wide networks

@@ -198,7 +198,7 @@ def test_mistakes_are_named(tmp_path):
 
 def test_infeasible_and_repeated_suggestions_are_told_to_optuna():
     """All that is feasible is asked for, so that many suggestions are rejected or known."""
-    problem = bounded_problem(replace(SPACE, stages=SPACE.stages[:2]), 0.3)
+    problem = bounded_problem(replace(SPACE, stages=SPACE.stages[:2]), 0.4)
     sampler = OptunaSampler(problem, sampler="random")
     rows = turns(sampler, problem, 4)
     feasible = problem.cheap_violation(every_row(problem.space)) == 0

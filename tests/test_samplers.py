@@ -134,7 +134,8 @@ def test_a_single_objective_under_a_limit_ends_near_the_optimum():
             objectives, violations = judge(problem, accuracy, rows)
             sampler.tell(rows, objectives, violations)
             found = max(found, -objectives.min())
-        assert found >= (0.97 if name == "local" else 0.99) * best, name
+        least = 0.99 if name.startswith("surrogate") else 0.96
+        assert found >= least * best, name
 
 
 def test_unknown_samplers_and_useless_storages_are_named():

@@ -96,7 +96,7 @@ class FinishedSearch:
         return tuple(m.digest for m in within) or (self.chosen.digest,)
 
     def _find(self, digest: str, known: Collection[str]) -> str:
-        if (found := find_digest(digest, known, "--networks ")) is not None:
+        if digest and (found := find_digest(digest, known, "--networks ")) is not None:
             return found
         nearest = difflib.get_close_matches(digest, known, n=1, cutoff=0.0)
         hint = f" Nearest: {nearest[0]}." if nearest else ""

@@ -85,20 +85,25 @@ class MetaFormer(StaticModule):
         self.shortcut1, self.shortcut2 = scale(1, kept), scale(2, kept)
 
     def forward(self, x: Tensor) -> Tensor:
+        # maps are arguments, not local variables, so that none outlives its use
         if self.inside_mlp:
-            branch = self.mlp(self.norm2(self.mixer(x)))
-            return _scaled(x, self.shortcut2) + self._branch(branch, self.scale2)
-        branch = self.mixer(self.norm1(x))
-        x = _scaled(x, self.shortcut1) + self._branch(branch, self.scale1)
-        branch = self.mlp(self.norm2(x))
-        return _scaled(x, self.shortcut2) + self._branch(branch, self.scale2)
+            return self._sum(x, self.shortcut2, self.mlp(self.norm2(self.mixer(x))), self.scale2)
+        x = self._sum(x, self.shortcut1, self.mixer(self.norm1(x)), self.scale1)
+        return self._sum(x, self.shortcut2, self.mlp(self.norm2(x)), self.scale2)
 
     def fold(self) -> None:
         """Folds the norm of the MLP into its first layer; what a mixer begins with is its own."""
         self.norm2 = folded_before(self.norm2, self.mlp.fc1)
 
-    def _branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
-        return drop_path(_scaled(x, scale), self.drop_path_rate, self.training)
+    def _sum(
+        self,
+        x: Tensor,
+        shortcut: nn.Parameter | None,
+        branch: Tensor,
+        scale: nn.Parameter | None,
+    ) -> Tensor:
+        branch = drop_path(_scaled(branch, scale), self.drop_path_rate, self.training)
+        return _scaled(x, shortcut) + branch
 
     def axes(self) -> dict[str, Axes]:
         result: dict[str, Axes] = prefixed("mixer", self.mixer.axes())
