@@ -127,15 +127,23 @@ def test_a_single_objective_under_a_limit_ends_near_the_optimum():
     )
     accuracy, every = Accuracy(SPACE), every_row(SPACE)
     best = accuracy.of_rows(every[problem.cheap_violation(every) == 0]).max()
-    for name in ("nsga2", "evolution", "local", "surrogate", "surrogate-additive"):
-        sampler, found = make_sampler(name, problem, population=12), 0.0
-        for _ in range(12):
-            rows = sampler.ask(8)
-            objectives, violations = judge(problem, accuracy, rows)
-            sampler.tell(rows, objectives, violations)
-            found = max(found, -objectives.min())
-        least = 0.99 if name.startswith("surrogate") else 0.96
-        assert found >= least * best, name
+    # evolutions vary with the seed, so that their mean is judged; 96 random rows reach 0.982
+    for name, seeds, least in (
+        ("nsga2", 16, 0.99),
+        ("evolution", 16, 0.985),
+        ("local", 1, 0.96),
+        ("surrogate", 1, 0.99),
+        ("surrogate-additive", 1, 0.99),
+    ):
+        found = np.zeros(seeds)
+        for seed in range(seeds):
+            sampler = make_sampler(name, problem, population=12, seed=seed)
+            for _ in range(12):
+                rows = sampler.ask(8)
+                objectives, violations = judge(problem, accuracy, rows)
+                sampler.tell(rows, objectives, violations)
+                found[seed] = max(found[seed], -objectives.min())
+        assert found.mean() >= least * best, name
 
 
 def test_unknown_samplers_and_useless_storages_are_named():
