@@ -37,7 +37,7 @@ from search.loop import EvaluationLog
 from search.problem import Values
 from search.samplers import NSGA2
 from search_space import Architecture, load_space
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 BATCH = 4
 LAST = 1000  # evaluations at the end, whose ask and tell are reported apart

@@ -38,7 +38,7 @@ from predictors.tables.additive import entries
 from predictors.tables.conditions import Conditions
 from search_space import Architecture, SearchSpace, load_space
 from search_space.errors import NasError
-from search_space.space import StageSpace
+from search_space.stage_space import StageSpace
 
 CHOICES = ("all", "largest_resolution", "few")
 CLASSES = 1000

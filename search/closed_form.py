@@ -17,7 +17,7 @@ from search.feasibility import diverse_sample, extreme_rows, repair, unique_rows
 from search.problem import Problem, Values
 from search.samplers.archive import Judged
 from search.samplers.evolution import evolve
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 
 @dataclass(frozen=True)

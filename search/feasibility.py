@@ -15,7 +15,7 @@ from search.exact import linear_constraints, meeting
 from search.problem import Constraint, Problem, Values
 from search_space.errors import InfeasibleError
 from search_space.metrics import LATENCY, typed
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 REPAIR_ROUNDS = 40
 REPAIR_SIZE = 256

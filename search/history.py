@@ -14,7 +14,7 @@ from search.executors import Outcome
 from search.problem import Problem, Values
 from search_space.architecture import Architecture
 from search_space.errors import NasError
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from search.problem import Problem
 from search.samplers.base import Sampler
 from search_space.architecture import Architecture
 from search_space.errors import UsageError
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 MAX_STALE_BATCHES = 20
 RARE_MEMBERS = 8  # evaluated first where the limits leave hardly any

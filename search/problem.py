@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
 from search_space.metrics import ACCURACY, format_metric, metric_named, typed
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 
 Values = npt.NDArray[np.float64]
 ROUNDING = 1e-12

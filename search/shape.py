@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.architecture import Architecture
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 
 Values = npt.NDArray[np.float64]
 SHAPE = "shape"

@@ -11,8 +11,9 @@ from search_space.known import known, known_names
 from search_space.macro import Macro
 from search_space.mixers import MIXERS, MixerSpec
 from search_space.registry import Param
-from search_space.space import Genes, SearchSpace, StageSpace
+from search_space.space import SearchSpace
 from search_space.space_definition import space_from_dict
+from search_space.stage_space import Genes, StageSpace
 
 __all__ = [
     "BLOCKS",

@@ -44,6 +44,11 @@ TRANSITIONS: Registry[Part] = Registry("transition", "nas.transitions")
 HEADS: Registry[Part] = Registry("head", "nas.heads")
 
 
+def _later(default: Any) -> Any:
+    """A field that files leave out where it has its default, so that older ones keep digests."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Macro:
     """The macro style, which surrounds the blocks: stem, transitions, norms, layer scale, head.
@@ -104,20 +109,19 @@ class Macro:
     layer_scale: float = 0.0
     head_norm: str = "after_pool"
     head_norm_eps: float = 1e-6
-    # left out of files where they have these values, so that older files keep their digests
-    stem: str = "conv"
-    stem_width: int = 0
-    head: str = "linear"
-    head_width: int = 0
-    activation: str = "gelu"
-    conv_norm: str = "batch_norm"
-    conv_norm_eps: float = 1e-5
-    conv_activation: str = "relu6"
-    padding: str = "half"
-    block_norm: str = AS_NORM
-    bias: bool = True
-    shortcut: str = "conv"
-    head_conv_width: int = 0
+    stem: str = _later("conv")
+    stem_width: int = _later(0)
+    head: str = _later("linear")
+    head_width: int = _later(0)
+    activation: str = _later("gelu")
+    conv_norm: str = _later("batch_norm")
+    conv_norm_eps: float = _later(1e-5)
+    conv_activation: str = _later("relu6")
+    padding: str = _later("half")
+    block_norm: str = _later(AS_NORM)
+    bias: bool = _later(True)
+    shortcut: str = _later("conv")
+    head_conv_width: int = _later(0)
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -157,7 +161,7 @@ class Macro:
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if item.name in _ALWAYS or getattr(self, item.name) != item.default
+            if not item.metadata.get("later") or getattr(self, item.name) != item.default
         }
 
     @classmethod
@@ -192,7 +196,6 @@ _INTEGERS = {
     "head_width": 0,
     "head_conv_width": 0,
 }
-_ALWAYS = [item.name for item in fields(Macro)][:10]
 
 
 def conv_size(size: int, kernel: int, stride: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 from search_space.blocks import BLOCKS, Block, Mixer, metaformer
 from search_space.errors import InvalidSpaceError, NasError
 from search_space.macro import Macro
-from search_space.space import MAX_DEPTH, SearchSpace, StageSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import MAX_DEPTH, StageSpace
 
 
 def space_from_dict(data: object) -> SearchSpace:

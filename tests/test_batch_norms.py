@@ -30,14 +30,15 @@ from search_space import (
     Block,
     Macro,
     Mixer,
+    SearchSpace,
     Stage,
+    StageSpace,
     components,
     load_space,
     metaformer,
 )
 from search_space.errors import RunError, UsageError
 from search_space.preprocessing import Preprocessing
-from search_space.space import SearchSpace, StageSpace
 from supernet import build
 from supernet.data.batches import Batch
 from supernet.data.evaluation_batches import doubling_batches, eval_batches

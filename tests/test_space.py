@@ -24,7 +24,7 @@ from search_space import (
     space_names,
 )
 from search_space.errors import InvalidArchitectureError
-from search_space.space import INACTIVE
+from search_space.stage_space import INACTIVE
 
 seeds = st.integers(0, 2**32 - 1)
 spaces = st.sampled_from([*space_names(), "small"])

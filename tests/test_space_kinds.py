@@ -48,8 +48,8 @@ from search_space import (
     space_names,
 )
 from search_space.errors import InfeasibleError
-from search_space.space import INACTIVE
 from search_space.space_definition import space_from_dict
+from search_space.stage_space import INACTIVE
 
 every_kind = pytest.mark.parametrize("name", NAMES)
 seeds = st.integers(0, 2**32 - 1)

@@ -28,7 +28,8 @@ from search_space.names import check_run_name
 if TYPE_CHECKING:
     from results.report.data import ReportData
     from search_space import Block
-    from search_space.space import SearchSpace, StageSpace
+    from search_space.space import SearchSpace
+    from search_space.stage_space import StageSpace
 
 SEARCH = opt.FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with

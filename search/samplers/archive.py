@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from results.pareto import non_dominated
 from search.problem import Problem, Values
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 Indices = npt.NDArray[np.int64]
 

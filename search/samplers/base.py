@@ -14,7 +14,8 @@ import numpy as np
 
 from search.problem import Problem, Values
 from search.samplers.archive import row_keys
-from search_space.space import INACTIVE, Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import INACTIVE, Genes
 
 ENUMERABLE = 50_000
 

@@ -19,7 +19,8 @@ from search.problem import Problem, Values
 from search.samplers.archive import Judged
 from search.samplers.proposals import ROUNDS, PopulationSampler
 from search.samplers.ranking import best_first, constrained_ranks, crowding_distance
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 
 CROSSOVER_SHARE = 0.5
 MUTATE_CROSSED = 0.5

@@ -13,7 +13,7 @@ import numpy as np
 from search.problem import Problem
 from search.samplers.archive import Archive, Judged
 from search.samplers.proposals import PopulationSampler, neighbours
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 
 class LocalSearch(PopulationSampler):

@@ -14,7 +14,7 @@ import numpy as np
 from optuna.trial import BaseTrial, FixedTrial
 
 from search_space import Block, SearchSpace
-from search_space.space import INACTIVE, Genes
+from search_space.stage_space import INACTIVE, Genes
 
 
 def suggest_row(space: SearchSpace, trial: BaseTrial) -> Genes:

@@ -35,7 +35,7 @@ from search.samplers.base import Screen
 from search.samplers.optuna_parameters import parameters_of, row_of, suggest_row
 from search.samplers.proposals import random_rows
 from search_space.errors import RunError, UnknownNameError, UsageError
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 TRIES = 8
 PATIENCE_SECONDS = 120.0

@@ -10,7 +10,7 @@ from search.feasibility import diverse_sample, extreme_rows, repair
 from search.problem import Problem, Values
 from search.samplers.archive import Judged
 from search.samplers.base import Screen
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 OVERSAMPLE = 20
 ROUNDS = 8

@@ -12,7 +12,7 @@ import numpy as np
 from search.feasibility import diverse_sample, repair
 from search.problem import Problem, Values
 from search.samplers.base import ENUMERABLE, Screen
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 ROUNDS = 16
 BATCH = 2048

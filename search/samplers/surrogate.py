@@ -33,7 +33,7 @@ from search.samplers.evolution import evolve
 from search.samplers.proposals import PopulationSampler
 from search.samplers.ranking import best_first
 from search_space.errors import UnknownNameError
-from search_space.space import Genes
+from search_space.stage_space import Genes
 
 MODELS: dict[str, Callable[[Problem], Surrogate]] = {
     "gaussian_process": lambda problem: GaussianProcess(problem.space, _costs(problem)),

@@ -17,7 +17,8 @@ from pyarrow import fs
 from ray.train.torch import get_device
 
 from search_space.errors import DataError, NasError, RunError
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 from supernet.cluster.jobs import Job
 from supernet.data.dataset import ImageData
 from supernet.network.supernet import Supernet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -134,20 +136,9 @@ class MlpHead(LinearHead):
     """
 
     def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        width: int,
-        activation: str,
-        norm: str,
-        norm_eps: float,
-        norm_after_pool: bool,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
+        self, *, dim: int, width: int, activation: str, norm: str, norm_eps: float, **options: Any
     ) -> None:
-        super().__init__(
-            dim, num_classes, norm, norm_eps, norm_after_pool, global_pool, drop_rate, width
-        )
+        super().__init__(dim=dim, norm=norm, norm_eps=norm_eps, width=width, **options)
         self.hidden: nn.Module = Linear(dim, width)
         self.activation = build_activation(activation)
         self.hidden_norm = build_norm(norm, width, norm_eps)
@@ -189,10 +180,12 @@ class ConvHead(Head):
         activation: str,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        conv_width: int | None = None,
     ) -> None:
         super().__init__(dim, width, num_classes, global_pool, drop_rate)
+        self.conv_width = conv_width or width
         self.conv: nn.Module = ConvNorm(
-            dim, width, norm=norm, norm_eps=norm_eps, activation=activation
+            dim, self.conv_width, norm=norm, norm_eps=norm_eps, activation=activation
         )
 
     def features(self, x: Tensor) -> Tensor:
@@ -203,50 +196,31 @@ class ConvHead(Head):
 
     def axes(self) -> dict[str, Axes]:
         assert isinstance(self.conv, ConvNorm)
-        return self.conv.axes("conv", "dim", self.width) | self.fc_axes(self.width)
+        return self.conv.axes("conv", "dim", self.conv_width) | self.fc_axes(self.width)
 
 
 @register_head("conv_hidden")
-class ConvHiddenHead(Head):
+class ConvHiddenHead(ConvHead):
     """Convolution as in ``conv``, pooling, a linear layer with activation, and the classifier.
 
     It is MobileNetV3's (Howard et al., 2019).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        width: int,
-        conv_width: int,
-        norm: str,
-        norm_eps: float,
-        activation: str,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__(dim, width, num_classes, global_pool, drop_rate)
-        self.conv_width = conv_width
-        self.conv: nn.Module = ConvNorm(
-            dim, conv_width, norm=norm, norm_eps=norm_eps, activation=activation
-        )
+    def __init__(self, *, width: int, conv_width: int, activation: str, **options: Any) -> None:
+        super().__init__(width=width, conv_width=conv_width, activation=activation, **options)
         self.hidden: nn.Module = Linear(conv_width, width)
         self.activation = build_activation(activation)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def after_pool(self, x: Tensor) -> Tensor:
         return self.activation(self.hidden(x))
 
     def strip(self) -> None:
-        self.conv = self.hidden = nn.Identity()
+        super().strip()
+        self.hidden = nn.Identity()
 
     def axes(self) -> dict[str, Axes]:
-        assert isinstance(self.conv, ConvNorm)
         return (
-            self.conv.axes("conv", "dim", self.conv_width)
+            super().axes()
             | {"hidden.weight": (self.width, self.conv_width), "hidden.bias": (self.width,)}
             | activation_axes("activation", self.activation)
-            | self.fc_axes(self.width)
         )

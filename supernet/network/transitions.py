@@ -5,11 +5,13 @@ A transition of stride 1 changes the width only.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space.macro import conv_padding
-from supernet.network.axes import Axes, Axis, Product, StaticModule
+from supernet.network.axes import Axes, Axis, Product, StaticModule, extent
 from supernet.network.layers import (
     Conv2d,
     Linear,
@@ -46,6 +48,19 @@ class Transition(StaticModule):
     ) -> None:
         super().__init__()
         self.dim, self.out_dim, self.kernel, self.stride = dim, out_dim, kernel, stride
+        axis = self.normed()
+        self.norm: nn.Module = nn.Identity()
+        if axis is not None:
+            self.norm = build_norm(norm, extent(axis, self.sizes()), norm_eps, norm_bias)
+        self.add_layer()
+
+    def normed(self) -> Axis | None:
+        """Returns the channels that the norm is over; None without one."""
+        return None
+
+    @abstractmethod
+    def add_layer(self) -> None:
+        """Adds the layer that changes the width."""
 
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim, "out_dim": self.out_dim}
@@ -58,19 +73,11 @@ class Transition(StaticModule):
 class PatchMerging(Transition):
     """Neighbours concatenated, norm and linear layer (Swin)."""
 
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        kernel: int,
-        stride: int,
-        norm: str,
-        norm_eps: float,
-        norm_bias: bool = True,
-    ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
-        self.norm = build_norm(norm, kernel**2 * dim, norm_eps, norm_bias)
-        self.reduction = Linear(kernel**2 * dim, out_dim, bias=False)
+    def normed(self) -> Axis:
+        return Product(self.kernel**2, "dim")
+
+    def add_layer(self) -> None:
+        self.reduction = Linear(self.kernel**2 * self.dim, self.out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reduction(self.norm(x if self.kernel == 1 else self._patches(x)))
@@ -94,65 +101,50 @@ class PatchMerging(Transition):
         return x.permute(0, 3, 2, 1).reshape(batch, rows, columns, -1)
 
     def axes(self) -> dict[str, Axes]:
-        merged = Product(self.kernel**2, "dim")
+        merged = self.normed()
         return norm_axes("norm", self.norm, merged) | {"reduction.weight": ("out_dim", merged)}
 
 
-class _Convolution(Transition):
-    """A strided convolution with a norm of ``normed`` channels before or after it, or none."""
+@register_transition("conv")
+class Conv(Transition):
+    """Strided convolution (PoolFormer), with a norm before or after it in subclasses."""
 
-    normed: str | None = None
-
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        kernel: int,
-        stride: int,
-        norm: str,
-        norm_eps: float,
-        norm_bias: bool = True,
-    ) -> None:
-        super().__init__(dim, out_dim, kernel, stride, norm, norm_eps, norm_bias)
-        self.norm: nn.Module = nn.Identity()
-        if self.normed is not None:
-            self.norm = build_norm(norm, self.sizes()[self.normed], norm_eps, norm_bias)
-        self.conv = Conv2d(dim, out_dim, kernel, stride, conv_padding(kernel, stride))
+    def add_layer(self) -> None:
+        padding = conv_padding(self.kernel, self.stride)
+        self.conv = Conv2d(self.dim, self.out_dim, self.kernel, self.stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normed == "dim":
-            x = self.norm(x)
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(x) if self.normed == "out_dim" else x
-
-    def fold(self) -> None:
-        """Folds a norm after the convolution; one before it stays, since padding is between."""
-        if self.normed == "out_dim":
-            self.norm = folded_after(self.conv, self.norm)
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def axes(self) -> dict[str, Axes]:
         conv: dict[str, Axes] = {
             "conv.weight": ("out_dim", "dim", self.kernel, self.kernel),
             "conv.bias": ("out_dim",),
         }
-        axis: Axis = self.normed or "dim"
-        return conv | norm_axes("norm", self.norm, axis)
+        return conv | norm_axes("norm", self.norm, self.normed() or "dim")
 
 
 @register_transition("norm_conv")
-class NormConv(_Convolution):
-    """Norm and strided convolution (ConvNeXt)."""
+class NormConv(Conv):
+    """Norm and strided convolution (ConvNeXt); the norm is not folded over the padding."""
 
-    normed = "dim"
+    def normed(self) -> Axis:
+        return "dim"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
 
 
 @register_transition("conv_norm")
-class ConvNormTransition(_Convolution):
+class ConvNormTransition(Conv):
     """Strided convolution and norm (FocalNet)."""
 
-    normed = "out_dim"
+    def normed(self) -> Axis:
+        return "out_dim"
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
 
-@register_transition("conv")
-class Conv(_Convolution):
-    """Strided convolution (PoolFormer)."""
+    def fold(self) -> None:
+        """Folds the norm into the convolution."""
+        self.norm = folded_after(self.conv, self.norm)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from search_space.space import Genes
+from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
 from supernet.network.layers import has_batch_norms

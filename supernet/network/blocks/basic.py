@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,25 +22,23 @@ class PooledConvNorm(ConvNorm):
 
 
 class PostActivation(ConvBlock):
-    """A residual block with the activation after the sum, and a projection where sizes change."""
+    """A residual block with the activation after the sum, and a projection where sizes change.
 
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        stride: int,
-        activation: str,
-        shortcut: str,
-        norm: str,
-        norm_eps: float,
-    ) -> None:
-        super().__init__(dim, out_dim)
+    Args:
+        activation: After the sum.
+        shortcut: Where sizes change: ``conv``, or ``pooled`` before it.
+        style: Channels, stride, norm, padding and widths, as for ``ConvBlock``.
+    """
+
+    def __init__(self, activation: str, shortcut: str, **style: Any) -> None:
+        super().__init__(kernel=3, **style)
         self.activation = build_activation(activation)
         self.shortcut = nn.Identity()
-        if stride > 1 and shortcut == "pooled":
-            self.shortcut = PooledConvNorm(dim, out_dim, norm=norm, norm_eps=norm_eps)
-        elif stride > 1 or dim != out_dim:
-            self.shortcut = ConvNorm(dim, out_dim, 1, stride, norm=norm, norm_eps=norm_eps)
+        sizes = self.widths["dim"], self.widths["out_dim"]
+        if self.stride > 1 and shortcut == "pooled":
+            self.shortcut = PooledConvNorm(*sizes, **self.style)
+        elif self.changes_size:
+            self.shortcut = ConvNorm(*sizes, 1, self.stride, **self.style)
 
     def finish(self, maps: Tensor) -> Tensor:
         return self.activation(maps)
@@ -52,41 +52,13 @@ class Basic(PostActivation):
     """Two 3 × 3 convolutions.
 
     Args:
-        dim: Channels of the input.
-        out_dim: Channels of the output.
-        stride: Of the first convolution.
         hidden: Channels between the two.
         activation: After the first convolution and after the sum.
         shortcut: Where sizes change: ``conv``, or ``pooled`` before it.
-        norm: After each convolution.
-        norm_eps: Added to the norms' variances.
-        padding: As for ``ConvNorm``.
+        style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        stride: int,
-        hidden: int,
-        activation: str,
-        shortcut: str,
-        norm: str,
-        norm_eps: float,
-        padding: str,
-    ) -> None:
-        super().__init__(dim, out_dim, stride, activation, shortcut, norm, norm_eps)
-        self.widths |= {"hidden": hidden, "kernel": 3}
-        first = ConvNorm(
-            dim,
-            hidden,
-            3,
-            stride,
-            norm=norm,
-            norm_eps=norm_eps,
-            activation=activation,
-            padding=padding,
-        )
-        self.add("first", first, "dim", "hidden")
-        second = ConvNorm(hidden, out_dim, 3, norm=norm, norm_eps=norm_eps)
-        self.add("second", second, "hidden", "out_dim")
+    def __init__(self, *, hidden: int, activation: str, shortcut: str, **style: Any) -> None:
+        super().__init__(activation, shortcut, hidden=hidden, **style)
+        self.convolve("first", "dim", "hidden", 3, self.stride, activation=activation)
+        self.convolve("second", "hidden", "out_dim", 3)

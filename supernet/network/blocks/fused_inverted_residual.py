@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from supernet.network.blocks.residual import ConvBlock
-from supernet.network.layers import ConvNorm
 from supernet.network.registry import register_block
 
 
@@ -14,43 +15,15 @@ class FusedInvertedResidual(ConvBlock):
     """Full convolution to ``hidden`` channels and 1 × 1 projection, with the sum if sizes allow.
 
     Args:
-        dim: Channels of the input.
-        out_dim: Channels of the output.
-        stride: Of the full convolution.
         hidden: Channels inside.
         kernel: Odd side of the full convolution's kernel.
         activation: After the full convolution.
-        norm: After each convolution.
-        norm_eps: Added to the norms' variances.
-        padding: As for ``ConvNorm``.
+        style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        stride: int,
-        hidden: int,
-        kernel: int,
-        activation: str,
-        norm: str,
-        norm_eps: float,
-        padding: str,
-    ) -> None:
-        super().__init__(dim, out_dim)
-        self.widths |= {"hidden": hidden, "kernel": kernel}
-        expand = ConvNorm(
-            dim,
-            hidden,
-            kernel,
-            stride,
-            norm=norm,
-            norm_eps=norm_eps,
-            activation=activation,
-            padding=padding,
-        )
-        self.add("expand", expand, "dim", "hidden")
-        project = ConvNorm(hidden, out_dim, norm=norm, norm_eps=norm_eps)
-        self.add("project", project, "hidden", "out_dim")
-        if stride == 1 and dim == out_dim:
+    def __init__(self, *, hidden: int, kernel: int, activation: str, **style: Any) -> None:
+        super().__init__(hidden=hidden, kernel=kernel, **style)
+        self.convolve("expand", "dim", "hidden", kernel, self.stride, activation=activation)
+        self.convolve("project", "hidden", "out_dim")
+        if not self.changes_size:
             self.shortcut = nn.Identity()

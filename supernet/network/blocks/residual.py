@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import drop_path
 from torch import Tensor, nn
 
@@ -15,14 +17,47 @@ class ConvBlock(StaticModule):
     ``parts`` names its ``ConvNorm`` and ``SqueezeExcite`` layers in their order, with the axes of
     their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too. ``shortcut``
     is what the input passes beside the parts; None for nothing.
+
+    Args:
+        dim: Channels of the input.
+        out_dim: Channels of the output.
+        stride: Of the block.
+        norm: After each convolution.
+        norm_eps: Added to the norms' variances.
+        padding: As for ``ConvNorm``.
+        widths: Sizes of further axes.
     """
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        stride: int,
+        norm: str,
+        norm_eps: float,
+        padding: str,
+        **widths: int,
+    ) -> None:
         super().__init__()
-        self.dim, self.out_dim = dim, out_dim
+        self.stride = stride
+        self.style: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps, "padding": padding}
         self.shortcut: nn.Module | None = None
         self.parts: dict[str, tuple[Axis, Axis]] = {}
-        self.widths: dict[str, int] = {"dim": dim, "out_dim": out_dim}
+        self.widths: dict[str, int] = {"dim": dim, "out_dim": out_dim, **widths}
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether the output has another shape than the input."""
+        return self.stride > 1 or self.widths["dim"] != self.widths["out_dim"]
+
+    def convolve(
+        self, name: str, dim: str, out_dim: str, kernel: int = 1, stride: int = 1, **how: Any
+    ) -> None:
+        """Appends a convolution between channels of two axes; ``how`` as for ``ConvNorm``."""
+        layer = ConvNorm(
+            self.widths[dim], self.widths[out_dim], kernel, stride, **self.style, **how
+        )
+        self.add(name, layer, dim, out_dim)
 
     def add(self, name: str, layer: nn.Module, dim: Axis, out_dim: Axis) -> None:
         """Appends a layer between channels of two axes."""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import UsageError
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 from supernet.training.strategies.extremes import draw_extremes
 
 Costs = npt.NDArray[np.float64]

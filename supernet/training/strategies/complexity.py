@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import UsageError
-from search_space.space import Genes
+from search_space.stage_space import Genes
 from supernet.training.strategies.banks import Banks
 from supernet.training.strategies.base import StepSubnet, SubnetSampler, Target
 from supernet.training.strategies.extremes import draw_extremes

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from search_space.space import INACTIVE, Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import INACTIVE, Genes
 
 
 def draw_extremes(

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from search_space.errors import RunError
-from search_space.space import Genes, SearchSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import Genes
 from supernet.training.strategies.base import Observation
 from supernet.training.strategies.complexity import ComplexitySampler
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from search_space.errors import UsageError
-from search_space.space import INACTIVE, Genes, SearchSpace, StageSpace
+from search_space.space import SearchSpace
+from search_space.stage_space import INACTIVE, Genes, StageSpace
 from supernet.training.strategies.base import Observation, StepSubnet, SubnetSampler, Target
 
 DIMENSIONS = ("kernel", "depth", "mlp_ratio", "width")
