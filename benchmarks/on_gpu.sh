@@ -52,9 +52,9 @@ else
       part 120 $run --space $preset --runtime $runtime --batch-size 64 \
         --choices largest_resolution --seconds $((8 / number))
     done
+    if [ "$choices" = all ]; then part 120 benchmarks/on_gpu_training.py "$out"; fi
     choices=largest_resolution
   done
-  part 120 benchmarks/on_gpu_training.py "$out"
   for preset in $presets; do # last, since a compiler needs seconds for every entry
     for batch in 1 64; do
       part 150 $run --space $preset --runtime inductor --batch-size $batch --choices few \

@@ -69,7 +69,7 @@ def folded_template(spec: ModuleSpec) -> nn.Module:
 
 def normalises_by_batch(space: SearchSpace) -> bool:
     """Whether a network of ``space`` can have batch norms, so that subnets need recalibration."""
-    return any(has_batch_norms(template(spec)) for _, spec in _all_modules(space, num_classes=1))
+    return any(has_batch_norms(template(spec)) for _, spec in modules_of(space, num_classes=1))
 
 
 class _Template:
@@ -197,7 +197,7 @@ class Supernet(nn.Module):
         self.sizes: dict[str, dict[str, int]] = {}
         self._sources: dict[tuple[str, ModuleSpec], list[_Source]] = {}
         places: dict[str, dict[str, list[_User]]] = {}
-        for path, spec in _all_modules(space, num_classes):
+        for path, spec in modules_of(space, num_classes):
             module, users = template(spec), places.setdefault(path, {})
             sizes = module.sizes()
             for name, axes in module.axes().items():
@@ -321,7 +321,7 @@ class Supernet(nn.Module):
         return network.to(next(self.parameters()).device).train(self.training)
 
 
-def _all_modules(space: SearchSpace, num_classes: int) -> Iterator[tuple[str, ModuleSpec]]:
+def modules_of(space: SearchSpace, num_classes: int) -> Iterator[tuple[str, ModuleSpec]]:
     """Yields every module that an architecture of ``space`` can have, with its path."""
     macro = space.macro
     for width in space.stages[0].widths:

@@ -1,0 +1,1 @@
+"""Weights for the alternatives to a trained network's blocks, taken from that network."""
