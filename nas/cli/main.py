@@ -20,6 +20,7 @@ from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
+from nas.cli.zoo import zoo
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from results.export import OPSETS
 from search_space.metrics import device_of
@@ -269,7 +270,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     opt.answer(as_json, plan, lines)
 
 
-for command in (finetune, profile, devices, calibrate, scale, seed, proxies):
+for command in (finetune, profile, devices, calibrate, scale, seed, proxies, zoo):
     cli.add_command(command)
 
 
