@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from search_space.architecture import Architecture, check_entry
 from search_space.blocks import BLOCKS, SKIP, Block, Mixer, Place, hidden_width
-from search_space.errors import InvalidArchitectureError, InvalidSpaceError
+from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.macro import BLOCK_TRANSITION, feature_sizes
 from search_space.mixers import MIXERS
 from search_space.registry import Param, ParamValue, is_int, is_number
@@ -50,7 +50,7 @@ class Around:
             all that reads and writes a stage's maps changes with its width.
 
     Raises:
-        InvalidSpaceError: A part does not lie between 0 and 1, or a kernel is too small.
+        UsageError: A part does not lie between 0 and 1, or a kernel is too small.
     """
 
     ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
@@ -66,13 +66,13 @@ class Around:
         for name in ("ratios", "mixer_ratios", "widths"):
             for part in getattr(self, name):
                 if not is_number(part) or not 0 < part < 1:
-                    raise InvalidSpaceError(
+                    raise UsageError(
                         f"{name}: {part!r} must lie between 0 and 1, the part of the network's own "
                         "width that is kept; the whole of it is always offered."
                     )
         for name, least in (("smallest_kernel", 1), ("largest_kernel", 0)):
             if not is_int(value := getattr(self, name)) or value < least:
-                raise InvalidSpaceError(f"{name}={value!r} must be an integer of at least {least}.")
+                raise UsageError(f"{name}={value!r} must be an integer of at least {least}.")
 
 
 def around(parent: Architecture, options: Around | None = None, name: str = "") -> SearchSpace:
@@ -95,8 +95,8 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
         network.
 
     Raises:
-        InvalidSpaceError: A resolution is not below the network's, or a mixer suits no block.
-        InvalidArchitectureError: A resolution is too small for the network's stages.
+        UsageError: A resolution is not below the network's, or a mixer suits no block.
+        InvalidSpaceError: A resolution is too small for the network's stages.
     """
     options = options or Around()
     enters = parent.macro.downsample == BLOCK_TRANSITION
@@ -249,12 +249,12 @@ def _may_skip(stride: int, before: tuple[int, ...], widths: tuple[int, ...]) -> 
 
 
 def _check_mixers(parent: Architecture, mixers: Sequence[Mixer]) -> None:
-    """Raises InvalidSpaceError for a mixer that suits no block."""
+    """Raises UsageError for a mixer that suits no block."""
     widths = sorted({s.width for s in parent.stages if any(block.mixer for block in s.blocks)})
     for mixer in mixers:
         if not any(width % mixer.width_multiple == 0 for width in widths):
             having = f"have {', '.join(map(str, widths))} channels" if widths else "do not exist"
-            raise InvalidSpaceError(
+            raise UsageError(
                 f"mixer {mixer.name} suits no block of {parent.digest}: it needs a block with a "
                 f"mixer and a multiple of {mixer.width_multiple} channels, and such blocks "
                 f"{having}; take another mixer, or leave it out."
@@ -313,7 +313,7 @@ def _resolutions(parent: Architecture, wanted: Sequence[int] | None) -> tuple[in
     lower = lower_resolutions(parent) if wanted is None else tuple(sorted(set(wanted)))
     lower = tuple(side for side in lower if side != parent.resolution)
     if lower and lower[-1] > parent.resolution:
-        raise InvalidSpaceError(
+        raise UsageError(
             f"resolution {lower[-1]} is above the network's own of {parent.resolution}, which is "
             "the largest of a space around it; leave it out, or take the network at a higher one."
         )

@@ -36,7 +36,7 @@ from search_space import (
 )
 from search_space.around import CHANNELS, lower_resolutions
 from search_space.components import block_spec
-from search_space.errors import InvalidArchitectureError, InvalidSpaceError
+from search_space.errors import InvalidSpaceError, UsageError
 from supernet.network.modules import build_module
 
 SKIP = Block.of("skip")
@@ -165,7 +165,7 @@ def test_other_mixers_stand_where_they_suit() -> None:
         (known("resnet18"), pooling, "such blocks do not exist"),
         (small(), Mixer.of("attention", head_dim=512), "a multiple of 512 .* have 16, 32, 48, 64 "),
     ):
-        with pytest.raises(InvalidSpaceError, match=f"{mixer.name} suits no block.*{reason}"):
+        with pytest.raises(UsageError, match=f"{mixer.name} suits no block.*{reason}"):
             around(wrong, Around(mixers=(mixer,)))
 
 
@@ -216,7 +216,7 @@ def test_stages_may_be_narrower() -> None:
     ],
 )
 def test_wrong_options_are_said(options: dict[str, Any], problem: str) -> None:
-    with pytest.raises((InvalidSpaceError, InvalidArchitectureError), match=problem):
+    with pytest.raises((UsageError, InvalidSpaceError), match=problem):
         around(known("convnext_t"), Around(**options))
 
 
