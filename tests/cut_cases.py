@@ -1,56 +1,114 @@
-"""Parents with every kind of block, and smaller copies of these blocks."""
+"""Small parents, one for each sort of block, and the spaces around them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 import torch
+from mixer_sizes import narrow
 from torch import Tensor, nn
 
-from search_space.components import ModuleSpec
-from search_space.space import SearchSpace
-from search_space.space_definition import space_from_dict
+from search_space import MIXERS, Architecture, Around, Block, Macro, Stage, around, metaformer
 from supernet import build
 from supernet.inherit.bank import WeightBank
+from supernet.inherit.importance import Scores, Units, criterion
+from supernet.inherit.smaller import inner_units
 from supernet.network.axes import StaticModule, take
 from supernet.network.backbone import Backbone
 from supernet.network.layers import BatchNorm
-from supernet.network.modules import build_module
+from supernet.training.evaluation import Batches
 
-_CONV = {"out_dim": 8, "stride": 1, "norm": "batch_norm", "norm_eps": 1e-3, "padding": "half"}
-_META = {"style": "metaformer", "norm": "layer_norm", "norm_eps": 1e-5}
-
-
-def _mixer(name: str, **params: object) -> dict[str, object]:
-    return {**_META, "mixer": name, "params": tuple(sorted(params.items()))}
-
-
-KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {  # options, and those cut
-    "inverted": ({"style": "inverted_residual", "kernel": 3, "activation": "relu6",
-                  "squeeze": 0, "gate": "sigmoid", "hidden": 16, **_CONV}, {"hidden": 8}),
-    "strided": ({"style": "inverted_residual", "kernel": 5, "activation": "silu", "squeeze": 0,
-                 "gate": "sigmoid", "hidden": 16, **_CONV, "stride": 2, "padding": "same",
-                 "out_dim": 12}, {"hidden": 8}),
-    "gated": ({"style": "inverted_residual", "kernel": 3, "activation": "hard_swish",
-               "squeeze": 4, "gate": "hard_sigmoid", "hidden": 16, **_CONV}, {"hidden": 8}),
-    "squeezed": ({"style": "inverted_residual", "kernel": 3, "activation": "silu", "squeeze": 8,
-                  "gate": "sigmoid", "hidden": 16, **_CONV}, {"squeeze": 4}),
-    "normless": ({"style": "inverted_residual", "kernel": 3, "activation": "relu", "squeeze": 0,
-                  "gate": "sigmoid", "hidden": 16, **_CONV, "norm": "none"}, {"hidden": 8}),
-    "fused": ({"style": "fused_inverted_residual", "kernel": 3, "activation": "silu",
-               "hidden": 16, **_CONV}, {"hidden": 8}),
-    "basic": ({"style": "basic", "hidden": 8, "activation": "relu", "shortcut": "conv", **_CONV},
-              {"hidden": 4}),
-    "bottleneck": ({"style": "bottleneck", "hidden": 8, "activation": "relu",
-                    "shortcut": "conv", **_CONV}, {"hidden": 4}),
-    "separable": ({**_mixer("separable_conv", expansion=2.0, kernel=3), "hidden": 16},
-                  {"params": (("expansion", 1.0), ("kernel", 3)), "hidden": 8}),
-}  # fmt: skip
-"""For each sort of block the options of a parent's module, and those that a smaller copy has."""
-DIM = 8
+CONV = Macro(stem="conv_act", stem_kernel=3, stem_stride=2, downsample="block", padding="same")
+META = Macro(stem_kernel=2, stem_stride=2)
+BATCH_NORM = Macro(stem_kernel=2, stem_stride=2, norm="batch_norm", head_norm="none")
+_GATED = {"squeeze": 0.5, "activation": "silu"}
+CASES: dict[str, tuple[Macro, Block]] = {
+    "inverted": (CONV, Block.of("inverted_residual", kernel=3)),
+    "wide": (CONV, Block.of("inverted_residual", kernel=5, activation="silu")),
+    "gated": (CONV, Block.of("inverted_residual", **_GATED)),
+    "hard": (CONV, Block.of("inverted_residual", **_GATED, gate="hard_sigmoid")),
+    "fused": (CONV, Block.of("fused_inverted_residual", activation="silu")),
+    "basic": (CONV, Block.of("basic", ratio=2.0)),
+    "bottleneck": (CONV, Block.of("bottleneck", ratio=2.0)),
+    "batch_norm": (BATCH_NORM, metaformer(narrow("pooling"), 4)),
+    **{name: (META, metaformer(narrow(name), 4)) for name in MIXERS},
+}
+"""Macro style and block by name; each has 16 hidden channels or more at 8 channels."""
+cases = pytest.mark.parametrize("case", CASES)
+WIDTH = {"inception_depthwise": 16}  # where 8 do not suit
+ONLY_UNITS = Around(ratios=(0.5,), resolutions=(), skip=False, smallest_kernel=99)
 
 
-def specs(kind: str) -> tuple[ModuleSpec, ModuleSpec]:
-    """A module of a parent and a smaller copy."""
-    options, cut = KINDS[kind]
-    return ModuleSpec.of("block", dim=DIM, **options), ModuleSpec.of(
-        "block", dim=DIM, **{**options, **cut}
-    )
+def architecture(case: str) -> Architecture:
+    """A network of two stages of the block, the second of stride 2 where it can enter."""
+    macro, block = CASES[case]
+    width = WIDTH.get(case, 8)
+    stages = (Stage(width, (block, block)), Stage(2 * width, (block,)))
+    return Architecture(macro, 16, stages)
+
+
+def parent(case: str, seed: int = 0) -> Backbone:
+    """A network of random weights, whose batch norms have averages and scales of their own."""
+    torch.manual_seed(seed)
+    return randomised(build(architecture(case), num_classes=5).eval())
+
+
+@torch.no_grad()
+def randomised(network: Backbone) -> Backbone:
+    for part in network.modules():
+        if isinstance(part, BatchNorm):
+            part.running_mean.normal_(0, 0.2)
+            part.running_var.uniform_(0.5, 1.5)
+            part.weight.uniform_(0.5, 1.5)
+        elif isinstance(part, nn.Linear | nn.Conv2d):
+            part.weight.normal_(0, part.weight[0].numel() ** -0.5)
+            if part.bias is not None:
+                part.bias.normal_(0, 0.2)
+    return network
+
+
+def bank_of(network: Backbone, options: Around | None = ONLY_UNITS) -> WeightBank:
+    return WeightBank(around(network.architecture, options), network).eval()
+
+
+def images(count: int = 48, side: int = 16, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Two batches."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(count, 3, side, side, generator=generator)
+    labels = torch.randint(0, 5, (count,), generator=generator)
+    half = count // 2
+    return [(pixels[:half], labels[:half]), (pixels[half:], labels[half:])]
+
+
+def reordered(module: StaticModule, kept: dict[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A module's state with other entries along some names, batch norms included."""
+    axes, sizes = module.axes(), module.sizes()
+    return {
+        name: take(value, axes[_like(name)], sizes, kept)
+        for name, value in module.state_dict().items()
+    }
+
+
+def _like(name: str) -> str:
+    return name.replace("running_mean", "weight").replace("running_var", "weight")
+
+
+@torch.no_grad()
+def twinned(network: Backbone) -> Backbone:
+    """Makes the second half of each axis' units twins of the first half, but for their readers."""
+    for module in network.modules():
+        if isinstance(module, StaticModule):
+            axes, sizes = module.axes(), module.sizes()
+            units = {name for names in inner_units(module) for name in names}
+            twins = {n: [*range(sizes[n] // 2)] * 2 for n in units if sizes[n] % 2 == 0}
+            for name, value in module.state_dict().items():
+                written = (axes[_like(name)][0], *value.shape[1:])
+                value.copy_(take(value, written, sizes, twins))
+    return network
+
+
+@criterion("first")
+def first(network: Backbone, units: Sequence[Units], batches: Batches) -> Scores:
+    """Keeps the first units of each axis."""
+    return {axis: -torch.arange(len(axis.zeros(axis.module(network)))).double() for axis in units}
