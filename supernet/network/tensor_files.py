@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
             f"{path} was cut short or altered: its checksum is not the recorded one"
         )
     return parse_safetensors(data, path) if path.suffix == SUFFIX else _from_torch(path, data)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Returns 12 hexadecimal digits of the names, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def parse_safetensors(data: bytes, where: object) -> dict[str, Tensor]:
