@@ -193,9 +193,8 @@ def open_data(
     for raw in pending.values():
         verify(raw)
     _check_varied(train, source)
-    if (
-        train.in_memory and fit != "pad" and not given
-    ):  # what images are padded with would be in the mean
+    # what images are padded with would be in the mean
+    if train.in_memory and fit != "pad" and normalisation is None:
         mean, std = statistics(train.decoded)
         preprocessing = replace(preprocessing, mean=mean, std=std)
         for part in parts:
