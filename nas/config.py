@@ -392,11 +392,11 @@ class TrainedConfig(RunConfig):
         if self.parent is None:
             without = "without --from; give that, or leave it out"
             paths = (item.path for item in flags.declared(InheritConfig, "inherit."))
-            names = ("parent_weights", "resolution", "adapt.epochs", *paths)
-            reasons |= dict.fromkeys(names, without)
+            of_parent = ("parent_weights", "resolution", "adapt.epochs", *paths)
+            reasons |= dict.fromkeys(of_parent, without)
         else:
-            training = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
-            names = ("supernet", *(f"train.{name}" for name in training))
+            unused = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
+            names = ("supernet", *(f"train.{name}" for name in unused))
             reasons |= dict.fromkeys(names, "with --from; leave one of them out")
         if self.architecture is not None:
             training = ("strategy", "shrinking", "recalibration_images")

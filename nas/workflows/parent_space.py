@@ -1,4 +1,4 @@
-"""What a trained parent decides of a run's configuration: its space and its images' normalisation."""
+"""What a trained parent decides of a configuration: its space and how images are normalised."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from search_space.around import around
+
 from nas.config import TrainedConfig
 from nas.workflows.default_space import look_at
-from search_space.around import around
 from search_space.errors import NasError, UsageError
 from supernet.inherit.parents import Parent, find_parent
 

@@ -20,7 +20,7 @@ from supernet.data.batches import Batch
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone
 from supernet.network.layers import has_batch_norms
-from supernet.network.tensor_files import state_digest
+from supernet.network.tensor_files import digest_of
 from supernet.training.config import EpochMetrics, TrainConfig, check_batch_norms
 from supernet.training.evaluation import at_trained_resolution
 from supernet.training.loop import How, TrainingLoop
@@ -128,8 +128,8 @@ def finetune_guided(
         check_batch_norms(config, len(data.train))
     device = how.get("device", "cpu")
     identity = {
-        "start": state_digest(network.state_dict()),
-        "parent": state_digest(parent.state_dict()),
+        "start": digest_of(network.state_dict()),
+        "parent": digest_of(parent.state_dict()),
         "guidance": [guidance.logits, guidance.maps, guidance.temperature],
     }
     module: nn.Module = network.to(device)

@@ -345,7 +345,7 @@ def check_identity(stored: Any, here: Any, where: object) -> None:
     Raises:
         RunError: It is another one; the message lists what differs.
     """
-    difference = list(_differences(stored, here))
+    difference = list(differences(stored, here))
     if difference:
         raise RunError(
             f"{where} holds a training of another configuration: {'; '.join(difference)}. Resume "
@@ -353,11 +353,11 @@ def check_identity(stored: Any, here: Any, where: object) -> None:
         )
 
 
-def _differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
-    """Yields ``train.lr is 0.001 there, 0.002 here`` for each leaf that differs."""
+def differences(stored: Any, here: Any, path: str = "") -> Iterator[str]:
+    """Yields ``train.lr is 0.001 there, 0.002 here`` for each leaf of plain data that differs."""
     if isinstance(stored, dict) and isinstance(here, dict):
         for key in sorted(stored.keys() | here.keys()):
-            yield from _differences(
+            yield from differences(
                 stored.get(key), here.get(key), f"{path}.{key}" if path else str(key)
             )
     elif stored != here:

@@ -19,7 +19,7 @@ from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
 from supernet.network.layers import has_batch_norms
-from supernet.network.tensor_files import state_digest
+from supernet.network.tensor_files import digest_of
 from supernet.training.config import (
     EpochMetrics,
     TrainConfig,
@@ -151,7 +151,7 @@ def finetune(
         teacher=None if opened is None else opened.logits,
     )
     identity = {
-        "start": state_digest(network.state_dict()),
+        "start": digest_of(network.state_dict()),
         "teacher": None if opened is None else opened.identity,
     }
     return TrainingLoop(network, objective, data, config, directory, identity, **how).run()
