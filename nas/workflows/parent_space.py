@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search_space.around import around
-
 from nas.config import TrainedConfig
 from nas.workflows.default_space import look_at
+from search_space.around import around
 from search_space.errors import NasError, UsageError
 from supernet.inherit.parents import Parent, find_parent
 
