@@ -4,6 +4,7 @@ Pure Python and NumPy; knows nothing of torch.
 """
 
 from search_space.architecture import Architecture, Stage
+from search_space.around import Around, around
 from search_space.blocks import BLOCKS, Block, BlockKind, Mixer, metaformer
 from search_space.components import Component, ModuleSpec, components
 from search_space.files import dump_architecture, load_architecture, load_space, space_names
@@ -19,6 +20,7 @@ __all__ = [
     "BLOCKS",
     "MIXERS",
     "Architecture",
+    "Around",
     "Block",
     "BlockKind",
     "Component",
@@ -31,6 +33,7 @@ __all__ = [
     "SearchSpace",
     "Stage",
     "StageSpace",
+    "around",
     "components",
     "dump_architecture",
     "known",

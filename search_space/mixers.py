@@ -17,12 +17,15 @@ class MixerSpec:
         params: Rules of its parameters by name.
         width_multiple: Of parameters, the number that a block's width must be a multiple of.
         alternates: Whether every second block of a stage is built with ``shifted=True``.
+        ratios: Parameters that scale a width inside the mixer, as multiples of the block's; what is
+            left of larger ones when they get smaller are the first channels.
     """
 
     name: str
     params: Mapping[str, Param]
     width_multiple: Callable[[Mapping[str, ParamValue]], int] = field(default=lambda params: 1)
     alternates: bool = False
+    ratios: tuple[str, ...] = ()
 
 
 MIXERS: Registry[MixerSpec] = Registry("mixer", "nas.mixers")
@@ -60,6 +63,7 @@ MIXERS.add(
     MixerSpec(
         "separable_conv",
         {"expansion": Param(2.0, minimum=POSITIVE), "kernel": Param(7, odd=True)},
+        ratios=("expansion",),
     )
 )
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))

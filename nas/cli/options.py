@@ -126,6 +126,14 @@ def assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
+def listed(name: str, text: str) -> list[str]:
+    """The entries of an option's text, with commas between; raises UsageError for an empty one."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
+    return items
+
+
 def image_sizes(least: int = 1) -> click.IntRange:
     """Sides of square images that a command takes."""
     return click.IntRange(least, 2048)

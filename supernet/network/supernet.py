@@ -165,7 +165,23 @@ class _User:
         return rest if any(within(self, other) for other in rest) else [*rest, self]
 
 
-class Supernet(nn.Module):
+class Subnets(nn.Module):
+    """Networks of a space, in one module that computes and extracts any of them.
+
+    Attributes:
+        space: The networks.
+        num_classes: Outputs of the classifier.
+    """
+
+    space: SearchSpace
+    num_classes: int
+
+    def extract(self, architecture: Architecture, **options: object) -> Backbone:
+        """Makes a static network of a subnet, with copies of its weights."""
+        raise NotImplementedError
+
+
+class Supernet(Subnets):
     """All networks of a search space in one set of weights.
 
     Example:
@@ -319,6 +335,51 @@ class Supernet(nn.Module):
         assert not absent.unexpected_keys
         assert all(name.endswith(STATISTICS) for name in absent.missing_keys)
         return network.to(next(self.parameters()).device).train(self.training)
+
+    @torch.no_grad()
+    def insert(self, architecture: Architecture, network: nn.Module) -> None:
+        """Writes the weights of a static network into the shared ones: the inverse of ``extract``.
+
+        What other subnets alone use stays as it is, and what they share with this one is the
+        network's from then on. Averages of batch norms are left out: they belong to the network.
+
+        Example:
+            A trained network as the largest subnet, from which others are then trained::
+
+                supernet.insert(space.largest, network)
+
+        Args:
+            architecture: A point of the space, whose modules are the network's.
+            network: A ``Backbone``, or another network whose modules have its paths.
+
+        Raises:
+            InvalidArchitectureError: The architecture lies outside the space, or the network is of
+                another one; nothing has changed then.
+        """
+        given = dict(network.named_parameters())
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for component in components(architecture, self.num_classes):
+            for item in self._plan(component):
+                name = f"{component.path}.{item.name}"
+                weight, value = item.weight(), given.pop(name, None)
+                wanted = weight.shape if item.part is None else item.part.shape
+                if value is None or value.shape != wanted:
+                    has = "none" if value is None else f"one of shape {tuple(value.shape)}"
+                    raise InvalidArchitectureError(
+                        f"{architecture.digest} has a parameter {name} of shape {tuple(wanted)}, "
+                        f"and the network {has}; give the architecture that the network is of."
+                    )
+                if item.part is None:
+                    pairs.append((weight, value))
+                else:
+                    pairs += item.part.pairs(weight, value)
+        if given:
+            raise InvalidArchitectureError(
+                f"the network has a parameter {min(given)}, which {architecture.digest} has not; "
+                "give the architecture that the network is of."
+            )
+        for target, source in pairs:
+            target.copy_(source)
 
 
 def modules_of(space: SearchSpace, num_classes: int) -> Iterator[tuple[str, ModuleSpec]]:

@@ -19,8 +19,8 @@ from search_space.space import SearchSpace
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm
-from supernet.network.supernet import Supernet, normalises_by_batch
+from supernet.network.layers import BatchNorm, pooled
+from supernet.network.supernet import Subnets, normalises_by_batch
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
     Batches,
@@ -83,24 +83,16 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
     if not norms:
         return 0
     device, seen = norms[0].weight.device, 0
-    with evaluation_mode(network):  # without dropout and drop path
-        for norm in norms:
-            norm.pool(True)
-            norm.training = True
-        try:
-            for images, _ in moved(batches, device):
-                with autocast(device, amp):
-                    network(at_trained_resolution(network, images))
-                seen += len(images)
-        finally:
-            for norm in norms:
-                norm.pool(False)
-                norm.training = False
+    with evaluation_mode(network), pooled(norms):  # without dropout and drop path
+        for images, _ in moved(batches, device):
+            with autocast(device, amp):
+                network(at_trained_resolution(network, images))
+            seen += len(images)
     return seen
 
 
 def extract(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     batches: Batches | None,
     *,
@@ -123,7 +115,7 @@ def extract(
 
 
 def extract_for(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     data: ImageData,
     config: TrainConfig,

@@ -5,7 +5,6 @@ Both run the one loop in ``supernet.training.loop``; only the objective differs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,10 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from search_space.errors import RunError
 from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
 from supernet.network.layers import has_batch_norms
+from supernet.network.tensor_files import digest_of
 from supernet.training.config import (
     EpochMetrics,
     TrainConfig,
@@ -80,9 +81,15 @@ def train_supernet(
         The metrics of all epochs.
 
     Raises:
-        RunError: The checkpoint there was made with another configuration.
+        RunError: The checkpoint there was made with another configuration, or ``patience`` is set,
+            which is for single networks.
         TrainingDivergedError: The loss stayed non-finite.
     """
+    if config.patience:
+        raise RunError(
+            f"patience is {config.patience}; a supernet is trained for all its epochs, since its "
+            "subnets have no one best epoch: set it to 0"
+        )
     space: Any = supernet.space
     group = Group.current()
     device = how.get("device", "cpu")
@@ -144,7 +151,7 @@ def finetune(
         teacher=None if opened is None else opened.logits,
     )
     identity = {
-        "start": _weights_digest(network),
+        "start": digest_of(network.state_dict()),
         "teacher": None if opened is None else opened.identity,
     }
     return TrainingLoop(network, objective, data, config, directory, identity, **how).run()
@@ -156,11 +163,3 @@ def _class_weights(
     if config.class_weights == "none":
         return None
     return balanced_weights(data.train.labels, data.num_classes).to(device)
-
-
-def _weights_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]
