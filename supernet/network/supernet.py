@@ -340,7 +340,8 @@ class Supernet(nn.Module):
             InvalidArchitectureError: The architecture lies outside the space, or the network is of
                 another one; nothing has changed then.
         """
-        given, pairs = dict(network.named_parameters()), []
+        given = dict(network.named_parameters())
+        pairs: list[tuple[Tensor, Tensor]] = []
         for component in components(architecture, self.num_classes):
             for item in self._plan(component):
                 name = f"{component.path}.{item.name}"

@@ -8,6 +8,8 @@ images, each batch normalised by itself. Networks without batch norms stay as th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from search_space.space import SearchSpace
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm
+from supernet.network.layers import BatchNorm, has_batch_norms
 from supernet.network.supernet import Supernet, normalises_by_batch
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
@@ -79,24 +81,35 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
     Returns:
         How many images it saw; 0 for a network without batch norms.
     """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
-    if not norms:
+    if not has_batch_norms(network):
         return 0
-    device, seen = norms[0].weight.device, 0
-    with evaluation_mode(network):  # without dropout and drop path
+    device, seen = next(network.parameters()).device, 0
+    with pooling(network):
+        for images, _ in moved(batches, device):
+            with autocast(device, amp):
+                network(at_trained_resolution(network, images))
+            seen += len(images)
+    return seen
+
+
+@contextmanager
+def pooling(module: nn.Module) -> Iterator[None]:
+    """Makes averages of batch norms those of all that a module is shown meanwhile.
+
+    All else is in evaluation mode, so without dropout and drop path. Afterwards each part is in the
+    mode it was in.
+    """
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    with evaluation_mode(module):
         for norm in norms:
             norm.pool(True)
             norm.training = True
         try:
-            for images, _ in moved(batches, device):
-                with autocast(device, amp):
-                    network(at_trained_resolution(network, images))
-                seen += len(images)
+            yield
         finally:
             for norm in norms:
                 norm.pool(False)
                 norm.training = False
-    return seen
 
 
 def extract(
