@@ -114,8 +114,7 @@ def export_from_run(
 def _weights_of(run: Path, config: TrainedConfig, data: ImageData) -> Subnets:
     """The weights that networks of a run inherit: of its supernet, or around its parent."""
     if config.parent is not None:
-        source = run if config.inherit.run is None else Path(config.inherit.run)
-        return read_bank(source, config, data, find_parent(config.parent, config.parent_weights))
+        return read_bank(run, config, data, find_parent(config.parent, config.parent_weights))
     supernet = Supernet(config.search_space(), data.num_classes).eval()
     source = run if config.supernet is None else Path(config.supernet)
     checkpoint = CheckpointFolder(source / SUPERNET / CHECKPOINTS).newest()

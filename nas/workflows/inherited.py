@@ -37,18 +37,24 @@ def architecture_of(parent: Parent, space: SearchSpace, name: str) -> Architectu
     return architecture
 
 
+def check_parent(run: Path) -> None:
+    """Refuses a folder that holds no adapted parent; raises RunError."""
+    if CheckpointFolder(run / PARENT / CHECKPOINTS).newest() is None:
+        raise RunError(
+            f"{run} holds no adapted parent; give the folder of a run that searched with --from, "
+            "and finish it with --resume if it is not finished."
+        )
+
+
 def read_parent(run: Path, network: Backbone, data: ImageData) -> None:
     """Gives ``network`` the weights of the adapted parent of a run.
 
     Raises:
         RunError: The run has none, or it was trained on other images.
     """
+    check_parent(run)
     checkpoint = CheckpointFolder(run / PARENT / CHECKPOINTS).newest()
-    if checkpoint is None:
-        raise RunError(
-            f"{run} holds no adapted parent; give the folder of a run that searched with --from, "
-            "and finish it with --resume if it is not finished."
-        )
+    assert checkpoint is not None
     identity, state = checkpoint.metadata["identity"], checkpoint.metadata["state"]
     if identity["data"] != data.fingerprint:
         raise RunError(
