@@ -20,6 +20,7 @@ from nas.cli.finetune import finetune
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
 from nas.cli.spaces import facts, spaces
+from nas.cli.zoo import zoo
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from results.export import OPSETS
 from search_space.metrics import device_of
@@ -218,7 +219,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     opt.answer(as_json, plan, lines)
 
 
-for command in (finetune, profile, devices, calibrate, scale, seed, proxies, spaces):
+for command in (finetune, profile, devices, calibrate, scale, seed, proxies, spaces, zoo):
     cli.add_command(command)
 
 

@@ -20,7 +20,7 @@ from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
 from supernet.network.layers import BatchNorm, pooled
-from supernet.network.supernet import Supernet, normalises_by_batch
+from supernet.network.supernet import Subnets, normalises_by_batch
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
     Batches,
@@ -92,7 +92,7 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
 
 
 def extract(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     batches: Batches | None,
     *,
@@ -115,7 +115,7 @@ def extract(
 
 
 def extract_for(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     data: ImageData,
     config: TrainConfig,
