@@ -26,10 +26,13 @@ from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from predictors.zoo.networks import deployed
 from predictors.zoo.published import PublishedModel
 from search_space.errors import first_line
+from search_space.known import known
 
 Origin = Literal["measured", "estimated", "predicted"]
 FORMAT = 1
-_QUICK = Limits(min_rounds=7, max_rounds=14, min_seconds=0.5)
+PACEMAKER = replace(known("mobilenetv2_100"), resolution=160)
+"""Measured with all others: its latency says how fast the machine was then."""
+_QUICK = Limits(min_rounds=10, max_rounds=30, min_seconds=1.0)
 _LONG = Limits(min_seconds=5.0)
 
 
@@ -37,12 +40,15 @@ _LONG = Limits(min_seconds=5.0)
 class ZooLatency:
     """Milliseconds of a network and how they are known, or why they are not.
 
-    ``together`` says that it was measured at length, interleaved with its rivals.
+    ``pace_ms`` is what ``PACEMAKER`` took meanwhile, where it was measured, by which measurements
+    of another hour can be compared; ``together`` says that it was measured at length, interleaved
+    with its rivals.
     """
 
     latency_ms: float | None
     origin: Origin
     problem: str = ""
+    pace_ms: float | None = None
     together: bool = False
 
 
@@ -76,23 +82,24 @@ def measured(
     target: Target,
     num_classes: int = 1000,
     *,
-    limits: Limits = _QUICK,
+    limits: Limits | None = None,
 ) -> list[ZooLatency]:
-    """Measures networks on this machine, interleaved.
+    """Measures networks on this machine, interleaved with each other and ``PACEMAKER``.
 
     What a runtime cannot run costs the others nothing: they are then measured one by one.
     """
     conditions, pool = target.conditions, WeightPool(target.conditions)
     try:
         subjects = [_subject(model, target, num_classes, pool) for model in models]
-        found = measure_subjects(subjects, conditions, limits=limits)
+        subjects.append(network_subject(PACEMAKER, num_classes, conditions, pool))
+        *found, pace = measure_subjects(subjects, conditions, limits=limits or _QUICK)
     except Exception as error:  # whatever compilers and exporters raise of networks not ours
         if len(models) > 1:
             one_by_one = (measured([model], target, num_classes, limits=limits) for model in models)
             return [latency for single in one_by_one for latency in single]
         reason = f"{conditions.runtime} cannot run it: {first_line(error):.120}"
         return [ZooLatency(None, "measured", reason)]
-    return [ZooLatency(one.latency_ms, "measured") for one in found]
+    return [ZooLatency(one.latency_ms, "measured", pace_ms=pace.latency_ms) for one in found]
 
 
 def _subject(model: PublishedModel, target: Target, num_classes: int, pool: WeightPool) -> Subject:
