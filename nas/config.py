@@ -18,6 +18,7 @@ from nas.config_parts import (
     ADDITIVE_SCORES,
     Address,
     Configuration,
+    InheritConfig,
     LatencyConfig,
     Limits,
     LocalPath,
@@ -225,7 +226,10 @@ class TrainingFreeConfig(RunConfig):
 class TrainedConfig(RunConfig):
     """A search with images, or a training alone.
 
-    ``supernet`` names another run whose trained supernet is used instead of training one.
+    ``supernet`` names another run whose trained supernet is used instead of training one. With
+    ``parent``, a trained network, there is none: ``adapt`` trains the parent on the images,
+    ``inherit`` says how networks around it get their weights, and ``finetune`` trains the finalists
+    with the parent as teacher. ``mean`` and ``std`` are those of the parent's images.
     ``architecture`` is the plain form of the one network to train instead of searching.
     ``fit`` says how images become squares, and with ``mirror: never`` training mirrors none.
     ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
@@ -259,6 +263,28 @@ class TrainedConfig(RunConfig):
         Literal["random", "never"],
         Flag("--mirror", "Whether training mirrors images (default random, but for digits)."),
     ] = "random"
+    parent: Annotated[
+        NameOrPath | None,
+        Flag(
+            "--from",
+            "Start from a trained network: a known design, a timm model, an export or a run.",
+            "NAME|FOLDER",
+        ),
+    ] = None
+    parent_weights: Annotated[
+        LocalPath | None,
+        Flag("--from-weights", "Its weights, where timm shall not fetch them.", "FILE"),
+    ] = None
+    resolution: Annotated[
+        int | None,
+        Flag(
+            "--resolution",
+            "Side of the images that the parent is trained at (default: its own, or twice that of "
+            "smaller images).",
+        ),
+    ] = Field(default=None, ge=1, le=2048)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     supernet: Annotated[
         LocalPath | None, Flag("--supernet", "Use the supernet that this run trained.", "RUN")
     ] = None
@@ -320,14 +346,24 @@ class TrainedConfig(RunConfig):
         ),
     ] = TrainConfig()
     search: TrainedSearchConfig = TrainedSearchConfig()
+    inherit: InheritConfig = InheritConfig()
+    adapt: Annotated[
+        Training, Flag("--adapt-epochs", "Epochs of the parent, at most.", part="epochs")
+    ] = TrainConfig(
+        epochs=10, warmup_epochs=0.5, lr=1e-3, batch_size=64, layer_decay=0.9, patience=3
+    )
     finetune: Annotated[
         Training, Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs")
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
 
     def image_options(self) -> dict[str, Any]:
         """Arguments of ``supernet.data.open_data`` besides the source and the resolution."""
+        normalisation = None
+        if self.mean is not None and self.std is not None:
+            normalisation = (self.mean, self.std)
         return {
             **self.source_options(),
+            "normalisation": normalisation,
             "validation_fraction": self.validation_fraction,
             "seed": self.seed,
             "fit": self.fit,
@@ -353,6 +389,15 @@ class TrainedConfig(RunConfig):
         if self.workers == 1:
             alone = "with one worker; give --workers, or leave it out"
             reasons |= dict.fromkeys(("gpus_per_worker", "address", "storage"), alone)
+        if self.parent is None:
+            without = "without --from; give that, or leave it out"
+            paths = (item.path for item in flags.declared(InheritConfig, "inherit."))
+            of_parent = ("parent_weights", "resolution", "adapt.epochs", *paths)
+            reasons |= dict.fromkeys(of_parent, without)
+        else:
+            unused = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
+            names = ("supernet", *(f"train.{name}" for name in unused))
+            reasons |= dict.fromkeys(names, "with --from; leave one of them out")
         if self.architecture is not None:
             training = ("strategy", "shrinking", "recalibration_images")
             names = ("space", "workers", *(f"train.{name}" for name in training))

@@ -170,6 +170,44 @@ class TrainedSearchConfig(Configuration):
     ] = LOSS
 
 
+class InheritConfig(Configuration):
+    """How networks around a trained parent get their weights, and how they are judged by a table.
+
+    ``images`` training images are what weights are fitted to, and ``table_images`` others what the
+    table of replaced blocks is measured on.
+    """
+
+    importance: Annotated[
+        str,
+        Flag("--importance", "What decides which units of a block are kept.", "NAME"),
+    ] = "activation"
+    images: int = Field(default=1024, ge=16)
+    table_images: int = Field(default=2048, ge=16)
+    distil_epochs: Annotated[
+        int, Flag("--distil-epochs", "Passes in which other blocks learn what the parent's do.")
+    ] = Field(default=4, ge=0)
+    joint_epochs: Annotated[
+        int,
+        Flag(
+            "--joint-epochs",
+            "Epochs in which all alternatives are trained together, with the parent as teacher "
+            "(default 0).",
+        ),
+    ] = Field(default=0, ge=0)
+    beyond: Annotated[
+        bool, Flag("--beyond", "Search although the parent meets the budget as it is.")
+    ] = False
+    run: Annotated[
+        LocalPath | None,
+        Flag(
+            "--inherit",
+            "Use the parent, weights and quality table of this run: another budget or device then "
+            "costs seconds.",
+            "RUN",
+        ),
+    ] = None
+
+
 class ScoredSearchConfig(Configuration):
     """Aims of a search without images; ``exact`` proves fronts of scores that add up over parts."""
 

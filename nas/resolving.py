@@ -29,6 +29,7 @@ _WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
 # A fine-tuning at a tenth of the training's rate gains little (``finetuning.py``); what balances
 # classes in the one does so in the other.
 _SHARED = ("optimizer", "lr", "batch_size", "weight_decay", "class_weights", "sampling")
+_GENTLE = ("layer_decay", "patience")  # what a trained network is spared by
 _BUDGET = ("target_latency", "target_throughput", "max", "min")
 
 
@@ -59,6 +60,10 @@ def resolve(
         raise UsageError(f"{file}: {key} is empty; give a value, or leave it out.")
     for path, value in options.items():
         _put(data, path, value, file)
+    if (inherited := get(data, "inherit.run")) is not None:
+        from nas.workflows.parent_space import put_inherited
+
+        put_inherited(data, Path(inherited))
     kind = kind_of(data)
     _check_kind(data, kind, options, file, with_budget)
     if not with_budget:
@@ -69,6 +74,10 @@ def resolve(
             "'target_latency' is missing; give --target-latency or --max, or set it in a --config "
             "file."
         )
+    if data.get("parent") is not None and kind is TrainedConfig:
+        from nas.workflows.parent_space import put_parent
+
+        put_parent(data, say)
     if data.get("data") == "digits" or data.get("architecture") is not None:
         data.setdefault("space", "digits")
     if data.get("space") is None:
@@ -174,7 +183,8 @@ def _check_kind(
 
 def _fill_trainings(data: dict[str, Any], file: str | None) -> None:
     """Spell out both trainings: the defaults depend on the space, and on each other."""
-    for part in ("train", "finetune"):
+    trained = data.get("parent") is not None
+    for part in ("train", "adapt", "finetune"):
         section = data.get(part, {})
         if not isinstance(section, dict):
             raise UsageError(f"{f'{file}: ' if file else ''}{part}={section!r} must be a mapping.")
@@ -182,7 +192,8 @@ def _fill_trainings(data: dict[str, Any], file: str | None) -> None:
         if part == "train" and _is_wide(data):
             defaults |= _WIDER
         if part == "finetune":
-            defaults |= {key: data["train"][key] for key in _SHARED}
+            model = data["adapt" if trained else "train"]
+            defaults |= {key: model[key] for key in (*_SHARED, *(_GENTLE if trained else ()))}
         data[part] = defaults | section | {"seed": data.get("seed", 0)}
 
 

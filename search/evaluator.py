@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,11 @@ import numpy.typing as npt
 from search_space.architecture import Architecture
 from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, IMAGES, LOSS
-from search_space.space import SearchSpace
 
 if TYPE_CHECKING:
     import torch
 
-    from supernet.network.supernet import Supernet
+    from supernet.network.supernet import Subnets
 
     Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -60,7 +60,7 @@ class SupernetEvaluator:
         recalibration_seconds: What that took.
     """
 
-    supernet: Supernet
+    supernet: Subnets
     parts: Sequence[Batches]
     _: KW_ONLY
     device: str | torch.device = "cpu"
@@ -137,6 +137,8 @@ class SupernetFactory:
     too many for memory are not held but read by each worker, from the same paths.
 
     Attributes:
+        skeleton: the module, without weights.
+        weights: its parameters and buffers.
         parts: of the images, each (images (n, 3, side, side), labels (n,)) as arrays, or something
             picklable that gives them as tensors whenever it is iterated.
         threads: that torch uses in a worker on the CPU; None for what ``OMP_NUM_THREADS`` says,
@@ -145,8 +147,7 @@ class SupernetFactory:
             of one, that the worker is given.
     """
 
-    space: SearchSpace
-    num_classes: int
+    skeleton: Subnets
     weights: Mapping[str, Array]
     parts: list[list[tuple[Array, Array]]] | Sequence[Batches]
     threads: int | None
@@ -156,7 +157,7 @@ class SupernetFactory:
     @classmethod
     def of(
         cls,
-        supernet: Supernet,
+        supernet: Subnets,
         parts: Sequence[Batches],
         *,
         threads: int | None = None,
@@ -171,17 +172,14 @@ class SupernetFactory:
         shown: Any = calibration
         if calibration is not None and (arrays := _as_arrays([calibration])) is not None:
             shown = arrays[0]
-        space, classes = supernet.space, supernet.num_classes
-        return cls(space, classes, weights, held, threads, options, shown)
+        return cls(deepcopy(supernet).to("meta"), weights, held, threads, options, shown)
 
     def __call__(self) -> SupernetEvaluator:
         import torch
 
-        from supernet.network.supernet import Supernet
-
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        supernet = Supernet(self.space, self.num_classes)
+        supernet = deepcopy(self.skeleton).to_empty(device="cpu")
         with warnings.catch_warnings():
             # shared arrays are read-only, and nothing here writes to them
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

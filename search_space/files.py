@@ -75,8 +75,23 @@ def load_architecture(name: str) -> Architecture:
 
 def dump_architecture(architecture: Architecture) -> str:
     """Returns YAML that people can read, and that ``load_architecture`` checks by its digest."""
-    data = {"digest": architecture.digest, **architecture.to_dict()}
+    return _dump({"digest": architecture.digest, **architecture.to_dict()})
 
+
+def dump_space(space: SearchSpace) -> str:
+    """Returns YAML that people can read and edit, and that ``load_space`` reads as the same space.
+
+    Positions of a stage with the same choices are aliases of the first of them.
+    """
+    data = space.to_dict()
+    for stage in data["stages"]:
+        if "positions" in stage:
+            first: dict[str, Any] = {}
+            stage["positions"] = [first.setdefault(str(c), c) for c in stage["positions"]]
+    return _dump(data)
+
+
+def _dump(data: dict[str, Any]) -> str:
     class Dumper(yaml.SafeDumper):
         def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
             super().increase_indent(flow, False)
@@ -85,7 +100,12 @@ def dump_architecture(architecture: Architecture) -> str:
         flow = "mixer" in value or "block" in value  # one line per block
         return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=flow)
 
+    def represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+        flow = not any(isinstance(item, (dict, list)) for item in value)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flow)
+
     Dumper.add_representer(dict, represent)
+    Dumper.add_representer(list, represent_list)
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=120)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from predictors.measuring.profile import check_architectures
 from predictors.tables.additive import entries
 from predictors.tables.cost_table import load_cost, save_costs
 from predictors.tables.latency_table import LatencyTable, spec_to_json
+from predictors.tables.quality import Change, QualityTable, Source
 from results.export.card import ModelCard
 from results.export.write import export_network, read_export
 from results.files import read_json
@@ -90,6 +91,22 @@ def _costs(folder: Path) -> Path:
     table = known_table(_space(folder))
     save_costs(folder / "costs.parquet", "energy_mJ", dict.fromkeys(table.entries, 1.0))
     return folder / "costs.parquet"
+
+
+def _quality(folder: Path) -> Path:
+    parent = _space(folder).largest
+    source = Source(parent, 10, *["0123456789ab"] * 3)
+    change = Change(0.25, 0.01, 0.2, 0.02, -0.05, 0.005, 100, "ba9876543210")
+    changes = {
+        ("stages.0.blocks.0", block, parent.resolution): change
+        for block in _space(folder).stages[0].blocks
+    }
+    table = QualityTable(
+        *(source, 0.5, 0.9, {**changes, ("", None, 24): replace(change, weights="")}),
+        *("0123456789ab", {"torch": "2.9"}, "2026-11-28T07:00:00+00:00"),
+    )
+    table.save(folder / "quality.parquet")
+    return folder / "quality.parquet"
 
 
 def _measured(folder: Path) -> Path:
@@ -359,6 +376,9 @@ KINDS: dict[str, Kind] = {
         _table, lambda folder: LatencyTable.load(folder / "table.parquet"), of_parquet, 2
     ),
     "costs": Kind(_costs, lambda folder: load_cost("energy", folder / "costs.parquet"), of_parquet),
+    "qualities": Kind(
+        _quality, lambda folder: QualityTable.load(folder / "quality.parquet"), of_parquet
+    ),
     "measured latencies": Kind(
         _measured, lambda folder: read_measured(folder / "measured.json"), of_json()
     ),

@@ -13,7 +13,7 @@ from space_kinds import kind_of_space
 from tiny_job import USAGE, nas, search, tree
 
 from nas.config_parts import TrainedSearchConfig as SearchConfig
-from search_space import space_names
+from search_space import Architecture, around, known, load_space, space_names
 
 COMMANDS = (
     "search",
@@ -127,12 +127,43 @@ def test_a_space_says_the_choices_of_its_positions(job: Path) -> None:
         "stage 1: width [8, 12], depth [1, 2], stride 1",
         "  blocks 1 to 2: 1 block choice of depthwise_separable",
         "stage 2: width [12, 16], depth [2], stride 2",
-        "  block 1: 4 block choices of inverted_residual",
-        "  block 2: 5 block choices of skip, inverted_residual",
+        "  block 1: 4 block choices of inverted_residual (expansion 1, 3; squeeze 0, 0.25)",
+        "  block 2: 5 block choices of skip, inverted_residual (expansion 1, 3; squeeze 0, 0.25)",
         "stage 3: width [16], depth [1], stride 2",
         "  block 1: 2 block choices of fused_inverted_residual, basic",
     ]
     assert json.loads(nas("spaces", "mine.yaml", "--json").out)["stages"] == plain["stages"]
+
+
+def test_the_space_around_a_network(job: Path) -> None:
+    lines = nas("spaces", "--around", "convnext_t").out.splitlines()
+    assert lines[0].startswith("around-convnext_t: 4.50e+20 architectures, digest ")
+    assert lines[1] == "resolution 128, 160, 192, 224 px"
+    assert lines[3] == (
+        "  blocks 1 to 3: 13 block choices of skip, "
+        "depthwise_conv (kernel 3, 5, 7; mlp_ratio 1, 2, 3, 4)"
+    )
+    chosen = ("--ratios", "0.5", "--mixers", "pooling", "--resolutions", "none")
+    lines = nas("spaces", "--around", "convnext_t", *chosen).out.splitlines()
+    assert lines[1] == "resolution 224 px"
+    assert lines[3] == (
+        "  blocks 1 to 3: 9 block choices of skip, "
+        "pooling (mlp_ratio 2, 4), depthwise_conv (kernel 3, 5, 7; mlp_ratio 2, 4)"
+    )
+    for name, parent in (("swin_t", known("swin_t")), ("mine.json", pebble_parent())):
+        if name.endswith(".json"):
+            Path(name).write_text(json.dumps({"model_args": {"architecture": parent.to_dict()}}))
+        Path("around.yaml").write_text(nas("spaces", "--around", name, "--yaml").out)
+        space = load_space("around.yaml")
+        assert space.digest == around(parent).digest
+        assert space.name == f"around-{Path(name).stem}"
+        assert json.loads(nas("spaces", "around.yaml", "--json").out)["digest"] == space.digest
+    Path("same.yaml").write_text(nas("spaces", "around.yaml", "--yaml").out)
+    assert Path("same.yaml").read_text() == Path("around.yaml").read_text()
+
+
+def pebble_parent() -> Architecture:
+    return load_space("pebble.yaml").largest
 
 
 def fresh_process(script: str) -> str:

@@ -120,6 +120,27 @@ def test_unknown_commands_and_names(job: Path) -> None:
     assert not (job.parent / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("cifar", "--around", "swin_t"), "cifar and --around swin_t are two spaces"),
+        (("cifar", "--mixer-ratios", "0.5"), "--mixer-ratios 0.5 says what is around a network"),
+        (("--yaml",), "--yaml writes one space; give its name, a file or --around"),
+        (("--around", "swin_x"), "unknown design 'swin_x'. Did you mean 'swin_"),
+        (("--around", "swin_t", "--ratios", "0.5,half"), "--ratios '0.5,half' must be numbers"),
+        (("--around", "swin_t", "--ratios", "0.5,,0.2"), "'0.5,,0.2' has an empty entry"),
+        (("--around", "swin_t", "--ratios", "nan"), "ratios: nan must lie between 0 and 1"),
+        (("--around", "swin_t", "--resolutions", "96.5"), "'96.5' must be integers"),
+        (("--around", "swin_t", "--resolutions", "256"), "resolution 256 is above the network's"),
+        (("--around", "swin_t", "--mixers", "poling"), "Did you mean 'pooling'?"),
+    ],
+)
+def test_what_no_space_is_around(job: Path, arguments: tuple[str, ...], problem: str) -> None:
+    ran = nas("spaces", *arguments)
+    assert ran.code == USAGE
+    assert problem in ran.err
+
+
 def test_an_unknown_mixer_in_a_space_file(job: Path) -> None:
     text = Path("pebble.yaml").read_text()
     Path("mine.yaml").write_text(text.replace("depthwise_conv", "depthwise_konv", 1))

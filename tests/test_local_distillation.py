@@ -121,7 +121,9 @@ def test_errors_are_relative_to_what_the_block_changes() -> None:
 def test_other_mixers_learn_by_l1_and_others_by_l2(monkeypatch: pytest.MonkeyPatch) -> None:
     powers = {}
 
-    def noted(bank: WeightBank, batches: object, students: list[Student], *_: object, **__: object):
+    def noted(
+        bank: WeightBank, batches: object, students: list[Student], *_: Any, **__: Any
+    ) -> None:
         powers.update({student.entry: student.power for student in students})
 
     monkeypatch.setattr(local_distillation, "distil", noted)

@@ -6,7 +6,6 @@ to standard output, everything else to standard error.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from pathlib import Path
@@ -20,6 +19,8 @@ from nas.cli.devices import calibrate, devices, profile
 from nas.cli.finetune import finetune
 from nas.cli.proxies import proxies
 from nas.cli.scale import scale, seed
+from nas.cli.spaces import facts, spaces
+from nas.cli.zoo import zoo
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from results.export import OPSETS
 from search_space.metrics import device_of
@@ -27,9 +28,6 @@ from search_space.names import check_run_name
 
 if TYPE_CHECKING:
     from results.report.data import ReportData
-    from search_space import Block
-    from search_space.space import SearchSpace
-    from search_space.stage_space import StageSpace
 
 SEARCH = opt.FlagSet(TrainedConfig, TrainingFreeConfig, without=("architecture",))
 # a training alone has no budget, and nothing that it is searched with
@@ -98,54 +96,6 @@ def _print(data: ReportData, path: Path, as_json: bool) -> None:
     from nas.workflows.reporting import summary
 
     opt.answer(as_json, summary(data, path), result_lines(data, path))
-
-
-@cli.command()
-@click.argument("name", required=False, metavar="[NAME|FILE]")
-@opt.json_option
-def spaces(name: str | None, as_json: bool) -> None:
-    """Preset search spaces, or the choices of one, which may be a YAML file of yours."""
-    from search_space import MIXERS, load_space, space_names
-
-    if name is None:
-        known = [load_space(item) for item in space_names()]
-        lines = [
-            f"{s.name:8} {s.size:9.1e} architectures, {', '.join(map(str, s.resolutions))} px"
-            for s in known
-        ]
-        lines.append(f"mixers that spaces choose from: {', '.join(MIXERS)}")
-        opt.answer(as_json, [_facts(space) for space in known], lines)
-        return
-    space = load_space(name)
-    lines = [
-        f"{space.name}: {space.size:.2e} architectures, digest {space.digest}",
-        f"resolution {', '.join(map(str, space.resolutions))} px",
-    ]
-    for i, stage in enumerate(space.stages):
-        lines.append(
-            f"stage {i + 1}: width {list(stage.widths)}, depth {list(stage.depths)}, "
-            f"stride {stage.stride}"
-        )
-        for where, choices in _by_positions(stage):
-            labels = dict.fromkeys(block.label for block in choices)
-            number = f"{len(choices)} block choice{'s' if len(choices) > 1 else ''}"
-            lines.append(f"  {where}: {number} of {', '.join(labels)}")
-    opt.answer(as_json, {**space.to_dict(), **_facts(space)}, lines)
-
-
-def _by_positions(stage: StageSpace) -> list[tuple[str, tuple[Block, ...]]]:
-    """The choices of a stage's blocks, those of equal neighbours together."""
-    result, number = [], 1
-    for choices, group in itertools.groupby(stage.positions):
-        last = number + len(list(group)) - 1
-        where = f"block {number}" if last == number else f"blocks {number} to {last}"
-        result.append((where, choices))
-        number = last + 1
-    return result
-
-
-def _facts(space: SearchSpace) -> dict[str, Any]:
-    return {"name": space.name, "size": space.size, "digest": space.digest}
 
 
 @cli.command()
@@ -258,7 +208,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     plan = {
         "run": str(path),
         "exists": path.exists(),
-        "space": _facts(space),
+        "space": facts(space),
         "config": config.to_dict(),
     }
     lines = (
@@ -269,7 +219,7 @@ def _dry_run(config: RunConfig, path: Path, as_json: bool) -> None:
     opt.answer(as_json, plan, lines)
 
 
-for command in (finetune, profile, devices, calibrate, scale, seed, proxies):
+for command in (finetune, profile, devices, calibrate, scale, seed, proxies, spaces, zoo):
     cli.add_command(command)
 
 

@@ -80,7 +80,7 @@ class FlagSet:
         taken = {item.path: options.pop(name) for name, item in self._by_name.items()}
         for item in self._by_name.values():
             if item.is_assigned:
-                taken[item.path] = _assigned(item.flag.name, taken[item.path])
+                taken[item.path] = assigned(item.flag.name, taken[item.path])
         return {path: value for path, value in taken.items() if value not in (None, (), {})}
 
 
@@ -112,7 +112,7 @@ def _option(item: Declared) -> Callable[[Any], Any]:
     return option(item.flag.name, **settings)
 
 
-def _assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
+def assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
     """``METRIC=LIMIT`` texts as a mapping; their values are checked with the configuration."""
     result = {}
     for text in texts:
@@ -124,6 +124,14 @@ def _assigned(flag: str, texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{flag} {key} is given twice; give it once.")
         result[key] = value
     return result
+
+
+def listed(name: str, text: str) -> list[str]:
+    """The entries of an option's text, with commas between; raises UsageError for an empty one."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
+    return items
 
 
 def image_sizes(least: int = 1) -> click.IntRange:

@@ -90,7 +90,7 @@ def scale(**values: Any) -> None:
         raise UsageError(f"--by {values['by']!r} names no device; write it as in latency@a100.")
     if metric.name == MEMORY:
         raise UsageError("--by memory does not add up; give params, macs or activations.")
-    budgets = tuple(map(metric.unit.parse, _listed("--to", values["to"])))
+    budgets = tuple(map(metric.unit.parse, opt.listed("--to", values["to"])))
     limits: dict[str, float] = {}
     for text in values["max_latency"]:
         quantity, _, device = text.partition("@")
@@ -164,7 +164,7 @@ def seed(**values: Any) -> None:
     from search_space import MIXERS
 
     everything = values["mixers"] == "all"
-    mixers = MIXERS.names() if everything else _listed("--mixers", values["mixers"])
+    mixers = MIXERS.names() if everything else opt.listed("--mixers", values["mixers"])
     space = SeedSpace(values["image_size"], tuple(mixers))
     result = find_seed(
         space,
@@ -192,13 +192,6 @@ def seed(**values: Any) -> None:
         f"{values['out']}: scale it with: nas scale --seed {values['out']} --to 5M,10M",
     )
     opt.answer(values["as_json"], data, lines)
-
-
-def _listed(name: str, text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise UsageError(f"{name} {text!r} has an empty entry; write it as in A,B without gaps.")
-    return items
 
 
 # Methods that an option concerns; all others would ignore it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,26 @@ from search_space.metrics import (
     metric_of_option,
     metrics,
 )
-from supernet import Backbone, Supernet
+from supernet import Backbone
 from supernet.cluster.connection import prepare
 from supernet.data.evaluation_batches import EvalBatches, doubling_batches, eval_batches
+from supernet.network.supernet import Subnets
 from supernet.training.evaluation import evaluate
 from supernet.training.loggers.tensorboard import TensorBoardLogger
+from supernet.training.loop import ProgressCallback
 
 FINETUNE = "finetune"
 MIN_IMAGES = 16  # of a first look that tells anything
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is to find and how: latencies, problem, sampler, and what it judges first."""
+
+    table: LatencyTable
+    problem: Problem
+    sampler: Sampler
+    first: tuple[Architecture, ...]
 
 
 class TrainedSearch(ImageRun):
@@ -60,6 +72,11 @@ class TrainedSearch(ImageRun):
         return self.config.search.finalists
 
     def all_phases(self) -> ReportData:
+        plan = self.planned()
+        return self.concluded(plan, self.trained_supernet())
+
+    def planned(self) -> Plan:
+        """What is to be found and how; whatever is wrong with it is an error before a training."""
         _ = self.target, self.others  # one that is not there is an error before images are read
         self.open_data(self.space.resolutions[-1])
         self.check_trainings()
@@ -67,21 +84,24 @@ class TrainedSearch(ImageRun):
         _ = self.cost_tables  # what they lack is an error before anything is measured
         table = self.latency_table()
         problem = self.problem(table)
-        sampler, first = self.sampler(problem), self.warm_start()  # errors before the training
-        supernet = self.trained_supernet()
-        front = self.searched(problem, sampler, first, supernet)
+        return Plan(table, problem, self.sampler(problem), tuple(self.warm_start()))
+
+    def concluded(self, plan: Plan, supernet: Subnets) -> ReportData:
+        """The phases after the weights of all networks are there."""
+        table, problem = plan.table, plan.problem
+        front = self.searched(problem, plan.sampler, plan.first, supernet)
         self._note_idle_budget(front)
         baselines = self.baselines(problem, supernet)
         measured = self.measured([*front.values()], [*baselines.values()], table)
         finalists = self.finalists(front, measured)
         network, chosen = self.finetuned(supernet, finalists, measured)
         chosen = self.exported(network, chosen, table)
-        data = assemble(
-            self,
-            table,
-            Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes)),
-        )
-        return self.finish(data)
+        findings = Findings(self.evaluations, front, baselines, measured, chosen, tuple(self.notes))
+        return self.finish(self.reported(assemble(self, table, findings)))
+
+    def reported(self, data: ReportData) -> ReportData:
+        """The report's data, with what else this kind of search has to say."""
+        return data
 
     def sampler(self, problem: Problem) -> Sampler:
         """The sampler that proposes architectures."""
@@ -98,7 +118,7 @@ class TrainedSearch(ImageRun):
         )
 
     def searched(
-        self, problem: Problem, sampler: Sampler, first: Sequence[Architecture], supernet: Supernet
+        self, problem: Problem, sampler: Sampler, first: Sequence[Architecture], supernet: Subnets
     ) -> dict[str, Evaluation]:
         """Search with inherited weights, ``first`` first; the front by digest, fastest first."""
         config = self.config
@@ -171,7 +191,7 @@ class TrainedSearch(ImageRun):
                 "less."
             )
 
-    def _executor(self, supernet: Supernet, parts: list[EvalBatches]) -> Executor:
+    def _executor(self, supernet: Subnets, parts: list[EvalBatches]) -> Executor:
         config, on_gpu = self.config, self.compute == "cuda"
         if config.workers == 1:
             return InProcessExecutor(SupernetEvaluator(supernet, parts, **self._judging()))
@@ -215,10 +235,9 @@ class TrainedSearch(ImageRun):
             result |= inside
         return list(result.values())
 
-    def baselines(self, problem: Problem, supernet: Supernet) -> dict[str, Evaluation]:
+    def baselines(self, problem: Problem, supernet: Subnets) -> dict[str, Evaluation]:
         """Extremes of the space and the known designs that it holds, under the same rules."""
-        designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
-        designs |= {n: known(n) for n in known_names() if self.space.contains(known(n))}
+        designs = self.designs()
         evaluator = SupernetEvaluator(
             supernet, [eval_batches(self.data.validation, folder=self.path)], **self._judging()
         )
@@ -238,8 +257,13 @@ class TrainedSearch(ImageRun):
             )
         return result
 
+    def designs(self) -> dict[str, Architecture]:
+        """Networks to compare with, by name."""
+        designs = {"smallest subnet": self.space.smallest, "largest subnet": self.space.largest}
+        return designs | {n: known(n) for n in known_names() if self.space.contains(known(n))}
+
     def finetuned(
-        self, supernet: Supernet, finalists: Sequence[Evaluation], measured: Mapping[str, Measured]
+        self, supernet: Subnets, finalists: Sequence[Evaluation], measured: Mapping[str, Measured]
     ) -> tuple[Backbone, Chosen]:
         """Train every finalist on by itself; the one with the smallest validation loss is chosen.
 
@@ -253,12 +277,9 @@ class TrainedSearch(ImageRun):
                 architecture = Architecture.from_dict(evaluation.architecture)
                 rate = recipe.drop_path_rate
                 network = self.extracted(supernet, architecture, drop_path_rate=rate)
-                # Judged on the pixels that its export asks for, and trained on them unless a
-                # teacher looks at the same images and needs the larger.
-                images = self.data.at(architecture.resolution)
-                seen = images if recipe.teacher is None else self.data
                 folder = f"{FINETUNE}/{evaluation.digest}"
-                self.train_network(network, recipe, folder, shown(progress, i, count), seen)
+                self.train_finalist(network, folder, shown(progress, i, count))
+                images = self.data.at(architecture.resolution)  # as its export asks for them
                 loss = evaluate(network, eval_batches(images.validation), amp=recipe.amp).loss
                 tuned.append((loss, network, evaluation))
         _, network, evaluation = min(tuned, key=lambda item: item[0])
@@ -274,11 +295,22 @@ class TrainedSearch(ImageRun):
             reason = "the only front member that was fine-tuned"
         return network, replace(chosen, reason=reason)
 
+    def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
+        """Train a finalist on by itself, on the pixels that it is judged on.
+
+        A teacher looks at the same images, which then are as large as it may need.
+        """
+        recipe = self.config.finetune
+        images = self.data.at(network.architecture.resolution)
+        seen = images if recipe.teacher is None else self.data
+        self.train_network(network, recipe, folder, progress, seen)
+
     def exported(self, network: Backbone, chosen: Chosen, table: LatencyTable) -> Chosen:
         """The chosen network in every format; it is an error where one does not reproduce it."""
         latency = latency_text(chosen.predicted, chosen.measured, table)
         accuracy = f"{chosen.test_accuracy:.2%}"
-        accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
+        if chosen.test_accuracy_before is not None:
+            accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
         figures = {"test accuracy": accuracy, **card_figures(chosen.predicted, latency)}
         folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):

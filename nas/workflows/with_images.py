@@ -24,7 +24,7 @@ from supernet import Backbone, Supernet
 from supernet.cluster.connection import prepare
 from supernet.data.dataset import ImageData, open_data
 from supernet.data.evaluation_batches import EvalBatches
-from supernet.network.supernet import normalises_by_batch
+from supernet.network.supernet import Subnets, normalises_by_batch
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.config import (
     TrainConfig,
@@ -119,7 +119,7 @@ class ImageRun(Run[TrainedConfig]):
         workers = self.config.loader_workers
         return calibration_of(self.space, self.data, self.config.train, workers=workers)
 
-    def extracted(self, supernet: Supernet, architecture: Architecture, **options: Any) -> Backbone:
+    def extracted(self, supernet: Subnets, architecture: Architecture, **options: Any) -> Backbone:
         """Extracts a network, with averages of images at its own resolution."""
         images = self.data.at(architecture.resolution)
         return extract_for(supernet, architecture, images, self.config.train, **options)

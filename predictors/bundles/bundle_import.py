@@ -14,13 +14,8 @@ from predictors.measuring.entry_plan import without_cost
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions, DeviceIdentity
 from predictors.tables.correction import CheckNetwork, NotNegative, Positive, correction_of
-from predictors.tables.latency_table import (
-    MOST_ENTRIES,
-    MOST_PIXELS,
-    EntryLatency,
-    LatencyTable,
-    Spec,
-)
+from predictors.tables.latency_table import MOST_PIXELS, EntryLatency, LatencyTable, Spec
+from predictors.tables.parquet import MOST_ENTRIES
 from search_space.boundary import parse_model, read_data
 from search_space.errors import CorruptFileError, NasError, UsageError
 from search_space.names import Digest, PlainName

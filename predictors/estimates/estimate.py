@@ -10,6 +10,8 @@ did not see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from predictors.estimates.anchors import expected_range, scalar
 from predictors.estimates.datasheets import datasheet, datasheet_of
 from predictors.estimates.kernels import Demand
@@ -17,6 +19,7 @@ from predictors.estimates.model import Range, constants_of
 from predictors.estimates.transfer import entry_kind, target_sheet, transfer
 from predictors.measuring.runtimes import runtime_names
 from predictors.measuring.this_machine import implementation_digest
+from predictors.operators import Operator, operators
 from predictors.tables.additive import Entry, entries
 from predictors.tables.conditions import ESTIMATED, Conditions
 from predictors.tables.correction import Correction
@@ -99,10 +102,25 @@ def estimate(
 
 def estimate_entry(conditions: Conditions, entry: Entry) -> EntryLatency:
     """Estimates the median of one entry, with the range of four in five."""
+    launched = operators(*entry, conditions.batch_size, conditions.precision)
+    mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
+    return estimate_operators(conditions, launched, mixer)
+
+
+def estimate_operators(
+    conditions: Conditions, launched: Sequence[Operator], mixer: str | None = None
+) -> EntryLatency:
+    """Estimates the median of what any module launches, with the range of four in five.
+
+    Args:
+        conditions: From ``estimated_conditions``.
+        launched: From ``operators`` or ``trace``, in the batch size and precision of
+            ``conditions``.
+        mixer: Kind of mixer whose published figures count before the device's others.
+    """
     sheet, found = target_sheet(conditions), range_of(conditions)
     number_format = sheet.number_format(conditions.precision, conditions.runtime)
-    demand = Demand.of_entry(entry, conditions, sheet)
-    mixer = entry_kind(entry[0]) if entry[0].kind == "block" else None
+    demand = Demand.of(launched, sheet, number_format)
     value = constants_of(conditions.runtime).latency_ms(demand) * found.median
     value *= scalar(sheet, conditions.runtime, number_format, conditions.batch_size, mixer)
     return EntryLatency.estimated(value, found.error)

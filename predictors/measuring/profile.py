@@ -33,13 +33,8 @@ from predictors.measuring.this_machine import local_conditions
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import CheckNetwork, Correction, NotNegative, correction_of
 from predictors.tables.folder import cached_table, table_path, writable
-from predictors.tables.latency_table import (
-    SCHEMA_VERSION,
-    EntryLatency,
-    LatencyTable,
-    read_parquet,
-    write_parquet,
-)
+from predictors.tables.latency_table import SCHEMA_VERSION, EntryLatency, LatencyTable
+from predictors.tables.parquet import read_parquet, write_parquet
 from search_space import Architecture, SearchSpace, components
 from search_space.boundary import parse_model
 from search_space.errors import CorruptFileError
@@ -247,7 +242,7 @@ def _load_partial(
     if not path.exists():
         return None
     try:
-        rows, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA)
+        rows, metadata = read_parquet(path, _PARTIAL_KEY, _PARTIAL_SCHEMA, SCHEMA_VERSION)
         samples = [row["samples_ms"] for row in rows]
         stated = parse_model(metadata, _Stated, path)
         digest = stated.conditions_digest

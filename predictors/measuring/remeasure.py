@@ -12,6 +12,7 @@ from predictors.measuring.bench import (
     Bench,
     Limits,
     Progress,
+    Subject,
     WeightPool,
     network_subject,
     run_rounds,
@@ -59,12 +60,28 @@ def measure_networks(
         UnknownNameError: ``conditions`` are another machine's.
         UsageError: Their runtime cannot be used here.
     """
-    if not architectures:
-        return []
     conditions = local_conditions() if conditions is None else conditions
-    limits = limits or Limits(min_seconds=5.0)
     pool = WeightPool(conditions)
     subjects = [network_subject(a, num_classes, conditions, pool) for a in architectures]
+    return measure_subjects(subjects, conditions, seed=seed, limits=limits, progress=progress)
+
+
+def measure_subjects(
+    subjects: Sequence[Subject],
+    conditions: Conditions,
+    *,
+    seed: int = 0,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measures whole networks that are built already, in the order given.
+
+    Raises:
+        UsageError: The runtime of ``conditions`` cannot run one of them.
+    """
+    if not subjects:
+        return []
+    limits = limits or Limits(min_seconds=5.0)
     bench = Bench(subjects, conditions, seed)
 
     def stable(bench: Bench) -> bool:

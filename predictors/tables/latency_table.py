@@ -7,8 +7,6 @@ spaces share entries. Parquet, with all provenance in the schema metadata.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -17,8 +15,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,17 +29,15 @@ from pydantic import (
 from predictors.tables.additive import AdditiveTable, Entry, entries
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Calibration, Correction, Positive
+from predictors.tables.parquet import LONGEST_TEXT, read_parquet, write_parquet
 from search_space import ModuleSpec, SearchSpace
-from search_space.boundary import open_regular, parse_model
+from search_space.boundary import parse_model
 from search_space.errors import CorruptFileError, NasError
 from search_space.names import Digest, PlainName
-from search_space.parsing import UnreadableTextError, parse_json
+from search_space.parsing import parse_json
 
 SCHEMA_VERSION = 2
-MOST_ENTRIES = 200_000
-MOST_BYTES = 2**26  # of a file, and of what it holds when unpacked
 MOST_PIXELS = 2**16
-_LONGEST_TEXT = 2000
 MEASURE_AGAIN = "Delete the file and run `nas profile` to measure it again."
 _METADATA_KEY = b"nas.latency_table"
 _SCHEMA = pa.schema(
@@ -254,7 +248,7 @@ class LatencyTable:
                 table, or holds what no measurement gives.
         """
         try:
-            cells, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA)
+            cells, metadata = read_parquet(path, _METADATA_KEY, _SCHEMA, SCHEMA_VERSION)
             stated = parse_model(metadata, _Provenance, path)
             if stated.conditions_digest != stated.conditions.digest:
                 raise CorruptFileError(
@@ -290,7 +284,7 @@ def spec_from_json(text: str) -> ModuleSpec:
 
 
 def _spec(text: str) -> ModuleSpec:
-    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+    if not isinstance(text, str) or len(text) > LONGEST_TEXT:
         raise ValueError("this is not the spec of a module")
     options = _OPTIONS.validate_python(parse_json(text))
     kind = options.pop("kind", None)
@@ -318,77 +312,3 @@ class _Provenance(BaseModel):
     created: str
     calibration: Calibration | None
     corrections: dict[Digest, Correction]
-
-
-def write_parquet(path: Path, table: pa.Table, key: bytes, metadata: Mapping[str, Any]) -> None:
-    """Replaces ``path`` by ``table`` with ``metadata`` as JSON in its schema: all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False).encode()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(
-                table.replace_schema_metadata({key: text}), file, write_page_checksum=True
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_parquet(
-    path: Path, key: bytes, schema: pa.Schema
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Reads rows and metadata of a file that ``write_parquet`` wrote.
-
-    Raises:
-        CorruptFileError: The file is something else, damaged, or larger than any table, which is
-            known from its end before anything is read.
-    """
-    texts = [field.name for field in schema if field.type == pa.string()]
-    try:
-        with os.fdopen(open_regular(path, MOST_BYTES), "rb") as handle:
-            file = pq.ParquetFile(handle, page_checksum_verification=True, read_dictionary=texts)
-            _check_size(path, file.metadata)
-            stored = file.schema.to_arrow_schema()
-            metadata = parse_json((stored.metadata or {})[key].decode())
-            version = metadata.get("schema_version") if isinstance(metadata, dict) else None
-            if version != SCHEMA_VERSION:
-                raise CorruptFileError(
-                    f"{path}: it has schema version {version!r:.40}, this program reads version "
-                    f"{SCHEMA_VERSION}."
-                )
-            if not stored.remove_metadata().equals(schema):
-                wanted = ", ".join(f"{f.name}: {f.type}" for f in schema)
-                raise CorruptFileError(f"{path}: its columns are not {wanted}.")
-            table = file.read()
-            for chunk in (c for name in texts for c in table[name].chunks):
-                # a text that many rows share would be copied for each of them
-                if (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > _LONGEST_TEXT:
-                    raise CorruptFileError(
-                        f"{path}: a text has more than {_LONGEST_TEXT} characters."
-                    )
-            return table.cast(schema).to_pylist(), metadata
-    except FileNotFoundError:
-        raise CorruptFileError(f"{path}: there is no such file.") from None
-    except (KeyError, UnicodeDecodeError, UnreadableTextError):
-        raise CorruptFileError(
-            f"{path}: it carries no provenance, so it is no table of ours."
-        ) from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptFileError(
-            f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})."
-        ) from None
-
-
-def _check_size(path: Path, metadata: pq.FileMetaData) -> None:
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    size = sum(group.total_byte_size for group in groups)
-    if metadata.num_rows > MOST_ENTRIES or size > MOST_BYTES:
-        raise CorruptFileError(
-            f"{path} has {metadata.num_rows:,} rows of {size:,} bytes; a latency table has at most "
-            f"{MOST_ENTRIES:,} of {MOST_BYTES:,} bytes."
-        )

@@ -9,6 +9,7 @@ into memory; larger ones are decoded when needed, by worker processes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,6 +121,7 @@ def open_data(
     download: bool = False,
     fit: str = "crop",
     mirror: bool = True,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> ImageData:
     """Opens images and cuts their splits.
 
@@ -138,6 +140,8 @@ def open_data(
         fit: How images become squares: ``crop`` cuts the ends of the longer side off, ``squeeze``
             scales both sides to the same length, ``pad`` fills up the shorter.
         mirror: Whether training may mirror images, where they are no digits.
+        normalisation: Mean and deviation of each channel, of pixel values in 0..1, by which a
+            trained network knows its images; by default they are measured, or ImageNet's.
 
     Raises:
         DataError: With the fix: missing path, one class only, unreadable image, wrong column,
@@ -171,6 +175,9 @@ def open_data(
         fit=fit,
         crop_pct=CROP_PCT if fit == "crop" and resolution > SMALL_IMAGE else 1.0,
     )
+    if normalisation is not None:
+        mean, std = map(tuple, normalisation)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     parts = train, validation, test = [
         ImageSplit(raws[name], indices[name], preprocessing, training=name == TRAIN)
         for name in _SPLITS
@@ -186,7 +193,8 @@ def open_data(
     for raw in pending.values():
         verify(raw)
     _check_varied(train, source)
-    if train.in_memory and fit != "pad":  # what images are padded with would be in the mean
+    # what images are padded with would be in the mean
+    if train.in_memory and fit != "pad" and normalisation is None:
         mean, std = statistics(train.decoded)
         preprocessing = replace(preprocessing, mean=mean, std=std)
         for part in parts:
@@ -194,7 +202,7 @@ def open_data(
     # A test split that was cut from the training images decides what is left to train on.
     seen = parts if test.raw is train.raw else (train, validation)
     names = tuple(map(printable, opened.class_names))
-    salt = f"{opened.kind} {resolution} {names}{'' if fit == 'crop' else fit}"
+    salt = f"{opened.kind} {resolution} {names}{'' if fit == 'crop' else fit}{normalisation or ''}"
     return ImageData(
         source=source,
         kind=opened.kind,

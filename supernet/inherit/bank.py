@@ -22,7 +22,7 @@ from search_space.space import SearchSpace
 from supernet.network.axes import StaticModule
 from supernet.network.backbone import Backbone, build
 from supernet.network.modules import build_module, drop_path_rates
-from supernet.network.supernet import modules_of
+from supernet.network.supernet import Subnets, modules_of
 
 Entry = tuple[str, ModuleSpec]
 """An alternative: the path of its place, and its spec."""
@@ -34,7 +34,7 @@ def entry_name(entry: Entry) -> str:
     return f"{path.replace('.', '_')}-{hashlib.sha256(str(spec).encode()).hexdigest()[:12]}"
 
 
-class WeightBank(nn.Module):
+class WeightBank(Subnets):
     """Networks around a parent, assembled of modules that have weights of their own.
 
     Example:

@@ -13,7 +13,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import torch
@@ -24,9 +23,8 @@ from supernet.data.batches import resize_images
 from supernet.data.evaluation_batches import moved
 from supernet.inherit.bank import Entry, WeightBank
 from supernet.network.axes import StaticModule
-from supernet.network.layers import has_batch_norms
+from supernet.network.layers import BatchNorm, has_batch_norms, pooled
 from supernet.training.evaluation import Batches, evaluation_mode
-from supernet.training.recalibration import pooling
 
 _FLOOR = 1e-3  # of an output: smaller changes are not what errors are measured by
 _SLOWER = 0.1  # factor of the learning rate of a second try
@@ -199,9 +197,10 @@ def _train(
 def _fit_averages(bank: WeightBank, batches: Batches, students: Sequence[Student]) -> None:
     """Makes averages of students' batch norms those of the parent's inputs of all batches."""
     paths = {student.path for student in students}
-    with ExitStack() as stack:
-        for student in students:
-            stack.enter_context(pooling(student.module))
+    parts = [part for student in students for part in student.module.modules()]
+    for student in students:
+        student.module.eval()
+    with pooled([part for part in parts if isinstance(part, BatchNorm)]):
         for images in _images(bank, batches):
             seen = _seen(bank, images, paths)
             for student in students:

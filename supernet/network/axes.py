@@ -153,34 +153,67 @@ def permute(
         raise ValueError(
             f"{list(order)} is not a permutation of the {sizes[name]} entries of {name}"
         )
+    return {
+        key: take(tensor, axes[key], sizes, {name: order}) for key, tensor in parameters.items()
+    }
 
-    def positions(axis: Axis) -> list[int]:
-        match axis:
-            case str() if axis == name:
-                return list(order)
-            case Product(factors):
-                kept = [0]
-                for factor in factors:
-                    n = extent(factor, sizes)
-                    kept = [k * n + i for k in kept for i in positions(factor)]
-                return kept
-            case Concat(parts):
-                result, start = [], 0
-                for part in parts:
-                    result += [start + i for i in positions(part)]
-                    start += extent(part, sizes)
-                return result
-            case _:
-                return list(range(extent(axis, sizes)))
 
-    result = {}
-    for key, tensor in parameters.items():
-        for dim, axis in enumerate(axes[key]):
-            if name in names(axis):
-                chosen = torch.tensor(positions(axis), device=tensor.device)
-                tensor = tensor.index_select(dim, chosen)
-        result[key] = tensor
-    return result
+def take(tensor: Tensor, axes: Axes, sizes: Sizes, kept: Mapping[str, Sequence[int]]) -> Tensor:
+    """Returns the entries of a parameter that are left when names keep some of theirs.
+
+    Args:
+        tensor: The parameter.
+        axes: Of its dimensions.
+        sizes: Of the names in the axes.
+        kept: By name, the entries that it keeps, in their new order; all of other names.
+
+    Returns:
+        A new tensor, or the same one where none of its names is among them.
+    """
+    for dim, axis in enumerate(axes):
+        if not names(axis).isdisjoint(kept):
+            chosen = torch.tensor(positions(axis, sizes, kept), device=tensor.device)
+            tensor = tensor.index_select(dim, chosen)
+    return tensor
+
+
+def positions(axis: Axis, sizes: Sizes, kept: Mapping[str, Sequence[int]]) -> list[int]:
+    """Returns the positions of a dimension that are left, as ``take`` keeps them."""
+    match axis:
+        case (str() as name) | Centre(name) if name in kept:
+            return list(kept[name])
+        case Product(factors):
+            result = [0]
+            for factor in factors:
+                n = extent(factor, sizes)
+                inner = positions(factor, sizes, kept)
+                result = [outer * n + i for outer in result for i in inner]
+            return result
+        case Concat(parts):
+            result, start = [], 0
+            for part in parts:
+                result += [start + i for i in positions(part, sizes, kept)]
+                start += extent(part, sizes)
+            return result
+        case _:
+            return list(range(extent(axis, sizes)))
+
+
+def entries(axis: Axis, sizes: Sizes, name: str) -> list[int]:
+    """Returns the entry of ``name`` that each position of a dimension belongs to, −1 for none."""
+    match axis:
+        case str() if axis == name:
+            return list(range(sizes[name]))
+        case Product(factors):
+            result = [-1]
+            for factor in factors:
+                inner = entries(factor, sizes, name)
+                result = [max(outer, entry) for outer in result for entry in inner]
+            return result
+        case Concat(parts):
+            return [entry for part in parts for entry in entries(part, sizes, name)]
+        case _:
+            return [-1] * extent(axis, sizes)
 
 
 def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:

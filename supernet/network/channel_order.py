@@ -30,7 +30,7 @@ from search_space.components import (
     transition_spec,
 )
 from search_space.space import SearchSpace
-from supernet.network.axes import Axis, Concat, Product, Sizes, extent, permute
+from supernet.network.axes import Axis, Concat, Product, entries, permute
 from supernet.network.supernet import Supernet, shared_name, template
 
 Key = tuple[str, str]
@@ -93,12 +93,12 @@ class ChannelLayout:
                     continue
                 axes, sizes = self.supernet.axes[shared], self.supernet.sizes[shared]
                 for dim, axis in enumerate(axes):
-                    entries = torch.tensor(_entries(axis, sizes, name))
-                    inside = (entries >= group.start) & (entries < group.stop)
+                    of = torch.tensor(entries(axis, sizes, name))
+                    inside = (of >= group.start) & (of < group.stop)
                     if inside.any():
                         others = [d for d in range(weight.ndim) if d != dim]
                         norms = weight.abs().sum(others, dtype=torch.float64).cpu()
-                        total.index_add_(0, entries[inside] - group.start, norms[inside])
+                        total.index_add_(0, of[inside] - group.start, norms[inside])
         return total
 
 
@@ -259,20 +259,3 @@ def _channel_names(axis: Axis) -> set[str]:
             return set().union(*(_channel_names(item) for item in items))
         case _:
             return set()
-
-
-def _entries(axis: Axis, sizes: Sizes, name: str) -> list[int]:
-    """Returns the entry of ``name`` that each position of a dimension belongs to, −1 for none."""
-    match axis:
-        case str() if axis == name:
-            return list(range(sizes[name]))
-        case Product(factors):
-            result = [-1]
-            for factor in factors:
-                inner = _entries(factor, sizes, name)
-                result = [max(outer, entry) for outer in result for entry in inner]
-            return result
-        case Concat(parts):
-            return [entry for part in parts for entry in _entries(part, sizes, name)]
-        case _:
-            return [-1] * extent(axis, sizes)

@@ -7,6 +7,8 @@ in its constructor. Nothing overwrites them afterwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -129,6 +131,24 @@ class BatchNorm(nn.Module):
         scale = self.weight.double() / torch.sqrt(self.running_var.double() + self.eps)
         shift = -self.running_mean.double() * scale
         return scale, shift if self.bias is None else shift + self.bias.double()
+
+
+@contextmanager
+def pooled(norms: Iterable[BatchNorm]) -> Iterator[None]:
+    """Makes the averages of ``norms`` those of all that passes them meanwhile.
+
+    Each batch is normalised by itself, and each position of each map counts alike.
+    """
+    norms = list(norms)
+    for norm in norms:
+        norm.pool(True)
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.pool(False)
+            norm.training = False
 
 
 def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:

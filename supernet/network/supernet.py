@@ -165,7 +165,23 @@ class _User:
         return rest if any(within(self, other) for other in rest) else [*rest, self]
 
 
-class Supernet(nn.Module):
+class Subnets(nn.Module):
+    """Networks of a space, in one module that computes and extracts any of them.
+
+    Attributes:
+        space: The networks.
+        num_classes: Outputs of the classifier.
+    """
+
+    space: SearchSpace
+    num_classes: int
+
+    def extract(self, architecture: Architecture, **options: object) -> Backbone:
+        """Makes a static network of a subnet, with copies of its weights."""
+        raise NotImplementedError
+
+
+class Supernet(Subnets):
     """All networks of a search space in one set of weights.
 
     Example:

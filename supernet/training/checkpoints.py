@@ -36,6 +36,7 @@ OPTIMIZER = "optimizer.safetensors"
 METADATA = "metadata.json"
 FORMAT = 1
 AVERAGE = "average"  # of a parameter over steps, beside the optimiser's state
+BEST = "best"  # a tensor of the network after its best epoch, likewise
 MARKER = ".nas-checkpoints"
 KEEP = 2
 
@@ -60,13 +61,16 @@ class Checkpoint:
     metadata: dict[str, Any]
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        """Returns the weights to use: their moving average where one was kept."""
-        averages = {
-            name.removesuffix(f"/{AVERAGE}"): tensor
+        """Returns the weights to use: those of the best epoch, or their average, where kept."""
+        return self.weights | self.kept(AVERAGE) | self.kept(BEST)
+
+    def kept(self, key: str) -> dict[str, torch.Tensor]:
+        """Returns those of the optimiser's tensors that are called ``key``, by parameter."""
+        return {
+            name.removesuffix(f"/{key}"): tensor
             for name, tensor in self.optimizer.items()
-            if name.endswith(f"/{AVERAGE}")
+            if name.endswith(f"/{key}")
         }
-        return self.weights | averages
 
 
 class CheckpointStore(Protocol):

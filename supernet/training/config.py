@@ -28,7 +28,7 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     *("weight_decay", "warmup_epochs", "clip_norm", "num_random", "max_bad_steps"),
-    *("seed", "teacher_variants"),
+    *("seed", "teacher_variants", "patience"),
 }
 _SHARES = {"drop_path_rate", "label_smoothing", "ema_decay", "shrink_start"}
 
@@ -61,6 +61,10 @@ class TrainConfig:
         evaluations: Epochs after which validation images are seen, evenly spread, the last among
             them; after every epoch would cost a fifth of a short supernet training.
         accumulate: Parts that a batch is cut into, one after the other, to save memory.
+        layer_decay: Factor of the learning rate from each block to the one before it, as trained
+            networks are fine-tuned (Bao et al., BEiT, 2022); 1 for the same rate everywhere.
+        patience: Epochs in a row without a smaller validation loss after which a training ends. It
+            then has the weights of its best epoch; with 0 it has those of the last.
         ema_decay: Of the moving average of weights that is validated and kept; 0 for none.
         augment: None for the default of the kind of data.
         class_weights: ``balanced`` weights the loss to the labels by the inverse of how frequent a
@@ -105,6 +109,8 @@ class TrainConfig:
     snapshot_steps: int = 50
     evaluations: int = 16
     accumulate: int = 1
+    layer_decay: float = 1.0
+    patience: int = 0
     ema_decay: float = 0.0
     augment: AugmentConfig | None = None
     class_weights: str = "none"
@@ -141,6 +147,8 @@ class TrainConfig:
                 raise RunError(f"{name} is {value}; it must not be negative")
             if name in _SHARES and not 0 <= value < 1:
                 raise RunError(f"{name} is {value}; it must lie in [0, 1)")
+            if name == "layer_decay" and not 0 < value <= 1:
+                raise RunError(f"{name} is {value}; it must lie in (0, 1]")
             if name in CHOICES and value not in CHOICES[name]:
                 choices = ", ".join(CHOICES[name])
                 raise RunError(f"{name} is {value!r}; it must be one of {choices}")

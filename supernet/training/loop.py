@@ -30,6 +30,7 @@ from supernet.data.batches import Batch, steps_per_epoch, train_loader
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import eval_batches
 from supernet.training.checkpoints import (
+    BEST,
     Checkpoint,
     CheckpointFolder,
     CheckpointStore,
@@ -67,6 +68,9 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
     objective: dict[str, Any] = field(default_factory=dict)
     loss_scale: dict[str, Any] = field(default_factory=dict)
+    # With patience: the smallest validation loss, and the epochs that have passed since.
+    best_loss: float | None = None
+    waited: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ class TrainingLoop:
         self.validation = eval_batches(data.validation, 4 * config.batch_size, **options)
         self.scale = LossScale(self.device, config.amp, self.group)
         self.state = _State()
+        self.best: dict[str, torch.Tensor] = {}  # tensors of the network after its best epoch
         self.files = (
             None if directory is None else MetricFiles(Path(directory), how.get("loggers", ()))
         )
@@ -164,12 +169,17 @@ class TrainingLoop:
             for metrics in self._epochs():
                 self._tell(metrics)
             self.snapshot = self._take_snapshot()
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self._has_waited():
                 if not self._run_epoch():
                     self._roll_back()
             if self.average is not None:
                 self.average.use()
+            if self.best:
+                self.module.load_state_dict(self.best)
         return self._epochs()
+
+    def _has_waited(self) -> bool:
+        return 0 < self.config.patience <= self.state.waited
 
     def _epochs(self) -> list[EpochMetrics]:
         return [EpochMetrics(**line) for line in self.state.history]
@@ -329,7 +339,8 @@ class TrainingLoop:
                 Checkpoint(
                     step=self.snapshot.state["step"],
                     weights=self.snapshot.weights,
-                    optimizer=self.snapshot.optimizer,
+                    optimizer=self.snapshot.optimizer
+                    | {f"{name}/{BEST}": tensor for name, tensor in self.best.items()},
                     metadata={"identity": self.identity, "state": self.snapshot.state},
                 )
             )
@@ -340,6 +351,7 @@ class TrainingLoop:
             return
         check_identity(stored.metadata["identity"], self.identity, self.store)
         self._restore(_Snapshot(stored.weights, stored.optimizer, stored.metadata["state"]))
+        self.best = stored.kept(BEST)
         self._write_metrics()
 
     # Metrics --------------------------------------------------------------------------------
@@ -349,9 +361,11 @@ class TrainingLoop:
         started = time.perf_counter()
         quality: dict[str, Quality] = {}
         before, now = (config.evaluations * e // config.epochs for e in (epoch, epoch + 1))
-        if now > before and self.group.rank == 0:
+        if (now > before or config.patience) and self.group.rank == 0:
             with nullcontext() if self.average is None else self.average.used():
                 quality = self.objective.qualities(self.validation)
+                if config.patience:
+                    self._keep_best(sum(value.loss for value in quality.values()))
         metrics = EpochMetrics(
             epoch=epoch,
             step=state.step,
@@ -372,6 +386,17 @@ class TrainingLoop:
             self.files.log(metrics.to_dict())
         self._report(epoch, metrics)
         self._tell(metrics)
+
+    def _keep_best(self, loss: float) -> None:
+        state = self.state
+        if state.best_loss is not None and not loss < state.best_loss:
+            state.waited += 1
+            return
+        state.best_loss, state.waited = loss, 0
+        self.best = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.module.state_dict().items()
+        }
 
     def _tell(self, metrics: EpochMetrics) -> None:
         if self.on_epoch is not None:

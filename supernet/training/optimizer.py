@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from search_space.errors import RunError
-from supernet.training.checkpoints import AVERAGE
+from supernet.training.checkpoints import AVERAGE, BEST
 from supernet.training.config import TrainConfig
 from supernet.training.precision import LossScale
 
@@ -84,9 +85,8 @@ class NamedOptimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the step under way."""
-        rate: float = self._optimizer.param_groups[0]["lr"]
-        return rate
+        """The learning rate of the step under way, of the parameters that have the largest."""
+        return max(float(group["lr"]) for group in self._optimizer.param_groups)
 
     def begin(self, step: int, lr_scale: float) -> None:
         """Sets the learning rate of ``step``, ``lr_scale`` of the schedule's; drops gradients."""
@@ -145,6 +145,8 @@ class NamedOptimizer:
         entries: dict[str, dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
             name, _, key = path.rpartition("/")
+            if key == BEST:
+                continue  # the loop's
             if key == AVERAGE:
                 assert self.average is not None  # the configuration is the same
                 self.average.values[name].copy_(tensor)
@@ -162,18 +164,31 @@ class NamedOptimizer:
 
 def check_optimizer(config: TrainConfig) -> None:
     """Checks that timm has the optimiser and the schedule; raises RunError otherwise."""
-    _made(nn.Linear(1, 1), config, steps_per_epoch=1)
+    # one layer has no others before it whose rates would decay
+    _made(nn.Linear(1, 1), replace(config, layer_decay=1.0), steps_per_epoch=1)
 
 
 def _made(
     module: nn.Module, config: TrainConfig, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, Any]:
-    from timm.optim import create_optimizer_v2, param_groups_weight_decay
+    from timm.optim import (
+        create_optimizer_v2,
+        param_groups_layer_decay,
+        param_groups_weight_decay,
+    )
     from timm.scheduler import create_scheduler_v2
 
-    groups = param_groups_weight_decay(
-        module, config.weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
-    )
+    if config.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            module,
+            config.weight_decay,
+            no_weight_decay_list=NO_WEIGHT_DECAY,
+            layer_decay=config.layer_decay,
+        )
+    else:
+        groups = param_groups_weight_decay(
+            module, config.weight_decay, no_weight_decay_list=NO_WEIGHT_DECAY
+        )
     options: dict[str, Any] = {"fused": True} if config.optimizer == "adamw" else {}
     # A warm-up longer than the training would leave nothing of the schedule.
     warmup: dict[str, Any] = {"warmup_epochs": min(config.warmup_epochs, config.epochs / 2)}

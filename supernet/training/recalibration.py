@@ -8,8 +8,6 @@ images, each batch normalised by itself. Networks without batch norms stay as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ from search_space.space import SearchSpace
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm, has_batch_norms
-from supernet.network.supernet import Supernet, normalises_by_batch
+from supernet.network.layers import BatchNorm, pooled
+from supernet.network.supernet import Subnets, normalises_by_batch
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
     Batches,
@@ -81,10 +79,11 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
     Returns:
         How many images it saw; 0 for a network without batch norms.
     """
-    if not has_batch_norms(network):
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    if not norms:
         return 0
-    device, seen = next(network.parameters()).device, 0
-    with pooling(network):
+    device, seen = norms[0].weight.device, 0
+    with evaluation_mode(network), pooled(norms):  # without dropout and drop path
         for images, _ in moved(batches, device):
             with autocast(device, amp):
                 network(at_trained_resolution(network, images))
@@ -92,28 +91,8 @@ def recalibrate(network: nn.Module, batches: Batches, *, amp: str = "auto") -> i
     return seen
 
 
-@contextmanager
-def pooling(module: nn.Module) -> Iterator[None]:
-    """Makes averages of batch norms those of all that a module is shown meanwhile.
-
-    All else is in evaluation mode, so without dropout and drop path. Afterwards each part is in the
-    mode it was in.
-    """
-    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
-    with evaluation_mode(module):
-        for norm in norms:
-            norm.pool(True)
-            norm.training = True
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.pool(False)
-                norm.training = False
-
-
 def extract(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     batches: Batches | None,
     *,
@@ -136,7 +115,7 @@ def extract(
 
 
 def extract_for(
-    supernet: Supernet,
+    supernet: Subnets,
     architecture: Architecture,
     data: ImageData,
     config: TrainConfig,

@@ -16,24 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 
-from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, DataError, UsageError
-from search_space.files import load_architecture, read_mapping
 from search_space.preprocessing import Preprocessing
 from supernet.data.batches import Batch, augmented_batches, resize_images
 from supernet.data.dataset import ImageData
-from supernet.network.backbone import build
+from supernet.network.exported import WEIGHTS, load_exported, read_card
 from supernet.network.tensor_files import read_tensors
 from supernet.training.config import TrainConfig
 from supernet.training.parallel import Group
 from supernet.training.precision import autocast
 from supernet.training.stored_logits import identity_of, store_logits
 
-CONFIG, WEIGHTS, VERIFIED = "config.json", "model.safetensors", "verified.json"
-_AGAIN = "Export again with `nas export`."
 _MISMATCH = re.compile(r"size mismatch for (\S+)\.(?:weight|bias): .*?torch\.Size\(\[(\d+)")
 
 
@@ -205,50 +200,14 @@ def _load_timm(name: str, path: Path, num_classes: int) -> Any:
     return network
 
 
-class _Preprocessing(BaseModel):
-    input_size: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class _Card(BaseModel):
-    """The part of an export's ``config.json`` that a teacher needs."""
-
-    num_classes: int
-    pretrained_cfg: _Preprocessing
-
-
-class _Verified(BaseModel):
-    sha256: dict[str, str]
-
-
 def _load_export(folder: Path, num_classes: int) -> tuple[Any, Path, dict[str, Any]]:
     """Loads network, weights file and preprocessing of an export (``results.export.write``)."""
+    architecture, card = read_card(folder)
     path = folder / WEIGHTS
-    kind = read_mapping(folder / CONFIG).get("architecture")
-    if kind != "nas_backbone":
-        raise UsageError(
-            f"{folder / CONFIG} is of {kind!r}, not an export of nas; for a timm model give its "
-            f"name, and {path} as its weights."
-        )
-    architecture = load_architecture(str(folder / CONFIG))
-    card = read_model(folder / CONFIG, _Card, fix=_AGAIN)
-    recorded = None
-    if (folder / VERIFIED).exists():
-        verified = read_model(folder / VERIFIED, _Verified, fix=_AGAIN)
-        recorded = verified.sha256.get(WEIGHTS, "none")
     if card.num_classes != num_classes:
         name = f"export {architecture.digest}"
         raise _classes_differ(name, path, card.num_classes, num_classes)
-    network = build(architecture, num_classes)
-    try:
-        network.load_state_dict(read_tensors(path, sha256=recorded))
-    except RuntimeError as error:
-        raise CorruptFileError(
-            f"{path} does not hold the weights of {architecture} ({str(error).splitlines()[-1]}). "
-            f"{_AGAIN}"
-        ) from None
-    return network, path, card.pretrained_cfg.model_dump()
+    return load_exported(folder), path, card.pretrained_cfg.model_dump()
 
 
 def _classes_differ(name: str, path: Path, classes: int, needed: int) -> DataError:

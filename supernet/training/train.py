@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from search_space.errors import RunError
 from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
@@ -80,9 +81,15 @@ def train_supernet(
         The metrics of all epochs.
 
     Raises:
-        RunError: The checkpoint there was made with another configuration.
+        RunError: The checkpoint there was made with another configuration, or ``patience`` is set,
+            which is for single networks.
         TrainingDivergedError: The loss stayed non-finite.
     """
+    if config.patience:
+        raise RunError(
+            f"patience is {config.patience}; a supernet is trained for all its epochs, since its "
+            "subnets have no one best epoch: set it to 0"
+        )
     space: Any = supernet.space
     group = Group.current()
     device = how.get("device", "cpu")

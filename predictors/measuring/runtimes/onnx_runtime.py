@@ -91,7 +91,7 @@ def _take_weights(model: onnx.ModelProto, module: nn.Module) -> dict[str, np.nda
     parameters, weights = dict(module.named_parameters()), {}
     for tensor in model.graph.initializer:
         if tensor.name in parameters:
-            weights[tensor.name] = parameters[tensor.name].detach().numpy()
+            weights[tensor.name] = parameters[tensor.name].detach().contiguous().numpy()
             tensor.ClearField("raw_data")
             tensor.data_location = tensor.EXTERNAL
             tensor.external_data.add(key="location", value="weights")  # there is no such file

@@ -1,0 +1,123 @@
+"""``nas zoo``: published networks within a budget, with their published accuracy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nas.cli import options as opt
+from search_space.metrics import LATENCY, TABLE, format_metric, metric_of_option
+from search_space.units import parse_latency
+
+if TYPE_CHECKING:
+    from nas.workflows.zoo import Zoo, ZooModel
+
+_SHOWN = 20
+
+
+@click.command()
+@opt.option("--device", metavar="NAME", default="cpu", show_default=True, help="See nas devices.")
+@opt.latency_options
+@opt.option("--target-latency", metavar="5ms", help="The longest that one batch may take.")
+@click.option(
+    "--max",
+    "limits",
+    multiple=True,
+    metavar="METRIC=LIMIT",
+    help="A further limit: params=5M, macs=1G. May be repeated.",
+)
+@click.option(
+    "--names",
+    default="*",
+    metavar="PATTERN",
+    help="Only models of these names, such as 'resnet*,convnext*'.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    help="Begin no further measurement after this time.",
+)
+@opt.json_option
+@opt.quiet_option
+def zoo(device: str, target_latency: str | None, **options: Any) -> None:
+    """Published timm models within a budget, the most accurate on ImageNet first.
+
+    Latencies are measured where the device is at hand, and estimated otherwise. What was measured
+    is kept: the same command again goes on with what there was no time for.
+    """
+    limits: dict[str, float] = {}
+    for name, text in opt.assigned("--max", options["limits"]).items():
+        metric = metric_of_option(name, TABLE)
+        limits[metric.name] = metric.unit.parse(text)
+    if target_latency is not None:
+        latency = parse_latency(target_latency)
+        limits[LATENCY] = min(latency, limits.get(LATENCY, latency))
+    # here heavy packages load: everything that is quick to refuse has been refused
+    from dataclasses import asdict
+
+    from nas.workflows.zoo import find_zoo
+    from predictors.devices import find_device
+    from predictors.zoo.published import source
+
+    target = find_device(device, **opt.conditions_given(options))
+    what = "measuring" if target.at_hand else "estimating"
+    with opt.console(options).phase(f"{what} models of timm") as progress:
+        found = find_zoo(
+            target,
+            limits,
+            names=options["names"],
+            seconds=options["seconds"],
+            progress=lambda done, total, text: progress(done, total, text, total - done),
+        )
+    data = {
+        "device": target.conditions.to_dict(),
+        "source": source(),
+        "models": [asdict(model) for model in found.models],
+        "not_tried": found.not_tried,
+        "problems": found.problems,
+    }
+    opt.answer(options["as_json"], data, [f"{device}: {target.conditions}", *_lines(found)])
+
+
+def _lines(found: Zoo) -> Iterator[str]:
+    """The front and the most accurate of the others, then what is missing."""
+    from predictors.zoo.published import source
+
+    others = [model for model in found.models if not model.on_front][:_SHOWN]
+    shown = [model for model in found.models if model.on_front or model in others]
+    yield from opt.columns(
+        [
+            ("", "model", "px", "top-1", "latency", "params", "MACs", "design"),
+            *map(_row, shown),
+        ],
+        left=(0, 1, -1),
+    )
+    yield "*: no other is both as fast and as accurate; design: a point of a space (nas show NAME)"
+    if hidden := len(found.models) - len(shown):
+        yield f"{hidden} less accurate ones are not shown; --json lists all"
+    if found.not_tried:
+        yield (
+            f"{len(found.not_tried)} more may be within the budget and there was no time for them; "
+            "the same command goes on, or give more --seconds"
+        )
+    for reason, count in Counter(found.problems.values()).most_common():
+        yield f"{count} left out: {reason}"
+    yield f"accuracy: {source()}"
+
+
+def _row(model: ZooModel) -> tuple[object, ...]:
+    return (
+        "*" if model.on_front else "",
+        model.full_name,
+        model.image_size,
+        f"{model.top1:.1f} %",
+        format_metric(LATENCY, model.latency_ms),
+        format_metric("num_params", model.num_params),
+        format_metric("macs", model.macs),
+        model.design or "",
+    )

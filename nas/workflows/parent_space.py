@@ -1,0 +1,88 @@
+"""What a trained parent decides of a configuration: its space and how images are normalised."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas.config import TrainedConfig
+from nas.resolving import stored_config
+from nas.workflows.default_space import look_at
+from search_space.around import around
+from search_space.errors import NasError, RunError, UsageError
+from supernet.inherit.parents import Parent, find_parent
+
+SMALLEST = 64  # of images that are enlarged for a parent
+EVALUATIONS = 48  # assembled networks, which a table has told apart before
+ENLARGED = 2  # times the images' side: what a parent of larger images still makes use of
+
+
+_OF_THE_RUN = (
+    *("data", "image_column", "label_column", "data_root", "validation_fraction", "fit", "mirror"),
+    *("parent", "parent_weights", "resolution", "mean", "std", "space", "seed", "adapt"),
+)
+
+
+def put_inherited(data: dict[str, Any], run: Path) -> None:
+    """Fills in what a run that is inherited from has decided and nobody has said.
+
+    Raises:
+        RunError: It is no run that searched from a parent.
+    """
+    stored = stored_config(run)
+    if not isinstance(stored, TrainedConfig) or stored.parent is None:
+        raise RunError(
+            f"--inherit {run} did not start from a trained network; give the folder of a run of "
+            "`nas search --from`."
+        )
+    plain = stored.to_dict()
+    for key in _OF_THE_RUN:
+        if plain[key] is not None:
+            data.setdefault(key, plain[key])
+    data["inherit"] = {**plain["inherit"], **data.get("inherit", {})}
+
+
+def put_parent(data: dict[str, Any], say: Callable[[str], None] | None) -> None:
+    """Fills in what the parent of a configuration decides and nobody has said.
+
+    Args:
+        data: The plain configuration; changed in place.
+        say: Is told the resolution, where nobody said it.
+
+    Raises:
+        UsageError: There is no such parent.
+    """
+    parent = find_parent(data["parent"], data.get("parent_weights"))
+    data.setdefault("mean", parent.mean)
+    data.setdefault("std", parent.std)
+    data.setdefault("search", {}).setdefault("evaluations", EVALUATIONS)
+    if data.get("space") is not None:
+        return
+    side = data.get("resolution")
+    if side is None:
+        side = _side(parent, data)
+        data["resolution"] = side
+        if say is not None:
+            own = parent.architecture.resolution
+            why = "its own" if side == own else f"the images are smaller than its own {own} px"
+            say(f"{parent.name} is trained at {side} px: {why}. --resolution sets another.")
+    try:
+        name = "around-" + re.sub(r"[^a-z0-9_]+", "-", Path(parent.name).name.lower())
+        space = around(replace(parent.architecture, resolution=side), name=name)
+    except NasError as error:
+        raise UsageError(f"--resolution {side} does not suit {parent.name}: {error}") from None
+    data["space"] = space.to_dict()
+
+
+def _side(parent: Parent, data: Mapping[str, Any]) -> int:
+    """The parent's own resolution, or less for images that are much smaller."""
+    source = {key: data[key] for key in _SOURCE if key in data}
+    config = TrainedConfig.model_validate({**source, "space": "tiny"})
+    enlarged = -(-ENLARGED * look_at(config).side // 32) * 32
+    return min(parent.architecture.resolution, max(SMALLEST, enlarged))
+
+
+_SOURCE = ("data", "image_column", "label_column", "data_root", "data_download")

@@ -1,0 +1,144 @@
+"""Latencies of published networks on a device: measured, or by its table or datasheet.
+
+Those that are points of a space of ours run in our code, as the networks that are found do; all
+others in timm's, as whole modules. Networks that are measured together are interleaved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Literal
+
+import timm
+import torch
+
+from predictors.devices import Target
+from predictors.estimates.calibrate import predict_network
+from predictors.estimates.estimate import estimate_operators
+from predictors.measuring.bench import Limits, Subject, WeightPool, network_subject
+from predictors.measuring.remeasure import measure_subjects
+from predictors.measuring.runtimes import find_runtime
+from predictors.operators import DTYPES, trace
+from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from predictors.zoo.networks import deployed
+from predictors.zoo.published import PublishedModel
+from search_space.errors import first_line
+from search_space.known import known
+
+Origin = Literal["measured", "estimated", "predicted"]
+FORMAT = 1
+PACEMAKER = replace(known("mobilenetv2_100"), resolution=160)
+"""Measured with all others: its latency says how fast the machine was then."""
+_QUICK = Limits(min_rounds=10, max_rounds=30, min_seconds=1.0)
+_LONG = Limits(min_seconds=5.0)
+
+
+@dataclass(frozen=True)
+class ZooLatency:
+    """Milliseconds of a network and how they are known, or why they are not.
+
+    ``pace_ms`` is what ``PACEMAKER`` took meanwhile, where it was measured, by which measurements
+    of another hour can be compared; ``together`` says that it was measured at length, interleaved
+    with its rivals.
+    """
+
+    latency_ms: float | None
+    origin: Origin
+    problem: str = ""
+    pace_ms: float | None = None
+    together: bool = False
+
+
+def cache_name(target: Target, num_classes: int = 1000) -> str:
+    """Names the file of what is known about ``target``: all that its latencies depend on."""
+    basis = f"{FORMAT}, timm {timm.__version__}, {num_classes} classes".encode()
+    if not target.at_hand:
+        folder = resources.files("predictors.estimates")
+        for name in ("anchors.csv", "constants.json", "datasheets.yaml"):
+            basis += (folder / name).read_bytes()
+        if target.path.exists():  # its table, or the user's calibration
+            basis += target.path.read_bytes()
+    digest = hashlib.sha256(basis).hexdigest()[:8]
+    return f"zoo-{target.conditions.digest}-{digest}.json"
+
+
+def source_of(
+    target: Target, num_classes: int = 1000
+) -> Callable[[Sequence[PublishedModel]], list[ZooLatency]]:
+    """Returns what finds latencies of networks on ``target``, in the order given."""
+    if target.at_hand:
+        return lambda models: measured(models, target, num_classes)
+    table = LatencyTable(target.conditions, {}, {})
+    if target.path.exists():
+        table = LatencyTable.load(target.path)
+    return lambda models: [_predicted(model, target, table, num_classes) for model in models]
+
+
+def measured(
+    models: Sequence[PublishedModel],
+    target: Target,
+    num_classes: int = 1000,
+    *,
+    limits: Limits | None = None,
+) -> list[ZooLatency]:
+    """Measures networks on this machine, interleaved with each other and ``PACEMAKER``.
+
+    What a runtime cannot run costs the others nothing: they are then measured one by one.
+    """
+    conditions, pool = target.conditions, WeightPool(target.conditions)
+    try:
+        subjects = [_subject(model, target, num_classes, pool) for model in models]
+        subjects.append(network_subject(PACEMAKER, num_classes, conditions, pool))
+        *found, pace = measure_subjects(subjects, conditions, limits=limits or _QUICK)
+    except Exception as error:  # whatever compilers and exporters raise of networks not ours
+        if len(models) > 1:
+            one_by_one = (measured([model], target, num_classes, limits=limits) for model in models)
+            return [latency for single in one_by_one for latency in single]
+        reason = f"{conditions.runtime} cannot run it: {first_line(error):.120}"
+        return [ZooLatency(None, "measured", reason)]
+    return [ZooLatency(one.latency_ms, "measured", pace_ms=pace.latency_ms) for one in found]
+
+
+def _subject(model: PublishedModel, target: Target, num_classes: int, pool: WeightPool) -> Subject:
+    conditions, architecture = target.conditions, model.architecture
+    if architecture is not None:
+        return network_subject(architecture, num_classes, conditions, pool)
+    network = deployed(model.name, model.image_size, num_classes)
+    network = network.to(pool.device, pool.dtype).to(memory_format=torch.channels_last)
+    images = pool.take((conditions.batch_size, 3, model.image_size, model.image_size))
+    return Subject(network, images, find_runtime(conditions.runtime).settle)
+
+
+def _predicted(
+    model: PublishedModel, target: Target, table: LatencyTable, num_classes: int
+) -> ZooLatency:
+    """Of the table of a device that is not at hand; an empty one of a datasheet estimates."""
+    estimated, architecture = target.kind == "datasheet", model.architecture
+    origin: Origin = "estimated" if estimated else "predicted"
+    if architecture is not None:
+        try:
+            return ZooLatency(predict_network(table, architecture, num_classes), origin)
+        except MissingLatencyError:
+            return ZooLatency(None, origin, f"the table of {target.name} lacks parts of it")
+    if not estimated:
+        return ZooLatency(None, origin, f"it is no sum of the table of {target.name}")
+    conditions = target.conditions
+    launched, _, _ = trace(
+        lambda: deployed(model.name, model.image_size, num_classes),
+        (conditions.batch_size, 3, model.image_size, model.image_size),
+        DTYPES[conditions.precision],
+    )
+    by = table.calibration or table.typical_correction()
+    value = estimate_operators(conditions, launched).latency_ms
+    return ZooLatency(by.offset_ms + by.scale * value, origin)
+
+
+def measured_together(
+    models: Sequence[PublishedModel], target: Target, num_classes: int = 1000
+) -> list[ZooLatency]:
+    """Measures rivals at length, interleaved, so that their order is right."""
+    found = measured(models, target, num_classes, limits=_LONG)
+    return [replace(latency, together=True) for latency in found]
