@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_job import INFEASIBLE, USAGE, nas, tree
+from tiny_job import INFEASIBLE, USAGE, Ran, nas, tree
 
 from nas.cli.console import Console
+from nas.resolving import stored_config
 from nas.workflows import pretrained_search
 from nas.workflows.exporting import export_from_run
 from predictors.tables.quality import QualityTable
 from results.export.card import ModelCard
 from results.export.write import export_network
 from results.journal import read_journal
-from results.report.data import read_result
+from results.report.data import Chosen, read_result
 from search_space import Architecture, Macro, Mixer, Stage, load_space, metaformer
 from search_space.preprocessing import Preprocessing
 from supernet import build
@@ -63,21 +64,20 @@ def finished(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "first"
 
 
-def search(parent: Path, name: str, *more: str):
+def search(parent: Path, name: str, *more: str) -> Ran:
     return nas("search", "--from", parent, "--data", "digits", "--name", name, *ADAPTED, *more)
 
 
 def test_a_search_ends_with_a_network_around_its_parent(finished: Path) -> None:
     result = read_result(finished / "result.json")
-    assert result.chosen is not None
-    chosen = Architecture.from_dict(result.chosen.architecture)
+    chosen = Architecture.from_dict(chosen_of(finished).architecture)
     assert chosen != small()
-    assert result.chosen.predicted["macs"] <= 400_000
+    assert (chosen_of(finished).predicted["macs"] or 0) <= 400_000
     assert [stage.width for stage in chosen.stages] == [16, 24]
     (of_parent,) = [b for b in result.baselines if b.digest == small().digest]
     assert of_parent.test_accuracy is not None
     table = QualityTable.load(finished / "quality.parquet")
-    space = pretrained_search_space(finished)
+    space = stored_config(finished).search_space()
     assert table.missing(space) == []
     assert space.largest == small()
     evaluated = [e.digest for e in read_journal(finished / "evaluations.jsonl")]
@@ -85,12 +85,6 @@ def test_a_search_ends_with_a_network_around_its_parent(finished: Path) -> None:
     # images were normalised as the parent knows them
     config = json.loads((finished / "export" / chosen.digest / "config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
-
-
-def pretrained_search_space(run: Path):
-    from nas.resolving import stored_config
-
-    return stored_config(run).search_space()
 
 
 def test_any_evaluated_network_is_exported_later(finished: Path, tmp_path: Path) -> None:
@@ -111,12 +105,22 @@ def test_another_budget_inherits_all_that_is_known(
     assert said.code == 0, said.err
     assert tree(finished) == before
     second = finished.parent / "second"
-    assert read_result(second / "result.json").chosen.predicted["macs"] <= 300_000
-    first, again = (
-        CheckpointFolder(run / "parent" / "checkpoints").newest() for run in (finished, second)
-    )
-    for name, weight in first.trained_weights().items():
-        assert torch.equal(weight, again.trained_weights()[name])
+    assert (chosen_of(second).predicted["macs"] or 0) <= 300_000
+    again = parent_of(second)
+    for name, weight in parent_of(finished).items():
+        assert torch.equal(weight, again[name])
+
+
+def chosen_of(run: Path) -> Chosen:
+    chosen = read_result(run / "result.json").chosen
+    assert chosen is not None
+    return chosen
+
+
+def parent_of(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = CheckpointFolder(run / "parent" / "checkpoints").newest()
+    assert checkpoint is not None
+    return checkpoint.trained_weights()
 
 
 def not_again(*_: object, **__: object) -> None:
@@ -147,14 +151,29 @@ def test_a_search_that_was_stopped_ends_alike(
         assert search(parent, "first", "--max", "macs=400k").code == 130
     said = search(parent, "first", "--max", "macs=400k", "--resume")
     assert said.code == 0, said.err
-    whole, continued = (
-        read_result(run / "result.json") for run in (finished, tmp_path / "runs" / "first")
-    )
-    assert continued.chosen.digest == whole.chosen.digest
-    assert continued.chosen.test_accuracy == whole.chosen.test_accuracy
+    whole, continued = map(chosen_of, (finished, tmp_path / "runs" / "first"))
+    assert continued.digest == whole.digest
+    assert continued.test_accuracy == whole.test_accuracy
     assert [e.metrics for e in read_journal(tmp_path / "runs/first/evaluations.jsonl")] == [
         e.metrics for e in read_journal(finished / "evaluations.jsonl")
     ]
+
+
+@pytest.mark.slow
+def test_other_mixers_learn_from_the_parent(
+    finished: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
+    said = nas("spaces", "--around", parent / "config.json", "--mixers", "pooling", "--yaml")
+    assert said.code == 0, said.err
+    Path("mixed.yaml").write_text(said.out)
+    more = ("--space", "mixed.yaml", "--distil-steps", "20", "--max", "macs=400k")
+    said = search(parent, "mixed", *more)
+    assert said.code == 0, said.err
+    table = QualityTable.load(tmp_path / "runs/mixed/quality.parquet")
+    labels = {block.label for _, block, _ in table.changes if block is not None}
+    assert labels == {"depthwise_conv", "pooling", "skip"}
 
 
 def test_a_parent_within_the_budget_is_the_answer(
@@ -165,7 +184,7 @@ def test_a_parent_within_the_budget_is_the_answer(
     said = search(parent, "easy", "--max", "macs=1G")
     assert said.code == 0, said.err
     result = read_result(tmp_path / "runs/easy/result.json")
-    assert result.chosen.digest == small().digest
+    assert chosen_of(tmp_path / "runs/easy").digest == small().digest
     assert any("meets the limits as it is" in note for note in result.notes)
     assert not (tmp_path / "runs/easy/quality.parquet").exists()
 
