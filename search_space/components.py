@@ -114,7 +114,7 @@ def block_spec(
     if kind.strided:
         options |= {"out_dim": width, "stride": stride}
     if block.mixer is not None:
-        params = dict(block.mixer.params)
+        params = block.mixer.traits  # so that specs of before a parameter came stay as they were
         if MIXERS[block.mixer.name].alternates:
             params["shifted"] = position % 2 == 1
         options |= {"mixer": block.mixer.name, "params": tuple(sorted(params.items()))}

@@ -38,6 +38,11 @@ def small() -> Architecture:
     return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)
 
 
+def _heads(draw: st.DrawFn) -> dict[str, Any]:
+    ratio = draw(st.sampled_from([1, 1, 0.3, 0.5, 2]))
+    return {"head_dim": draw(st.sampled_from([1, 4, 8, 16])), "head_ratio": ratio}
+
+
 @st.composite
 def mixers(draw: st.DrawFn) -> Mixer:
     odd = st.sampled_from([1, 3, 5, 7])
@@ -51,9 +56,9 @@ def mixers(draw: st.DrawFn) -> Mixer:
     )
     if name == "window_attention":
         window = draw(st.integers(1, 16))
-        return Mixer.of(name, window=window, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+        return Mixer.of(name, window=window, **_heads(draw))
     if name == "attention":
-        return Mixer.of(name, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+        return Mixer.of(name, **_heads(draw))
     if name == "separable_conv":
         return Mixer.of(name, expansion=draw(_RATIO), kernel=draw(odd))
     if name == "focal_modulation":

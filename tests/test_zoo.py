@@ -17,17 +17,19 @@ from torch import Tensor, nn
 
 from nas.workflows import zoo as workflow
 from nas.workflows.zoo import Zoo, find_zoo, zoo_frontier
+from nas.workflows.zoo_latencies import KnownLatencies, promising
 from predictors.counts import count_architecture
 from predictors.devices import Target, find_device
 from predictors.estimates.calibrate import predict_network
 from predictors.estimates.estimate import estimate_operators
 from predictors.measuring import bench
 from predictors.measuring.bench import Limits
+from predictors.measuring.remeasure import Measurement
 from predictors.measuring.runtimes import find_runtime
 from predictors.operators import trace
 from predictors.tables.latency_table import LatencyTable
 from predictors.zoo import latencies
-from predictors.zoo.latencies import ZooLatency, measured
+from predictors.zoo.latencies import PACEMAKER, ZooLatency, measured
 from predictors.zoo.networks import deployed, fold_plain_batch_norms
 from predictors.zoo.published import PublishedModel, named, published_models, source
 from search_space import known
@@ -245,6 +247,35 @@ def test_networks_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Mo
     assert "Delete it" in answer.err
 
 
+def test_measurements_of_a_slower_hour_count_at_the_best_pace() -> None:
+    known = KnownLatencies(find_device("cpu"), 1000)
+    models = [BY_KEY[key] for key in ("resnet18@224", "resnet10t@176", "resnet10t@224")]
+    paces = (2.08, 3.0, 2.0)  # the first is as fast as the last but for noise
+    known.add(models, [ZooLatency(6.0, "measured", pace_ms=pace) for pace in paces])
+    assert known.timed(models) == dict(zip(models, (6.0, 4.0, 6.0), strict=True))
+    # a second time, slower for the pace of then, changes nothing; a third, faster, does
+    known.add(models[:1], [ZooLatency(7.0, "measured", pace_ms=2.0)])
+    assert known.timed(models[:1]) == {models[0]: 6.0}
+    known.add(models[:1], [ZooLatency(7.5, "measured", pace_ms=3.0, together=True)])
+    assert known.timed(models[:1]) == {models[0]: 5.0}
+    assert known[models[0]].tries == 3
+    assert known[models[0]].together
+    failed = BY_KEY["test_vit@160"]
+    known.add([failed], [ZooLatency(None, "measured", "no such operator")])
+    assert failed in known
+    assert failed not in known.timed([failed])
+
+
+def test_what_was_within_the_budget_in_some_runs_is_measured_again(tmp_path: Path) -> None:
+    known = KnownLatencies(elsewhere(tmp_path), 1000)
+    model = BY_KEY["resnet18@224"]
+    for tries in range(3):
+        assert (model in promising([model], known, 5.0)) == (tries < 3)
+        known.add([model], [ZooLatency(6.0, "measured", low_ms=4.9)])
+    assert promising([model], known, 5.0) == []
+    assert promising([model], KnownLatencies(elsewhere(tmp_path), 1000), 7.0) == []
+
+
 def test_what_a_runtime_cannot_run_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     target, eager = find_device("cpu", threads=1), find_runtime("eager")
 
@@ -268,14 +299,14 @@ def test_onnxruntime_takes_weights_in_any_layout() -> None:
 def test_networks_run_folded_in_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     subjects: list[bench.Subject] = []
 
-    def measure(made: list[bench.Subject], *_: object, **__: object) -> list[object]:
+    def measure(made: list[bench.Subject], *_: object, **__: object) -> list[Measurement]:
         subjects.extend(made)
-        return []
+        return [Measurement(1.0, 1.0, 1.0, 1, 0.0)] * len(made)
 
     monkeypatch.setattr(latencies, "measure_subjects", measure)
     target = find_device("cpu", batch_size=2, precision="bf16")
     measured([BY_KEY["test_byobnet@160"], BY_KEY["resnet10t@176"]], target)
-    assert [tuple(s.images.shape) for s in subjects] == [(2, 3, 160, 160), (2, 3, 176, 176)]
+    assert [tuple(s.images.shape)[2] for s in subjects] == [160, 176, PACEMAKER.resolution]
     for subject in subjects:
         assert subject.images.dtype == torch.bfloat16
         assert {p.dtype for p in subject.module.parameters()} == {torch.bfloat16}

@@ -309,7 +309,8 @@ class TrainedSearch(ImageRun):
         """The chosen network in every format; it is an error where one does not reproduce it."""
         latency = latency_text(chosen.predicted, chosen.measured, table)
         accuracy = f"{chosen.test_accuracy:.2%}"
-        accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
+        if chosen.test_accuracy_before is not None:
+            accuracy += f" (before fine-tuning {chosen.test_accuracy_before:.2%})"
         figures = {"test accuracy": accuracy, **card_figures(chosen.predicted, latency)}
         folder = self.path / EXPORT / chosen.digest
         with self.phase("exporting"):

@@ -31,6 +31,7 @@ from search_space import Architecture, Block, SearchSpace
 from search_space.components import Component, ModuleSpec, components
 from search_space.errors import RunError, UsageError
 from supernet.network.layers import BatchNorm, pooled
+from supernet.network.tensor_files import digest_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Entry = tuple[str, ModuleSpec]
@@ -94,7 +95,7 @@ def measure_quality(
     modules = {(item.path, item.spec): module for item, module in bank.chain(bank.parent)}
     parent = _copy(nn.Sequential(*modules.values()), device)
     own = dict(zip(modules, parent, strict=True))
-    weights, side, drawn = _digest_of(parent), bank.parent.resolution, hashlib.sha256()
+    weights, side, drawn = digest_of(parent.state_dict()), bank.parent.resolution, hashlib.sha256()
     averaged = calibration is not None and bool(_norms(parent))
     if calibration is not None and averaged:
         _calibrate(nn.Sequential(), [parent], _hashed(calibration(side), drawn))
@@ -168,7 +169,7 @@ def _changed(
         modules.append(own[entry] if entry in own else brought[-1])
     after = nn.Sequential(*modules)
     shared: dict[int, object] = {id(parameter): parameter for parameter in after.parameters()}
-    weights = _digest_of(brought) if len(brought) else ""
+    weights = digest_of(brought.state_dict()) if len(brought) else ""
     return _Changed(start, copy.deepcopy(after, shared), weights)
 
 
@@ -312,14 +313,6 @@ def _hashed(batches: Batches, digest: Any) -> Iterator[tuple[Tensor, Tensor]]:
     for images, labels in batches:
         digest.update(images.cpu().contiguous().numpy().tobytes())
         yield images, labels
-
-
-def _digest_of(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 # What is there --------------------------------------------------------------------------------
