@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.workflows import zoo as workflow
 from nas.workflows.zoo import Zoo, find_zoo, zoo_frontier
-from nas.workflows.zoo_latencies import KnownLatencies
+from nas.workflows.zoo_latencies import KnownLatencies, promising
 from predictors.counts import count_architecture
 from predictors.devices import Target, find_device
 from predictors.estimates.calibrate import predict_network
@@ -250,13 +250,30 @@ def test_networks_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Mo
 def test_measurements_of_a_slower_hour_count_at_the_best_pace() -> None:
     known = KnownLatencies(find_device("cpu"), 1000)
     models = [BY_KEY[key] for key in ("resnet18@224", "resnet10t@176", "resnet10t@224")]
-    paces = (2.0, 3.0, 2.08)  # the last is as fast but for noise
+    paces = (2.08, 3.0, 2.0)  # the first is as fast as the last but for noise
     known.add(models, [ZooLatency(6.0, "measured", pace_ms=pace) for pace in paces])
     assert known.timed(models) == dict(zip(models, (6.0, 4.0, 6.0), strict=True))
+    # a second time, slower for the pace of then, changes nothing; a third, faster, does
+    known.add(models[:1], [ZooLatency(7.0, "measured", pace_ms=2.0)])
+    assert known.timed(models[:1]) == {models[0]: 6.0}
+    known.add(models[:1], [ZooLatency(7.5, "measured", pace_ms=3.0, together=True)])
+    assert known.timed(models[:1]) == {models[0]: 5.0}
+    assert known[models[0]].tries == 3
+    assert known[models[0]].together
     failed = BY_KEY["test_vit@160"]
     known.add([failed], [ZooLatency(None, "measured", "no such operator")])
     assert failed in known
     assert failed not in known.timed([failed])
+
+
+def test_what_was_within_the_budget_in_some_runs_is_measured_again(tmp_path: Path) -> None:
+    known = KnownLatencies(elsewhere(tmp_path), 1000)
+    model = BY_KEY["resnet18@224"]
+    for tries in range(3):
+        assert (model in promising([model], known, 5.0)) == (tries < 3)
+        known.add([model], [ZooLatency(6.0, "measured", low_ms=4.9)])
+    assert promising([model], known, 5.0) == []
+    assert promising([model], KnownLatencies(elsewhere(tmp_path), 1000), 7.0) == []
 
 
 def test_what_a_runtime_cannot_run_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ others in timm's, as whole modules. Networks that are measured together are inte
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -38,18 +39,38 @@ _LONG = Limits(min_seconds=5.0)
 
 @dataclass(frozen=True)
 class ZooLatency:
-    """Milliseconds of a network and how they are known, or why they are not.
+    """What is known of a network's latency on a device.
 
-    ``pace_ms`` is what ``PACEMAKER`` took meanwhile, where it was measured, by which measurements
-    of another hour can be compared; ``together`` says that it was measured at length, interleaved
-    with its rivals.
+    Args:
+        latency_ms: Milliseconds of one batch; None where it cannot be had.
+        origin: How that is known.
+        problem: Why it cannot be had.
+        low_ms: Of a measured one, the 10th percentile of its runs.
+        pace_ms: What ``PACEMAKER`` took meanwhile, by which measurements of another hour can be
+            compared.
+        disturbed: Whether other work ran on the machine meanwhile.
+        tries: How often it was measured; the figures are those of the best time.
+        together: Whether it was measured at length, interleaved with its rivals.
     """
 
     latency_ms: float | None
     origin: Origin
     problem: str = ""
+    low_ms: float | None = None
     pace_ms: float | None = None
+    disturbed: bool = False
+    tries: int = 1
     together: bool = False
+
+    def with_another(self, other: ZooLatency) -> ZooLatency:
+        """Joins two measurements of one network: disturbances make both slower, never faster."""
+        best = min(self, other, key=ZooLatency._relative)
+        together = self.together or other.together
+        return replace(best, tries=self.tries + other.tries, together=together)
+
+    def _relative(self) -> float:
+        """In terms of the pace at that time; what cannot be had is last."""
+        return math.inf if self.latency_ms is None else self.latency_ms / (self.pace_ms or 1.0)
 
 
 def cache_name(target: Target, num_classes: int = 1000) -> str:
@@ -99,7 +120,16 @@ def measured(
             return [latency for single in one_by_one for latency in single]
         reason = f"{conditions.runtime} cannot run it: {first_line(error):.120}"
         return [ZooLatency(None, "measured", reason)]
-    return [ZooLatency(one.latency_ms, "measured", pace_ms=pace.latency_ms) for one in found]
+    return [
+        ZooLatency(
+            one.latency_ms,
+            "measured",
+            low_ms=one.low_ms,
+            pace_ms=pace.latency_ms,
+            disturbed=bool(one.warnings),
+        )
+        for one in found
+    ]
 
 
 def _subject(model: PublishedModel, target: Target, num_classes: int, pool: WeightPool) -> Subject:
