@@ -1,4 +1,4 @@
-"""Checks what the search from a trained network produced: python .ci/check_pretrained.py RESULT_JSON."""
+"""Checks a search from a trained network: python .ci/check_pretrained.py RESULT_JSON."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def main() -> None:
     session = onnxruntime.InferenceSession(str(export / "model.onnx"))
     (logits,) = session.run(None, {"images": np.zeros((2, 3, side, side), np.float32)})
     assert logits.shape == (2, 10)
-    print(
-        f"parent {parent['test_accuracy']:.2%} at {parent['measured']['latency_ms']:.2f} ms, chosen "
-        f"{best['test_accuracy']:.2%} at {best['measured']['latency_ms']:.2f} ms"
-    )
+    for name, network in (("parent", parent), ("chosen", best)):
+        latency = network["measured"]["latency_ms"]
+        print(f"{name}: test accuracy {network['test_accuracy']:.2%} at {latency:.2f} ms")
 
 
 if __name__ == "__main__":
