@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.finishing import qualities
@@ -34,17 +36,19 @@ from predictors.tables.quality import QualityTable
 from results.journal import Evaluation
 from results.report.data import Chosen, ReportData
 from results.store import RunDirectory
+from search.candidates import candidates
 from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
-from search_space.metrics import ACCURACY, LATENCY, format_metric
+from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
 from supernet import Backbone, build
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
@@ -52,8 +56,10 @@ from supernet.network.tensor_files import read_tensors, write_tensors
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
+DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
-_FRONT_SHARE = 0.5  # of the evaluations at most: networks of the table's front
+_POINTS = 40  # of the front that the table promises, at most
+_FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
 
 
 class PretrainedSearch(TrainedSearch):
@@ -66,6 +72,8 @@ class PretrainedSearch(TrainedSearch):
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
+        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
+            _ = self.published  # weights that are none of the parent's are an error at once
         plan = self.planned()
         network = self.network
         first = self.first_answer(network, plan.problem)
@@ -82,9 +90,11 @@ class PretrainedSearch(TrainedSearch):
             )
             return self._of_parent(network, first, plan)
         bank = self.filled(network)
-        table = self.quality_table(bank).compile(self.space)
+        table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
-        return self.concluded(replace(plan, first=(*plan.first, *found)), bank)
+        prior = {LOSS: table.compile(self.space).predict}
+        sampler = self.sampler(plan.problem, prior)
+        return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
 
     # The parent -------------------------------------------------------------------------------
 
@@ -98,7 +108,7 @@ class PretrainedSearch(TrainedSearch):
             read_parent(self.path, network, self.data)
             return network.to(self.compute).eval()
         if not (folder / START).exists():
-            with self.phase("loading the parent"):
+            with self.phase("a classifier for the parent"):
                 start = self._loaded()
                 folder.mkdir(exist_ok=True)
                 write_tensors(folder / START, start.state_dict())
@@ -117,9 +127,15 @@ class PretrainedSearch(TrainedSearch):
             shutil.copy(run / TABLE, self.path / TABLE)
         self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
 
+    @cached_property
+    def published(self) -> Backbone:
+        """The parent as it was published."""
+        with self.phase("loading the parent"):
+            return self.parent.load()
+
     def _loaded(self) -> Backbone:
-        """The parent as it was published, with a classifier that is fitted to the images."""
-        theirs = self.parent.load()
+        """The published parent with a classifier that is fitted to the images."""
+        theirs = self.published
         network = build(self.architecture, theirs.num_classes)
         network.load_state_dict(theirs.state_dict())
         network.to(self.compute)
@@ -184,6 +200,17 @@ class PretrainedSearch(TrainedSearch):
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
+        if bank.missing():
+            with self.phase("teaching other blocks what the parent's do") as progress:
+                made = distil_alternatives(
+                    bank,
+                    self._fitting,
+                    settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
+                    folder=self.path / DISTILLING,
+                    data=self.data.fingerprint,
+                    progress=shown(progress),
+                )
+                save_entries(self.path / BANK, bank, made, identity=identity)
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         return bank
 
@@ -208,29 +235,30 @@ class PretrainedSearch(TrainedSearch):
                 progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
             )
 
-    def promising(self, quality: AdditiveTable, problem: Problem) -> list[Architecture]:
-        """The proven front of the table's loss and the first cost, within the limits."""
+    def promising(self, quality: QualityTable, problem: Problem) -> list[Architecture]:
+        """What to judge first: the proven front within the limits, and what may be as good."""
         cost = problem.tables[self.config.minimised()[0]]
         assert isinstance(cost, AdditiveTable)
         tables = {n: t for n, t in problem.tables.items() if isinstance(t, AdditiveTable)}
-        points = max(2, int(_FRONT_SHARE * self.config.search.evaluations))
+        count = max(2, int(_FIRST_SHARE * self.config.search.evaluations))
         with self.phase("the front that the table promises") as progress:
             front = sweep(
                 self.space,
-                quality,
+                quality.compile(self.space),
                 cost,
                 problem.constraints,
                 tables,
                 maximise=(False, False),
-                points=points,
-                progress=lambda count, share: progress(int(100 * share), 100, f"{count} points"),
+                points=_POINTS,
+                progress=lambda n, share: progress(int(100 * share), 100, f"{n} points"),
             )
-        best = front.quality.min()
         self.console.say(
-            f"  {len(front)} points in {front.seconds:.1f} s, proven; the best within the limits "
-            f"is predicted to have a loss of {best:.3f}"
+            f"  {len(front)} points in {front.seconds:.1f} s, each proven; the best within the "
+            f"limits is predicted to have a loss of {front.quality.min():.3f}"
         )
-        return self.space.decode(front.genes)
+        rng = np.random.default_rng(self.config.seed)
+        highest = float(front.cost.max())
+        return self.space.decode(candidates(front.genes, quality, cost, highest, count, rng))
 
     # Judgement --------------------------------------------------------------------------------
 
