@@ -176,6 +176,17 @@ def test_other_mixers_learn_from_the_parent(
     assert labels == {"depthwise_conv", "pooling", "skip"}
 
 
+@pytest.mark.slow
+def test_found_networks_are_fine_tuned_by_trials(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.parents[1])
+    said = nas("finetune", finished, "--trials", "2", "--epochs", "1", "--name", "tuned", "--json")
+    assert said.code == 0, said.err
+    tuned = json.loads(said.out)
+    assert tuned["best"]["digest"] == chosen_of(finished).digest
+
+
 def test_a_parent_within_the_budget_is_the_answer(
     finished: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.finishing import qualities
@@ -34,11 +36,12 @@ from predictors.tables.quality import QualityTable
 from results.journal import Evaluation
 from results.report.data import Chosen, ReportData
 from results.store import RunDirectory
+from search.candidates import candidates
 from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
-from search_space.metrics import ACCURACY, LATENCY, format_metric
+from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
 from supernet import Backbone, build
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
@@ -55,7 +58,8 @@ from supernet.training.recalibration import calibration_batches
 
 DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
-_FRONT_SHARE = 0.5  # of the evaluations at most: networks of the table's front
+_POINTS = 40  # of the front that the table promises, at most
+_FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
 
 
 class PretrainedSearch(TrainedSearch):
@@ -86,9 +90,11 @@ class PretrainedSearch(TrainedSearch):
             )
             return self._of_parent(network, first, plan)
         bank = self.filled(network)
-        table = self.quality_table(bank).compile(self.space)
+        table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
-        return self.concluded(replace(plan, first=(*plan.first, *found)), bank)
+        prior = {LOSS: table.compile(self.space).predict}
+        sampler = self.sampler(plan.problem, prior)
+        return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
 
     # The parent -------------------------------------------------------------------------------
 
@@ -229,29 +235,30 @@ class PretrainedSearch(TrainedSearch):
                 progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
             )
 
-    def promising(self, quality: AdditiveTable, problem: Problem) -> list[Architecture]:
-        """The proven front of the table's loss and the first cost, within the limits."""
+    def promising(self, quality: QualityTable, problem: Problem) -> list[Architecture]:
+        """What to judge first: the proven front within the limits, and what may be as good."""
         cost = problem.tables[self.config.minimised()[0]]
         assert isinstance(cost, AdditiveTable)
         tables = {n: t for n, t in problem.tables.items() if isinstance(t, AdditiveTable)}
-        points = max(2, int(_FRONT_SHARE * self.config.search.evaluations))
+        count = max(2, int(_FIRST_SHARE * self.config.search.evaluations))
         with self.phase("the front that the table promises") as progress:
             front = sweep(
                 self.space,
-                quality,
+                quality.compile(self.space),
                 cost,
                 problem.constraints,
                 tables,
                 maximise=(False, False),
-                points=points,
-                progress=lambda count, share: progress(int(100 * share), 100, f"{count} points"),
+                points=_POINTS,
+                progress=lambda n, share: progress(int(100 * share), 100, f"{n} points"),
             )
-        best = front.quality.min()
         self.console.say(
-            f"  {len(front)} points in {front.seconds:.1f} s, proven; the best within the limits "
-            f"is predicted to have a loss of {best:.3f}"
+            f"  {len(front)} points in {front.seconds:.1f} s, each proven; the best within the "
+            f"limits is predicted to have a loss of {front.quality.min():.3f}"
         )
-        return self.space.decode(front.genes)
+        rng = np.random.default_rng(self.config.seed)
+        highest = float(front.cost.max())
+        return self.space.decode(candidates(front.genes, quality, cost, highest, count, rng))
 
     # Judgement --------------------------------------------------------------------------------
 
