@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from predictors.measuring.quality import measure_quality
-from predictors.surrogates import AdditiveAccuracy, WithPrior
+from predictors.surrogates import AdditiveAccuracy, GaussianProcess, WithPrior
 from predictors.surrogates.base import rank_quality
 from predictors.tables.additive import AdditiveTable
 from predictors.tables.quality import MissingQualityError, QualityTable, asked
@@ -357,18 +357,18 @@ def test_candidates_are_of_the_front_or_within_errors_of_it(name: str) -> None:
 def test_a_surrogate_learns_what_a_prior_misses() -> None:
     space, table = bank_of("convolutions").space, table_of("convolutions")
     rng = np.random.default_rng(0)
-    genes = np.unique(space.sample(rng, 60), axis=0)
+    genes = rng.permutation(np.unique(space.sample(rng, 200), axis=0))
     prior = table.compile(space)
-    extra = 0.3 * (genes[:, -1] == 1)  # of the last block's first alternative, beside the sum
+    extra = 0.03 * (genes[:, -1] == 1)  # of the last block's first alternative, beside the sum
     errors = 0.2 + 0.05 * (prior.predict(genes) + extra)  # another unit
-    learn, rest = genes[:16], genes[16:]
+    learn, rest = genes[:24], genes[24:]
     model = WithPrior(AdditiveAccuracy(space), prior.predict)
-    model.fit(learn, errors[:16])
+    model.fit(learn, errors[:24])
     alone = AdditiveAccuracy(space)
-    alone.fit(learn, errors[:16])
+    alone.fit(learn, errors[:24])
 
     def quality(predicted: Any) -> float:
-        return rank_quality(errors[16:], predicted) or 0.0
+        return rank_quality(errors[24:], predicted) or 0.0
 
     assert quality(model.predict(rest).mean) > quality(alone.predict(rest).mean)
     assert quality(model.predict(rest).mean) > quality(prior.predict(rest))
@@ -381,6 +381,9 @@ def test_a_surrogate_learns_what_a_prior_misses() -> None:
     opposite = WithPrior(AdditiveAccuracy(space), lambda rows: -prior.predict(rows))
     opposite.fit(learn, prior.predict(learn))
     assert opposite.slope == 0
+    noise = WithPrior(GaussianProcess(space), prior.predict)  # nothing to be learnt is left out
+    noise.fit(learn, prior.predict(learn) + 1e-4 * rng.normal(size=len(learn)))
+    assert quality(noise.predict(rest).mean) >= quality(prior.predict(rest)) - 0.05
 
 
 @pytest.mark.parametrize("sampler", ["surrogate", "surrogate-trees", "surrogate-additive"])
