@@ -60,6 +60,10 @@ def resolve(
         raise UsageError(f"{file}: {key} is empty; give a value, or leave it out.")
     for path, value in options.items():
         _put(data, path, value, file)
+    if (inherited := get(data, "inherit.run")) is not None:
+        from nas.workflows.parent_space import put_inherited
+
+        put_inherited(data, Path(inherited))
     kind = kind_of(data)
     _check_kind(data, kind, options, file, with_budget)
     if not with_budget:

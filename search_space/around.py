@@ -90,9 +90,8 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
         name: Of the space; ``around-`` and the network's digest if empty.
 
     Returns:
-        A space whose choices are listed from light to heavy by the widths that they keep, then by
-        their kernels, with the network's own as the last of each, so that ``largest`` is the
-        network.
+        A space whose choices are listed from light to heavy by their channels inside, then by their
+        kernels, with the network's own as the last of each, so that ``largest`` is the network.
 
     Raises:
         UsageError: A resolution is not below the network's, or a mixer suits no block.
@@ -135,22 +134,25 @@ def _choices(place: Place, block: Block, options: Around) -> tuple[Block, ...]:
         if kind.params[key].minimum > 0  # one that may be 0 is of an extra beside the path
     }
     kernels = _kernels(kind.params, dict(block.params), options)
-    found: dict[Block, tuple[float, bool, float]] = {}
-    for mixer, kept, near in _mixers(place, block.mixer, options):
-        for params, share, size in _product(dict(block.params), ratios, kernels):
+    found: dict[Block, tuple[int, bool, float]] = {}
+    for mixer, inside, near in _mixers(place, block.mixer, options):
+        own = mixer is None or block.mixer is None or mixer.name == block.mixer.name
+        for params, channels, size in _product(dict(block.params), ratios, kernels):
             variant = Block.of(block.kind, mixer, **params)
-            own = mixer is None or block.mixer is None or mixer.name == block.mixer.name
-            found.setdefault(variant, (kept * share, own, near * size))
+            found.setdefault(variant, (inside + channels, own, near * size))
     del found[block]
     return *sorted(found, key=found.__getitem__), block
 
 
 def _mixers(
     place: Place, own: Mixer | None, options: Around
-) -> Iterator[tuple[Mixer | None, float, float]]:
-    """Mixers of a block, with the parts of widths and of kernels that they keep."""
+) -> Iterator[tuple[Mixer | None, int, float]]:
+    """Mixers of a block, with their channels inside and the part that kernels keep of their sides.
+
+    Others than its own are given as many channels, since they say nothing of them.
+    """
     if own is None:
-        yield None, 1.0, 1.0
+        yield None, 0, 1.0
         return
     rules, params = MIXERS[own.name], dict(own.params)
     ratios = {
@@ -163,25 +165,27 @@ def _mixers(
         )
         for key in rules.ratios
     }
-    for values, share, size in _product(params, ratios, _kernels(rules.params, params, options)):
-        yield Mixer.of(own.name, **values), share, size
+    kernels = _kernels(rules.params, params, options)
+    for values, channels, size in _product(params, ratios, kernels):
+        yield Mixer.of(own.name, **values), channels, size
     for mixer in options.mixers:
         if place.width % mixer.width_multiple == 0:
-            yield mixer, 1.0, 1.0
-
-
-Values = Mapping[str, Sequence[ParamValue]]
+            yield mixer, sum(max(widths.values()) for widths in ratios.values()), 1.0
 
 
 def _product(
-    params: dict[str, ParamValue], ratios: Values, kernels: Values
-) -> Iterator[tuple[dict[str, ParamValue], float, float]]:
-    """All combinations of parameters, with the parts of widths and of kernels that they keep."""
-    keys = (*ratios, *kernels)
-    for values in itertools.product(*ratios.values(), *kernels.values()):
-        parts = [float(v) / float(params[key]) for key, v in zip(keys, values, strict=True)]
-        kept, near = math.prod(parts[: len(ratios)]), math.prod(parts[len(ratios) :])
-        yield {**params, **dict(zip(keys, values, strict=True))}, kept, near
+    params: dict[str, ParamValue],
+    ratios: Mapping[str, Mapping[float, int]],
+    kernels: Mapping[str, Sequence[int]],
+) -> Iterator[tuple[dict[str, ParamValue], int, float]]:
+    """All combinations of parameters, with their channels inside and what kernels keep."""
+    for some in itertools.product(*(widths.items() for widths in ratios.values())):
+        channels = sum(width for _, width in some)
+        chosen = {key: ratio for key, (ratio, _) in zip(ratios, some, strict=True)}
+        for sides in itertools.product(*kernels.values()):
+            odd = dict(zip(kernels, sides, strict=True))
+            near = math.prod(side / float(params[key]) for key, side in odd.items())
+            yield {**params, **chosen, **odd}, channels, near
 
 
 def _inside(place: Place, block: Block, key: str) -> Callable[[float], int]:
@@ -208,12 +212,13 @@ def _ratios(
     inside: Callable[[float], int],
     parts: Sequence[float],
     multiple: int = CHANNELS,
-) -> list[float]:
-    """Values of a ratio that keep parts of an inner width, ascending, and its own.
+) -> dict[float, int]:
+    """Values of a ratio that keep parts of an inner width, and its own, with the channels kept.
 
-    What is kept is a multiple of channels, and a value has no more decimals than that needs.
+    They are a multiple of channels, and a value has no more decimals than that needs.
     """
-    whole, result = inside(own), {}
+    whole = inside(own)
+    result = {own: whole}
     for part in parts:
         channels = max(multiple, math.floor(part * whole / multiple + 0.5) * multiple)
         if channels < whole:
@@ -221,8 +226,8 @@ def _ratios(
             rounded = (round(exact, decimals) for decimals in range(8))
             ratio = next((r for r in rounded if r > 0 and inside(r) == channels), exact)
             if rule.problem(ratio) is None:
-                result[channels] = ratio
-    return [*(result[channels] for channels in sorted(result)), own]
+                result[ratio] = channels
+    return result
 
 
 def _kernels(

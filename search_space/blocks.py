@@ -67,6 +67,7 @@ class BlockKind:
 
 BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
 SKIP = "skip"
+PROJECTION = "projection"
 
 
 def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
@@ -113,6 +114,11 @@ class Mixer:
 
     def __getitem__(self, key: str) -> ParamValue:
         return dict(self.params)[key]
+
+    @property
+    def traits(self) -> dict[str, ParamValue]:
+        """Parameters as files hold them."""
+        return _plain(MIXERS[self.name].params, dict(self.params))
 
     @property
     def width_multiple(self) -> int:
@@ -171,12 +177,15 @@ class Block:
         return 1 if self.mixer is None else self.mixer.width_multiple
 
     @property
+    def values(self) -> dict[str, ParamValue]:
+        """All parameters of mixer and block, the mixer's first."""
+        return {**dict(self.mixer.params if self.mixer else ()), **dict(self.params)}
+
+    @property
     def traits(self) -> dict[str, ParamValue]:
         """Parameters of mixer and block as files hold them, the mixer's first."""
         own = _plain(BLOCKS[self.kind].params, dict(self.params))
-        if self.mixer is None:
-            return own
-        return {**_plain(MIXERS[self.mixer.name].params, dict(self.mixer.params)), **own}
+        return own if self.mixer is None else {**self.mixer.traits, **own}
 
     @property
     def without_ratios(self) -> Self:
@@ -288,6 +297,7 @@ _SQUEEZE = {
 }
 
 BLOCKS.add(BlockKind(SKIP, {}))
+BLOCKS.add(BlockKind(PROJECTION, {}, strided=True))
 BLOCKS.add(
     BlockKind(
         "metaformer",

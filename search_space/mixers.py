@@ -28,14 +28,22 @@ class MixerSpec:
     ratios: tuple[str, ...] = ()
 
 
+def num_heads(width: int, head_dim: int, ratio: float) -> int:
+    """Returns how many heads of ``head_dim`` channels make ``ratio`` times a width, at least 1."""
+    return max(1, round(width * ratio / head_dim))
+
+
+_HEAD_RATIO = Param(1.0, minimum=POSITIVE, later=True)
+
 MIXERS: Registry[MixerSpec] = Registry("mixer", "nas.mixers")
 
 MIXERS.add(
     MixerSpec(
         "window_attention",
-        {"window": Param(7), "head_dim": Param(32)},
+        {"window": Param(7), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
         width_multiple=lambda params: int(params["head_dim"]),
         alternates=True,
+        ratios=("head_ratio",),
     )
 )
 MIXERS.add(
@@ -54,8 +62,9 @@ MIXERS.add(
 MIXERS.add(
     MixerSpec(
         "attention",
-        {"head_dim": Param(32)},
+        {"head_dim": Param(32), "head_ratio": _HEAD_RATIO},
         width_multiple=lambda params: int(params["head_dim"]),
+        ratios=("head_ratio",),
     )
 )
 MIXERS.add(MixerSpec("pooling", {"kernel": Param(3, odd=True)}))
@@ -89,8 +98,9 @@ MIXERS.add(
 MIXERS.add(
     MixerSpec(
         "spatial_reduction_attention",
-        {"reduction": Param(2), "head_dim": Param(32)},
+        {"reduction": Param(2), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
         width_multiple=lambda params: int(params["head_dim"]),
+        ratios=("head_ratio",),
     )
 )
 MIXERS.add(MixerSpec("additive_attention", {"kernel": Param(3, minimum=3, odd=True)}))

@@ -167,5 +167,6 @@ class StageSpace:
 
 def _alike(a: Block, b: Block) -> bool:
     """Whether two blocks differ in the value of one parameter only."""
-    differing = set(a.traits.items()) - set(b.traits.items())
-    return a.kind == b.kind and a.label == b.label and len(differing) == 1
+    of_a, of_b = a.traits, b.traits  # which leave out some that have their default
+    differing = sum(of_a.get(key) != of_b.get(key) for key in of_a.keys() | of_b.keys())
+    return a.kind == b.kind and a.label == b.label and differing == 1

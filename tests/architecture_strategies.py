@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
 from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
-from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
+from search_space.macro import (
+    HEAD_NORMS,
+    HEADS,
+    NORMS,
+    PADDINGS,
+    PROJECTIONS,
+    SHORTCUTS,
+    STEMS,
+    TRANSITIONS,
+)
 
 _RATIO = st.floats(0.25, 6.0)
 WIDTH_UNIT = 16  # suits every mixer below
@@ -29,6 +38,11 @@ def small() -> Architecture:
     return Architecture(Macro(stem_kernel=2, stem_stride=2), 32, stages)
 
 
+def _heads(draw: st.DrawFn) -> dict[str, Any]:
+    ratio = draw(st.sampled_from([1, 1, 0.3, 0.5, 2]))
+    return {"head_dim": draw(st.sampled_from([1, 4, 8, 16])), "head_ratio": ratio}
+
+
 @st.composite
 def mixers(draw: st.DrawFn) -> Mixer:
     odd = st.sampled_from([1, 3, 5, 7])
@@ -42,9 +56,9 @@ def mixers(draw: st.DrawFn) -> Mixer:
     )
     if name == "window_attention":
         window = draw(st.integers(1, 16))
-        return Mixer.of(name, window=window, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+        return Mixer.of(name, window=window, **_heads(draw))
     if name == "attention":
-        return Mixer.of(name, head_dim=draw(st.sampled_from([1, 4, 8, 16])))
+        return Mixer.of(name, **_heads(draw))
     if name == "separable_conv":
         return Mixer.of(name, expansion=draw(_RATIO), kernel=draw(odd))
     if name == "focal_modulation":
@@ -87,6 +101,7 @@ def macros(draw: st.DrawFn) -> Macro:
         shortcut=draw(st.sampled_from(SHORTCUTS)),
         block_norm=draw(st.sampled_from(["as_norm", *NORMS])),
         bias=draw(st.booleans()),
+        projection=draw(st.sampled_from(PROJECTIONS)),
     )
 
 
@@ -99,8 +114,10 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
         return Block.of(kind)
     if kind == "metaformer":
         return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
-    params: dict[str, Any] = {"activation": draw(st.sampled_from(ACTIVATIONS))}
     rules = BLOCKS[kind].params
+    params: dict[str, Any] = {}
+    if "activation" in rules:
+        params["activation"] = draw(st.sampled_from(ACTIVATIONS))
     params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
     if "kernel" in rules:
         params["kernel"] = draw(st.sampled_from([1, 3, 5]))

@@ -8,7 +8,7 @@ import torch
 from space_kinds import NAMES, kind_of_space
 from torch import nn
 
-from search_space import load_space
+from search_space import SearchSpace, load_space
 from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
 from supernet.network.layers import has_batch_norms
@@ -17,7 +17,7 @@ from supernet.network.supernet import normalises_by_batch
 SPACES = (*NAMES, "digits")
 
 
-def space_called(name: str):
+def space_called(name: str) -> SearchSpace:
     return load_space(name) if name == "digits" else kind_of_space(name)
 
 

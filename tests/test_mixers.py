@@ -87,7 +87,7 @@ def test_gnconv_is_the_papers_recursion(order: int, dim: int) -> None:
 
 def attention_by_definition(mixer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
     """Token by token: who may see whom follows from positions alone; padding are tokens of 0."""
-    height, width, dim = x.shape
+    height, width, _ = x.shape
     sides = (min(mixer.window, height), min(mixer.window, width))
     shifts = [
         mixer.window // 2 if mixer.shifted and n > mixer.window else 0 for n in (height, width)
@@ -134,16 +134,18 @@ def attention_by_definition(mixer: WindowAttention, x: torch.Tensor) -> torch.Te
                 out[y, c, head] = sum(
                     weight * v[j, i, head] for weight, (j, i) in zip(weights, seen, strict=True)
                 )
-    return out.reshape(height, width, dim) @ mixer.proj.weight.T + mixer.proj.bias
+    return out.reshape(height, width, -1) @ mixer.proj.weight.T + mixer.proj.bias
 
 
-@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(("shifted", "ratio"), [(False, 1.0), (True, 1.0), (True, 0.5)])
 @pytest.mark.parametrize(
     ("size", "window"), [((8, 8), 4), ((7, 5), 3), ((6, 9), 4), ((3, 4), 7), ((5, 12), 5)]
 )
-def test_window_attention_by_definition(size: tuple[int, int], window: int, shifted: bool) -> None:
-    """Divisible, padded, global and half-global windows, shifted and not."""
-    mixer = WindowAttention(8, window=window, head_dim=4, shifted=shifted).double()
+def test_window_attention_by_definition(
+    size: tuple[int, int], window: int, shifted: bool, ratio: float
+) -> None:
+    """Divisible, padded, global and half-global windows, shifted and not, of two heads or one."""
+    mixer = WindowAttention(8, window, head_dim=4, head_ratio=ratio, shifted=shifted).double()
     with torch.no_grad():
         mixer.relative_position_bias_table.normal_()
         mixer.qkv.bias.normal_()  # all that is seen of padding

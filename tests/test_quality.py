@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,8 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from predictors.measuring.quality import measure_quality
+from predictors.surrogates import AdditiveAccuracy, WithPrior
+from predictors.surrogates.base import rank_quality
+from predictors.tables.additive import AdditiveTable
 from predictors.tables.quality import MissingQualityError, QualityTable, asked
-from search_space import Architecture, Block, SearchSpace
+from search.candidates import candidates
+from search.exact.front import sweep
+from search.problem import Objective, Problem
+from search.samplers.registry import make_sampler
+from search.samplers.surrogate import SurrogateSampler
+from search_space import Architecture, Block, Genes, ModuleSpec, SearchSpace
 from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.space_definition import space_from_dict
 from supernet import build
@@ -157,12 +168,16 @@ def test_the_bank_stays_as_it_is(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in bank.state_dict().items())
 
 
-@pytest.mark.parametrize("measure", ["loss", "kl"])
+@pytest.mark.parametrize("measure", ["loss", "kl", "blend"])
 @pytest.mark.parametrize("name", SPACES)
 def test_predictions_are_sums_of_changes(name: str, measure: Any) -> None:
     bank, table = bank_of(name), table_of(name)
     space, parent = bank.space, bank.parent
     genes = space.sample(np.random.default_rng(0), 200)
+    every_kl = np.array([[change.kl] for change in table.changes.values()])
+    every_loss = np.array([change.loss for change in table.changes.values()])
+    (slope,) = np.linalg.lstsq(every_kl, every_loss)[0]
+    shares = {"loss": (1, 0), "kl": (0, 1), "blend": (0.5, max(slope, 0) / 2)}[measure]
     sums, squares = [], []
     for architecture in space.decode(genes):
         found = [
@@ -173,13 +188,15 @@ def test_predictions_are_sums_of_changes(name: str, measure: Any) -> None:
         ]
         if architecture.resolution != 16:
             found.append(table.changes["", None, architecture.resolution])
-        sums.append(sum(getattr(change, measure) for change in found))
-        squares.append(sum(getattr(change, f"{measure}_error") ** 2 for change in found))
-    base = table.loss if measure == "loss" else 0.0
+        parts = [(change.loss, change.kl) for change in found]
+        errors = [(change.loss_error, change.kl_error) for change in found]
+        sums.append(sum(float(np.dot(shares, part)) for part in parts))
+        squares.append(sum(float(np.square(np.multiply(shares, e)).sum()) for e in errors))
+    base = 0.0 if measure == "kl" else table.loss
     predicted = table.compile(space, measure).predict(genes)
     np.testing.assert_allclose(predicted, base + np.array(sums), atol=1e-12)
-    errors = table.standard_error(space, genes, measure)
-    np.testing.assert_allclose(errors, np.sqrt(squares), atol=1e-12)
+    predicted = table.standard_error(space, genes, measure)
+    np.testing.assert_allclose(predicted, np.sqrt(squares), atol=1e-12)
     own = space.encode([parent])
     assert table.compile(space, measure).predict(own) == pytest.approx(base)
 
@@ -217,6 +234,8 @@ def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path) -> None:
     table = measure_quality(bank, held_out, training, file=file)
     assert table.changes == {**whole.changes, **marked}
     assert QualityTable.load(file) == table
+    with mock.patch.object(nn.Sequential, "forward", side_effect=AssertionError):
+        assert measure_quality(bank, held_out, training, file=file) == table  # nothing is run
 
 
 def test_an_alternative_with_other_weights_is_measured_again(tmp_path: Path) -> None:
@@ -275,5 +294,112 @@ def test_wrong_input_is_refused() -> None:
         measure_quality(broken, held_out)
 
 
-def space_of(name: str) -> SearchSpace:
-    return bank_of(name).space
+# Search -------------------------------------------------------------------------------------------
+
+
+def latency_of(space: SearchSpace) -> AdditiveTable:
+    """Made-up milliseconds of every entry."""
+
+    def cost(spec: ModuleSpec, size: int) -> float:
+        return 0.1 + zlib.crc32(str(spec).encode()) % 97 / 97 * size / 8
+
+    return AdditiveTable.build(space, 4, cost)
+
+
+def every(space: SearchSpace) -> Genes:
+    ranges = [range(count) for count in space.cardinalities]
+    return np.array(list(itertools.product(*ranges)), dtype=np.int64)
+
+
+@pytest.mark.parametrize("measure", ["kl", "blend"])
+@pytest.mark.parametrize("name", SPACES)
+def test_the_front_is_that_of_all_networks(name: str, measure: Any) -> None:
+    space = bank_of(name).space
+    quality, latency = table_of(name).compile(space, measure), latency_of(space)
+    front = sweep(space, quality, latency, maximise=(False, False))
+    rows = every(space)
+    assert len(rows) == space.size
+    losses, costs = quality.predict(rows), latency.predict(rows)
+    order = np.lexsort((losses, costs))
+    best = np.minimum.accumulate(losses[order])
+    steps = order[np.concatenate([[True], best[1:] < best[:-1] - 1e-9])]
+    assert front.complete
+    np.testing.assert_allclose(np.sort(front.cost), costs[steps], atol=1e-9)
+    np.testing.assert_allclose(np.sort(front.quality), np.sort(losses[steps]), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_candidates_are_of_the_front_or_within_errors_of_it(name: str) -> None:
+    space, table = bank_of(name).space, table_of(name)
+    quality, latency = table.compile(space), latency_of(space)
+    front = sweep(space, quality, latency, maximise=(False, False)).genes
+    budget = float(np.median(latency.predict(front)))
+    rows = candidates(front, table, latency, budget, 8, np.random.default_rng(0))
+    assert 0 < len(rows) <= 8
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert (latency.predict(rows) <= budget).all()
+    space.decode(rows)
+    members = {row.tobytes() for row in front}
+    assert rows[0].tobytes() in members
+    assert latency.predict(rows[:1]) == max(c for c in latency.predict(front) if c <= budget)
+    within = latency.predict(front) <= budget
+    variants = [row for row in rows if row.tobytes() not in members]
+    assert len(variants) > 1 or name == "tokens"
+    for row in variants:
+        cost, error = latency.predict(row[None]), table.standard_error(space, row[None])
+        best = quality.predict(front[within & (latency.predict(front) <= cost)]).min()
+        assert quality.predict(row[None]) <= best + 2 * error
+    few = candidates(front, table, latency, budget, 8, np.random.default_rng(0), deviations=0)
+    assert {row.tobytes() for row in few} <= members
+    assert len(candidates(front, table, latency, 0.0, 8, np.random.default_rng(0))) == 0
+
+
+def test_a_surrogate_learns_what_a_prior_misses() -> None:
+    space, table = bank_of("convolutions").space, table_of("convolutions")
+    rng = np.random.default_rng(0)
+    genes = np.unique(space.sample(rng, 60), axis=0)
+    prior = table.compile(space)
+    extra = 0.3 * (genes[:, -1] == 1)  # of the last block's first alternative, beside the sum
+    errors = 0.2 + 0.05 * (prior.predict(genes) + extra)  # another unit
+    learn, rest = genes[:16], genes[16:]
+    model = WithPrior(AdditiveAccuracy(space), prior.predict)
+    model.fit(learn, errors[:16])
+    alone = AdditiveAccuracy(space)
+    alone.fit(learn, errors[:16])
+
+    def quality(predicted: Any) -> float:
+        return rank_quality(errors[16:], predicted) or 0.0
+
+    assert quality(model.predict(rest).mean) > quality(alone.predict(rest).mean)
+    assert quality(model.predict(rest).mean) > quality(prior.predict(rest))
+    assert model.predict(rest).deviation.min() >= 0
+    assert (model.rank_quality or 0) > 0.5
+    exact = WithPrior(AdditiveAccuracy(space), prior.predict)
+    exact.fit(learn, 3 + 2 * prior.predict(learn))
+    assert exact.slope == pytest.approx(2)
+    np.testing.assert_allclose(exact.predict(rest).mean, 3 + 2 * prior.predict(rest), atol=1e-6)
+    opposite = WithPrior(AdditiveAccuracy(space), lambda rows: -prior.predict(rows))
+    opposite.fit(learn, prior.predict(learn))
+    assert opposite.slope == 0
+
+
+@pytest.mark.parametrize("sampler", ["surrogate", "surrogate-trees", "surrogate-additive"])
+def test_a_sampler_with_a_prior_knows_more_of_what_it_has_not_seen(sampler: str) -> None:
+    space = bank_of("convolutions").space
+    loss, latency = table_of("convolutions").compile(space), latency_of(space)
+    problem = Problem(
+        space,
+        (Objective.on("accuracy"), Objective.on("latency_ms")),
+        tables={"latency_ms": latency},
+    )
+    known = {}
+    for prior in (None, {"accuracy": loss.predict}):
+        model = make_sampler(sampler, problem, prior=prior)
+        assert isinstance(model, SurrogateSampler)
+        for _ in range(5):
+            rows = model.ask(4)
+            error = np.tanh(loss.predict(rows) / 4)  # minus the accuracy, but for its level
+            figures = np.stack([error, latency.predict(rows)], axis=1)
+            model.tell(rows, figures, np.zeros(len(rows)))
+        known[prior is not None] = model.rank_quality["accuracy"] or 0.0
+    assert known[True] > max(0.8, known[False])

@@ -53,6 +53,7 @@ CHOSEN = (
         Mixer.of("window_attention", window=window, head_dim=head_dim)
         for window, head_dim in ((2, 4), (4, 4), (2, 8))
     ),
+    Mixer.of("window_attention", window=2, head_dim=4, head_ratio=0.5),
     *(Mixer.of("attention", head_dim=head_dim) for head_dim in (4, 8)),
     *(Mixer.of("separable_conv", expansion=expansion, kernel=3) for expansion in (1, 2.5)),
 )

@@ -188,7 +188,7 @@ def test_unknown_mixer_parameter_says_all(key: Any) -> None:
     data["stages"][3]["mixers"] = [{"window_attention": {key: [4]}}]
     with pytest.raises(UnknownNameError) as info:
         space_from_dict(data)
-    for word in ("stages[3]", repr(str(key)), "head_dim, window"):
+    for word in ("stages[3]", repr(str(key)), "head_dim, head_ratio, "):
         assert word in str(info.value)
 
 

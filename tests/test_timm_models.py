@@ -47,6 +47,11 @@ SKIP = Block.of("skip")
 POINTS = {
     "convnext": four(CONVNEXT, 64, metaformer(Mixer.of("depthwise_conv", kernel=5))),
     "swin": four(SWIN, 224, metaformer(Mixer.of("window_attention", window=7, head_dim=8), 2.0)),
+    "swin-fewer-heads": four(
+        SWIN,
+        224,
+        metaformer(Mixer.of("window_attention", window=7, head_dim=8, head_ratio=0.5), 2.0),
+    ),
     "focalnet": four(FOCALNET, 64, metaformer(Mixer.of("focal_modulation", levels=3), 3.0)),
     "poolformer": four(POOLFORMER, 64, metaformer(Mixer.of("pooling"))),
     "resnet": four(RESNET, 64, Block.of("basic"), (64, 32, 48, 64)),

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from nas.workflows import zoo as workflow
 from nas.workflows.zoo import Zoo, find_zoo, zoo_frontier
+from nas.workflows.zoo_latencies import KnownLatencies, promising
 from predictors.counts import count_architecture
 from predictors.devices import Target, find_device
 from predictors.estimates.calibrate import predict_network
 from predictors.estimates.estimate import estimate_operators
 from predictors.measuring import bench
 from predictors.measuring.bench import Limits
+from predictors.measuring.remeasure import Measurement
 from predictors.measuring.runtimes import find_runtime
 from predictors.operators import trace
 from predictors.tables.latency_table import LatencyTable
@@ -245,6 +247,31 @@ def test_networks_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Mo
     assert "Delete it" in answer.err
 
 
+def test_of_several_measurements_the_least_disturbed_counts() -> None:
+    known = KnownLatencies(find_device("cpu"), 1000)
+    model = BY_KEY["resnet18@224"]
+    for latency, together in ((6.0, False), (7.0, True), (5.0, False)):
+        known.add([model], [ZooLatency(latency, "measured", low_ms=4.0, together=together)])
+    assert known.timed([model]) == {model: 5.0}
+    assert known.timed([model], quickest=True) == {model: 4.0}
+    assert known[model].tries == 3
+    assert known[model].together
+    failed = BY_KEY["test_vit@160"]
+    known.add([failed], [ZooLatency(None, "measured", "no such operator")])
+    assert failed in known
+    assert failed not in known.timed([failed])
+
+
+def test_what_was_within_the_budget_in_some_runs_is_measured_again(tmp_path: Path) -> None:
+    known = KnownLatencies(elsewhere(tmp_path), 1000)
+    model = BY_KEY["resnet18@224"]
+    for tries in range(3):
+        assert (model in promising([model], known, 5.0)) == (tries < 3)
+        known.add([model], [ZooLatency(6.0, "measured", low_ms=4.9)])
+    assert promising([model], known, 5.0) == []
+    assert promising([model], KnownLatencies(elsewhere(tmp_path), 1000), 7.0) == []
+
+
 def test_what_a_runtime_cannot_run_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     target, eager = find_device("cpu", threads=1), find_runtime("eager")
 
@@ -268,9 +295,9 @@ def test_onnxruntime_takes_weights_in_any_layout() -> None:
 def test_networks_run_folded_in_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     subjects: list[bench.Subject] = []
 
-    def measure(made: list[bench.Subject], *_: object, **__: object) -> list[object]:
+    def measure(made: list[bench.Subject], *_: object, **__: object) -> list[Measurement]:
         subjects.extend(made)
-        return []
+        return [Measurement(1.0, 1.0, 1.0, 1, 0.0)] * len(made)
 
     monkeypatch.setattr(latencies, "measure_subjects", measure)
     target = find_device("cpu", batch_size=2, precision="bf16")

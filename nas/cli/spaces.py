@@ -136,7 +136,7 @@ def _lines(space: SearchSpace) -> Iterator[str]:
 
 def _varying(label: str, choices: tuple[Block, ...]) -> str:
     """The values of the parameters by which choices of one label differ."""
-    traits = [block.traits for block in choices if block.label == label]
+    traits = [block.values for block in choices if block.label == label]
     keys = dict.fromkeys(key for row in traits for key in row)
     values = {key: list(dict.fromkeys(row[key] for row in traits if key in row)) for key in keys}
     texts = (

@@ -11,6 +11,7 @@ from nas.config import TrainedConfig, TrainingFreeConfig
 from nas.resolving import stored_config
 from nas.workflows.finished_search import find_digest
 from nas.workflows.finishing import card_figures, export_trained, export_untrained
+from nas.workflows.inherited import read_bank
 from nas.workflows.network_training import NETWORK
 from nas.workflows.trained_search import FINETUNE
 from nas.workflows.with_images import CHECKPOINTS, no_supernet
@@ -21,8 +22,10 @@ from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
-from supernet.data.dataset import open_data
+from supernet.data.dataset import ImageData, open_data
+from supernet.inherit.parents import find_parent
 from supernet.network.layers import has_batch_norms
+from supernet.network.supernet import Subnets
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.recalibration import extract_for
 
@@ -75,16 +78,11 @@ def export_from_run(
     assert isinstance(config, TrainedConfig)
     space = config.search_space()
     data = open_data(config.data, space.resolutions[-1], **config.image_options())
-    supernet = Supernet(space, data.num_classes).eval()
-    source = run if config.supernet is None else Path(config.supernet)
     with console.python_warnings():
-        checkpoint = CheckpointFolder(source / SUPERNET / CHECKPOINTS).newest()
-    if checkpoint is None:
-        raise RunError(no_supernet(source))
-    supernet.load_state_dict(checkpoint.trained_weights())
+        supernet = _weights_of(run, config, data)
     images = data.at(architecture.resolution)
     network = extract_for(supernet, architecture, images, config.train)
-    notes = ["The weights are inherited from the supernet; fine-tuning usually adds accuracy."]
+    notes = ["The weights are inherited; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
             tuned = CheckpointFolder(run / FINETUNE / architecture.digest / CHECKPOINTS).newest()
@@ -111,6 +109,19 @@ def export_from_run(
             notes=notes,
             reference=None if digest is None or has_batch_norms(network) else subnet,
         )
+
+
+def _weights_of(run: Path, config: TrainedConfig, data: ImageData) -> Subnets:
+    """The weights that networks of a run inherit: of its supernet, or around its parent."""
+    if config.parent is not None:
+        return read_bank(run, config, data, find_parent(config.parent, config.parent_weights))
+    supernet = Supernet(config.search_space(), data.num_classes).eval()
+    source = run if config.supernet is None else Path(config.supernet)
+    checkpoint = CheckpointFolder(source / SUPERNET / CHECKPOINTS).newest()
+    if checkpoint is None:
+        raise RunError(no_supernet(source))
+    supernet.load_state_dict(checkpoint.trained_weights())
+    return supernet
 
 
 def _find(run: Path, digest: str | None) -> Evaluation:

@@ -9,14 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import TrainedConfig
+from nas.resolving import stored_config
 from nas.workflows.default_space import look_at
 from search_space.around import around
-from search_space.errors import NasError, UsageError
+from search_space.errors import NasError, RunError, UsageError
 from supernet.inherit.parents import Parent, find_parent
 
 SMALLEST = 64  # of images that are enlarged for a parent
 EVALUATIONS = 48  # assembled networks, which a table has told apart before
 ENLARGED = 2  # times the images' side: what a parent of larger images still makes use of
+
+
+_OF_THE_RUN = (
+    *("data", "image_column", "label_column", "data_root", "validation_fraction", "fit", "mirror"),
+    *("parent", "parent_weights", "resolution", "mean", "std", "space", "seed", "adapt"),
+)
+
+
+def put_inherited(data: dict[str, Any], run: Path) -> None:
+    """Fills in what a run that is inherited from has decided and nobody has said.
+
+    Raises:
+        RunError: It is no run that searched from a parent.
+    """
+    stored = stored_config(run)
+    if not isinstance(stored, TrainedConfig) or stored.parent is None:
+        raise RunError(
+            f"--inherit {run} did not start from a trained network; give the folder of a run of "
+            "`nas search --from`."
+        )
+    plain = stored.to_dict()
+    for key in _OF_THE_RUN:
+        if plain[key] is not None:
+            data.setdefault(key, plain[key])
+    data["inherit"] = {**plain["inherit"], **data.get("inherit", {})}
 
 
 def put_parent(data: dict[str, Any], say: Callable[[str], None] | None) -> None:

@@ -17,6 +17,7 @@ from typing import Unpack
 from nas.cli.console import Console
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
+from nas.workflows.pretrained_search import PARENT, PretrainedSearch
 from nas.workflows.run import Run
 from nas.workflows.starting import Start, header, new_manifest, open_run
 from nas.workflows.trained_search import TrainedSearch
@@ -43,7 +44,8 @@ def run_search(config: RunConfig, path: Path, **start: Unpack[Start]) -> ReportD
                 "this configuration names one architecture to train, and a search would ignore it; "
                 "use nas train, or take 'architecture' out."
             )
-        return _run(partial(TrainedSearch, config), config, path, start)
+        kind = TrainedSearch if config.parent is None else PretrainedSearch
+        return _run(partial(kind, config), config, path, start)
     assert isinstance(config, TrainingFreeConfig)
     return _run(partial(TrainingFreeSearch, config), config, path, start)
 
@@ -81,5 +83,5 @@ def _run(
 
 def _can_be_continued(path: Path) -> bool:
     """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
-    trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK))
+    trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK, PARENT))
     return (path / JOURNAL).exists() or any(each.exists() for each in trained)

@@ -7,6 +7,7 @@ others in timm's, as whole modules. Networks that are measured together are inte
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -29,21 +30,37 @@ from search_space.errors import first_line
 
 Origin = Literal["measured", "estimated", "predicted"]
 FORMAT = 1
-_QUICK = Limits(min_rounds=7, max_rounds=14, min_seconds=0.5)
+_QUICK = Limits(min_rounds=10, max_rounds=30, min_seconds=1.0)
 _LONG = Limits(min_seconds=5.0)
 
 
 @dataclass(frozen=True)
 class ZooLatency:
-    """Milliseconds of a network and how they are known, or why they are not.
+    """What is known of a network's latency on a device.
 
-    ``together`` says that it was measured at length, interleaved with its rivals.
+    Args:
+        latency_ms: Milliseconds of one batch; None where it cannot be had.
+        origin: How that is known.
+        problem: Why it cannot be had.
+        low_ms: Of a measured one, the 10th percentile of its runs.
+        disturbed: Whether other work ran on the machine meanwhile.
+        tries: How often it was measured; the figures are those of the best time.
+        together: Whether it was measured at length, interleaved with its rivals.
     """
 
     latency_ms: float | None
     origin: Origin
     problem: str = ""
+    low_ms: float | None = None
+    disturbed: bool = False
+    tries: int = 1
     together: bool = False
+
+    def with_another(self, other: ZooLatency) -> ZooLatency:
+        """Joins two measurements of one network: disturbances make both slower, never faster."""
+        best = min(self, other, key=lambda one: one.latency_ms or math.inf)
+        together = self.together or other.together
+        return replace(best, tries=self.tries + other.tries, together=together)
 
 
 def cache_name(target: Target, num_classes: int = 1000) -> str:
@@ -76,7 +93,7 @@ def measured(
     target: Target,
     num_classes: int = 1000,
     *,
-    limits: Limits = _QUICK,
+    limits: Limits | None = None,
 ) -> list[ZooLatency]:
     """Measures networks on this machine, interleaved.
 
@@ -85,14 +102,22 @@ def measured(
     conditions, pool = target.conditions, WeightPool(target.conditions)
     try:
         subjects = [_subject(model, target, num_classes, pool) for model in models]
-        found = measure_subjects(subjects, conditions, limits=limits)
+        found = measure_subjects(subjects, conditions, limits=limits or _QUICK)
     except Exception as error:  # whatever compilers and exporters raise of networks not ours
         if len(models) > 1:
             one_by_one = (measured([model], target, num_classes, limits=limits) for model in models)
             return [latency for single in one_by_one for latency in single]
         reason = f"{conditions.runtime} cannot run it: {first_line(error):.120}"
         return [ZooLatency(None, "measured", reason)]
-    return [ZooLatency(one.latency_ms, "measured") for one in found]
+    return [
+        ZooLatency(
+            one.latency_ms,
+            "measured",
+            low_ms=one.low_ms,
+            disturbed=bool(one.warnings),
+        )
+        for one in found
+    ]
 
 
 def _subject(model: PublishedModel, target: Target, num_classes: int, pool: WeightPool) -> Subject:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from search.problem import Problem
+from search.problem import Problem, Values
 from search.samplers.base import Sampler
 from search.samplers.evolution import NSGA2, RegularisedEvolution
 from search.samplers.local_search import LocalSearch
 from search.samplers.random_search import RandomSearch
+from search_space import Genes
 from search_space.errors import UnknownNameError, UsageError
 
 DEFAULT = "surrogate"
@@ -60,6 +61,7 @@ def make_sampler(
     storage: str | None = None,
     study: str = "nas",
     say: Callable[[str], None] = lambda text: None,
+    prior: Mapping[str, Callable[[Genes], Values]] | None = None,
 ) -> Sampler:
     """The sampler ``name``: one of ``SAMPLERS``, or ``optuna-TPE`` and the like.
 
@@ -69,6 +71,7 @@ def make_sampler(
         population: of the first candidates, and survivors where a method has them; None for the
             method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
+        prior: as of ``SurrogateSampler``, which alone makes use of it.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
 
     Raises:
@@ -101,7 +104,7 @@ def make_sampler(
         from search.samplers.surrogate import SurrogateSampler
 
         model = name.partition("-")[2] or "gaussian_process"
-        return SurrogateSampler(problem, seed=seed, model=model, population=start)
+        return SurrogateSampler(problem, seed=seed, model=model, population=start, prior=prior)
     from search.samplers.optuna_sampler import OptunaSampler
 
     name = name.removeprefix(OPTUNA)

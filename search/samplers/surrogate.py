@@ -13,7 +13,7 @@ stays bounded. A model depends on what it was fitted to only, so the state needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from predictors.surrogates import (
     EnsembleSurrogate,
     GaussianProcess,
     Surrogate,
+    WithPrior,
 )
 from predictors.tables.additive import AdditiveTable
 from search.feasibility import diverse_sample, unique_rows
@@ -32,23 +33,21 @@ from search.samplers.archive import Archive, Indices, Judged, row_keys
 from search.samplers.evolution import evolve
 from search.samplers.proposals import PopulationSampler
 from search.samplers.ranking import best_first
+from search_space import SearchSpace
 from search_space.errors import UnknownNameError
 from search_space.stage_space import Genes
 
-MODELS: dict[str, Callable[[Problem], Surrogate]] = {
-    "gaussian_process": lambda problem: GaussianProcess(problem.space, _costs(problem)),
-    "trees": lambda problem: EnsembleSurrogate(problem.space, _costs(problem)),
-    "additive": lambda problem: AdditiveAccuracy(problem.space),
+Predict = Callable[[Genes], Values]
+MODELS: dict[str, Callable[[SearchSpace, Sequence[Predict]], Surrogate]] = {
+    "gaussian_process": GaussianProcess,
+    "trees": EnsembleSurrogate,
+    "additive": lambda space, costs: AdditiveAccuracy(space),
 }
 LEAST_TO_FIT = 8
 MOST_TO_FIT = 800
 REFIT_SHARE = 0.05  # of the evaluations must be new
 POOL, GENERATIONS = 256, 6
 RANDOM_SHARE = 0.5
-
-
-def _costs(problem: Problem) -> list[Callable[[Genes], Values]]:
-    return [table.predict for table in problem.tables.values()]
 
 
 class SurrogateSampler(PopulationSampler):
@@ -59,6 +58,8 @@ class SurrogateSampler(PopulationSampler):
     Args:
         problem, seed, population: as of ``PopulationSampler``.
         model: ``gaussian_process``, ``trees`` or ``additive``.
+        prior: By an evaluated objective's metric, what predicts it before anything is evaluated:
+            whatever grows where the objective gets worse. The model learns what it misses.
 
     Raises:
         UnknownNameError: There is no such model.
@@ -71,11 +72,12 @@ class SurrogateSampler(PopulationSampler):
         seed: int = 0,
         population: int = 12,
         model: str = "gaussian_process",
+        prior: Mapping[str, Predict] | None = None,
     ) -> None:
         if model not in MODELS:
             raise UnknownNameError("surrogate", model, MODELS)
         super().__init__(problem, seed=seed, population=population)
-        self._make = MODELS[model]
+        self._make, self._prior = MODELS[model], prior or {}
         self._archive = Archive(problem)
         self._pool = self._no_rows()
         self._open: dict[bytes, None] = {}  # asked for and not told yet
@@ -140,12 +142,20 @@ class SurrogateSampler(PopulationSampler):
         known = self._archive.results[rows]
         if len(self._models) != len(self.problem.objectives):
             self._models = [
-                None if objective.metric in self.problem.tables else self._make(self.problem)
+                None if objective.metric in self.problem.tables else self._model(objective.metric)
                 for objective in self.problem.objectives
             ]
         for k, model in enumerate(self._models):
             if model is not None:
                 model.fit(known.genes, known.objectives[:, k])
+
+    def _model(self, metric: str) -> Surrogate:
+        """A model that may follow all that is known of a candidate without evaluating it."""
+        space, known = self.problem.space, [t.predict for t in self.problem.tables.values()]
+        if metric not in self._prior:
+            return self._make(space, known)
+        prior = self._prior[metric]
+        return WithPrior(self._make(space, [*known, prior]), prior)
 
     def _worth_fitting(self, rows: Indices) -> Indices:
         """Of the archive's first rows: all, or the better half of the most and some of the rest."""

@@ -23,6 +23,7 @@ from search_space.blocks import Block, hidden_width
 from search_space.errors import NasError
 from search_space.known import BASELINE_SIZES, CONVNEXT, FOCALNET, POOLFORMER, SWIN, known
 from search_space.macro import Macro
+from search_space.mixers import num_heads
 from supernet.network.backbone import Backbone, build
 from supernet.network.timm_weights import timm_names
 
@@ -149,7 +150,8 @@ def _same_parameters(model: TimmModel, architecture: Architecture) -> bool:
         ours = build(architecture, 1)
         try:
             theirs = model.build(1).state_dict()
-        except (AssertionError, TypeError, ValueError, RuntimeError):  # as timm refuses values
+        except (AssertionError, IndexError, TypeError, ValueError, RuntimeError):
+            # as timm refuses values, and numbers of stages
             return False
     state = ours.state_dict()
     wanted = {theirs: state[name].numel() for name, theirs in timm_names(ours).items()}
@@ -202,7 +204,7 @@ def _doubled(architecture: Architecture) -> bool:
 
 
 def _mixers(stages: list[list[Block]], param: str) -> list[Any]:
-    return [stage[0].traits[param] for stage in stages]
+    return [stage[0].values[param] for stage in stages]
 
 
 def _depths(stages: list[list[Block]]) -> list[int]:
@@ -236,18 +238,23 @@ def _swin(architecture: Architecture, stages: list[list[Block]]) -> TimmModel | 
         and not any(block.skipped for stage in architecture.stages for block in stage.blocks)
     ):
         return None
+    dims, windows = _mixers(stages, "head_dim"), _mixers(stages, "window")
     heads = [
-        width // dim
-        for width, dim in zip(architecture.widths, _mixers(stages, "head_dim"), strict=True)
+        num_heads(width, dim, ratio)
+        for width, dim, ratio in zip(
+            architecture.widths, dims, _mixers(stages, "head_ratio"), strict=True
+        )
     ]
-    windows = _mixers(stages, "window")
+    whole = all(n * dim == w for n, dim, w in zip(heads, dims, architecture.widths, strict=True))
+    if not whole and len(set(dims)) > 1:
+        return None
     arguments = {
         "depths": _depths(stages),
         "embed_dim": architecture.widths[0],
         "num_heads": heads,
         "window_size": windows[0] if len(set(windows)) == 1 else windows,
         "mlp_ratio": _mixers(stages, "mlp_ratio"),
-    }
+    } | ({} if whole else {"head_dim": dims[0]})
     return TimmModel("swin_tiny_patch4_window7_224", arguments | _image(architecture))
 
 

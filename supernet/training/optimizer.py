@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -163,7 +164,8 @@ class NamedOptimizer:
 
 def check_optimizer(config: TrainConfig) -> None:
     """Checks that timm has the optimiser and the schedule; raises RunError otherwise."""
-    _made(nn.Linear(1, 1), config, steps_per_epoch=1)
+    # one layer has no others before it whose rates would decay
+    _made(nn.Linear(1, 1), replace(config, layer_decay=1.0), steps_per_epoch=1)
 
 
 def _made(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.mixers import num_heads
 from supernet.network.axes import Axes, Centre, Product
 from supernet.network.layers import Conv2d, Linear
 from supernet.network.mixers.mixer import Mixer
@@ -19,30 +20,35 @@ from supernet.network.registry import register_mixer
 class SpatialReductionAttention(Mixer):
     """Multi-head attention to patches of ``reduction`` × ``reduction`` positions.
 
+    There are ``head_ratio * dim / head_dim`` heads.
     What is left of a map beyond the last whole patch is no key, as in the published networks; a map
     smaller than one patch is padded with zeros to one.
     """
 
-    def __init__(self, dim: int, reduction: int = 2, head_dim: int = 32) -> None:
+    def __init__(
+        self, dim: int, reduction: int = 2, head_dim: int = 32, head_ratio: float = 1.0
+    ) -> None:
         super().__init__()
         self.dim, self.reduction, self.head_dim = dim, reduction, head_dim
-        self.heads = dim // head_dim
-        self.query = Linear(dim, dim)
-        self.key_value = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.heads = num_heads(dim, head_dim, head_ratio)
+        inner = self.heads * head_dim
+        self.query = Linear(dim, inner)
+        self.key_value = Linear(dim, 2 * inner)
+        self.proj = Linear(inner, dim)
         self.reduce: Conv2d | None = None
         if reduction > 1:
             self.reduce = Conv2d(dim, dim, reduction, stride=reduction)
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
+        batch, height, width, _ = x.shape
         q = self.query(x).reshape(batch, height * width, self.heads, self.head_dim)
         rows = self.key_value(self._reduced(x))
         rows = rows.reshape(batch, -1, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         k, v = rows.unbind(0)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
+        out = out.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim)
+        return self.proj(out)
 
     def _reduced(self, x: Tensor) -> Tensor:
         if self.reduce is None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.mixers import num_heads
 from supernet.network.axes import Axes, Centre, Product
 from supernet.network.layers import Linear
 from supernet.network.mixers.mixer import Mixer
@@ -20,27 +21,32 @@ from supernet.network.registry import register_mixer
 
 @register_mixer("window_attention")
 class WindowAttention(Mixer):
-    """Multi-head attention within ``window`` × ``window`` tokens, ``dim / head_dim`` heads.
+    """Multi-head attention within ``window`` × ``window`` tokens.
 
-    ``shifted`` moves the windows by half their side, cyclically, and masks what the wrapping
-    brings together.
+    There are ``head_ratio * dim / head_dim`` heads. ``shifted`` moves the windows by half their
+    side, cyclically, and masks what the wrapping brings together.
     """
 
     def __init__(
-        self, dim: int, window: int = 7, head_dim: int = 32, shifted: bool = False
+        self,
+        dim: int,
+        window: int = 7,
+        head_dim: int = 32,
+        head_ratio: float = 1.0,
+        shifted: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.window, self.head_dim, self.shifted = dim, window, head_dim, shifted
-        self.heads = dim // head_dim
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.heads = num_heads(dim, head_dim, head_ratio)
+        self.qkv = Linear(dim, 3 * self.heads * head_dim)
+        self.proj = Linear(self.heads * head_dim, dim)
         side = 2 * window - 1
         self.relative_position_bias_table = nn.Parameter(torch.empty(side * side, self.heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self._constants: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
+        batch, height, width, _ = x.shape
         side_h, side_w = min(self.window, height), min(self.window, width)
         shift = (self._shift(height), self._shift(width))
         if any(shift):
@@ -60,7 +66,7 @@ class WindowAttention(Mixer):
         out = out.permute(0, 1, 4, 2, 5, 3, 6)
         if torch.compiler.is_compiling():  # exporters may give attention's output other strides
             out = out.clone(memory_format=torch.contiguous_format)
-        out = out.reshape(batch, height + pad_h, width + pad_w, dim)
+        out = out.reshape(batch, height + pad_h, width + pad_w, self.heads * self.head_dim)
         if pad_h or pad_w:
             out = out[:, :height, :width]
         out = self.proj(out)

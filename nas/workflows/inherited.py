@@ -1,0 +1,97 @@
+"""What a search from a trained network keeps in its folder, for itself, other runs and exports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nas.config import TrainedConfig
+from nas.workflows.with_images import CHECKPOINTS
+from search_space import Architecture, SearchSpace
+from search_space.errors import RunError
+from supernet import Backbone, build
+from supernet.data.dataset import ImageData
+from supernet.inherit.bank import WeightBank
+from supernet.inherit.parents import Parent
+from supernet.inherit.stored_bank import load_entries, parent_identity
+from supernet.network.tensor_files import SUFFIX
+from supernet.training.checkpoints import CheckpointFolder
+
+PARENT, BANK, TABLE = "parent", "alternatives", "quality.parquet"
+START = f"start{SUFFIX}"  # of the parent: its weights before they are trained on the images
+
+
+def architecture_of(parent: Parent, space: SearchSpace, name: str) -> Architecture:
+    """The parent's architecture at the largest resolution of a space around it.
+
+    Raises:
+        RunError: The space is around another network.
+    """
+    architecture = replace(parent.architecture, resolution=space.resolutions[-1])
+    if not space.contains(architecture):
+        raise RunError(
+            f"space {space.name!r} does not hold {parent.name} at {architecture.resolution} px; "
+            f"give a space of `nas spaces --around {name}`, or leave --space out."
+        )
+    return architecture
+
+
+def check_parent(run: Path) -> None:
+    """Refuses a folder that holds no adapted parent; raises RunError."""
+    if CheckpointFolder(run / PARENT / CHECKPOINTS).newest() is None:
+        raise RunError(
+            f"{run} holds no adapted parent; give the folder of a run that searched with --from, "
+            "and finish it with --resume if it is not finished."
+        )
+
+
+def read_parent(run: Path, network: Backbone, data: ImageData) -> None:
+    """Gives ``network`` the weights of the adapted parent of a run.
+
+    Raises:
+        RunError: The run has none, or it was trained on other images.
+    """
+    check_parent(run)
+    checkpoint = CheckpointFolder(run / PARENT / CHECKPOINTS).newest()
+    assert checkpoint is not None
+    identity, state = checkpoint.metadata["identity"], checkpoint.metadata["state"]
+    if identity["data"] != data.fingerprint:
+        raise RunError(
+            f"the parent of {run} was trained on other images, or on some that are now for "
+            f"validation (fingerprint {identity['data']}, asked {data.fingerprint}); give the same "
+            "--data, --resolution and --seed."
+        )
+    done, patience = len(state["history"]), identity["train"]["patience"]
+    waited = 0 < patience <= state["waited"]
+    if done < identity["train"]["epochs"] and not waited:
+        raise RunError(
+            f"the parent of {run} is trained for {done} of {identity['train']['epochs']} epochs; "
+            "finish it with --resume first."
+        )
+    network.load_state_dict(checkpoint.trained_weights())
+
+
+def bank_identity(bank: WeightBank, config: TrainedConfig, data: ImageData) -> dict[str, Any]:
+    """All that the weights of alternatives depend on."""
+    return {
+        "parent": parent_identity(bank),
+        "data": data.fingerprint,
+        "seed": config.seed,
+        **config.inherit.model_dump(include={"importance", "images", "distil_steps"}),
+    }
+
+
+def read_bank(run: Path, config: TrainedConfig, data: ImageData, parent: Parent) -> WeightBank:
+    """All alternatives of a run that have weights.
+
+    Raises:
+        RunError: As ``read_parent``.
+    """
+    assert config.parent is not None
+    space = config.search_space()
+    network = build(architecture_of(parent, space, config.parent), data.num_classes)
+    read_parent(run, network, data)
+    bank = WeightBank(space, network).eval()
+    load_entries(run / BANK, bank, bank.missing(), identity=bank_identity(bank, config, data))
+    return bank

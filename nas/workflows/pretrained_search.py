@@ -1,0 +1,286 @@
+"""Phases of a search that starts from a trained network, its parent.
+
+parent adapted ──► alternatives: cut, folded, distilled ──► quality table
+                                                                 │
+   finalists trained with the parent ◄── judged ◄── proven front ┘
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from nas.cli.console import Console
+from nas.config import TrainedConfig
+from nas.workflows.finishing import qualities
+from nas.workflows.inherited import (
+    BANK,
+    PARENT,
+    START,
+    TABLE,
+    architecture_of,
+    bank_identity,
+    check_parent,
+    read_parent,
+)
+from nas.workflows.reporting import Findings, assemble
+from nas.workflows.trained_search import Plan, TrainedSearch
+from nas.workflows.with_images import shown
+from predictors.measuring.quality import measure_quality
+from predictors.tables.additive import AdditiveTable
+from predictors.tables.quality import QualityTable
+from results.journal import Evaluation
+from results.report.data import Chosen, ReportData
+from results.store import RunDirectory
+from search.candidates import candidates
+from search.evaluator import SupernetEvaluator
+from search.exact.front import sweep
+from search.problem import Problem
+from search_space import Architecture
+from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
+from supernet import Backbone, build
+from supernet.data.evaluation_batches import EvalBatches, eval_batches
+from supernet.inherit.adaptation import fit_classifier
+from supernet.inherit.bank import WeightBank
+from supernet.inherit.cut import cut_alternatives
+from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.local_distillation import Distillation, distil_alternatives
+from supernet.inherit.parents import find_parent
+from supernet.inherit.stored_bank import load_entries, save_entries
+from supernet.network.layers import has_batch_norms
+from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.training.loop import ProgressCallback
+from supernet.training.recalibration import calibration_batches
+
+DISTILLING = "distilling"  # folder of alternatives while others are still trained
+_CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
+_POINTS = 40  # of the front that the table promises, at most
+_FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
+
+
+class PretrainedSearch(TrainedSearch):
+    """A search around a trained network, whose knowledge the found ones begin with."""
+
+    def __init__(self, config: TrainedConfig, directory: RunDirectory, console: Console) -> None:
+        super().__init__(config, directory, console)
+        assert config.parent is not None
+        self.parent = find_parent(config.parent, config.parent_weights)
+        self.architecture = architecture_of(self.parent, self.space, config.parent)
+
+    def all_phases(self) -> ReportData:
+        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
+            _ = self.published  # weights that are none of the parent's are an error at once
+        plan = self.planned()
+        network = self.network
+        first = self.first_answer(network, plan.problem)
+        self.console.say(
+            f"  the parent: validation accuracy {first.metrics[ACCURACY]:.1%} at "
+            f"{format_metric(LATENCY, first.metrics[LATENCY])}"
+        )
+        genes = self.space.encode([self.architecture])
+        if plan.problem.cheap_violation(genes)[0] == 0 and not self.config.inherit.beyond:
+            self.note(
+                f"The parent meets the limits as it is, at "
+                f"{format_metric(LATENCY, first.metrics[LATENCY])}, so it is the answer; --beyond "
+                "searches for networks that are faster still."
+            )
+            return self._of_parent(network, first, plan)
+        bank = self.filled(network)
+        table = self.quality_table(bank)
+        found = self.promising(table, plan.problem)
+        prior = {LOSS: table.compile(self.space).predict}
+        sampler = self.sampler(plan.problem, prior)
+        return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
+
+    # The parent -------------------------------------------------------------------------------
+
+    @cached_property
+    def network(self) -> Backbone:
+        """The parent with a classifier of the images' classes, trained on them."""
+        folder, recipe = self.path / PARENT, self.config.adapt
+        network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
+        if self.config.inherit.run is not None:
+            self._take_over(Path(self.config.inherit.run))
+            read_parent(self.path, network, self.data)
+            return network.to(self.compute).eval()
+        if not (folder / START).exists():
+            with self.phase("a classifier for the parent"):
+                start = self._loaded()
+                folder.mkdir(exist_ok=True)
+                write_tensors(folder / START, start.state_dict())
+        network.load_state_dict(read_tensors(folder / START))
+        with self.phase("adapting the parent") as progress:
+            self.train_network(network, recipe, PARENT, shown(progress))
+        return network.eval()
+
+    def _take_over(self, run: Path) -> None:
+        """Copies what another run knows of the parent, so that this one needs it no more."""
+        check_parent(run)
+        for name in (PARENT, BANK):
+            if (run / name).exists():
+                shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
+        if (run / TABLE).exists() and not (self.path / TABLE).exists():
+            shutil.copy(run / TABLE, self.path / TABLE)
+        self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
+
+    @cached_property
+    def published(self) -> Backbone:
+        """The parent as it was published."""
+        with self.phase("loading the parent"):
+            return self.parent.load()
+
+    def _loaded(self) -> Backbone:
+        """The published parent with a classifier that is fitted to the images."""
+        theirs = self.published
+        network = build(self.architecture, theirs.num_classes)
+        network.load_state_dict(theirs.state_dict())
+        network.to(self.compute)
+        images = calibration_batches(self.data, _CLASSIFIER_IMAGES, self.config.seed)
+        share = fit_classifier(network, images, self.num_classes)
+        self.console.say(
+            f"  {self.parent.name}: a classifier alone knows {share:.1%} of {images.num_images:,} "
+            "training images"
+        )
+        return network.cpu()
+
+    def first_answer(self, network: Backbone, problem: Problem) -> Evaluation:
+        """The parent as an evaluated network: what everything else is compared with."""
+        bank = WeightBank(self.space, network)
+        evaluator = SupernetEvaluator(
+            bank, [eval_batches(self.data.validation, folder=self.path)], **self._judging()
+        )
+        cheap = problem.cheap_metrics(self.space.encode([self.architecture]))
+        metrics = {key: float(values[0]) for key, values in cheap.items()}
+        return Evaluation.of(self.architecture, metrics | evaluator(self.architecture))
+
+    def _of_parent(self, network: Backbone, first: Evaluation, plan: Plan) -> ReportData:
+        """The report of a run that ends with its parent."""
+        front = {first.digest: first}
+        measured = self.measured([first], [], plan.table)
+        quality = qualities(network, self.data, self.config.adapt.amp)
+        known = measured.get(first.digest)
+        chosen = Chosen(
+            digest=first.digest,
+            architecture=first.architecture,
+            predicted=first.metrics,
+            measured={} if known is None else known.metrics,
+            test_accuracy=quality["test"].accuracy,
+            quality={split: value.to_dict() for split, value in quality.items()},
+            class_names=self.data.class_names,
+            reason="the parent meets the limits as it is",
+        )
+        chosen = self.exported(network, chosen, plan.table)
+        findings = Findings((first,), front, {}, measured, chosen, tuple(self.notes))
+        return self.finish(assemble(self, plan.table, findings))
+
+    # Weights and table ------------------------------------------------------------------------
+
+    @cached_property
+    def _fitting(self) -> EvalBatches:
+        """Training images that weights of alternatives are fitted to."""
+        return calibration_batches(self.data, self.config.inherit.images, self.config.seed)
+
+    def filled(self, network: Backbone) -> WeightBank:
+        """All alternatives with weights; those that are stored are read."""
+        inherit, config = self.config.inherit, self.config
+        bank = WeightBank(self.space, network).eval()
+        identity = bank_identity(bank, config, self.data)
+        load_entries(self.path / BANK, bank, bank.missing(), identity=identity)
+        if bank.missing():
+            with self.phase("cutting blocks of the parent") as progress:
+                made = cut_alternatives(
+                    bank,
+                    self._fitting,
+                    importance=inherit.importance,
+                    seed=config.seed,
+                    progress=lambda done, total: progress(done, total, f"{done} of {total}"),
+                )
+                save_entries(self.path / BANK, bank, made, identity=identity)
+        if bank.missing():
+            with self.phase("teaching other blocks what the parent's do") as progress:
+                made = distil_alternatives(
+                    bank,
+                    self._fitting,
+                    settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
+                    folder=self.path / DISTILLING,
+                    data=self.data.fingerprint,
+                    progress=shown(progress),
+                )
+                save_entries(self.path / BANK, bank, made, identity=identity)
+        self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
+        return bank
+
+    def quality_table(self, bank: WeightBank) -> QualityTable:
+        """What the parent loses by each alternative, measured on images that trained nothing."""
+        count, config = self.config.inherit.table_images, self.config
+        calibrates = has_batch_norms(bank)
+
+        def judged(side: int) -> EvalBatches:
+            return eval_batches(self.data.at(side).validation, limit=count)
+
+        def calibration(side: int) -> EvalBatches:
+            return calibration_batches(self.data.at(side), config.inherit.images, config.seed)
+
+        with self.phase("measuring what each alternative loses") as progress:
+            return measure_quality(
+                bank,
+                judged,
+                calibration if calibrates else None,
+                file=self.path / TABLE,
+                device=self.compute,
+                progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
+            )
+
+    def promising(self, quality: QualityTable, problem: Problem) -> list[Architecture]:
+        """What to judge first: the proven front within the limits, and what may be as good."""
+        cost = problem.tables[self.config.minimised()[0]]
+        assert isinstance(cost, AdditiveTable)
+        tables = {n: t for n, t in problem.tables.items() if isinstance(t, AdditiveTable)}
+        count = max(2, int(_FIRST_SHARE * self.config.search.evaluations))
+        with self.phase("the front that the table promises") as progress:
+            front = sweep(
+                self.space,
+                quality.compile(self.space),
+                cost,
+                problem.constraints,
+                tables,
+                maximise=(False, False),
+                points=_POINTS,
+                progress=lambda n, share: progress(int(100 * share), 100, f"{n} points"),
+            )
+        self.console.say(
+            f"  {len(front)} points in {front.seconds:.1f} s, each proven; the best within the "
+            f"limits is predicted to have a loss of {front.quality.min():.3f}"
+        )
+        rng = np.random.default_rng(self.config.seed)
+        highest = float(front.cost.max())
+        return self.space.decode(candidates(front.genes, quality, cost, highest, count, rng))
+
+    # Judgement --------------------------------------------------------------------------------
+
+    def designs(self) -> dict[str, Architecture]:
+        return {"the parent": self.architecture, "smallest around it": self.space.smallest}
+
+    def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
+        finetune_guided(
+            network,
+            self.network,
+            self.data,
+            self.config.finetune,
+            self.path / folder,
+            progress=progress,
+            device=self.compute,
+            workers=self.config.loader_workers,
+        )
+
+    def reported(self, data: ReportData) -> ReportData:
+        test = qualities(self.network, self.data, self.config.adapt.amp)["test"]
+        named = tuple(
+            replace(b, test_accuracy=test.accuracy) if b.digest == self.architecture.digest else b
+            for b in data.baselines
+        )
+        return replace(data, baselines=named)
