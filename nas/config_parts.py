@@ -206,6 +206,14 @@ class InheritConfig(Configuration):
             "RUN",
         ),
     ] = None
+    zoo_seconds: Annotated[
+        float,
+        Flag(
+            "--zoo-seconds",
+            "Time to find latencies of published networks, which the report shows beside the "
+            "front (default 0: those that `nas zoo` has found before).",
+        ),
+    ] = Field(default=0.0, ge=0)
 
 
 class ScoredSearchConfig(Configuration):

@@ -25,6 +25,7 @@ from nas.workflows.inherited import (
     check_parent,
     read_parent,
 )
+from nas.workflows.inherited_report import with_parent
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.trained_search import Plan, TrainedSearch
 from nas.workflows.with_images import shown
@@ -63,6 +64,7 @@ class PretrainedSearch(TrainedSearch):
         super().__init__(config, directory, console)
         assert config.parent is not None
         self.parent = find_parent(config.parent, config.parent_weights)
+        self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
@@ -158,8 +160,9 @@ class PretrainedSearch(TrainedSearch):
             reason="the parent meets the limits as it is",
         )
         chosen = self.exported(network, chosen, plan.table)
-        findings = Findings((first,), front, {}, measured, chosen, tuple(self.notes))
-        return self.finish(assemble(self, plan.table, findings))
+        named = {self.parent_name: first}
+        findings = Findings((first,), front, named, measured, chosen, tuple(self.notes))
+        return self.finish(self.reported(assemble(self, plan.table, findings)))
 
     # Weights and table ------------------------------------------------------------------------
 
@@ -235,7 +238,7 @@ class PretrainedSearch(TrainedSearch):
     # Judgement --------------------------------------------------------------------------------
 
     def designs(self) -> dict[str, Architecture]:
-        return {"the parent": self.architecture, "smallest around it": self.space.smallest}
+        return {self.parent_name: self.architecture, "smallest around it": self.space.smallest}
 
     def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
         finetune_guided(
@@ -250,9 +253,4 @@ class PretrainedSearch(TrainedSearch):
         )
 
     def reported(self, data: ReportData) -> ReportData:
-        test = qualities(self.network, self.data, self.config.adapt.amp)["test"]
-        named = tuple(
-            replace(b, test_accuracy=test.accuracy) if b.digest == self.architecture.digest else b
-            for b in data.baselines
-        )
-        return replace(data, baselines=named)
+        return with_parent(self, data)
