@@ -183,17 +183,10 @@ class InheritConfig(Configuration):
     ] = "activation"
     images: int = Field(default=1024, ge=16)
     table_images: int = Field(default=2048, ge=16)
-    distil_epochs: Annotated[
-        int, Flag("--distil-epochs", "Passes in which other blocks learn what the parent's do.")
-    ] = Field(default=4, ge=0)
-    joint_epochs: Annotated[
+    distil_steps: Annotated[
         int,
-        Flag(
-            "--joint-epochs",
-            "Epochs in which all alternatives are trained together, with the parent as teacher "
-            "(default 0).",
-        ),
-    ] = Field(default=0, ge=0)
+        Flag("--distil-steps", "Steps in which other blocks learn what the parent's do."),
+    ] = Field(default=400, ge=1)
     beyond: Annotated[
         bool, Flag("--beyond", "Search although the parent meets the budget as it is.")
     ] = False

@@ -13,12 +13,15 @@ from cut_cases import cases, images, parent, reordered
 from torch import Tensor
 
 from supernet.inherit.importance import CRITERIA, Units
+from supernet.inherit.importance.feeds import consumers
+from supernet.inherit.importance.gate import gate
+from supernet.inherit.importance.optin import ROWS
 from supernet.inherit.observing import chain, observe
 from supernet.inherit.smaller import inner_units
 from supernet.network.axes import entries
 from supernet.network.backbone import Backbone
 
-OURS = ("activation", "magnitude", "taylor")
+OURS = tuple(name for name in CRITERIA if name != "first")
 PATH = "stages.0.blocks.1"
 
 
@@ -57,7 +60,7 @@ def scaled(network: Backbone, units: Units, unit: int, factor: float) -> Backbon
 @pytest.mark.parametrize("name", OURS)
 @cases
 def test_every_unit_has_a_number_that_goes_with_it(name: str, case: str) -> None:
-    network, batches = parent(case), images()
+    network, batches = parent(case), images(8)
     units = all_units(network)
     assert any(one.path == PATH for one in units)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -97,6 +100,140 @@ def test_taylor_is_the_derivative_by_a_unit(case: str) -> None:
             ]
             expected = np.mean(changes) / (2 * step)
             assert scores[one][unit].item() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_a_gate_is_the_square_of_its_gradient_less_what_time_is_worth() -> None:
+    network, batches = parent("inverted"), images()
+    units = [one for one in all_units(network) if one.path == PATH]
+    by_batch = [CRITERIA["taylor"].measure(network, units, [batch]) for batch in batches]
+    scores, aware = (
+        gate(network, units, batches),
+        gate(network, units, batches, lambda one: 2.0, 0.1),
+    )
+    for one in units:
+        expected = sum(each[one].square() for each in by_batch) / len(batches)
+        torch.testing.assert_close(scores[one], expected)
+        torch.testing.assert_close(aware[one], expected - 0.2)
+
+
+@pytest.mark.parametrize("case", ["gated", "basic", "window_attention", "cascaded_group_attention"])
+def test_second_order_is_of_each_image_by_itself(case: str) -> None:
+    network = parent(case).double()
+    batches = [(pixels.double(), labels) for pixels, labels in images(8)]
+    units = [one for one in all_units(network) if one.path == PATH]
+    scores = CRITERIA["second_order"].measure(network, units, batches)
+    step = 1e-5
+    for one in units:
+        for unit in range(0, len(scores[one]), 5):
+            squares = []
+            for pixels, labels in batches:
+                for k in range(len(labels)):
+                    each = pixels[k : k + 1], labels[k : k + 1]
+                    ends = [fed(network, one, unit, 1 + sign * step, each) for sign in (1, -1)]
+                    squares.append(((ends[0] - ends[1]) / (2 * step)) ** 2)
+            expected = np.mean(squares) / 2
+            assert scores[one][unit].item() == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+def fed(
+    network: Backbone, one: Units, unit: int, factor: float, batch: tuple[Tensor, Tensor]
+) -> float:
+    """The loss when what a unit gives is multiplied: the columns that read it, or the rows."""
+    network = copy.deepcopy(network)
+    module = one.module(network)
+    with torch.no_grad():
+        for layer, dim in consumers(module, one.names):
+            for which in ("weight", "bias") if dim == 0 else ("weight",):
+                parameter = getattr(module.get_submodule(layer), which)
+                if parameter is not None:
+                    axis = module.axes()[f"{layer}.{which}"][dim]
+                    of = [entries(axis, module.sizes(), name) for name in one.names]
+                    chosen = (torch.tensor(of) == unit).any(0).nonzero()[:, 0]
+                    part = parameter.index_select(dim, chosen) * factor
+                    parameter.index_copy_(dim, chosen, part)
+    return loss(network, batch)
+
+
+def test_optin_is_the_distance_without_the_unit() -> None:
+    network, batches = parent("inverted").double(), images(8)
+    batches = [(torch.cat([b[0] for b in batches]).double(), torch.cat([b[1] for b in batches]))]
+    one = Units("stages.1.blocks.0", frozenset({"hidden"}))
+    scores = CRITERIA["optin"].measure(network, [one], batches)[one]
+
+    def seen(model: Backbone) -> tuple[Tensor, Tensor]:
+        x, outputs = batches[0][0], {}
+        for path, module in chain(model):
+            x = outputs[path] = module(x)
+        rows = outputs[one.path].flatten(0, 2)
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        return rows @ rows.T, x
+
+    manifold, logits = seen(network)
+    assert len(manifold) <= ROWS
+    p = (logits / 4).softmax(1)
+    moves, losses = [], []
+    for unit in range(len(scores)):
+        other = copy.deepcopy(network)
+        with torch.no_grad():
+            one.module(other).project.conv.weight[:, unit] = 0
+        theirs, answer = seen(other)
+        moves.append((theirs - manifold).square().sum())
+        losses.append(16 * (p * (p.log() - (answer / 4).log_softmax(1))).sum(1).mean())
+    factor = 10 ** round(
+        math.log10(sum(move.item() for move in moves) / (10 * sum(each.item() for each in losses)))
+    )
+    expected = torch.stack(moves) + factor * torch.stack(losses)
+    torch.testing.assert_close(scores, expected.detach())
+
+
+@pytest.mark.parametrize("case", ["pooling", "basic", "attention"])
+def test_reconstruction_takes_out_what_others_make_up_for(case: str) -> None:
+    network, batches = parent(case), images(200)
+    layer, name, count = {
+        "pooling": ("mlp.fc2", "hidden", 6),
+        "basic": ("second.conv", "hidden", 3),
+        "attention": ("mixer.proj", "heads", 1),
+    }[case]
+    path = "stages.1.blocks.0" if case == "attention" else PATH
+    one = Units(path, frozenset({name}))
+    places = CRITERIA["reconstruction"].measure(network, [one], batches)[one]
+    module, x = one.module(network), torch.cat([pixels for pixels, _ in batches])
+    for at, part in chain(network):
+        if at == path:
+            break
+        x = part(x)
+    _, seen = observe(module, x, [layer])
+    part, (read, _) = module.get_submodule(layer), seen[layer]
+    if case == "basic":
+        rows = F.unfold(read, 3, padding=1).mT.flatten(0, 1).detach().double().numpy()
+        weight = part.weight.flatten(1) * module.second.norm.affine()[0][:, None]
+    else:
+        rows, weight = read.flatten(0, -2).detach().double().numpy(), part.weight
+    rows = rows - (0 if case == "attention" else rows.mean(0))
+    y, each = rows @ weight.detach().double().numpy().T, rows.shape[1] // len(places)
+    gone: list[int] = []
+    for _ in range(count):
+        errors = {}
+        for unit in set(range(len(places))) - set(gone):
+            left = [f for f in range(rows.shape[1]) if f // each not in (*gone, unit)]
+            fit = np.linalg.lstsq(rows[:, left], y, rcond=None)[0]
+            errors[unit] = np.square(y - rows[:, left] @ fit).sum()
+        gone.append(min(errors, key=errors.__getitem__))
+    assert [int((places == step).nonzero()) for step in range(count)] == gone
+
+
+def test_shares_of_energy_are_lamp() -> None:
+    network = parent("pooling")
+    one = Units(PATH, frozenset({"hidden"}))
+    scores = CRITERIA["energy_share"].measure(network, [one], [])[one]
+    mlp = one.module(network).mlp
+    expected = np.zeros(len(scores))
+    for weight, dim in ((mlp.fc1.weight, 0), (mlp.fc2.weight, 1)):
+        squares = weight.detach().double().numpy() ** 2
+        for index in np.ndindex(*squares.shape):
+            share = squares[index] / squares[squares >= squares[index]].sum()
+            expected[index[dim]] += share
+    np.testing.assert_allclose(scores, expected)
 
 
 def test_activation_is_the_mean_square_of_what_is_read() -> None:
@@ -145,4 +282,7 @@ def test_magnitude_is_of_the_weights_with_norms_folded() -> None:
 
 
 def test_criteria_are_known_by_their_names() -> None:
-    assert set(OURS) <= set(CRITERIA)
+    assert set(OURS) == {
+        *("activation", "energy_share", "gate", "magnitude", "optin", "reconstruction"),
+        *("second_order", "taylor"),
+    }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.workflows import zoo as workflow
 from nas.workflows.zoo import Zoo, find_zoo, zoo_frontier
-from nas.workflows.zoo_latencies import KnownLatencies
+from nas.workflows.zoo_latencies import KnownLatencies, promising
 from predictors.counts import count_architecture
 from predictors.devices import Target, find_device
 from predictors.estimates.calibrate import predict_network
@@ -29,7 +29,7 @@ from predictors.measuring.runtimes import find_runtime
 from predictors.operators import trace
 from predictors.tables.latency_table import LatencyTable
 from predictors.zoo import latencies
-from predictors.zoo.latencies import PACEMAKER, ZooLatency, measured
+from predictors.zoo.latencies import ZooLatency, measured
 from predictors.zoo.networks import deployed, fold_plain_batch_norms
 from predictors.zoo.published import PublishedModel, named, published_models, source
 from search_space import known
@@ -247,16 +247,29 @@ def test_networks_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Mo
     assert "Delete it" in answer.err
 
 
-def test_measurements_of_a_slower_hour_count_at_the_best_pace() -> None:
+def test_of_several_measurements_the_least_disturbed_counts() -> None:
     known = KnownLatencies(find_device("cpu"), 1000)
-    models = [BY_KEY[key] for key in ("resnet18@224", "resnet10t@176", "resnet10t@224")]
-    paces = (2.0, 3.0, 2.08)  # the last is as fast but for noise
-    known.add(models, [ZooLatency(6.0, "measured", pace_ms=pace) for pace in paces])
-    assert known.timed(models) == dict(zip(models, (6.0, 4.0, 6.0), strict=True))
+    model = BY_KEY["resnet18@224"]
+    for latency, together in ((6.0, False), (7.0, True), (5.0, False)):
+        known.add([model], [ZooLatency(latency, "measured", low_ms=4.0, together=together)])
+    assert known.timed([model]) == {model: 5.0}
+    assert known.timed([model], quickest=True) == {model: 4.0}
+    assert known[model].tries == 3
+    assert known[model].together
     failed = BY_KEY["test_vit@160"]
     known.add([failed], [ZooLatency(None, "measured", "no such operator")])
     assert failed in known
     assert failed not in known.timed([failed])
+
+
+def test_what_was_within_the_budget_in_some_runs_is_measured_again(tmp_path: Path) -> None:
+    known = KnownLatencies(elsewhere(tmp_path), 1000)
+    model = BY_KEY["resnet18@224"]
+    for tries in range(3):
+        assert (model in promising([model], known, 5.0)) == (tries < 3)
+        known.add([model], [ZooLatency(6.0, "measured", low_ms=4.9)])
+    assert promising([model], known, 5.0) == []
+    assert promising([model], KnownLatencies(elsewhere(tmp_path), 1000), 7.0) == []
 
 
 def test_what_a_runtime_cannot_run_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +302,7 @@ def test_networks_run_folded_in_their_own_size(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(latencies, "measure_subjects", measure)
     target = find_device("cpu", batch_size=2, precision="bf16")
     measured([BY_KEY["test_byobnet@160"], BY_KEY["resnet10t@176"]], target)
-    assert [tuple(s.images.shape)[2] for s in subjects] == [160, 176, PACEMAKER.resolution]
+    assert [tuple(s.images.shape) for s in subjects] == [(2, 3, 160, 160), (2, 3, 176, 176)]
     for subject in subjects:
         assert subject.images.dtype == torch.bfloat16
         assert {p.dtype for p in subject.module.parameters()} == {torch.bfloat16}

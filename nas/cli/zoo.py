@@ -80,6 +80,7 @@ def zoo(device: str, target_latency: str | None, **options: Any) -> None:
         "models": [asdict(model) for model in found.models],
         "not_tried": found.not_tried,
         "problems": found.problems,
+        "disturbed": found.disturbed,
     }
     opt.answer(options["as_json"], data, [f"{device}: {target.conditions}", *_lines(found)])
 
@@ -104,6 +105,11 @@ def _lines(found: Zoo) -> Iterator[str]:
         yield (
             f"{len(found.not_tried)} more may be within the budget and there was no time for them; "
             "the same command goes on, or give more --seconds"
+        )
+    if found.disturbed:
+        yield (
+            f"{found.disturbed} were measured while other work ran on this machine, which makes "
+            "latencies longer"
         )
     for reason, count in Counter(found.problems.values()).most_common():
         yield f"{count} left out: {reason}"

@@ -78,7 +78,7 @@ def bank_identity(bank: WeightBank, config: TrainedConfig, data: ImageData) -> d
         "parent": parent_identity(bank),
         "data": data.fingerprint,
         "seed": config.seed,
-        **config.inherit.model_dump(include={"importance", "images", "distil_epochs"}),
+        **config.inherit.model_dump(include={"importance", "images", "distil_steps"}),
     }
 
 

@@ -46,6 +46,7 @@ from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
@@ -53,6 +54,7 @@ from supernet.network.tensor_files import read_tensors, write_tensors
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
+DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
 _FRONT_SHARE = 0.5  # of the evaluations at most: networks of the table's front
 
@@ -68,6 +70,8 @@ class PretrainedSearch(TrainedSearch):
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
+        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
+            _ = self.published  # weights that are none of the parent's are an error at once
         plan = self.planned()
         network = self.network
         first = self.first_answer(network, plan.problem)
@@ -100,7 +104,7 @@ class PretrainedSearch(TrainedSearch):
             read_parent(self.path, network, self.data)
             return network.to(self.compute).eval()
         if not (folder / START).exists():
-            with self.phase("loading the parent"):
+            with self.phase("a classifier for the parent"):
                 start = self._loaded()
                 folder.mkdir(exist_ok=True)
                 write_tensors(folder / START, start.state_dict())
@@ -119,9 +123,15 @@ class PretrainedSearch(TrainedSearch):
             shutil.copy(run / TABLE, self.path / TABLE)
         self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
 
+    @cached_property
+    def published(self) -> Backbone:
+        """The parent as it was published."""
+        with self.phase("loading the parent"):
+            return self.parent.load()
+
     def _loaded(self) -> Backbone:
-        """The parent as it was published, with a classifier that is fitted to the images."""
-        theirs = self.parent.load()
+        """The published parent with a classifier that is fitted to the images."""
+        theirs = self.published
         network = build(self.architecture, theirs.num_classes)
         network.load_state_dict(theirs.state_dict())
         network.to(self.compute)
@@ -185,6 +195,17 @@ class PretrainedSearch(TrainedSearch):
                     importance=inherit.importance,
                     seed=config.seed,
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
+                )
+                save_entries(self.path / BANK, bank, made, identity=identity)
+        if bank.missing():
+            with self.phase("teaching other blocks what the parent's do") as progress:
+                made = distil_alternatives(
+                    bank,
+                    self._fitting,
+                    settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
+                    folder=self.path / DISTILLING,
+                    data=self.data.fingerprint,
+                    progress=shown(progress),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")

@@ -52,11 +52,13 @@ class Zoo:
         models: Those within all limits, the most accurate first.
         not_tried: Names of those that may be within them and for which there was no time.
         problems: Why others have no latency, by name.
+        disturbed: How many of ``models`` were measured while other work ran on the machine.
     """
 
     models: tuple[ZooModel, ...]
     not_tried: tuple[str, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
+    disturbed: int = 0
 
     @property
     def front(self) -> list[ZooModel]:
@@ -173,6 +175,7 @@ def _zoo(
         tuple(sorted(found, key=lambda model: (-model.top1, model.latency_ms))),
         tuple(model.full_name for model in promising(candidates, known, budget)),
         problems,
+        sum(known[model].disturbed for model in within),
     )
 
 

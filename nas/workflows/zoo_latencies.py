@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.workflows.measuring import NOTICED
 from predictors.devices import Target
 from predictors.tables.folder import writable
 from predictors.zoo.latencies import ZooLatency, cache_name
@@ -20,6 +19,7 @@ from results.pareto import pareto_ranks
 from search_space.boundary import read_model
 
 _PLAUSIBLE = 1.5  # times the budget that a prediction or a sibling may be over
+_TRIES = 3
 _FAMILY = re.compile(r"(?:tf_)?([a-z]+?(?:v\d)?)(?=[_\d]|$)")
 
 
@@ -40,25 +40,29 @@ class KnownLatencies:
     def __getitem__(self, model: PublishedModel) -> ZooLatency:
         return self._known[model.key]
 
-    def timed(self, models: Iterable[PublishedModel]) -> dict[PublishedModel, float]:
+    def timed(
+        self, models: Iterable[PublishedModel], *, quickest: bool = False
+    ) -> dict[PublishedModel, float]:
         """Returns milliseconds of those that have a latency, in the order given.
 
-        What was measured while the machine was slower, by the network that is measured each time,
-        counts at the machine's best pace.
+        Args:
+            models: Of which.
+            quickest: Of the quickest runs that were measured, which other work disturbs the least.
         """
-        paces = [known.pace_ms for known in self._known.values() if known.pace_ms is not None]
-        best, result = min(paces, default=1.0), {}
+        result = {}
         for model in models:
             known = self._known.get(model.key)
             if known is not None and known.latency_ms is not None:
-                slower = 1.0 if known.pace_ms is None else known.pace_ms / best
-                result[model] = known.latency_ms / (slower if slower > 1 + NOTICED else 1.0)
+                low = known.low_ms if quickest else None
+                result[model] = known.latency_ms if low is None else low
         return result
 
     def add(self, models: Sequence[PublishedModel], found: Sequence[ZooLatency]) -> None:
         """Keeps what was found, beside what another process has found meanwhile."""
-        new = {model.key: latency for model, latency in zip(models, found, strict=True)}
-        self._known = self._read() | self._known | new
+        self._known = self._read() | self._known
+        for model, latency in zip(models, found, strict=True):
+            before = self._known.get(model.key)
+            self._known[model.key] = before.with_another(latency) if before else latency
         writable(self._path.parent)
         atomic_write(self._path, to_json(self._known))
 
@@ -74,11 +78,12 @@ class KnownLatencies:
 def promising(
     candidates: Sequence[PublishedModel], known: KnownLatencies, budget: float
 ) -> list[PublishedModel]:
-    """Lists those whose latency is unknown and may be within the budget, most promising first.
+    """Lists those whose latency is to be found, since it may be within the budget, best first.
 
     Predictions by multiply-adds and family, from latencies that are known, say which; where a
     smaller member of a family is too slow, larger ones are. Without anything known, these are a
-    few of all sizes; where nothing is within the budget, those that may be the fastest.
+    few of all sizes; where nothing is within the budget, those that may be the fastest. Those of
+    which some runs were within the budget and most were not are measured again.
 
     Args:
         candidates: What is selected from.
@@ -86,7 +91,7 @@ def promising(
         budget: Milliseconds.
     """
     unknown = [model for model in candidates if model not in known]
-    timed = list(known.timed(candidates).items())
+    timed = list(known.timed(candidates, quickest=True).items())
     if not timed:
         by_size = sorted(unknown, key=lambda model: model.macs)
         shares = (0.0, 0.05, 0.15, 0.3, 0.5)  # the largest teach little and take long
@@ -103,19 +108,20 @@ def promising(
         if ms > _PLAUSIBLE * budget:
             family = _family(model)
             over[family] = min(model.macs, over.get(family, math.inf))
-    plausible = [
-        model
-        for model in unknown
-        if predicted[model] <= _PLAUSIBLE * budget
-        and model.macs < over.get(_family(model), math.inf)
-    ]
-    all_points = [(predicted[model], model.top1) for model in plausible]
-    all_points += [(ms, model.top1) for model, ms in timed if ms <= budget]
-    ranks = pareto_ranks(all_points, maximise=(False, True))[: len(plausible)]
-    order = sorted(
-        zip(ranks.tolist(), plausible, strict=True), key=lambda item: (item[0], -item[1].top1)
-    )
-    return [model for _, model in order]
+    plausible = {
+        model: ms
+        for model, ms in predicted.items()
+        if ms <= _PLAUSIBLE * budget and model.macs < over.get(_family(model), math.inf)
+    }
+    settled = known.timed(candidates)
+    for model, ms in timed:
+        if ms <= budget < settled[model] and known[model].tries < _TRIES:
+            plausible[model] = ms
+    rivals = [(ms, model.top1) for model, ms in settled.items() if ms <= budget]
+    points = [(ms, model.top1) for model, ms in plausible.items()]
+    ranks = pareto_ranks([*points, *rivals], maximise=(False, True)).tolist()
+    rank = dict(zip(plausible, ranks[: len(points)], strict=True))
+    return sorted(plausible, key=lambda model: (rank[model], -model.top1))
 
 
 def _predict(

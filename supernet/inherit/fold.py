@@ -52,7 +52,7 @@ def refit(
     features = [0]
     for extent, chosen in zip(large.weight.shape[1:], columns, strict=True):
         features = [outer * extent + i for outer in features for i in chosen]
-    norm = _norm_after(target, layer)
+    norm = norm_after(target, layer)
     centred = small.bias is not None or norm is not None
     predicted, missing, mean, covariance = moments.regression(features, ridge, centred)
     weight = large.weight.double().reshape(moments.groups, -1, moments.features)
@@ -68,7 +68,7 @@ def refit(
         _renormalise(norm, means, variances, constant)
 
 
-def _norm_after(module: StaticModule, layer: str) -> BatchNorm | None:
+def norm_after(module: StaticModule, layer: str) -> BatchNorm | None:
     """The batch norm that normalises what a layer writes."""
     holder = module.get_submodule(layer.rpartition(".")[0])
     norm = holder.norm if isinstance(holder, ConvNorm) else None

@@ -74,6 +74,11 @@ class Moments:
             self._sums = [a + b for a, b in zip(old, new, strict=True)]
             self.count += x.shape[1]
 
+    def covariance(self, centred: bool = True) -> Tensor:
+        """Returns that of what the variant reads: (groups, features, features), float64."""
+        _, z, _, zz = (part / self.count for part in self._sums)
+        return zz - z[:, :, None] * z[:, None] if centred else zz
+
     def regression(
         self, kept: Sequence[int], ridge: float, centred: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

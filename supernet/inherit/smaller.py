@@ -105,7 +105,7 @@ def with_middles(large: StaticModule, small: StaticModule, kept: Kept) -> dict[s
     before, after = large.sizes(), small.sizes()
     result = dict(kept)
     for axes in large.axes().values():
-        for name in {name for axis in axes for name in _centres(axis)}:
+        for name in {name for axis in axes for name in centres(axis)}:
             if after[name] < before[name]:
                 start = (before[name] - after[name]) // 2
                 result[name] = range(start, start + after[name])
@@ -133,16 +133,16 @@ def _is_odd_middle(module: StaticModule, name: str, before: int, after: int) -> 
         return False
     if after > before:
         return all(isinstance(axis, Centre) for axis in used)
-    return all(name in _centres(axis) for axis in used)
+    return all(name in centres(axis) for axis in used)
 
 
-def _centres(axis: Axis) -> set[str]:
+def centres(axis: Axis) -> set[str]:
     """Names of an axis of which the middle is kept."""
     match axis:
         case Centre(name):
             return {name}
         case Product(parts) | Concat(parts):
-            return set().union(*(_centres(part) for part in parts))
+            return set().union(*(centres(part) for part in parts))
         case _:
             return set()
 

@@ -55,11 +55,12 @@ class Units:
         return total
 
     def along(self, module: StaticModule, axis: Axis, values: Tensor) -> Tensor:
-        """Sums numbers along a dimension made of ``axis`` by unit: (units,), float64."""
+        """Sums numbers (…, extent) along a dimension of ``axis`` by unit: (…, units), float64."""
         total = self.zeros(module)
         for name in self.names:
             of = torch.tensor(entries(axis, module.sizes(), name))
-            total.index_add_(0, of[of >= 0], values.cpu().double()[of >= 0])
+            inside = values.cpu().double()[..., of >= 0]
+            total = total.expand(*inside.shape[:-1], -1).index_add(-1, of[of >= 0], inside)
         return total
 
     def zeros(self, module: StaticModule) -> Tensor:
