@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import PARENT, START, TABLE
 from nas.workflows.zoo import COUNTS, find_zoo
-from predictors.tables.quality import QualityTable
+from predictors.tables.quality import Key, QualityTable
 from predictors.zoo.published import source
 from results.report.data import ReportData
 from results.report.inheritance import (
@@ -26,7 +26,7 @@ from results.report.inheritance import (
 from search_space import Architecture
 from search_space.around import inner_widths
 from search_space.errors import InfeasibleError
-from search_space.metrics import LATENCY, LOSS, typed
+from search_space.metrics import ACCURACY, LATENCY, LOSS, metric_named, typed
 from supernet import build
 from supernet.network.tensor_files import read_tensors
 from supernet.training.evaluation import Quality
@@ -79,7 +79,7 @@ def _steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality])
     taken = {*_PUBLISHED, *_ADAPTED, *_TRAINED, *_OTHERS}
     yield Step(
         name="the chosen network, put together from the parent",
-        validation_accuracy=chosen.predicted.get("accuracy"),
+        validation_accuracy=chosen.predicted.get(ACCURACY),
         test_accuracy=chosen.test_accuracy_before,
         phases=tuple(
             phase.name
@@ -89,7 +89,7 @@ def _steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality])
     )
     yield Step(
         name="the chosen network, trained with the parent as teacher",
-        validation_accuracy=chosen.quality.get("validation", {}).get("accuracy"),
+        validation_accuracy=chosen.quality.get("validation", {}).get(ACCURACY),
         test_accuracy=chosen.test_accuracy,
         phases=_TRAINED,
     )
@@ -111,9 +111,9 @@ def _fates(
     parent = run.architecture
     latency = run.latency_table().compile(run.space, run.num_classes)
 
-    def change(changed: Architecture, key: tuple[str, object, int]) -> Change:
+    def change(changed: Architecture, key: Key) -> Change:
         own, other = latency.predict(run.space.encode([parent, changed]))
-        known = quality.changes.get(key)  # type: ignore[call-overload]
+        known = quality.changes.get(key)
         return Change(
             loss=None if known is None else known.loss,
             loss_error=None if known is None else known.loss_error,
@@ -169,25 +169,19 @@ def _losses(run: PretrainedSearch, quality: QualityTable, data: ReportData) -> l
 
 def zoo_front(run: PretrainedSearch) -> ZooFront:
     """Published networks within the run's limits, as far as latencies are known or soon found."""
-    seconds = run.config.inherit.zoo_seconds
     limits = {name: run.limits[name] for name in (LATENCY, *COUNTS) if name in run.limits}
-    more = f"`nas zoo --device {run.target.name}"
-    if LATENCY in limits:
-        more += f" --target-latency {typed(LATENCY, limits[LATENCY])}"
-    more += "` finds them once for all runs, --zoo-seconds for this one."
-    try:
-        with run.phase("the zoo within the limits") as progress:
+    with run.phase("the zoo within the limits") as progress:
+        try:
+            seconds = run.config.inherit.zoo_seconds
             zoo = find_zoo(run.target, limits, seconds=seconds, progress=progress)
-    except InfeasibleError as error:
-        text = str(error)
-        return ZooFront(
-            note=f"{text[:1].upper()}{text[1:]} Latencies that are not known yet: {more}"
-        )
+        except InfeasibleError as error:
+            why = str(error).partition(". ")[0]  # what follows is a way out for another command
+            return ZooFront(note=f"{why[:1].upper()}{why[1:].rstrip('.')}. {_more(run, limits)}")
     note = ""
     if zoo.not_tried:
         note = (
             f"Latencies of {len(zoo.not_tried)} more networks that may be within the limits are "
-            f"not known: {more}"
+            f"not known. {_more(run, limits)}"
         )
     return ZooFront(
         networks=tuple(
@@ -204,4 +198,18 @@ def zoo_front(run: PretrainedSearch) -> ZooFront:
         ),
         source=source(),
         note=note,
+    )
+
+
+def _more(run: PretrainedSearch, limits: Mapping[str, float]) -> str:
+    """How to know more of the zoo, in a sentence."""
+    words = ["nas zoo --device", run.target.name]
+    for key, value in run.config.latency.conditions().items():
+        words += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
+    for name, limit in limits.items():
+        text = typed(name, limit)
+        option = f"--max {metric_named(name).option}={text}"
+        words.append(f"--target-latency {text}" if name == LATENCY else option)
+    return (
+        f"`{' '.join(words)}` looks for more, once for all runs; --zoo-seconds lets a search do so."
     )

@@ -95,7 +95,8 @@ def scatter(
         along = [float(v) for v in space(x.low, x.high, 41) if v > 0]
         edges = [(x(v), y((1 + band) * v)) for v in along]
         shade = path(edges + [(x(v), y((1 - band) * v)) for v in reversed(along)]) + "Z"
-    unit = f" ({axis})" if (axis := metric_named(metric).unit.axis) else ""
+    axis = metric_named(metric).unit.axis
+    unit = f" ({axis})" if axis else f" {title_of(metric)}"
     margin = f" and a band of plus and minus {band:.0%}" if band else ""
     return {
         "box": SCATTER_BOX,

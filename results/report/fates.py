@@ -133,7 +133,7 @@ def _summary(fates: Sequence[Fate]) -> str:
     """A sentence on how many blocks became what."""
     left = [fate for fate in fates if not fate.block.skipped]
     counts = {
-        "kept as they are": sum(fate.kept for fate in fates),
+        "kept": sum(fate.kept for fate in fates),
         "narrower inside": sum(fate.share < 1 for fate in left),
         "changed in kernel, mixer or kind": sum(bool(fate.changes) for fate in left),
         "skipped": len(fates) - len(left),

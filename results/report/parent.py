@@ -142,7 +142,7 @@ def _zoo(data: ReportData, inherited: Inheritance) -> dict[str, Any] | None:
     """Published networks, the found front and the parent, by latency."""
     if inherited.zoo is None or not inherited.zoo.networks:
         return None
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": network.name,
             "note": f"the zoo, {network.image_size} px; latency {network.origin}",
