@@ -43,6 +43,7 @@ from search.problem import Problem
 from search_space import Architecture
 from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
 from supernet import Backbone, build
+from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
@@ -53,6 +54,7 @@ from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
@@ -101,7 +103,7 @@ class PretrainedSearch(TrainedSearch):
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, self.config.adapt
+        folder, recipe = self.path / PARENT, self._gentle(self.config.adapt)
         network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
             self._take_over(Path(self.config.inherit.run))
@@ -116,6 +118,11 @@ class PretrainedSearch(TrainedSearch):
         with self.phase("adapting the parent") as progress:
             self.train_network(network, recipe, PARENT, shown(progress))
         return network.eval()
+
+    def _gentle(self, recipe: TrainConfig) -> TrainConfig:
+        """A recipe with the augmentation of few epochs, where it names none."""
+        gentle = gentle_augment(self.data.kind, self.data.resolution)
+        return replace(recipe, augment=recipe.augment or gentle)
 
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
@@ -270,7 +277,7 @@ class PretrainedSearch(TrainedSearch):
             network,
             self.network,
             self.data,
-            self.config.finetune,
+            self._gentle(self.config.finetune),
             self.path / folder,
             progress=progress,
             device=self.compute,
