@@ -168,12 +168,25 @@ def test_other_mixers_learn_from_the_parent(
     said = nas("spaces", "--around", parent / "config.json", "--mixers", "pooling", "--yaml")
     assert said.code == 0, said.err
     Path("mixed.yaml").write_text(said.out)
-    more = ("--space", "mixed.yaml", "--distil-steps", "20", "--max", "macs=400k")
-    said = search(parent, "mixed", *more)
+    more = ("--space", "mixed.yaml", "--distil-steps", "20", "--joint-epochs", "1")
+    said = search(parent, "mixed", *more, "--max", "macs=400k")
     assert said.code == 0, said.err
     table = QualityTable.load(tmp_path / "runs/mixed/quality.parquet")
     labels = {block.label for _, block, _ in table.changes if block is not None}
     assert labels == {"depthwise_conv", "pooling", "skip"}
+    best = chosen_of(tmp_path / "runs/mixed").digest
+    export_from_run(tmp_path / "runs/mixed", best, tmp_path / "export", Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_found_networks_are_fine_tuned_by_trials(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.parents[1])
+    said = nas("finetune", finished, "--trials", "2", "--epochs", "1", "--name", "tuned", "--json")
+    assert said.code == 0, said.err
+    tuned = json.loads(said.out)
+    assert tuned["best"]["digest"] == chosen_of(finished).digest
 
 
 def test_a_parent_within_the_budget_is_the_answer(

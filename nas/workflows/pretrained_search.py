@@ -12,11 +12,14 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import (
     BANK,
+    JOINT,
     PARENT,
     START,
     TABLE,
@@ -35,28 +38,33 @@ from predictors.tables.quality import QualityTable
 from results.journal import Evaluation
 from results.report.data import Chosen, ReportData
 from results.store import RunDirectory
+from search.candidates import candidates
 from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
-from search_space.metrics import ACCURACY, LATENCY, format_metric
+from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
 from supernet import Backbone, build
+from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.joint_training import train_jointly
 from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
 DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
-_FRONT_SHARE = 0.5  # of the evaluations at most: networks of the table's front
+_POINTS = 40  # of the front that the table promises, at most
+_FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
 
 
 class PretrainedSearch(TrainedSearch):
@@ -88,16 +96,18 @@ class PretrainedSearch(TrainedSearch):
             )
             return self._of_parent(network, first, plan)
         bank = self.filled(network)
-        table = self.quality_table(bank).compile(self.space)
+        table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
-        return self.concluded(replace(plan, first=(*plan.first, *found)), bank)
+        prior = {LOSS: table.compile(self.space).predict}
+        sampler = self.sampler(plan.problem, prior)
+        return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
 
     # The parent -------------------------------------------------------------------------------
 
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, self.config.adapt
+        folder, recipe = self.path / PARENT, self._gentle(self.config.adapt)
         network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
             self._take_over(Path(self.config.inherit.run))
@@ -113,10 +123,15 @@ class PretrainedSearch(TrainedSearch):
             self.train_network(network, recipe, PARENT, shown(progress))
         return network.eval()
 
+    def _gentle(self, recipe: TrainConfig) -> TrainConfig:
+        """A recipe with the augmentation of few epochs, where it names none."""
+        gentle = gentle_augment(self.data.kind, self.data.resolution)
+        return replace(recipe, augment=recipe.augment or gentle)
+
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
         check_parent(run)
-        for name in (PARENT, BANK):
+        for name in (PARENT, BANK, JOINT):
             if (run / name).exists():
                 shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
         if (run / TABLE).exists() and not (self.path / TABLE).exists():
@@ -209,7 +224,31 @@ class PretrainedSearch(TrainedSearch):
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
+        if inherit.joint_epochs:
+            self._train_jointly(bank)
         return bank
+
+    def _train_jointly(self, bank: WeightBank) -> None:
+        """All alternatives together, each step some networks, at a tenth of the parent's rate."""
+        recipe = replace(
+            self._gentle(self.config.adapt),
+            epochs=self.config.inherit.joint_epochs,
+            lr=self.config.adapt.lr / 10,
+            strategy="sandwich",
+            layer_decay=1.0,
+            patience=0,
+        )
+        with self.phase("training the alternatives together") as progress:
+            train_jointly(
+                bank,
+                self.data,
+                recipe,
+                self.path / JOINT,
+                progress=shown(progress),
+                device=self.compute,
+                workers=self.config.loader_workers,
+            )
+        bank.eval()
 
     def quality_table(self, bank: WeightBank) -> QualityTable:
         """What the parent loses by each alternative, measured on images that trained nothing."""
@@ -232,29 +271,30 @@ class PretrainedSearch(TrainedSearch):
                 progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
             )
 
-    def promising(self, quality: AdditiveTable, problem: Problem) -> list[Architecture]:
-        """The proven front of the table's loss and the first cost, within the limits."""
+    def promising(self, quality: QualityTable, problem: Problem) -> list[Architecture]:
+        """What to judge first: the proven front within the limits, and what may be as good."""
         cost = problem.tables[self.config.minimised()[0]]
         assert isinstance(cost, AdditiveTable)
         tables = {n: t for n, t in problem.tables.items() if isinstance(t, AdditiveTable)}
-        points = max(2, int(_FRONT_SHARE * self.config.search.evaluations))
+        count = max(2, int(_FIRST_SHARE * self.config.search.evaluations))
         with self.phase("the front that the table promises") as progress:
             front = sweep(
                 self.space,
-                quality,
+                quality.compile(self.space),
                 cost,
                 problem.constraints,
                 tables,
                 maximise=(False, False),
-                points=points,
-                progress=lambda count, share: progress(int(100 * share), 100, f"{count} points"),
+                points=_POINTS,
+                progress=lambda n, share: progress(int(100 * share), 100, f"{n} points"),
             )
-        best = front.quality.min()
         self.console.say(
-            f"  {len(front)} points in {front.seconds:.1f} s, proven; the best within the limits "
-            f"is predicted to have a loss of {best:.3f}"
+            f"  {len(front)} points in {front.seconds:.1f} s, each proven; the best within the "
+            f"limits is predicted to have a loss of {front.quality.min():.3f}"
         )
-        return self.space.decode(front.genes)
+        rng = np.random.default_rng(self.config.seed)
+        highest = float(front.cost.max())
+        return self.space.decode(candidates(front.genes, quality, cost, highest, count, rng))
 
     # Judgement --------------------------------------------------------------------------------
 
@@ -266,7 +306,7 @@ class PretrainedSearch(TrainedSearch):
             network,
             self.network,
             self.data,
-            self.config.finetune,
+            self._gentle(self.config.finetune),
             self.path / folder,
             progress=progress,
             device=self.compute,
