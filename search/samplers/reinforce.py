@@ -39,7 +39,7 @@ class Reinforce(PopulationSampler):
         problem, seed: as of ``PopulationSampler``; there is no first population.
         policy: one that was trained before, on any space; None for a new one.
         rates: of Adam for removal and for shrinkage, as published. Rewards rise more steadily with
-            0.03 for the latter.
+            0.01 for both.
     """
 
     def __init__(
