@@ -28,6 +28,7 @@ from search.samplers.reinforce import Reinforce
 from search.samplers.slimming import Slimming
 from search_space import known, load_space
 from search_space.around import Around, around
+from search_space.space_definition import space_from_dict
 
 NAMES = ("slimming", "reinforce")
 EVERY = 99  # ways: all that a step has
@@ -99,6 +100,16 @@ def _limit(tables, metric="latency_ms"):
     table = tables[metric]
     low, high = table.predict(np.stack([table.argmin(), table.argmax()]))
     return Constraint(metric, maximum=float(0.5 * (low + high)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_space_of_one_network_is_asked_for_once(name):
+    alone = {"width": 8, "depth": 1, "choices": ["pooling"]}
+    macro = {"stem_kernel": 2, "stem_stride": 2}
+    space = space_from_dict({"name": "one", "macro": macro, "resolution": 16, "stages": [alone]})
+    problem = Problem(space, OBJECTIVES, (), {"latency_ms": cost_table(space, "latency")})
+    sampler = make_sampler(name, problem)
+    assert [len(sampler.ask(3)) for _ in range(2)] == [1, 0]
 
 
 # Slimming -----------------------------------------------------------------------------------------

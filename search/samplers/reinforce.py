@@ -72,6 +72,8 @@ class Reinforce(PopulationSampler):
 
     def _propose(self, n: int) -> Genes:
         rows, dry = self._no_rows(), 0
+        if len(self._layers.genes) == 0:
+            return rows  # a single network, which is no decision
         while len(rows) < n and dry < 2 * DRY_ROUNDS:
             drawn = self.policy.sample(self._layers, self._largest, ROLL_OUTS, self._rng)
             drawn = np.where(self.problem.space.active(drawn), drawn, -1)
