@@ -34,7 +34,6 @@ from search import Constraint, Objective, Problem
 from search.closed_form import scored_front
 from search.exact.front import sweep
 from search.samplers import Sampler, make_sampler
-from search.samplers.slimming import WAYS, Slimming
 from search_space import Block, Genes, SearchSpace, known
 from search_space.around import around
 
@@ -175,11 +174,9 @@ class Case:
         return np.concatenate(told)
 
     def sampler(self, name: str) -> Sampler:
-        if name == SLIMMING:
-            steps = BUDGETS[-1] // (2 * WAYS)
-            table = self.losses.table()
-            return Slimming(self.problem, seed=self.seed, steps=steps, quality=table)
-        return make_sampler(name, self.problem, seed=self.seed, budget=BUDGETS[-1])
+        prior = {"accuracy": self.losses.table().predict} if name == SLIMMING else None
+        name, _, _ = name.partition(",")
+        return make_sampler(name, self.problem, seed=self.seed, budget=BUDGETS[-1], prior=prior)
 
 
 def agreement(case: Case) -> float:
@@ -191,7 +188,7 @@ def agreement(case: Case) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samplers", nargs="+", default=(*SAMPLERS, PROGRAMME, SLIMMING))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

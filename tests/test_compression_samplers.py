@@ -28,21 +28,16 @@ from search.samplers.reinforce import Reinforce
 from search.samplers.slimming import Slimming
 from search_space import known, load_space
 from search_space.around import Around, around
+from search_space.space_definition import space_from_dict
 
 NAMES = ("slimming", "reinforce")
 EVERY = 99  # ways: all that a step has
-STEADY = (0.003, 0.03)  # with the published rate of 0.1 it is up to the seed who learns
+STEADY = (0.01, 0.01)  # with the published 0.1 the seed decides how much is learnt
 
 
-class Opposite:
-    """What is lost, as a table: an accuracy with its sign turned."""
-
-    def __init__(self, table) -> None:
-        self.table = table
-        self.argmin, self.argmax = table.argmax, table.argmin
-
-    def predict(self, genes):
-        return -self.table.predict(genes)
+def prior(quality):
+    """What is lost, by a table of what is had."""
+    return {"accuracy": lambda rows: -quality.predict(rows)}
 
 
 # The loop -----------------------------------------------------------------------------------------
@@ -107,6 +102,16 @@ def _limit(tables, metric="latency_ms"):
     return Constraint(metric, maximum=float(0.5 * (low + high)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_space_of_one_network_is_asked_for_once(name):
+    alone = {"width": 8, "depth": 1, "choices": ["pooling"]}
+    macro = {"stem_kernel": 2, "stem_stride": 2}
+    space = space_from_dict({"name": "one", "macro": macro, "resolution": 16, "stages": [alone]})
+    problem = Problem(space, OBJECTIVES, (), {"latency_ms": cost_table(space, "latency")})
+    sampler = make_sampler(name, problem)
+    assert [len(sampler.ask(3)) for _ in range(2)] == [1, 0]
+
+
 # Slimming -----------------------------------------------------------------------------------------
 
 
@@ -160,9 +165,7 @@ def skip_problem(share=None):
 @pytest.mark.parametrize(("batch", "given"), [(1, False), (1, True), (7, True)])
 def test_slimming_on_an_additive_quality_follows_the_greedy_path(batch, given):
     problem, rows, quality, (path, ways) = skip_problem()
-    sampler = Slimming(
-        problem, population=0, ways=EVERY, quality=Opposite(quality) if given else None
-    )
+    sampler = Slimming(problem, population=0, ways=EVERY, prior=prior(quality) if given else None)
     expected = {rows[i].tobytes() for step in ways for i in step} | {rows[path[0]].tobytes()}
     asked: list[bytes] = []
     decided = []
@@ -185,14 +188,14 @@ def test_above_the_limits_the_table_decides():
     problem, rows, quality, (path, _) = skip_problem(0.5)
     within = problem.cheap_violation(rows[path]) == 0
     assert not within[0]
-    first = Slimming(problem, population=0, ways=1, quality=Opposite(quality)).ask(1)
+    first = Slimming(problem, population=0, ways=1, prior=prior(quality)).ask(1)
     np.testing.assert_array_equal(first[0], rows[path[int(within.argmax())]])
 
 
 def test_where_cost_is_no_aim_a_walk_ends_at_the_limit():
     problem, rows, quality, (path, _) = skip_problem(0.5)
     alone = Problem(problem.space, OBJECTIVES[:1], problem.constraints, problem.tables)
-    sampler = Slimming(alone, population=0, ways=1, quality=Opposite(quality))
+    sampler = Slimming(alone, population=0, ways=1, prior=prior(quality))
     within = problem.cheap_violation(rows[path]) == 0
     asked = sampler.ask(6)  # from six walks, the later ones with noise
     np.testing.assert_array_equal(asked[0], rows[path[int(within.argmax())]])
@@ -285,7 +288,7 @@ def test_reinforce_improves_its_rewards():
         np.mean([rewards[part] for rewards in told])
         for part in (slice(10), slice(60), slice(-60, None))
     )
-    assert last > 1.2 * first  # about 0.25 and 0.34
+    assert last > 1.2 * first  # about 0.24 and 0.33
     assert last > 1.2 * untrained
 
 

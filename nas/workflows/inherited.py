@@ -18,7 +18,7 @@ from supernet.inherit.stored_bank import load_entries, parent_identity
 from supernet.network.tensor_files import SUFFIX
 from supernet.training.checkpoints import CheckpointFolder
 
-PARENT, BANK, TABLE = "parent", "alternatives", "quality.parquet"
+PARENT, BANK, JOINT, TABLE = "parent", "alternatives", "joint", "quality.parquet"
 START = f"start{SUFFIX}"  # of the parent: its weights before they are trained on the images
 
 
@@ -94,4 +94,7 @@ def read_bank(run: Path, config: TrainedConfig, data: ImageData, parent: Parent)
     read_parent(run, network, data)
     bank = WeightBank(space, network).eval()
     load_entries(run / BANK, bank, bank.missing(), identity=bank_identity(bank, config, data))
+    jointly = CheckpointFolder(run / JOINT / CHECKPOINTS).newest()
+    if config.inherit.joint_epochs and jointly is not None:
+        bank.load_state_dict(jointly.trained_weights())
     return bank

@@ -9,8 +9,10 @@ Neither network has a size that a space decides: what is learnt on one space ser
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +28,18 @@ from search_space.stage_space import Genes
 
 Values = npt.NDArray[np.float64]
 HIDDEN, LAYERS = 30, 2
-CHOSEN_BEFORE = ("resolution", "width", "depth")
+NAME = 16  # signs that stand for a name
 NUMBERS = 4  # of a layer besides its kind: kernel, stride, channels in and out
 SHARES = 4  # of a choice besides its kind: what is left of widths and of the rest, and their logs
 
 
-def kinds() -> list[str]:
-    """Names of all that a layer or a choice may be."""
-    return [*CHOSEN_BEFORE, *sorted({*BLOCKS.names(), *MIXERS.names()})]
+@cache
+def code(name: str) -> Values:
+    """A name as a vector of random signs of length 1, shape (NAME,).
+
+    Whatever is registered later changes neither a policy's size nor what a seed gives.
+    """
+    return np.random.default_rng(zlib.crc32(name.encode())).choice([-0.25, 0.25], NAME)
 
 
 @dataclass(frozen=True)
@@ -57,21 +63,18 @@ class Layers:
     @classmethod
     def of(cls, space: SearchSpace) -> Layers:
         """The places of a space."""
-        names = {name: i for i, name in enumerate(kinds())}
         places = [p for p in _places(space) if len(p.choices) > 1]
         most = max((len(place.choices) for place in places), default=1)
         count = len(places)
-        layers = np.zeros((count, len(names) + NUMBERS))
-        choices = np.zeros((count, most, len(names) + SHARES))
+        layers = np.zeros((count, NAME + NUMBERS))
+        choices = np.zeros((count, most, NAME + SHARES))
         offered = np.zeros((count, most), dtype=bool)
         skips = np.full(count, -1, dtype=np.int64)
         for t, place in enumerate(places):
-            layers[t, names[place.kind]] = 1.0
-            layers[t, len(names) :] = place.numbers
+            layers[t] = [*code(place.kind), *place.numbers]
             for c, (kind, widths, rest) in enumerate(place.choices):
-                choices[t, c, names[kind]] = 1.0
                 shares = (widths, rest, math.log(widths), math.log(rest))
-                choices[t, c, len(names) :] = shares
+                choices[t, c] = [*code(kind), *shares]
                 if kind == SKIP:
                     skips[t] = c
                 else:
@@ -145,7 +148,7 @@ class Policy(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__()
-            layer, choice = len(kinds()) + NUMBERS, len(kinds()) + SHARES
+            layer, choice = NAME + NUMBERS, NAME + SHARES
             self.reads = nn.LSTM(layer, HIDDEN, LAYERS, batch_first=True, bidirectional=True)
             self.removes = nn.Linear(2 * HIDDEN, 1)
             self.follows = nn.LSTM(layer + 1 + choice, HIDDEN, LAYERS, batch_first=True)

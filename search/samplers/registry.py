@@ -71,7 +71,7 @@ def make_sampler(
         population: of the first candidates, and survivors where a method has them; None for the
             method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
-        prior: as of ``SurrogateSampler``, which alone makes use of it.
+        prior: as of ``SurrogateSampler``; ``slimming`` makes use of it, too, and others none.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
 
     Raises:
@@ -95,7 +95,7 @@ def make_sampler(
         from search.samplers.slimming import WAYS, Slimming
 
         steps = max(1, (budget - start) // (2 * WAYS))  # two walks
-        return Slimming(problem, seed=seed, population=start, steps=steps)
+        return Slimming(problem, seed=seed, population=start, steps=steps, prior=prior)
     if name == "reinforce":
         from search.samplers.reinforce import Reinforce  # it imports torch
 

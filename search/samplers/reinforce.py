@@ -39,7 +39,7 @@ class Reinforce(PopulationSampler):
         problem, seed: as of ``PopulationSampler``; there is no first population.
         policy: one that was trained before, on any space; None for a new one.
         rates: of Adam for removal and for shrinkage, as published. Rewards rise more steadily with
-            0.03 for the latter.
+            0.01 for both.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Reinforce(PopulationSampler):
 
     def _propose(self, n: int) -> Genes:
         rows, dry = self._no_rows(), 0
+        if len(self._layers.genes) == 0:
+            return rows  # a single network, which is no decision
         while len(rows) < n and dry < 2 * DRY_ROUNDS:
             drawn = self.policy.sample(self._layers, self._largest, ROLL_OUTS, self._rng)
             drawn = np.where(self.problem.space.active(drawn), drawn, -1)

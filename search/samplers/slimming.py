@@ -10,13 +10,13 @@ evaluated, it decides alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from predictors.surrogates import AdditiveAccuracy
-from search.problem import Problem, Table, Values
+from search.problem import Problem, Values
 from search.samplers.archive import Archive, Indices, Judged, row_keys
 from search.samplers.proposals import PopulationSampler, neighbours
 from search_space.stage_space import Genes
@@ -54,12 +54,13 @@ class Slimming(PopulationSampler):
 
     Args:
         problem, seed, population: as of ``PopulationSampler``; the first population serves the
-            model of importance, and is left out where there is a table of quality.
+            model of importance, and is left out where there is a prior.
         ways: how many ways of a step are evaluated.
         steps: in how many a walk should reach the cheapest network, so that small steps do not use
             up the evaluations before: each saves its part where its gene has as much to give. None
             for steps as small as the space has them, as published.
-        quality: predicts what is lost, in any unit; smaller is better.
+        prior: By an evaluated objective's metric, what predicts it, as a table of quality does:
+            whatever grows where the objective gets worse.
         noise: on the importance of each choice in later walks, relative to what a step loses.
     """
 
@@ -71,19 +72,20 @@ class Slimming(PopulationSampler):
         population: int = 12,
         ways: int = WAYS,
         steps: int | None = None,
-        quality: Table | None = None,
+        prior: Mapping[str, Callable[[Genes], Values]] | None = None,
         noise: float = 0.3,
     ) -> None:
         super().__init__(problem, seed=seed, population=population)
         space = problem.space
-        if quality is not None or population == 0:
-            self._initial = self._no_rows()
-        self._ways, self._steps, self._noise, self._quality = ways, steps, noise, quality
+        self._ways, self._steps, self._noise = ways, steps, noise
         self._archive = Archive(problem)
         self._known: dict[bytes, Values] = {}
         self._model, self._fitted = AdditiveAccuracy(space), 0
         metric = problem.cost_metric
         self._judged = [o.metric != metric for o in problem.objectives]
+        self._priors = [p for name, p in (prior or {}).items() if name != metric]
+        if self._priors or population == 0:
+            self._initial = self._no_rows()
         self._ends = space.encode([space.smallest, space.largest])
         if metric is not None:
             self._ends[0] = problem.tables[metric].argmin()
@@ -98,10 +100,9 @@ class Slimming(PopulationSampler):
         space, self._here, self._ahead = self.problem.space, self._ends[1], []
         self._bias = np.zeros((space.num_genes, int(space.cardinalities.max()) + 1))
         if self._walks:
-            lost = np.abs(
-                np.diff(self._predict(np.vstack([self._here, self._near(self._here)[0]])))
-            )
-            scale = self._noise * (float(lost.mean()) or 1.0)
+            near, _ = self._near(self._here)
+            lost = self._predict(near) - self._predict(self._here[None])
+            scale = self._noise * (float(np.abs(lost).mean()) if lost.any() else 1.0)
             self._bias[:, :-1] = scale * self._rng.random(self._bias[:, :-1].shape)
         self._walks += 1
 
@@ -204,10 +205,10 @@ class Slimming(PopulationSampler):
     def _predict(self, rows: Genes, *, bias: bool = False) -> Values:
         """The importance of all that rows lack, as far as it is known, (n, genes) to (n,)."""
         lost = np.zeros(len(rows))
-        if self._quality is not None:
-            lost += self._quality.predict(rows)
-        elif self._fitted:
+        if self._fitted:
             lost += self._model.predict(rows).mean
+        for prior in self._priors:
+            lost += prior(rows)
         if bias:
             lost += self._bias[np.arange(rows.shape[1]), rows].sum(axis=1)
         return lost
@@ -228,10 +229,13 @@ class Slimming(PopulationSampler):
     def _refit(self) -> None:
         rows = self._archive.evaluated
         enough = max(LEAST_TO_FIT, self._fitted * (1 + REFIT_SHARE))
-        if self._quality is None and any(self._judged) and len(rows) >= enough:
+        if not self._priors and any(self._judged) and len(rows) >= enough:
             results = self._archive.results[rows]
             self._model.fit(results.genes, self._losses(results.objectives))
-            self._fitted = len(rows)
+            known, self._fitted = self._fitted, len(rows)
+            if not known and self._walks == 1 and not self._meets(self._ends[1]):
+                self._walks = 0  # what came down to the limits knew nothing
+                self._begin_walk()
 
     def _learn(self, told: Judged) -> None:
         """Goes on as far as all ways of the next step are told."""
