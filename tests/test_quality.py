@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -233,6 +234,8 @@ def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path) -> None:
     table = measure_quality(bank, held_out, training, file=file)
     assert table.changes == {**whole.changes, **marked}
     assert QualityTable.load(file) == table
+    with mock.patch.object(nn.Sequential, "forward", side_effect=AssertionError):
+        assert measure_quality(bank, held_out, training, file=file) == table  # nothing is run
 
 
 def test_an_alternative_with_other_weights_is_measured_again(tmp_path: Path) -> None:

@@ -165,10 +165,10 @@ class QualityTable:
             measure: ``loss`` predicts the mean cross entropy, as it was measured. ``kl`` predicts
                 the divergence from the parent at its own resolution, which fewer images tell
                 apart, but which counts against a change that it corrects the parent. ``blend``
-                predicts the cross entropy by the mean of the measured increase and of what
-                increase goes with the divergence, by least squares over all changes (none where it
-                falls with it). What blocks
-                lose is taken to be the same at all resolutions.
+                predicts the cross entropy by the mean of the measured increase and of the one that
+                goes with the divergence, by least squares over all changes (none where it falls
+                with it): the second errs less where images are few. What blocks lose is taken to
+                be the same at all resolutions.
 
         Raises:
             MissingQualityError: A change is missing; the message names it.
