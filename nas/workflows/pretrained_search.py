@@ -21,13 +21,17 @@ from nas.workflows.inherited import (
     BANK,
     JOINT,
     PARENT,
+    REFINED,
     START,
     TABLE,
     architecture_of,
     bank_identity,
     check_parent,
+    fitting_images,
     read_parent,
+    refine,
 )
+from nas.workflows.inherited_report import with_parent
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.trained_search import Plan, TrainedSearch
 from nas.workflows.with_images import shown
@@ -73,6 +77,7 @@ class PretrainedSearch(TrainedSearch):
         super().__init__(config, directory, console)
         assert config.parent is not None
         self.parent = find_parent(config.parent, config.parent_weights)
+        self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
@@ -129,7 +134,7 @@ class PretrainedSearch(TrainedSearch):
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
         check_parent(run)
-        for name in (PARENT, BANK, JOINT):
+        for name in (PARENT, BANK, REFINED, JOINT):
             if (run / name).exists():
                 shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
         if (run / TABLE).exists() and not (self.path / TABLE).exists():
@@ -183,15 +188,11 @@ class PretrainedSearch(TrainedSearch):
             reason="the parent meets the limits as it is",
         )
         chosen = self.exported(network, chosen, plan.table)
-        findings = Findings((first,), front, {}, measured, chosen, tuple(self.notes))
-        return self.finish(assemble(self, plan.table, findings))
+        named = {self.parent_name: first}
+        findings = Findings((first,), front, named, measured, chosen, tuple(self.notes))
+        return self.finish(self.reported(assemble(self, plan.table, findings)))
 
     # Weights and table ------------------------------------------------------------------------
-
-    @cached_property
-    def _fitting(self) -> EvalBatches:
-        """Training images that weights of alternatives are fitted to."""
-        return calibration_batches(self.data, self.config.inherit.images, self.config.seed)
 
     def filled(self, network: Backbone) -> WeightBank:
         """All alternatives with weights; those that are stored are read."""
@@ -203,7 +204,7 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("cutting blocks of the parent") as progress:
                 made = cut_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     importance=inherit.importance,
                     seed=config.seed,
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
@@ -213,13 +214,16 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("teaching other blocks what the parent's do") as progress:
                 made = distil_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
                     folder=self.path / DISTILLING,
                     data=self.data.fingerprint,
                     progress=shown(progress),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
+        if inherit.refine_steps:
+            with self.phase("refining what was cut") as progress:
+                refine(bank, config, self.data, self.path, shown(progress))
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
@@ -296,7 +300,7 @@ class PretrainedSearch(TrainedSearch):
     # Judgement --------------------------------------------------------------------------------
 
     def designs(self) -> dict[str, Architecture]:
-        return {"the parent": self.architecture, "smallest around it": self.space.smallest}
+        return {self.parent_name: self.architecture, "smallest around it": self.space.smallest}
 
     def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
         finetune_guided(
@@ -311,9 +315,4 @@ class PretrainedSearch(TrainedSearch):
         )
 
     def reported(self, data: ReportData) -> ReportData:
-        test = qualities(self.network, self.data, self.config.adapt.amp)["test"]
-        named = tuple(
-            replace(b, test_accuracy=test.accuracy) if b.digest == self.architecture.digest else b
-            for b in data.baselines
-        )
-        return replace(data, baselines=named)
+        return with_parent(self, data)
