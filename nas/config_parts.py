@@ -187,6 +187,13 @@ class InheritConfig(Configuration):
         int,
         Flag("--distil-steps", "Steps in which other blocks learn what the parent's do."),
     ] = Field(default=400, ge=1)
+    refine_steps: Annotated[
+        int,
+        Flag(
+            "--refine-steps",
+            "Steps in which cut blocks, too, learn what the parent's do (default 0).",
+        ),
+    ] = Field(default=0, ge=0)
     joint_epochs: Annotated[
         int,
         Flag(

@@ -168,8 +168,8 @@ def test_other_mixers_learn_from_the_parent(
     said = nas("spaces", "--around", parent / "config.json", "--mixers", "pooling", "--yaml")
     assert said.code == 0, said.err
     Path("mixed.yaml").write_text(said.out)
-    more = ("--space", "mixed.yaml", "--distil-steps", "20", "--joint-epochs", "1")
-    said = search(parent, "mixed", *more, "--max", "macs=400k")
+    more = ("--space", "mixed.yaml", "--distil-steps", "20", "--refine-steps", "5")
+    said = search(parent, "mixed", *more, "--joint-epochs", "1", "--max", "macs=400k")
     assert said.code == 0, said.err
     table = QualityTable.load(tmp_path / "runs/mixed/quality.parquet")
     labels = {block.label for _, block, _ in table.changes if block is not None}

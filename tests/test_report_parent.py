@@ -163,6 +163,11 @@ def test_the_terminal_names_the_parent_and_says_what_the_table_was_worth(
     assert row.startswith("parent convnext_tiny ")
     assert "parent convnext_tiny: 2.40 ms, test accuracy 98.93%" in lines
     assert any("Kendall τ +0." in line for line in lines)
+    first = data.front[0]
+    on_front = replace(data, front=(replace(first, digest=data.baselines[0].digest),))
+    marked = [line for line in result_lines(on_front, tmp_path) if "← " in line]
+    assert len(marked) == 1
+    assert marked[0].endswith("← parent convnext_tiny")
     plain = list(result_lines(sample_report(60), tmp_path))
     assert not any("parent" in line or "τ" in line for line in plain)
 

@@ -33,11 +33,16 @@ def result_lines(data: ReportData, path: Path) -> Iterator[str]:
     if data.front:
         shown = [c for c in _columns(data.front) if any(c.value(m) for m in data.front)]
         rows = [["digest", *(column.head for column in shown), ""]]
+        parent = parent_of(data)
         for member in data.front:
-            mark = "← chosen" if chosen is not None and member.digest == chosen.digest else ""
+            marks = []
+            if chosen is not None and member.digest == chosen.digest:
+                marks.append("chosen")
+            if parent is not None and member.digest == parent.digest:
+                marks.append(parent.name)
             texts = (column.metric.format(column.value(member)) for column in shown)
-            rows.append([member.digest, *texts, mark])
-        if (parent := parent_of(data)) is not None:
+            rows.append([member.digest, *texts, f"← {', '.join(marks)}" if marks else ""])
+        if parent is not None and all(m.digest != parent.digest for m in data.front):
             texts = (column.metric.format(column.value(parent)) for column in shown)
             rows.append([parent.name, *texts, "← began with"])
         yield ""

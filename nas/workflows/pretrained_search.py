@@ -21,12 +21,15 @@ from nas.workflows.inherited import (
     BANK,
     JOINT,
     PARENT,
+    REFINED,
     START,
     TABLE,
     architecture_of,
     bank_identity,
     check_parent,
+    fitting_images,
     read_parent,
+    refine,
 )
 from nas.workflows.inherited_report import with_parent
 from nas.workflows.reporting import Findings, assemble
@@ -131,7 +134,7 @@ class PretrainedSearch(TrainedSearch):
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
         check_parent(run)
-        for name in (PARENT, BANK, JOINT):
+        for name in (PARENT, BANK, REFINED, JOINT):
             if (run / name).exists():
                 shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
         if (run / TABLE).exists() and not (self.path / TABLE).exists():
@@ -191,11 +194,6 @@ class PretrainedSearch(TrainedSearch):
 
     # Weights and table ------------------------------------------------------------------------
 
-    @cached_property
-    def _fitting(self) -> EvalBatches:
-        """Training images that weights of alternatives are fitted to."""
-        return calibration_batches(self.data, self.config.inherit.images, self.config.seed)
-
     def filled(self, network: Backbone) -> WeightBank:
         """All alternatives with weights; those that are stored are read."""
         inherit, config = self.config.inherit, self.config
@@ -206,7 +204,7 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("cutting blocks of the parent") as progress:
                 made = cut_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     importance=inherit.importance,
                     seed=config.seed,
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
@@ -216,13 +214,16 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("teaching other blocks what the parent's do") as progress:
                 made = distil_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
                     folder=self.path / DISTILLING,
                     data=self.data.fingerprint,
                     progress=shown(progress),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
+        if inherit.refine_steps:
+            with self.phase("refining what was cut") as progress:
+                refine(bank, config, self.data, self.path, shown(progress))
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
