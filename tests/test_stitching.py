@@ -12,17 +12,23 @@ import torch
 from tiny_training import config, few_images
 from torch import Tensor
 
-from predictors.counts import count_architecture
+from predictors.counts import count_architecture, counts
+from results.export.card import ModelCard
+from results.export.write import export_network
 from search.stitching import judge_routes
-from search_space import Architecture, Block, Macro, Mixer, Stage, metaformer
+from search_space import Architecture, Block, Macro, Mixer, Stage, around, metaformer
 from search_space.errors import DataError, InvalidArchitectureError, RunError, UsageError
+from search_space.preprocessing import Preprocessing
 from search_space.stitches import Route, Stitch, one_way, two_way
-from supernet import build
+from supernet import Supernet, build
 from supernet.data.evaluation_batches import eval_batches
+from supernet.inherit.bank import WeightBank
 from supernet.inherit.stitching.fit import least_squares
 from supernet.inherit.stitching.network import StitchedNet, assemble
 from supernet.inherit.stitching.training import RouteSampler, ranges_of, train_stitched
 from supernet.network.backbone import Backbone
+from supernet.network.channel_order import sort_channels
+from supernet.network.timm_models import timm_model
 from supernet.training.evaluation import evaluate
 
 WINDOWS = metaformer(Mixer.of("window_attention", window=4, head_dim=8), 2)
@@ -250,3 +256,49 @@ def test_the_front_is_what_no_other_beats(small_pair) -> None:
             for other in points
         )
         assert point.on_front == (not beaten)
+
+
+# A stitched network is one like any other ---------------------------------------------------------
+
+
+def a_network(make) -> Backbone:
+    """A route there and back, so that widths change twice."""
+    parents = [make((8, 16), (3, 1)), make((16, 24), (3, 1))]
+    (route,) = (r for r in two_way([(3, 1)] * 2) if r.parents == (0, 1, 0))
+    return assemble(parents, route, images())
+
+
+@pytest.mark.parametrize("make", [parent, residual])
+@torch.no_grad()
+def test_it_is_a_point_of_a_space_and_can_be_a_parent(make) -> None:
+    network = a_network(make)
+    architecture, x = network.architecture, images()[0][0]
+    space = around(architecture)
+    genes = space.encode([architecture])
+    for metric, table in counts(space, 10).items():
+        wanted = count_architecture(architecture, 10)[metric]
+        assert table.predict(genes) == pytest.approx([wanted])
+    parameters = sum(value.numel() for value in network.parameters())
+    assert count_architecture(architecture, 10)["num_params"] == parameters
+    bank = WeightBank(space, network).eval()
+    torch.testing.assert_close(bank(x, architecture), network(x), atol=0, rtol=0)
+    supernet = Supernet(space, 10)
+    supernet.insert(architecture, network)
+    sort_channels(supernet)  # changes the order of channels and nothing else
+    if make is parent:
+        sorted_network = supernet.eval().extract(architecture)
+        torch.testing.assert_close(sorted_network(x), network(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [parent, residual])
+def test_it_is_exported(make, tmp_path) -> None:
+    network = a_network(make)
+    assert timm_model(network.architecture) is None
+    exported = export_network(
+        network,
+        tmp_path / "out",
+        preprocessing=Preprocessing(resolution=32),
+        card=ModelCard(title="stitched", class_names=[str(i) for i in range(10)]),
+        formats=("timm", "onnx"),
+    )
+    assert [item.format for item in exported] == ["timm", "onnx"]  # each one verified

@@ -19,14 +19,19 @@ from nas.config import TrainedConfig
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import (
     BANK,
+    JOINT,
     PARENT,
+    REFINED,
     START,
     TABLE,
     architecture_of,
     bank_identity,
     check_parent,
+    fitting_images,
     read_parent,
+    refine,
 )
+from nas.workflows.inherited_report import with_parent
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.trained_search import Plan, TrainedSearch
 from nas.workflows.with_images import shown
@@ -43,16 +48,19 @@ from search.problem import Problem
 from search_space import Architecture
 from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
 from supernet import Backbone, build
+from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.joint_training import train_jointly
 from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
@@ -69,6 +77,7 @@ class PretrainedSearch(TrainedSearch):
         super().__init__(config, directory, console)
         assert config.parent is not None
         self.parent = find_parent(config.parent, config.parent_weights)
+        self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
@@ -101,7 +110,7 @@ class PretrainedSearch(TrainedSearch):
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, self.config.adapt
+        folder, recipe = self.path / PARENT, self._gentle(self.config.adapt)
         network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
             self._take_over(Path(self.config.inherit.run))
@@ -117,10 +126,15 @@ class PretrainedSearch(TrainedSearch):
             self.train_network(network, recipe, PARENT, shown(progress))
         return network.eval()
 
+    def _gentle(self, recipe: TrainConfig) -> TrainConfig:
+        """A recipe with the augmentation of few epochs, where it names none."""
+        gentle = gentle_augment(self.data.kind, self.data.resolution)
+        return replace(recipe, augment=recipe.augment or gentle)
+
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
         check_parent(run)
-        for name in (PARENT, BANK):
+        for name in (PARENT, BANK, REFINED, JOINT):
             if (run / name).exists():
                 shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
         if (run / TABLE).exists() and not (self.path / TABLE).exists():
@@ -174,15 +188,11 @@ class PretrainedSearch(TrainedSearch):
             reason="the parent meets the limits as it is",
         )
         chosen = self.exported(network, chosen, plan.table)
-        findings = Findings((first,), front, {}, measured, chosen, tuple(self.notes))
-        return self.finish(assemble(self, plan.table, findings))
+        named = {self.parent_name: first}
+        findings = Findings((first,), front, named, measured, chosen, tuple(self.notes))
+        return self.finish(self.reported(assemble(self, plan.table, findings)))
 
     # Weights and table ------------------------------------------------------------------------
-
-    @cached_property
-    def _fitting(self) -> EvalBatches:
-        """Training images that weights of alternatives are fitted to."""
-        return calibration_batches(self.data, self.config.inherit.images, self.config.seed)
 
     def filled(self, network: Backbone) -> WeightBank:
         """All alternatives with weights; those that are stored are read."""
@@ -194,7 +204,7 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("cutting blocks of the parent") as progress:
                 made = cut_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     importance=inherit.importance,
                     seed=config.seed,
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
@@ -204,15 +214,42 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("teaching other blocks what the parent's do") as progress:
                 made = distil_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
                     folder=self.path / DISTILLING,
                     data=self.data.fingerprint,
                     progress=shown(progress),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
+        if inherit.refine_steps:
+            with self.phase("refining what was cut") as progress:
+                refine(bank, config, self.data, self.path, shown(progress))
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
+        if inherit.joint_epochs:
+            self._train_jointly(bank)
         return bank
+
+    def _train_jointly(self, bank: WeightBank) -> None:
+        """All alternatives together, each step some networks, at a tenth of the parent's rate."""
+        recipe = replace(
+            self._gentle(self.config.adapt),
+            epochs=self.config.inherit.joint_epochs,
+            lr=self.config.adapt.lr / 10,
+            strategy="sandwich",
+            layer_decay=1.0,
+            patience=0,
+        )
+        with self.phase("training the alternatives together") as progress:
+            train_jointly(
+                bank,
+                self.data,
+                recipe,
+                self.path / JOINT,
+                progress=shown(progress),
+                device=self.compute,
+                workers=self.config.loader_workers,
+            )
+        bank.eval()
 
     def quality_table(self, bank: WeightBank) -> QualityTable:
         """What the parent loses by each alternative, measured on images that trained nothing."""
@@ -263,14 +300,14 @@ class PretrainedSearch(TrainedSearch):
     # Judgement --------------------------------------------------------------------------------
 
     def designs(self) -> dict[str, Architecture]:
-        return {"the parent": self.architecture, "smallest around it": self.space.smallest}
+        return {self.parent_name: self.architecture, "smallest around it": self.space.smallest}
 
     def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
         finetune_guided(
             network,
             self.network,
             self.data,
-            self.config.finetune,
+            self._gentle(self.config.finetune),
             self.path / folder,
             progress=progress,
             device=self.compute,
@@ -278,9 +315,4 @@ class PretrainedSearch(TrainedSearch):
         )
 
     def reported(self, data: ReportData) -> ReportData:
-        test = qualities(self.network, self.data, self.config.adapt.amp)["test"]
-        named = tuple(
-            replace(b, test_accuracy=test.accuracy) if b.digest == self.architecture.digest else b
-            for b in data.baselines
-        )
-        return replace(data, baselines=named)
+        return with_parent(self, data)
