@@ -46,7 +46,7 @@ from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
-from search_space.metrics import ACCURACY, LATENCY, LOSS, format_metric
+from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
 from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
@@ -101,7 +101,7 @@ class PretrainedSearch(TrainedSearch):
         bank = self.filled(network)
         table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
-        prior = {LOSS: table.compile(self.space).predict}
+        prior = {self.quality.metric: table.compile(self.space).predict}
         sampler = self.sampler(plan.problem, prior)
         return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
 
