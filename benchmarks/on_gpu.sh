@@ -46,11 +46,14 @@ else
   run="benchmarks/on_gpu_latency.py $out --networks 40"
   choices=all # of the first preset, with which tables of other GPUs are estimated
   for preset in $presets; do
-    for runtime in cudagraph eager; do
-      part 150 $run --space $preset --runtime $runtime --batch-size 1 --choices $choices \
-        --seconds $((8 / number))
-      part 120 $run --space $preset --runtime $runtime --batch-size 64 \
-        --choices largest_resolution --seconds $((8 / number))
+    part 120 $run --space $preset --runtime eager --batch-size 1 --choices $choices \
+      --seconds $((8 / number))
+    part 90 $run --space $preset --runtime eager --batch-size 64 --choices few \
+      --seconds $((8 / number))
+    # capturing a graph takes a tenth of a second for every entry
+    for batch in 1 64; do
+      part 90 $run --space $preset --runtime cudagraph --batch-size $batch --choices few \
+        --networks 12 --seconds $((8 / number))
     done
     if [ "$choices" = all ]; then part 120 benchmarks/on_gpu_training.py "$out"; fi
     choices=largest_resolution

@@ -180,18 +180,26 @@ class InheritConfig(Configuration):
     importance: Annotated[
         str,
         Flag("--importance", "What decides which units of a block are kept.", "NAME"),
-    ] = "activation"
+    ] = "reconstruction"
     images: int = Field(default=1024, ge=16)
     table_images: int = Field(default=2048, ge=16)
-    distil_epochs: Annotated[
-        int, Flag("--distil-epochs", "Passes in which other blocks learn what the parent's do.")
-    ] = Field(default=4, ge=0)
+    distil_steps: Annotated[
+        int,
+        Flag("--distil-steps", "Steps in which other blocks learn what the parent's do."),
+    ] = Field(default=400, ge=1)
+    refine_steps: Annotated[
+        int,
+        Flag(
+            "--refine-steps",
+            "Steps in which cut blocks, too, learn what the parent's do (default 0).",
+        ),
+    ] = Field(default=0, ge=0)
     joint_epochs: Annotated[
         int,
         Flag(
             "--joint-epochs",
-            "Epochs in which all alternatives are trained together, with the parent as teacher "
-            "(default 0).",
+            "Epochs in which all alternatives are trained together, the parent being their "
+            "teacher, before they are judged (default 0).",
         ),
     ] = Field(default=0, ge=0)
     beyond: Annotated[
@@ -206,6 +214,14 @@ class InheritConfig(Configuration):
             "RUN",
         ),
     ] = None
+    zoo_seconds: Annotated[
+        float,
+        Flag(
+            "--zoo-seconds",
+            "Time to find latencies of published networks, which the report shows beside the "
+            "front (default 0: those that `nas zoo` has found before).",
+        ),
+    ] = Field(default=0.0, ge=0)
 
 
 class ScoredSearchConfig(Configuration):

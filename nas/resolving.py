@@ -60,7 +60,7 @@ def resolve(
         raise UsageError(f"{file}: {key} is empty; give a value, or leave it out.")
     for path, value in options.items():
         _put(data, path, value, file)
-    if (inherited := get(data, "inherit.run")) is not None:
+    if isinstance(inherited := get(data, "inherit.run"), str):
         from nas.workflows.parent_space import put_inherited
 
         put_inherited(data, Path(inherited))
@@ -74,7 +74,7 @@ def resolve(
             "'target_latency' is missing; give --target-latency or --max, or set it in a --config "
             "file."
         )
-    if data.get("parent") is not None and kind is TrainedConfig:
+    if isinstance(data.get("parent"), str) and kind is TrainedConfig:
         from nas.workflows.parent_space import put_parent
 
         put_parent(data, say)

@@ -28,7 +28,7 @@ def candidates(
     count: int,
     rng: np.random.Generator,
     *,
-    measure: Measure = "loss",
+    measure: Measure = "blend",
     deviations: float = DEVIATIONS,
 ) -> Genes:
     """Chooses rows to evaluate: members of a front near a budget, and what may be as good.

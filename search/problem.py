@@ -202,11 +202,16 @@ class Problem:
         """Every cheap metric of rows of genes, shape (n, genes) to (n,) each."""
         return {name: table.predict(genes) for name, table in self.tables.items()}
 
-    def cost_axis(self, genes: Genes) -> Values:
-        """The cheap metric that matters first, by objectives, then constraints; else 0; (n,)."""
+    @property
+    def cost_metric(self) -> str | None:
+        """The cheap metric that matters first, by objectives, then constraints; None without."""
         used = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
-        table = next((self.tables[metric] for metric in used if metric in self.tables), None)
-        return np.zeros(len(genes)) if table is None else table.predict(genes)
+        return next((metric for metric in used if metric in self.tables), None)
+
+    def cost_axis(self, genes: Genes) -> Values:
+        """Values of ``cost_metric``, 0 without one; (n, genes) to (n,)."""
+        metric = self.cost_metric
+        return np.zeros(len(genes)) if metric is None else self.tables[metric].predict(genes)
 
     def cheap_violation(self, genes: Genes) -> Values:
         """Summed relative violation of the constraints by rows, (n,); 0 means that all are met."""

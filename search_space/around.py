@@ -98,6 +98,7 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
         InvalidSpaceError: A resolution is too small for the network's stages.
     """
     options = options or Around()
+    places = dict(_places(parent))
     enters = parent.macro.downsample == BLOCK_TRANSITION
     _check_mixers(parent, options.mixers)
     widths = [_widths(stage.width, stage.blocks, options) for stage in parent.stages]
@@ -106,12 +107,9 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
     stages = []
     for i, stage in enumerate(parent.stages):
         positions = []
-        stride, before = parent.strides[i], parent.widths_before[i]
         for j, block in enumerate(stage.blocks):
-            entry = (before, stride) if enters and j == 0 else (stage.width, 1)
-            place = Place(parent.macro, entry[0], stage.width, entry[1], j)
-            choices = _choices(place, block, options)
-            free = not (enters and j == 0) or _may_skip(stride, befores[i], widths[i])
+            choices = _choices(places[i, j], block, options)
+            free = not (enters and j == 0) or _may_skip(parent.strides[i], befores[i], widths[i])
             if options.skip and free and stage.depth > 1 and not block.skipped:
                 choices = (Block.of(SKIP), *choices)
             positions.append(choices)
@@ -123,6 +121,44 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
 # Blocks -----------------------------------------------------------------------------------------
 
 
+def inner_widths(architecture: Architecture) -> dict[str, dict[str, int]]:
+    """Returns the channels inside each block that is there.
+
+    They are by the block's path, ``stages.0.blocks.1``, and by the parameter that decides them:
+    those that the space around a network cuts.
+    """
+    result = {}
+    for (i, j), place in _places(architecture):
+        block = architecture.stages[i].blocks[j]
+        if not block.skipped:
+            own = {key: _inside(place, block, key)(float(block[key])) for key in _ratios_of(block)}
+            result[f"stages.{i}.blocks.{j}"] = own | _inside_mixer(place, block.mixer)
+    return result
+
+
+def _inside_mixer(place: Place, mixer: Mixer | None) -> dict[str, int]:
+    if mixer is None:
+        return {}
+    return {key: hidden_width(place.width, mixer[key]) for key in MIXERS[mixer.name].ratios}
+
+
+def _places(architecture: Architecture) -> Iterator[tuple[tuple[int, int], Place]]:
+    """Where each block sits, by the numbers of its stage and position."""
+    enters = architecture.macro.downsample == BLOCK_TRANSITION
+    for i, stage in enumerate(architecture.stages):
+        before, stride = architecture.widths_before[i], architecture.strides[i]
+        for j in range(stage.depth):
+            entry = (before, stride) if enters and j == 0 else (stage.width, 1)
+            yield (i, j), Place(architecture.macro, entry[0], stage.width, entry[1], j)
+
+
+def _ratios_of(block: Block) -> list[str]:
+    """Parameters of a block, besides its mixer's, that scale a width on its path."""
+    kind = BLOCKS[block.kind]
+    # one that may be 0 is of an extra beside the path
+    return [key for key in kind.ratios if kind.params[key].minimum > 0]
+
+
 def _choices(place: Place, block: Block, options: Around) -> tuple[Block, ...]:
     """The variants of a block from light to heavy, itself the last."""
     kind = BLOCKS[block.kind]
@@ -130,8 +166,7 @@ def _choices(place: Place, block: Block, options: Around) -> tuple[Block, ...]:
         key: _ratios(
             float(block[key]), kind.params[key], _inside(place, block, key), options.ratios
         )
-        for key in kind.ratios
-        if kind.params[key].minimum > 0  # one that may be 0 is of an extra beside the path
+        for key in _ratios_of(block)
     }
     kernels = _kernels(kind.params, dict(block.params), options)
     found: dict[Block, tuple[int, bool, float]] = {}

@@ -67,6 +67,7 @@ class BlockKind:
 
 BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
 SKIP = "skip"
+PROJECTION = "projection"
 
 
 def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
@@ -296,6 +297,7 @@ _SQUEEZE = {
 }
 
 BLOCKS.add(BlockKind(SKIP, {}))
+BLOCKS.add(BlockKind(PROJECTION, {}, strided=True))
 BLOCKS.add(
     BlockKind(
         "metaformer",

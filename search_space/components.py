@@ -12,7 +12,7 @@ from typing import Any
 
 from search_space.architecture import Architecture
 from search_space.blocks import BLOCKS, Block, OptionValue, Place
-from search_space.macro import BLOCK_TRANSITION, HEADS, STEMS, TRANSITIONS, Macro
+from search_space.macro import BLOCK_TRANSITION, HEADS, LINEAR, STEMS, TRANSITIONS, Macro
 from search_space.mixers import MIXERS
 
 
@@ -74,12 +74,14 @@ def transition_spec(macro: Macro, width_in: int, width: int, stride: int) -> Mod
     """Returns the spec of the module between two stages, or None where there is none."""
     if macro.downsample == BLOCK_TRANSITION or (stride == 1 and width_in == width):
         return None
-    options = TRANSITIONS[macro.downsample].options(macro)
-    if stride == 1:
-        options["kernel"] = 1  # a projection
+    projects = stride == 1
+    style = "conv" if projects and macro.projection == LINEAR else macro.downsample
+    options = TRANSITIONS[style].options(macro)
+    if projects:
+        options["kernel"] = 1
     return ModuleSpec.of(
         "downsample",
-        style=macro.downsample,
+        style=style,
         dim=width_in,
         out_dim=width,
         stride=stride,

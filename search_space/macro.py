@@ -20,6 +20,8 @@ HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
 SHORTCUTS = ("conv", "pooled")
 BLOCK_TRANSITION = "block"
+LINEAR = "linear"
+PROJECTIONS = ("transition", LINEAR)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ class Macro:
         shortcut: What residual blocks that change the size add: ``conv`` (a strided 1 × 1
             convolution) or ``pooled`` (averages of 2 × 2 and a 1 × 1 convolution: ResNet-D).
         head_conv_width: Channels that are pooled, where the head has a hidden layer.
+        projection: What changes the width where a stage has stride 1, unless blocks do:
+            ``transition``, the style's own with a kernel of 1, or ``linear``, a 1 × 1 convolution
+            without a norm, by which parts of two networks are joined.
 
     Raises:
         UnknownNameError: A style, norm, activation or place is unknown.
@@ -122,6 +127,7 @@ class Macro:
     bias: bool = _later(True)
     shortcut: str = _later("conv")
     head_conv_width: int = _later(0)
+    projection: str = _later("transition")
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -187,6 +193,7 @@ _NAMES: dict[str, Any] = {
     "conv_activation": ACTIVATIONS,
     "padding": PADDINGS,
     "shortcut": SHORTCUTS,
+    "projection": PROJECTIONS,
 }
 _INTEGERS = {
     "stem_kernel": 1,

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from search_space import BLOCKS, Architecture, Block, Macro, Mixer, Stage, metaformer
 from search_space.architecture import default_stride
 from search_space.blocks import ACTIVATIONS
-from search_space.macro import HEAD_NORMS, HEADS, NORMS, PADDINGS, SHORTCUTS, STEMS, TRANSITIONS
+from search_space.macro import (
+    HEAD_NORMS,
+    HEADS,
+    NORMS,
+    PADDINGS,
+    PROJECTIONS,
+    SHORTCUTS,
+    STEMS,
+    TRANSITIONS,
+)
 
 _RATIO = st.floats(0.25, 6.0)
 WIDTH_UNIT = 16  # suits every mixer below
@@ -92,6 +101,7 @@ def macros(draw: st.DrawFn) -> Macro:
         shortcut=draw(st.sampled_from(SHORTCUTS)),
         block_norm=draw(st.sampled_from(["as_norm", *NORMS])),
         bias=draw(st.booleans()),
+        projection=draw(st.sampled_from(PROJECTIONS)),
     )
 
 
@@ -104,8 +114,10 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
         return Block.of(kind)
     if kind == "metaformer":
         return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
-    params: dict[str, Any] = {"activation": draw(st.sampled_from(ACTIVATIONS))}
     rules = BLOCKS[kind].params
+    params: dict[str, Any] = {}
+    if "activation" in rules:
+        params["activation"] = draw(st.sampled_from(ACTIVATIONS))
     params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
     if "kernel" in rules:
         params["kernel"] = draw(st.sampled_from([1, 3, 5]))

@@ -13,6 +13,7 @@ from search_space import MIXERS, Architecture, Around, Block, Macro, Stage, arou
 from supernet import build
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.importance import Scores, Units, criterion
+from supernet.inherit.observing import is_layer
 from supernet.inherit.smaller import inner_units
 from supernet.network.axes import StaticModule, take
 from supernet.network.backbone import Backbone
@@ -22,17 +23,18 @@ from supernet.training.evaluation import Batches
 CONV = Macro(stem="conv_act", stem_kernel=3, stem_stride=2, downsample="block", padding="same")
 META = Macro(stem_kernel=2, stem_stride=2)
 BATCH_NORM = Macro(stem_kernel=2, stem_stride=2, norm="batch_norm", head_norm="none")
+_LARGE = {"additive_attention": {"kernel": 5}, "focal_modulation": {"window": 5}}
 _GATED = {"squeeze": 0.5, "activation": "silu"}
 CASES: dict[str, tuple[Macro, Block]] = {
     "inverted": (CONV, Block.of("inverted_residual", kernel=3)),
     "wide": (CONV, Block.of("inverted_residual", kernel=5, activation="silu")),
-    "gated": (CONV, Block.of("inverted_residual", **_GATED)),
+    "gated": (CONV, Block.of("inverted_residual", **_GATED, kernel=5)),
     "hard": (CONV, Block.of("inverted_residual", **_GATED, gate="hard_sigmoid")),
-    "fused": (CONV, Block.of("fused_inverted_residual", activation="silu")),
+    "fused": (CONV, Block.of("fused_inverted_residual", activation="silu", kernel=5)),
     "basic": (CONV, Block.of("basic", ratio=2.0)),
     "bottleneck": (CONV, Block.of("bottleneck", ratio=2.0)),
     "batch_norm": (BATCH_NORM, metaformer(narrow("pooling"), 4)),
-    **{name: (META, metaformer(narrow(name), 4)) for name in MIXERS},
+    **{name: (META, metaformer(narrow(name, **_LARGE.get(name, {})), 4)) for name in MIXERS},
 }
 """Macro style and block by name; each has 16 hidden channels or more at 8 channels."""
 cases = pytest.mark.parametrize("case", CASES)
@@ -103,7 +105,9 @@ def twinned(network: Backbone) -> Backbone:
             units = {name for names in inner_units(module) for name in names}
             twins = {n: [*range(sizes[n] // 2)] * 2 for n in units if sizes[n] % 2 == 0}
             for name, value in module.state_dict().items():
-                written = (axes[_like(name)][0], *value.shape[1:])
+                written = axes[_like(name)]
+                if is_layer(module.get_submodule(name.rpartition(".")[0])):
+                    written = (written[0], *value.shape[1:])
                 value.copy_(take(value, written, sizes, twins))
     return network
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -74,3 +78,17 @@ def images_of(batches: int = 3, size: int = 8) -> list[tuple[torch.Tensor, torch
         (torch.randn(size, 3, 16, 16, generator=generator), torch.zeros(size, dtype=torch.int64))
         for _ in range(batches)
     ]
+
+
+class Deadly:
+    """Images whose reader dies: ``deaths`` times, each of which leaves a file in ``folder``."""
+
+    def __init__(self, folder: Path, deaths: int) -> None:
+        self.folder, self.deaths = folder, deaths
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for k in range(self.deaths):
+            with suppress(FileExistsError):
+                (self.folder / f"death-{k}").touch(exist_ok=False)
+                os._exit(1)
+        return iter(images_of())

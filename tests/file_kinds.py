@@ -21,7 +21,7 @@ import torch
 import yaml
 from mutants import Mutation, mutate_bytes, of_csv, of_json, of_parquet, of_yaml, to_json
 from PIL import Image
-from sample_report import sample_report
+from sample_report import sample_report, with_parent
 from small_backbone import network
 from stored_logit_cases import LOGITS, identity_of_table, stored
 from tiny_job import SPACE, known_table
@@ -210,7 +210,7 @@ def _run(folder: Path) -> Path:
     manifest = {"status": "complete", "phases": phases, "data": "0123456789ab", "versions": {}}
     run = folder / "runs" / "one"
     with RunDirectory.create(run, config.model_dump(mode="json"), manifest) as directory:
-        report = sample_report(12)
+        report = with_parent(sample_report(12))
         with directory.journal() as journal:
             for index, point in enumerate(report.evaluated):
                 assert point.architecture is not None

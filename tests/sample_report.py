@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from html.parser import HTMLParser
 
@@ -19,11 +20,23 @@ from results.report.data import (
     Phase,
     ReportData,
 )
+from results.report.inheritance import (
+    BlockFate,
+    Change,
+    Inheritance,
+    LossPair,
+    Step,
+    ZooFront,
+    ZooNetwork,
+)
 from results.report.tables import rank_rows
 from search_space.architecture import Architecture
+from search_space.around import inner_widths
+from search_space.blocks import Block, Mixer, metaformer
 from search_space.boundary import parse_model
 from search_space.components import components
 from search_space.files import load_space
+from search_space.known import known
 from supernet.training.evaluation import Quality
 
 TARGET_MS = 1.6
@@ -188,6 +201,91 @@ def sample_report(n: int = 240, seed: int = 0) -> ReportData:
         seed=0,
         command="nas search --data digits --target-latency 1.6ms --device cpu",
         notes=("Latencies are for batches of one image; larger batches rank differently.",),
+    )
+
+
+def changed(parent: Architecture) -> Architecture:
+    """A network around ConvNeXt-T: in each stage one block narrower, another, and left out."""
+    stages = []
+    for stage in parent.stages:
+        first, second, _, *rest = stage.blocks
+        narrow = first.replaced(mlp_ratio=1.0)
+        small = metaformer(Mixer.of("depthwise_conv", kernel=3), float(second["mlp_ratio"]))
+        blocks = (narrow, small, Block.of("skip"), *rest)
+        stages.append(dataclasses.replace(stage, blocks=blocks))
+    return dataclasses.replace(parent, stages=tuple(stages), resolution=160)
+
+
+def with_parent(data: ReportData) -> ReportData:
+    """The made-up report as that of a search that began with ConvNeXt-T."""
+    parent = known("convnext_t")
+    chosen = changed(parent)
+    assert data.chosen is not None
+    rng = np.random.default_rng(0)
+    widths = inner_widths(parent), inner_widths(chosen)
+    fates = [
+        BlockFate(
+            stage=i,
+            position=j,
+            before=before.to_dict(),
+            after=after.to_dict(),
+            widths_before=widths[0][f"stages.{i}.blocks.{j}"],
+            widths_after=widths[1].get(f"stages.{i}.blocks.{j}", {}),
+            change=None
+            if before == after
+            else Change(loss=0.01 * (i + j), loss_error=0.001, saved_ms=0.02),
+        )
+        for i, (stage, other) in enumerate(zip(parent.stages, chosen.stages, strict=True))
+        for j, (before, after) in enumerate(zip(stage.blocks, other.blocks, strict=True))
+    ]
+    losses = [
+        LossPair(digest=n.digest, predicted=loss, real=loss + 0.1 * rng.random())
+        for n, loss in zip(data.evaluated, rng.random(40), strict=False)
+    ]
+    figures = {"accuracy": 0.991, "latency_ms": 2.5, "num_params": 28e6, "macs": 4.5e9}
+    named = Baseline(
+        name="parent convnext_tiny",
+        digest=parent.digest,
+        architecture=parent.to_dict(),
+        predicted=figures,
+        measured={"latency_ms": 2.4},
+        test_accuracy=0.9893,
+    )
+    zoo = ZooFront(
+        networks=(
+            ZooNetwork(
+                name="resnet10t.c3_in1k",
+                image_size=224,
+                top1=0.683,
+                latency_ms=1.2,
+                origin="estimated",
+                num_params=5_440_000,
+                macs=1_100_000_000,
+            ),
+        ),
+        source="a file of figures",
+        note="Latencies of 3 more networks are not known; `nas zoo` finds them.",
+    )
+    steps = (
+        Step(name="as published", validation_accuracy=0.9, test_accuracy=0.89, phases=("profile",)),
+        Step(name="trained", validation_accuracy=0.991, test_accuracy=0.9893, phases=("train",)),
+        Step(name="chosen", validation_accuracy=0.97, test_accuracy=0.9731, phases=("fine-tune",)),
+    )
+    digest, architecture = chosen.digest, chosen.to_dict()
+    return dataclasses.replace(
+        data,
+        chosen=dataclasses.replace(
+            data.chosen, digest=digest, architecture=architecture, component_latency_ms={}
+        ),
+        baselines=(named, *data.baselines),
+        inherited=Inheritance(
+            parent=named.name,
+            resolution=Change(loss=0.04, loss_error=0.002, saved_ms=0.5),
+            blocks=tuple(fates),
+            losses=tuple(losses),
+            steps=steps,
+            zoo=zoo,
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_twins_of_kept_units_are_folded_without_a_loss(case: str) -> None:
 def test_folding_gains_on_the_images_it_is_fitted_to(case: str) -> None:
     network, batches = parent(case), images()
     bank, plain = bank_of(network), bank_of(network)
-    filled = cut_alternatives(bank, batches)
-    cut_alternatives(plain, batches, fold=False)
+    filled = cut_alternatives(bank, batches, importance="activation")
+    cut_alternatives(plain, batches, importance="activation", fold=False)
     losses, without = errors(bank, filled, batches), errors(plain, filled, batches)
     assert sum(losses.values()) < 0.9 * sum(without.values())
     assert all(losses[entry] < 1.001 * without[entry] for entry in filled)
@@ -161,9 +162,9 @@ def test_averages_are_already_those_of_the_images(case: str) -> None:
 # Kernels --------------------------------------------------------------------------------------
 
 
-KERNELS = Around(
-    ratios=(0.5,), mixer_ratios=(), smallest_kernel=3, largest_kernel=9, resolutions=(), skip=False
-)
+NONE = Around(ratios=(), mixer_ratios=(), resolutions=(), skip=False, smallest_kernel=99)
+SMALLER = replace(NONE, ratios=(0.5,), smallest_kernel=3)
+LARGER = replace(NONE, largest_kernel=9)
 CONVOLVING = [
     "wide", "gated", "fused", "additive_attention", "cascaded_group_attention", "depthwise_conv",
     "efficient_modulation", "focal_modulation", "gnconv", "inception_depthwise",
@@ -175,17 +176,9 @@ kernels = pytest.mark.parametrize("case", CONVOLVING)
 @kernels
 def test_a_larger_kernel_computes_the_same(case: str) -> None:
     network, batches = parent(case), images()
-    bank = bank_of(network, KERNELS)
+    bank = bank_of(network, LARGER)
     filled = cut_alternatives(bank, batches)
-    specs = {item.path: item.spec for item in components(network.architecture, 5)}
-    larger = []
-    for path, spec in filled:
-        change = difference(spec, specs[path])
-        assert change is not None
-        before, after = (bank.parent_module(path).sizes(), bank[path, spec].sizes())
-        larger_only = all(after[name] > before[name] for name in change.kernels)
-        if change.kernels and not change.units and larger_only:
-            larger.append((path, spec))
+    larger = [entry for entry in filled if not units(network, entry)]
     assert larger
     assert max(errors(bank, larger, batches).values()) < 1e-10
 
@@ -206,7 +199,7 @@ def test_taps_that_are_zero_are_no_loss(case: str) -> None:
                                 inner.narrow(dim, 0, rest).zero_()
                                 inner.narrow(dim, rest + 3, rest).zero_()
                         value.copy_(inner)
-    bank = bank_of(network, KERNELS)
+    bank = bank_of(network, SMALLER)
     filled = cut_alternatives(bank, batches, ridge=EXACT)
     whole = [entry for entry in filled if not units(network, entry)]
     assert whole
@@ -215,10 +208,10 @@ def test_taps_that_are_zero_are_no_loss(case: str) -> None:
 
 @kernels
 def test_folding_gains_with_smaller_kernels(case: str) -> None:
-    network, batches = parent(case), images(96)
-    bank, plain = bank_of(network, KERNELS), bank_of(network, KERNELS)
-    filled = cut_alternatives(bank, batches)
-    cut_alternatives(plain, batches, fold=False)
+    network, batches = parent(case), images()
+    bank, plain = bank_of(network, SMALLER), bank_of(network, SMALLER)
+    filled = cut_alternatives(bank, batches, importance="activation")
+    cut_alternatives(plain, batches, importance="activation", fold=False)
     losses, without = errors(bank, filled, batches), errors(plain, filled, batches)
     assert sum(losses.values()) < 0.95 * sum(without.values())
 
@@ -232,7 +225,7 @@ def units(network: Backbone, entry: Entry) -> tuple[frozenset[str], ...]:
 
 def test_taps_of_each_channel_are_those_of_least_squares() -> None:
     network, batches = parent("depthwise_conv"), images(96)
-    bank = bank_of(network, KERNELS)
+    bank = bank_of(network, SMALLER)
     filled = cut_alternatives(bank, batches, ridge=EXACT)
     path, spec = next(
         (path, spec)
@@ -286,6 +279,33 @@ def test_what_a_smaller_copy_is(options: dict[str, object], names: set[str] | No
     assert (None if change is None else set().union(*change.units)) == names
     if change is not None:
         assert change.same_units == of(**{k: v for k, v in options.items() if k == "kernel"})
+
+
+def test_fewer_heads_are_a_smaller_copy() -> None:
+    network = parent("window_attention")
+    options = Around(ratios=(), mixer_ratios=(0.5,), resolutions=(), skip=False)
+    bank, batches = bank_of(network, options), images()
+    filled = cut_alternatives(bank, batches)
+    assert [path for path, _ in filled] == ["stages.1.blocks.0"]  # has 2 heads, others have 1
+    assert units(network, filled[0]) == (frozenset({"heads"}),)
+    path, spec = filled[0]
+    small, x = bank[path, spec].mixer, inputs(network, batches, path)
+    large = network.get_submodule(path).mixer
+    side = large.relative_position_bias_table.shape[0]
+    kept = [
+        head
+        for head in range(2)
+        if torch.equal(
+            small.relative_position_bias_table[:, 0], large.relative_position_bias_table[:, head]
+        )
+    ]
+    assert len(kept) == 1
+    assert small.relative_position_bias_table.shape == (side, 1)
+    heads = {}
+    _, heads["large"] = observe(large, x, ["proj"])
+    _, heads["small"] = observe(small, x, ["proj"])
+    expected = heads["large"]["proj"][0][..., 8 * kept[0] : 8 * kept[0] + 8]
+    torch.testing.assert_close(heads["small"]["proj"][0], expected)
 
 
 def test_other_mixers_and_kernels_without_weights_stay_missing() -> None:

@@ -121,10 +121,9 @@ def test_errors_are_relative_to_what_the_block_changes() -> None:
 def test_other_mixers_learn_by_l1_and_others_by_l2(monkeypatch: pytest.MonkeyPatch) -> None:
     powers = {}
 
-    def noted(
-        bank: WeightBank, batches: object, students: list[Student], *_: Any, **__: Any
-    ) -> None:
+    def noted(bank: WeightBank, images: object, students: list[Student], *_: Any, **__: Any) -> Any:
         powers.update({student.entry: student.power for student in students})
+        return []
 
     monkeypatch.setattr(local_distillation, "distil", noted)
     for name in NAMES:
@@ -403,12 +402,15 @@ def test_a_student_that_fails_again_keeps_its_start_and_is_named() -> None:
     entry = bank.missing()[0]
     student = Student(entry, bank.fresh(entry))
     before = copy.deepcopy(dict(student.module.named_parameters()))
-    with pytest.warns(UserWarning, match="at stages.* is not finite"):
-        failed = distil(bank, images_of(), [student], Distillation(steps=4, lr=1e30))
-    assert failed == [student]
+    hopeless = Distillation(steps=4, lr=1e30)
+    assert distil(bank, images_of(), [student], hopeless) == [student]
     assert same(before, dict(student.module.named_parameters()))
     means = [part.running_mean for part in student.module.modules() if isinstance(part, BatchNorm)]
     assert all(mean.any() for mean in means if mean is not None)  # of the images all the same
+    with pytest.warns(UserWarning, match=r"at stages\..* is not finite") as warned:
+        distil_alternatives(bank, images_of(), entries=[entry], settings=hopeless)
+    assert len(warned) == 1
+    assert all(value.isfinite().all() for value in bank[entry].parameters())
 
 
 def test_images_or_parents_that_are_not_finite_are_named() -> None:

@@ -29,7 +29,7 @@ from predictors.measuring.runtimes import find_runtime
 from predictors.operators import trace
 from predictors.tables.latency_table import LatencyTable
 from predictors.zoo import latencies
-from predictors.zoo.latencies import PACEMAKER, ZooLatency, measured
+from predictors.zoo.latencies import ZooLatency, measured
 from predictors.zoo.networks import deployed, fold_plain_batch_norms
 from predictors.zoo.published import PublishedModel, named, published_models, source
 from search_space import known
@@ -247,19 +247,15 @@ def test_networks_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Mo
     assert "Delete it" in answer.err
 
 
-def test_measurements_of_a_slower_hour_count_at_the_best_pace() -> None:
+def test_of_several_measurements_the_least_disturbed_counts() -> None:
     known = KnownLatencies(find_device("cpu"), 1000)
-    models = [BY_KEY[key] for key in ("resnet18@224", "resnet10t@176", "resnet10t@224")]
-    paces = (2.08, 3.0, 2.0)  # the first is as fast as the last but for noise
-    known.add(models, [ZooLatency(6.0, "measured", pace_ms=pace) for pace in paces])
-    assert known.timed(models) == dict(zip(models, (6.0, 4.0, 6.0), strict=True))
-    # a second time, slower for the pace of then, changes nothing; a third, faster, does
-    known.add(models[:1], [ZooLatency(7.0, "measured", pace_ms=2.0)])
-    assert known.timed(models[:1]) == {models[0]: 6.0}
-    known.add(models[:1], [ZooLatency(7.5, "measured", pace_ms=3.0, together=True)])
-    assert known.timed(models[:1]) == {models[0]: 5.0}
-    assert known[models[0]].tries == 3
-    assert known[models[0]].together
+    model = BY_KEY["resnet18@224"]
+    for latency, together in ((6.0, False), (7.0, True), (5.0, False)):
+        known.add([model], [ZooLatency(latency, "measured", low_ms=4.0, together=together)])
+    assert known.timed([model]) == {model: 5.0}
+    assert known.timed([model], quickest=True) == {model: 4.0}
+    assert known[model].tries == 3
+    assert known[model].together
     failed = BY_KEY["test_vit@160"]
     known.add([failed], [ZooLatency(None, "measured", "no such operator")])
     assert failed in known
@@ -306,7 +302,7 @@ def test_networks_run_folded_in_their_own_size(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(latencies, "measure_subjects", measure)
     target = find_device("cpu", batch_size=2, precision="bf16")
     measured([BY_KEY["test_byobnet@160"], BY_KEY["resnet10t@176"]], target)
-    assert [tuple(s.images.shape)[2] for s in subjects] == [160, 176, PACEMAKER.resolution]
+    assert [tuple(s.images.shape) for s in subjects] == [(2, 3, 160, 160), (2, 3, 176, 176)]
     for subject in subjects:
         assert subject.images.dtype == torch.bfloat16
         assert {p.dtype for p in subject.module.parameters()} == {torch.bfloat16}

@@ -11,6 +11,7 @@ from nas.cli.options import columns
 from results.report.chosen import beaten_note
 from results.report.classes import unbalanced_note
 from results.report.data import Network, ReportData
+from results.report.parent import agreement_words, parent_of
 from search_space.metrics import (
     ACTIVATIONS,
     BALANCED_ACCURACY,
@@ -32,10 +33,18 @@ def result_lines(data: ReportData, path: Path) -> Iterator[str]:
     if data.front:
         shown = [c for c in _columns(data.front) if any(c.value(m) for m in data.front)]
         rows = [["digest", *(column.head for column in shown), ""]]
+        parent = parent_of(data)
         for member in data.front:
-            mark = "← chosen" if chosen is not None and member.digest == chosen.digest else ""
+            marks = []
+            if chosen is not None and member.digest == chosen.digest:
+                marks.append("chosen")
+            if parent is not None and member.digest == parent.digest:
+                marks.append(parent.name)
             texts = (column.metric.format(column.value(member)) for column in shown)
-            rows.append([member.digest, *texts, mark])
+            rows.append([member.digest, *texts, f"← {', '.join(marks)}" if marks else ""])
+        if parent is not None and all(m.digest != parent.digest for m in data.front):
+            texts = (column.metric.format(column.value(parent)) for column in shown)
+            rows.append([parent.name, *texts, "← began with"])
         yield ""
         yield from columns(rows, left=(0, -1))
     if chosen is not None:
@@ -55,8 +64,21 @@ def result_lines(data: ReportData, path: Path) -> Iterator[str]:
             facts.append(f"{balanced} with all classes counted alike")
         yield f"\nchosen {chosen.digest}: {', '.join(facts)}"
         yield from (f"  {item.path}" for item in chosen.exports)
+    yield from _parent_lines(data)
     yield from (f"note: {note}" for note in (unbalanced_note(data), beaten_note(data)) if note)
     yield f"report: {path / 'report.html'}"
+
+
+def _parent_lines(data: ReportData) -> Iterator[str]:
+    """The network that the search began with, and what its quality table was worth."""
+    parent = parent_of(data)
+    if data.inherited is None or parent is None:
+        return
+    if parent.test_accuracy is not None:
+        latency = format_metric(LATENCY, parent.figure(LATENCY))
+        yield f"{parent.name}: {latency}, test accuracy {parent.test_accuracy:.2%}"
+    if words := agreement_words(data.inherited):
+        yield words
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def zoo(device: str, target_latency: str | None, **options: Any) -> None:
     from dataclasses import asdict
 
     from nas.workflows.zoo import find_zoo
-    from predictors.devices import find_device
+    from predictors.devices import find_device, provenance_of
     from predictors.zoo.published import source
 
     target = find_device(device, **opt.conditions_given(options))
@@ -82,7 +82,10 @@ def zoo(device: str, target_latency: str | None, **options: Any) -> None:
         "problems": found.problems,
         "disturbed": found.disturbed,
     }
-    opt.answer(options["as_json"], data, [f"{device}: {target.conditions}", *_lines(found)])
+    head = f"{device}: {target.conditions}"
+    if not target.at_hand:
+        head += f"; {provenance_of(target)} (nas devices show {device})"
+    opt.answer(options["as_json"], data, [head, *_lines(found)])
 
 
 def _lines(found: Zoo) -> Iterator[str]:

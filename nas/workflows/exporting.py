@@ -82,7 +82,8 @@ def export_from_run(
         supernet = _weights_of(run, config, data)
     images = data.at(architecture.resolution)
     network = extract_for(supernet, architecture, images, config.train)
-    notes = ["The weights are inherited; fine-tuning usually adds accuracy."]
+    source = "supernet" if config.parent is None else "parent"
+    notes = [f"The weights are inherited from the {source}; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
             tuned = CheckpointFolder(run / FINETUNE / architecture.digest / CHECKPOINTS).newest()

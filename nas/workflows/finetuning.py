@@ -18,6 +18,7 @@ from nas.cli.console import Console
 from nas.workflows.finetune_config import FinetuneConfig
 from nas.workflows.finished_search import FinishedSearch
 from nas.workflows.finishing import judged
+from nas.workflows.inherited import read_bank
 from nas.workflows.measuring import read_measured
 from nas.workflows.reporting import facts
 from nas.workflows.reporting import summary as search_summary
@@ -32,9 +33,11 @@ from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
 from results.store import RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
-from supernet import Backbone, Supernet
+from supernet import Backbone
 from supernet.cluster.connection import prepare
 from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
+from supernet.inherit.parents import find_parent
+from supernet.network.supernet import Subnets
 
 TRIALS = "trials"  # folder of their checkpoints
 TABLE = "trials.json"
@@ -51,10 +54,10 @@ class Finetuning(TrainedSearch):
         directory: RunDirectory,
         console: Console,
     ) -> None:
-        supernet = settings.search.supernet or str(source.path)
-        super().__init__(
-            settings.search.model_copy(update={"supernet": supernet}), directory, console
-        )
+        config = settings.search
+        if config.parent is None and config.supernet is None:
+            config = config.model_copy(update={"supernet": str(source.path)})
+        super().__init__(config, directory, console)
         self.settings, self.source = settings, source
         place = str(self.path) if settings.storage is None else settings.storage
         name = TRIALS if settings.storage is None else self.path.name
@@ -89,6 +92,12 @@ class Finetuning(TrainedSearch):
         data = self.finish(data)
         self._tidy(trials)
         return data
+
+    def trained_supernet(self) -> Subnets:
+        if self.config.parent is None:
+            return super().trained_supernet()
+        parent = find_parent(self.config.parent, self.config.parent_weights)
+        return read_bank(self.source.path, self.config, self.data, parent).to(self.compute)
 
     def tuned(self, networks: dict[str, Backbone]) -> list[Trial]:
         """All trials of the experiment; what is known of them is stored as they go on."""
@@ -145,7 +154,7 @@ class Finetuning(TrainedSearch):
             if trial.status == FAILED
         ]
 
-    def _trained(self, supernet: Supernet, trial: Trial, architecture: Architecture) -> Backbone:
+    def _trained(self, supernet: Subnets, trial: Trial, architecture: Architecture) -> Backbone:
         storage = self.folders.trial(trial.key)
         checkpoint = storage.newest()
         if checkpoint is None:
@@ -159,7 +168,7 @@ class Finetuning(TrainedSearch):
 
     def _judged(
         self,
-        supernet: Supernet,
+        supernet: Subnets,
         network: Backbone,
         evaluation: Evaluation,
         trials: Sequence[Trial],

@@ -12,13 +12,22 @@ from search_space import Architecture, SearchSpace
 from search_space.errors import RunError
 from supernet import Backbone, build
 from supernet.data.dataset import ImageData
+from supernet.data.evaluation_batches import EvalBatches
 from supernet.inherit.bank import WeightBank
+from supernet.inherit.local_distillation import (
+    Distillation,
+    distil_alternatives,
+    is_learnable,
+)
 from supernet.inherit.parents import Parent
 from supernet.inherit.stored_bank import load_entries, parent_identity
 from supernet.network.tensor_files import SUFFIX
 from supernet.training.checkpoints import CheckpointFolder
+from supernet.training.loop import ProgressCallback
+from supernet.training.recalibration import calibration_batches
 
-PARENT, BANK, TABLE = "parent", "alternatives", "quality.parquet"
+PARENT, BANK, REFINED, JOINT = "parent", "alternatives", "refined", "joint"  # folders of a run
+TABLE = "quality.parquet"
 START = f"start{SUFFIX}"  # of the parent: its weights before they are trained on the images
 
 
@@ -78,8 +87,32 @@ def bank_identity(bank: WeightBank, config: TrainedConfig, data: ImageData) -> d
         "parent": parent_identity(bank),
         "data": data.fingerprint,
         "seed": config.seed,
-        **config.inherit.model_dump(include={"importance", "images", "distil_epochs"}),
+        **config.inherit.model_dump(include={"importance", "images", "distil_steps"}),
     }
+
+
+def fitting_images(config: TrainedConfig, data: ImageData) -> EvalBatches:
+    """Training images that weights of alternatives are fitted to."""
+    return calibration_batches(data, config.inherit.images, config.seed)
+
+
+def refine(
+    bank: WeightBank,
+    config: TrainedConfig,
+    data: ImageData,
+    run: Path,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Trains alternatives further on the parent's maps, or reads those of a run that are."""
+    distil_alternatives(
+        bank,
+        fitting_images(config, data),
+        entries=[entry for entry in bank.entries if is_learnable(bank, entry)],
+        settings=Distillation(steps=config.inherit.refine_steps, seed=config.seed),
+        folder=run / REFINED,
+        data=data.fingerprint,
+        progress=progress,
+    )
 
 
 def read_bank(run: Path, config: TrainedConfig, data: ImageData, parent: Parent) -> WeightBank:
@@ -94,4 +127,9 @@ def read_bank(run: Path, config: TrainedConfig, data: ImageData, parent: Parent)
     read_parent(run, network, data)
     bank = WeightBank(space, network).eval()
     load_entries(run / BANK, bank, bank.missing(), identity=bank_identity(bank, config, data))
+    if config.inherit.refine_steps:
+        refine(bank, config, data, run)
+    jointly = CheckpointFolder(run / JOINT / CHECKPOINTS).newest()
+    if config.inherit.joint_epochs and jointly is not None:
+        bank.load_state_dict(jointly.trained_weights())
     return bank

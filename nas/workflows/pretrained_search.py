@@ -12,19 +12,26 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import (
     BANK,
+    JOINT,
     PARENT,
+    REFINED,
     START,
     TABLE,
     architecture_of,
     bank_identity,
     check_parent,
+    fitting_images,
     read_parent,
+    refine,
 )
+from nas.workflows.inherited_report import with_parent
 from nas.workflows.reporting import Findings, assemble
 from nas.workflows.trained_search import Plan, TrainedSearch
 from nas.workflows.with_images import shown
@@ -34,26 +41,33 @@ from predictors.tables.quality import QualityTable
 from results.journal import Evaluation
 from results.report.data import Chosen, ReportData
 from results.store import RunDirectory
+from search.candidates import candidates
 from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
 from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
+from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.joint_training import train_jointly
+from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
+DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
-_FRONT_SHARE = 0.5  # of the evaluations at most: networks of the table's front
+_POINTS = 40  # of the front that the table promises, at most
+_FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
 
 
 class PretrainedSearch(TrainedSearch):
@@ -63,9 +77,12 @@ class PretrainedSearch(TrainedSearch):
         super().__init__(config, directory, console)
         assert config.parent is not None
         self.parent = find_parent(config.parent, config.parent_weights)
+        self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
 
     def all_phases(self) -> ReportData:
+        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
+            _ = self.published  # weights that are none of the parent's are an error at once
         plan = self.planned()
         network = self.network
         first = self.first_answer(network, plan.problem)
@@ -82,23 +99,25 @@ class PretrainedSearch(TrainedSearch):
             )
             return self._of_parent(network, first, plan)
         bank = self.filled(network)
-        table = self.quality_table(bank).compile(self.space)
+        table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
-        return self.concluded(replace(plan, first=(*plan.first, *found)), bank)
+        prior = {self.quality.metric: table.compile(self.space).predict}
+        sampler = self.sampler(plan.problem, prior)
+        return self.concluded(replace(plan, sampler=sampler, first=(*plan.first, *found)), bank)
 
     # The parent -------------------------------------------------------------------------------
 
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, self.config.adapt
+        folder, recipe = self.path / PARENT, self._gentle(self.config.adapt)
         network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
             self._take_over(Path(self.config.inherit.run))
             read_parent(self.path, network, self.data)
             return network.to(self.compute).eval()
         if not (folder / START).exists():
-            with self.phase("loading the parent"):
+            with self.phase("a classifier for the parent"):
                 start = self._loaded()
                 folder.mkdir(exist_ok=True)
                 write_tensors(folder / START, start.state_dict())
@@ -107,19 +126,30 @@ class PretrainedSearch(TrainedSearch):
             self.train_network(network, recipe, PARENT, shown(progress))
         return network.eval()
 
+    def _gentle(self, recipe: TrainConfig) -> TrainConfig:
+        """A recipe with the augmentation of few epochs, where it names none."""
+        gentle = gentle_augment(self.data.kind, self.data.resolution)
+        return replace(recipe, augment=recipe.augment or gentle)
+
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more."""
         check_parent(run)
-        for name in (PARENT, BANK):
+        for name in (PARENT, BANK, REFINED, JOINT):
             if (run / name).exists():
                 shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
         if (run / TABLE).exists() and not (self.path / TABLE).exists():
             shutil.copy(run / TABLE, self.path / TABLE)
         self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
 
+    @cached_property
+    def published(self) -> Backbone:
+        """The parent as it was published."""
+        with self.phase("loading the parent"):
+            return self.parent.load()
+
     def _loaded(self) -> Backbone:
-        """The parent as it was published, with a classifier that is fitted to the images."""
-        theirs = self.parent.load()
+        """The published parent with a classifier that is fitted to the images."""
+        theirs = self.published
         network = build(self.architecture, theirs.num_classes)
         network.load_state_dict(theirs.state_dict())
         network.to(self.compute)
@@ -158,15 +188,11 @@ class PretrainedSearch(TrainedSearch):
             reason="the parent meets the limits as it is",
         )
         chosen = self.exported(network, chosen, plan.table)
-        findings = Findings((first,), front, {}, measured, chosen, tuple(self.notes))
-        return self.finish(assemble(self, plan.table, findings))
+        named = {self.parent_name: first}
+        findings = Findings((first,), front, named, measured, chosen, tuple(self.notes))
+        return self.finish(self.reported(assemble(self, plan.table, findings)))
 
     # Weights and table ------------------------------------------------------------------------
-
-    @cached_property
-    def _fitting(self) -> EvalBatches:
-        """Training images that weights of alternatives are fitted to."""
-        return calibration_batches(self.data, self.config.inherit.images, self.config.seed)
 
     def filled(self, network: Backbone) -> WeightBank:
         """All alternatives with weights; those that are stored are read."""
@@ -178,14 +204,52 @@ class PretrainedSearch(TrainedSearch):
             with self.phase("cutting blocks of the parent") as progress:
                 made = cut_alternatives(
                     bank,
-                    self._fitting,
+                    fitting_images(config, self.data),
                     importance=inherit.importance,
                     seed=config.seed,
                     progress=lambda done, total: progress(done, total, f"{done} of {total}"),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
+        if bank.missing():
+            with self.phase("teaching other blocks what the parent's do") as progress:
+                made = distil_alternatives(
+                    bank,
+                    fitting_images(config, self.data),
+                    settings=Distillation(steps=inherit.distil_steps, seed=config.seed),
+                    folder=self.path / DISTILLING,
+                    data=self.data.fingerprint,
+                    progress=shown(progress),
+                )
+                save_entries(self.path / BANK, bank, made, identity=identity)
+        if inherit.refine_steps:
+            with self.phase("refining what was cut") as progress:
+                refine(bank, config, self.data, self.path, shown(progress))
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
+        if inherit.joint_epochs:
+            self._train_jointly(bank)
         return bank
+
+    def _train_jointly(self, bank: WeightBank) -> None:
+        """All alternatives together, each step some networks, at a tenth of the parent's rate."""
+        recipe = replace(
+            self._gentle(self.config.adapt),
+            epochs=self.config.inherit.joint_epochs,
+            lr=self.config.adapt.lr / 10,
+            strategy="sandwich",
+            layer_decay=1.0,
+            patience=0,
+        )
+        with self.phase("training the alternatives together") as progress:
+            train_jointly(
+                bank,
+                self.data,
+                recipe,
+                self.path / JOINT,
+                progress=shown(progress),
+                device=self.compute,
+                workers=self.config.loader_workers,
+            )
+        bank.eval()
 
     def quality_table(self, bank: WeightBank) -> QualityTable:
         """What the parent loses by each alternative, measured on images that trained nothing."""
@@ -208,41 +272,42 @@ class PretrainedSearch(TrainedSearch):
                 progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
             )
 
-    def promising(self, quality: AdditiveTable, problem: Problem) -> list[Architecture]:
-        """The proven front of the table's loss and the first cost, within the limits."""
+    def promising(self, quality: QualityTable, problem: Problem) -> list[Architecture]:
+        """What to judge first: the proven front within the limits, and what may be as good."""
         cost = problem.tables[self.config.minimised()[0]]
         assert isinstance(cost, AdditiveTable)
         tables = {n: t for n, t in problem.tables.items() if isinstance(t, AdditiveTable)}
-        points = max(2, int(_FRONT_SHARE * self.config.search.evaluations))
+        count = max(2, int(_FIRST_SHARE * self.config.search.evaluations))
         with self.phase("the front that the table promises") as progress:
             front = sweep(
                 self.space,
-                quality,
+                quality.compile(self.space),
                 cost,
                 problem.constraints,
                 tables,
                 maximise=(False, False),
-                points=points,
-                progress=lambda count, share: progress(int(100 * share), 100, f"{count} points"),
+                points=_POINTS,
+                progress=lambda n, share: progress(int(100 * share), 100, f"{n} points"),
             )
-        best = front.quality.min()
         self.console.say(
-            f"  {len(front)} points in {front.seconds:.1f} s, proven; the best within the limits "
-            f"is predicted to have a loss of {best:.3f}"
+            f"  {len(front)} points in {front.seconds:.1f} s, each proven; the best within the "
+            f"limits is predicted to have a loss of {front.quality.min():.3f}"
         )
-        return self.space.decode(front.genes)
+        rng = np.random.default_rng(self.config.seed)
+        highest = float(front.cost.max())
+        return self.space.decode(candidates(front.genes, quality, cost, highest, count, rng))
 
     # Judgement --------------------------------------------------------------------------------
 
     def designs(self) -> dict[str, Architecture]:
-        return {"the parent": self.architecture, "smallest around it": self.space.smallest}
+        return {self.parent_name: self.architecture, "smallest around it": self.space.smallest}
 
     def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
         finetune_guided(
             network,
             self.network,
             self.data,
-            self.config.finetune,
+            self._gentle(self.config.finetune),
             self.path / folder,
             progress=progress,
             device=self.compute,
@@ -250,9 +315,4 @@ class PretrainedSearch(TrainedSearch):
         )
 
     def reported(self, data: ReportData) -> ReportData:
-        test = qualities(self.network, self.data, self.config.adapt.amp)["test"]
-        named = tuple(
-            replace(b, test_accuracy=test.accuracy) if b.digest == self.architecture.digest else b
-            for b in data.baselines
-        )
-        return replace(data, baselines=named)
+        return with_parent(self, data)

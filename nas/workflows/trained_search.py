@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ from results.report.data import Chosen, ReportData
 from results.store import EXPORT, JOURNAL, SNAPSHOT, RunDirectory
 from search import Executor, InProcessExecutor, Objective, Problem, Progress, search, window_for
 from search.evaluator import SupernetEvaluator, SupernetFactory
+from search.problem import Values
 from search.samplers import Sampler, make_sampler
-from search_space import Architecture, known, known_names
+from search_space import Architecture, Genes, known, known_names
 from search_space.errors import UsageError
 from search_space.metrics import (
     ACCURACY,
@@ -44,6 +45,7 @@ from supernet.training.loggers.tensorboard import TensorBoardLogger
 from supernet.training.loop import ProgressCallback
 
 FINETUNE = "finetune"
+Predict = Callable[[Genes], Values]
 MIN_IMAGES = 16  # of a first look that tells anything
 
 
@@ -103,8 +105,8 @@ class TrainedSearch(ImageRun):
         """The report's data, with what else this kind of search has to say."""
         return data
 
-    def sampler(self, problem: Problem) -> Sampler:
-        """The sampler that proposes architectures."""
+    def sampler(self, problem: Problem, prior: Mapping[str, Predict] | None = None) -> Sampler:
+        """The sampler that proposes architectures; ``prior`` is what is known by metric."""
         config = self.config
         return make_sampler(
             config.search.sampler,
@@ -115,6 +117,7 @@ class TrainedSearch(ImageRun):
             storage=config.search.optuna_storage,
             study=self.path.name,
             say=self.console.warn,
+            prior=prior,
         )
 
     def searched(

@@ -78,7 +78,7 @@ class ImageRun(Run[TrainedConfig]):
         for line in self.data.description():
             self.console.say(f"  {line}")
 
-    def trained_supernet(self) -> Supernet:
+    def trained_supernet(self) -> Subnets:
         """The supernet with its weights, trained now unless another run's is used."""
         torch.manual_seed(self.config.seed)
         supernet = Supernet(self.space, self.data.num_classes).to(self.compute)

@@ -98,7 +98,7 @@ def find_zoo(
         limits: Upper limits by metric: ``latency_ms``, ``num_params`` and ``macs``.
         names: Patterns of names, as ``published.named`` takes them.
         seconds: No more latencies are begun after this time; what is on the front is still
-            measured once more, interleaved.
+            measured once more, interleaved. With 0 nothing is measured: what is known is told.
         num_classes: Classes of the head that is run.
         models: What is selected from, by default all of ``published_models``.
         progress: Called with seconds done, seconds allowed and the models at work.
@@ -125,7 +125,7 @@ def find_zoo(
         if progress is not None:
             progress(now, seconds, f"{chunk[0].full_name} and others")
         known.add(chunk, ask(chunk))
-    for _ in range(2 if target.at_hand else 0):
+    for _ in range(2 if target.at_hand and seconds > 0 else 0):
         rivals = _front(known.timed(candidates), 1.05 * budget)[:_TOGETHER]
         if all(known[model].together for model in rivals):
             break

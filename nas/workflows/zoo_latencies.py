@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.workflows.measuring import NOTICED
 from predictors.devices import Target
 from predictors.tables.folder import writable
 from predictors.zoo.latencies import ZooLatency, cache_name
@@ -41,26 +40,22 @@ class KnownLatencies:
     def __getitem__(self, model: PublishedModel) -> ZooLatency:
         return self._known[model.key]
 
-    def timed(self, models: Iterable[PublishedModel]) -> dict[PublishedModel, float]:
+    def timed(
+        self, models: Iterable[PublishedModel], *, quickest: bool = False
+    ) -> dict[PublishedModel, float]:
         """Returns milliseconds of those that have a latency, in the order given.
 
-        What was measured while the machine was slower, by the network that is measured each time,
-        counts at the machine's best pace.
+        Args:
+            models: Of which.
+            quickest: Of the quickest runs that were measured, which other work disturbs the least.
         """
-        return {model: ms for model in models if (ms := self._ms(model)) is not None}
-
-    def lows(self, models: Iterable[PublishedModel]) -> dict[PublishedModel, float]:
-        """Returns milliseconds of the quickest runs, which other work disturbs the least."""
-        return {model: ms for model in models if (ms := self._ms(model, low=True)) is not None}
-
-    def _ms(self, model: PublishedModel, low: bool = False) -> float | None:
-        known = self._known.get(model.key)
-        if known is None or known.latency_ms is None:
-            return None
-        value = known.low_ms if low and known.low_ms is not None else known.latency_ms
-        paces = [one.pace_ms for one in self._known.values() if one.pace_ms is not None]
-        slower = known.pace_ms / min(paces) if known.pace_ms is not None else 1.0
-        return value / slower if slower > 1 + NOTICED else value
+        result = {}
+        for model in models:
+            known = self._known.get(model.key)
+            if known is not None and known.latency_ms is not None:
+                low = known.low_ms if quickest else None
+                result[model] = known.latency_ms if low is None else low
+        return result
 
     def add(self, models: Sequence[PublishedModel], found: Sequence[ZooLatency]) -> None:
         """Keeps what was found, beside what another process has found meanwhile."""
@@ -96,7 +91,7 @@ def promising(
         budget: Milliseconds.
     """
     unknown = [model for model in candidates if model not in known]
-    timed = list(known.lows(candidates).items())
+    timed = list(known.timed(candidates, quickest=True).items())
     if not timed:
         by_size = sorted(unknown, key=lambda model: model.macs)
         shares = (0.0, 0.05, 0.15, 0.3, 0.5)  # the largest teach little and take long

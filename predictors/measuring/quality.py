@@ -14,13 +14,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def measure_quality(
         calibration: Gives for a resolution the training images of which averages of batch norms
             are made; None to keep those that the modules have.
         file: Where the table is kept after each place. What is there already is not measured
-            again, unless the alternative has other weights.
+            again, unless the alternative has other weights, so a whole table takes no time.
         device: What computes.
         progress: Called after each place with how many are done, and how many there are.
 
@@ -91,23 +92,28 @@ def measure_quality(
         CorruptFileError: ``file`` is damaged.
         RunError: An alternative computes what is not finite. What was measured before is kept.
     """
-    keys = asked(bank.space, bank.parent)
+    keys, side = asked(bank.space, bank.parent), bank.parent.resolution
     modules = {(item.path, item.spec): module for item, module in bank.chain(bank.parent)}
     parent = _copy(nn.Sequential(*modules.values()), device)
     own = dict(zip(modules, parent, strict=True))
-    weights, side, drawn = digest_of(parent.state_dict()), bank.parent.resolution, hashlib.sha256()
-    averaged = calibration is not None and bool(_norms(parent))
-    if calibration is not None and averaged:
-        _calibrate(nn.Sequential(), [parent], _hashed(calibration(side), drawn))
-    seen = _Seen.by(parent, batches(side))
     source = Source(
-        *(bank.parent, bank.num_classes, weights, seen.digest),
-        drawn.hexdigest()[:12] if averaged else "",
+        *(bank.parent, bank.num_classes, digest_of(parent.state_dict())),
+        _digest_of(batches(side)),
+        _digest_of(calibration(side)) if calibration else "",
     )
+
+    @cache
+    def seen() -> _Seen:
+        if calibration is not None:
+            _calibrate(nn.Sequential(), [parent], calibration(side))
+        return _Seen.by(parent, batches(side))
+
     versions = {name: version(name) for name in _PACKAGES}
-    table = QualityTable(source, seen.loss, seen.accuracy, {}, bank.space.digest, versions, _now())
     if file is not None and file.exists():
-        table = replace(table, changes=_continued(file, source).changes)
+        table = replace(_continued(file, source), space=bank.space.digest, versions=versions)
+    else:
+        figures = seen().loss, seen().accuracy
+        table = QualityTable(source, *figures, {}, bank.space.digest, versions, _now())
     places = [list(group) for _, group in groupby(keys, key=lambda key: (key[0], key[2]))]
     for done, place in enumerate(places, 1):
         found = {key: _changed(bank, key, own, device) for key in place}
@@ -120,9 +126,10 @@ def measure_quality(
         if new:
             at, after = place[0][2], {key: changed.after for key, changed in new.items()}
             before = parent[: min(changed.start for changed in new.values())]
+            images = seen()
             if calibration is not None:
                 _calibrate(before, list(after.values()), calibration(at))
-            tallies = seen.compare(before, after, batches(at))
+            tallies = images.compare(before, after, batches(at))
             measured = {key: tally.change(key, new[key].weights) for key, tally in tallies.items()}
             table = table.with_changes(measured, _now())
         if file is not None and (new or done == len(places)):
@@ -254,14 +261,13 @@ class _Seen:
 
     logits: Tensor
     labels: Tensor
-    digest: str
 
     @classmethod
     def by(cls, parent: nn.Sequential, batches: Batches) -> _Seen:
         """Shows the parent all images once."""
-        logits, labels, digest = [], [], hashlib.sha256()
+        logits, labels = [], []
         device = next(parent.parameters()).device
-        for images, targets in _hashed(batches, digest):
+        for images, targets in batches:
             logits.append(parent(images.to(device)).float())
             labels.append(targets.to(device))
         if sum(map(len, labels)) < 2:
@@ -269,8 +275,7 @@ class _Seen:
                 f"{sum(map(len, labels))} held-out images say nothing of the quality of blocks; "
                 "give at least 2, better a thousand."
             )
-        digest.update(torch.cat(labels).cpu().numpy().tobytes())
-        return cls(torch.cat(logits), torch.cat(labels), digest.hexdigest()[:12])
+        return cls(torch.cat(logits), torch.cat(labels))
 
     @property
     def loss(self) -> float:
@@ -308,11 +313,15 @@ def _other_images() -> UsageError:
     )
 
 
-def _hashed(batches: Batches, digest: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches and adds their images to a digest."""
-    for images, labels in batches:
-        digest.update(images.cpu().contiguous().numpy().tobytes())
-        yield images, labels
+def _digest_of(batches: Batches) -> str:
+    """Returns 12 hexadecimal digits for images and labels, whatever their batches."""
+    if iter(batches) is batches:
+        raise _other_images()
+    pixels, labels = hashlib.sha256(), hashlib.sha256()
+    for images, targets in batches:
+        pixels.update(images.cpu().contiguous().numpy().data)
+        labels.update(targets.cpu().contiguous().numpy().data)
+    return hashlib.sha256(pixels.digest() + labels.digest()).hexdigest()[:12]
 
 
 # What is there --------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def tangent_kernel(module: nn.Module, images: Tensor, max_bytes: int | None = No
     weights = [p for name, p in module.named_parameters() if name.endswith("weight")]
 
     def gradient(index: int) -> Tensor:
-        with WithoutNorms(number):
+        # fused kernels of CUDA refuse the biases of a single image
+        with plain_attention(), WithoutNorms(number):
             features = pooled_features(module, images[index : index + 1])
         if not features.requires_grad:
             raise UndefinedProxyError("the features do not depend on any weight")

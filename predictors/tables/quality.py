@@ -55,7 +55,7 @@ _SCHEMA = pa.schema(
 MEASURE_AGAIN = "Delete the file to measure the quality again."
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
-Measure = Literal["loss", "kl"]
+Measure = Literal["loss", "kl", "blend"]
 
 
 def _architecture(data: object) -> Architecture:
@@ -157,26 +157,30 @@ class QualityTable:
         """
         return [key for key in asked(space, self.source.parent) if key not in self.changes]
 
-    def compile(self, space: SearchSpace, measure: Measure = "loss") -> AdditiveTable:
+    def compile(self, space: SearchSpace, measure: Measure = "blend") -> AdditiveTable:
         """Builds the additive table that predicts what networks of ``space`` lose.
 
         Args:
             space: Around the parent: its macro style and widths, one depth in each stage.
-            measure: ``loss`` predicts the mean cross entropy, ``kl`` the divergence from the
-                parent at its own resolution. What blocks lose is taken to be the same at all
-                resolutions.
+            measure: ``loss`` predicts the mean cross entropy, as it was measured. ``kl`` predicts
+                the divergence from the parent at its own resolution, which fewer images tell
+                apart, but which counts against a change that it corrects the parent. ``blend``
+                predicts the cross entropy by the mean of the measured increase and of the one that
+                goes with the divergence, by least squares over all changes (none where it falls
+                with it): the second errs less where images are few. What blocks lose is taken to
+                be the same at all resolutions.
 
         Raises:
             MissingQualityError: A change is missing; the message names it.
             UsageError: The space is none around the parent.
         """
-        return self._compile(
-            space,
-            lambda change: getattr(change, measure),
-            self.loss if measure == "loss" else 0.0,
-        )
+        loss, kl = self._shares(measure)
+        base = 0.0 if measure == "kl" else self.loss
+        return self._compile(space, lambda change: loss * change.loss + kl * change.kl, base)
 
-    def standard_error(self, space: SearchSpace, genes: Genes, measure: Measure = "loss") -> Values:
+    def standard_error(
+        self, space: SearchSpace, genes: Genes, measure: Measure = "blend"
+    ) -> Values:
         """Computes standard errors of predictions, shape (n, genes) to (n,).
 
         They are those of the sums as if the images of each change were drawn anew. What the sum
@@ -186,8 +190,22 @@ class QualityTable:
             MissingQualityError: A change is missing.
             UsageError: The space is none around the parent.
         """
-        squares = self._compile(space, lambda change: getattr(change, f"{measure}_error") ** 2, 0.0)
+        loss, kl = self._shares(measure)
+        squares = self._compile(
+            space,
+            lambda change: (loss * change.loss_error) ** 2 + (kl * change.kl_error) ** 2,
+            0.0,
+        )
         return np.sqrt(squares.predict(genes))
+
+    def _shares(self, measure: Measure) -> tuple[float, float]:
+        """Factors of the increase of the loss and of the divergence."""
+        if measure != "blend":
+            return float(measure == "loss"), float(measure == "kl")
+        loss = np.array([change.loss for change in self.changes.values()])
+        kl = np.array([change.kl for change in self.changes.values()])
+        slope = float(loss @ kl) / max(float(kl @ kl), 1e-300)
+        return 0.5, 0.5 * max(slope, 0.0)
 
     def _compile(
         self, space: SearchSpace, value: Callable[[Change], float], base: float

@@ -27,12 +27,9 @@ from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from predictors.zoo.networks import deployed
 from predictors.zoo.published import PublishedModel
 from search_space.errors import first_line
-from search_space.known import known
 
 Origin = Literal["measured", "estimated", "predicted"]
 FORMAT = 1
-PACEMAKER = replace(known("mobilenetv2_100"), resolution=160)
-"""Measured with all others: its latency says how fast the machine was then."""
 _QUICK = Limits(min_rounds=10, max_rounds=30, min_seconds=1.0)
 _LONG = Limits(min_seconds=5.0)
 
@@ -46,8 +43,6 @@ class ZooLatency:
         origin: How that is known.
         problem: Why it cannot be had.
         low_ms: Of a measured one, the 10th percentile of its runs.
-        pace_ms: What ``PACEMAKER`` took meanwhile, by which measurements of another hour can be
-            compared.
         disturbed: Whether other work ran on the machine meanwhile.
         tries: How often it was measured; the figures are those of the best time.
         together: Whether it was measured at length, interleaved with its rivals.
@@ -57,20 +52,15 @@ class ZooLatency:
     origin: Origin
     problem: str = ""
     low_ms: float | None = None
-    pace_ms: float | None = None
     disturbed: bool = False
     tries: int = 1
     together: bool = False
 
     def with_another(self, other: ZooLatency) -> ZooLatency:
         """Joins two measurements of one network: disturbances make both slower, never faster."""
-        best = min(self, other, key=ZooLatency._relative)
+        best = min(self, other, key=lambda one: one.latency_ms or math.inf)
         together = self.together or other.together
         return replace(best, tries=self.tries + other.tries, together=together)
-
-    def _relative(self) -> float:
-        """In terms of the pace at that time; what cannot be had is last."""
-        return math.inf if self.latency_ms is None else self.latency_ms / (self.pace_ms or 1.0)
 
 
 def cache_name(target: Target, num_classes: int = 1000) -> str:
@@ -105,15 +95,14 @@ def measured(
     *,
     limits: Limits | None = None,
 ) -> list[ZooLatency]:
-    """Measures networks on this machine, interleaved with each other and ``PACEMAKER``.
+    """Measures networks on this machine, interleaved.
 
     What a runtime cannot run costs the others nothing: they are then measured one by one.
     """
     conditions, pool = target.conditions, WeightPool(target.conditions)
     try:
         subjects = [_subject(model, target, num_classes, pool) for model in models]
-        subjects.append(network_subject(PACEMAKER, num_classes, conditions, pool))
-        *found, pace = measure_subjects(subjects, conditions, limits=limits or _QUICK)
+        found = measure_subjects(subjects, conditions, limits=limits or _QUICK)
     except Exception as error:  # whatever compilers and exporters raise of networks not ours
         if len(models) > 1:
             one_by_one = (measured([model], target, num_classes, limits=limits) for model in models)
@@ -125,7 +114,6 @@ def measured(
             one.latency_ms,
             "measured",
             low_ms=one.low_ms,
-            pace_ms=pace.latency_ms,
             disturbed=bool(one.warnings),
         )
         for one in found

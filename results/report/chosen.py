@@ -8,7 +8,7 @@ from typing import Any
 from results.report.charts import capitalised, format_metric, signed, tile
 from results.report.data import Baseline, ReportData, value
 from results.report.words import (
-    COLOURS,
+    block_colours,
     block_title,
     objective_of,
     quality_of,
@@ -145,7 +145,7 @@ def block_picture(data: ReportData) -> dict[str, Any] | None:
     chain = {item.path: item.spec.as_dict() for item in components(arch)}
     sizes = arch.sizes
     names = [block.label for stage in arch.stages for block in stage.blocks if not block.skipped]
-    colours = {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
+    colours = block_colours(names)
     stages = []
     for i, (stage, size) in enumerate(zip(arch.stages, sizes, strict=True)):
         boxes = []

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from results.pareto import kendall_tau
-from results.report.charts import Scale, fit_scale, format_metric, line_chart, path
+from results.report.charts import (
+    Scale,
+    capitalised,
+    fit_scale,
+    format_metric,
+    line_chart,
+    path,
+)
 from results.report.data import LatencyCheck, ReportData, value
-from search_space.metrics import ACCURACY, LATENCY, LOSS
+from search_space.metrics import ACCURACY, LATENCY, LOSS, metric_named, title_of
 
 SCATTER_BOX = (60.0, 16.0, 424.0, 380.0)  # left, top, right, bottom
 
@@ -46,32 +54,62 @@ def latency_chart(data: ReportData) -> dict[str, Any] | None:
             note = f"repeating itself: {_figure(form, floor)}" if floor is not None else ""
             tiles.append({"name": name, "value": _figure(form, error), "note": note})
     view: dict[str, Any] = {"tiles": tiles, "provenance": check.provenance, "plot": None}
-    if not check.pairs:
-        return view
-    left, top, right, bottom = SCATTER_BOX
-    values = [v for p in check.pairs for v in (p.predicted_ms, p.measured_ms)]
-    x = fit_scale(values, left, right, floor=0.0)
-    y = Scale(x.low, x.high, bottom, top, x.log)
-    space = np.geomspace if x.log else np.linspace
-    along = [float(v) for v in space(x.low, x.high, 41) if v > 0]
-    band = [(x(v), y(1.1 * v)) for v in along] + [(x(v), y(0.9 * v)) for v in reversed(along)]
-    view["plot"] = {
-        "box": SCATTER_BOX,
-        "x_ticks": x.ticks(LATENCY, 5),
-        "y_ticks": y.ticks(LATENCY, 5),
-        "band": path(band) + "Z",
-        "log": x.log,
-        "points": [
-            {
-                "x": x(p.measured_ms),
-                "y": y(p.predicted_ms),
-                "text": f"{p.digest} measured {format_metric(LATENCY, p.measured_ms)}, "
+    if check.pairs:
+        points = [
+            (
+                p.measured_ms,
+                p.predicted_ms,
+                f"{p.digest} measured {format_metric(LATENCY, p.measured_ms)}, "
                 f"predicted {format_metric(LATENCY, p.predicted_ms)}".strip(),
-            }
+            )
             for p in check.pairs
-        ],
-    }
+        ]
+        view["plot"] = scatter(LATENCY, "measured", "predicted", points, band=0.1)
     return view
+
+
+def scatter(
+    metric: str,
+    across: str,
+    up: str,
+    points: Sequence[tuple[float, float, str]],
+    *,
+    band: float = 0.0,
+) -> dict[str, Any]:
+    """Two values of one metric against each other, with the diagonal.
+
+    Args:
+        metric: What both are.
+        across: How the first came about, which lies on the horizontal axis.
+        up: How the second did.
+        points: First and second value, and the point's text.
+        band: Relative error that is shaded.
+    """
+    left, top, right, bottom = SCATTER_BOX
+    values = [v for x, y, _ in points for v in (x, y)]
+    x = fit_scale(values, left, right, floor=0.0 if min(values) >= 0 else None)
+    y = Scale(x.low, x.high, bottom, top, x.log)
+    shade = ""
+    if band:
+        space = np.geomspace if x.log else np.linspace
+        along = [float(v) for v in space(x.low, x.high, 41) if v > 0]
+        edges = [(x(v), y((1 + band) * v)) for v in along]
+        shade = path(edges + [(x(v), y((1 - band) * v)) for v in reversed(along)]) + "Z"
+    axis = metric_named(metric).unit.axis
+    unit = f" ({axis})" if axis else f" {title_of(metric)}"
+    margin = f" and a band of plus and minus {band:.0%}" if band else ""
+    return {
+        "box": SCATTER_BOX,
+        "clip": f"clip-{metric}",
+        "label": f"{capitalised(up)} against {across} {title_of(metric)} of {len(points)} "
+        f"networks, with the diagonal{margin}.",
+        "x_title": f"{across}{unit}{', logarithmic' if x.log else ''}",
+        "y_title": f"{up}{unit}",
+        "x_ticks": x.ticks(metric, 5),
+        "y_ticks": y.ticks(metric, 5),
+        "band": shade,
+        "points": [{"x": x(a), "y": y(b), "text": text} for a, b, text in points],
+    }
 
 
 def _figure(form: str, number: float) -> str:

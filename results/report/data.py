@@ -25,6 +25,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from results.files import as_plain, read_json
+from results.report.inheritance import Inheritance
 from search_space.names import Digest
 
 Metrics = Mapping[str, FiniteFloat | None]
@@ -236,6 +237,7 @@ class ReportData:
             quality is no accuracy, they were all judged, and ``evaluated`` is what is shown.
         proofs: of the members of a front that is proven.
         trials: of a fine-tuning, which has these instead of a front.
+        inherited: what became of the trained network that the search began with.
         notes: sentences that a reader must know to judge the result.
         quality: the metric that the run is judged by, the larger the better: ``accuracy``, or
             what a search without data maximised, ``score``.
@@ -258,6 +260,7 @@ class ReportData:
     ranking: tuple[RankRow, ...] = ()
     training: tuple[Epoch, ...] = ()
     trials: tuple[TrialRow, ...] = ()
+    inherited: Inheritance | None = None
     phases: tuple[Phase, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

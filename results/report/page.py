@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from results.files import atomic_write
-from results.report import charts, chosen, classes, curves, front, tables, words
+from results.report import charts, chosen, classes, curves, front, parent, tables, words
 from results.report.data import ReportData
 from search_space.metrics import title_of
 from search_space.units import format_duration
@@ -45,6 +45,7 @@ def render_report(data: ReportData) -> str:
         front_table=tables.front_table(data),
         beaten=chosen.beaten_note(data),
         classes=classes.class_view(data),
+        parent=parent.parent_view(data),
         blocks=chosen.block_picture(data),
         latency=curves.latency_chart(data),
         training=curves.training_charts(data),

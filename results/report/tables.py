@@ -24,7 +24,7 @@ class Cell:
     spread: str = ""
 
 
-def _cell(column: str, metric: str, number: float | None, spread: str = "") -> Cell:
+def cell(column: str, metric: str, number: float | None, spread: str = "") -> Cell:
     return Cell(column, number, format_metric(metric, number), spread)
 
 
@@ -70,10 +70,10 @@ def _figures(title: str, quality: str, predicted: Metrics, measured: Metrics) ->
     """The latency twice, the quality, and all other metrics, the registered ones first."""
     others = (n for n in known_names(predicted) if n not in (quality, LATENCY))
     return [
-        _cell("latency, predicted", LATENCY, value(predicted, LATENCY)),
-        _cell("latency, measured", LATENCY, value(measured, LATENCY), spread(measured)),
-        _cell(title, quality, value(predicted, quality)),
-        *(_cell(title_of(name), name, value(predicted, name)) for name in others),
+        cell("latency, predicted", LATENCY, value(predicted, LATENCY)),
+        cell("latency, measured", LATENCY, value(measured, LATENCY), spread(measured)),
+        cell(title, quality, value(predicted, quality)),
+        *(cell(title_of(name), name, value(predicted, name)) for name in others),
     ]
 
 
@@ -88,7 +88,7 @@ def baseline_table(data: ReportData) -> dict[str, Any] | None:
     rows = []
     for i, (name, note, predicted, measured, test) in enumerate(networks):
         cells = _figures(quality.full_name, quality.metric, predicted, measured)
-        cells.insert(3, _cell("test accuracy", ACCURACY, test))
+        cells.insert(3, cell("test accuracy", ACCURACY, test))
         rows.append(
             {"name": name, "note": note, "chosen": c is not None and i == 0, "cells": cells}
         )
@@ -111,9 +111,9 @@ def trial_table(data: ReportData) -> dict[str, Any] | None:
             "chosen": trial.chosen,
             "cells": [
                 Cell("epochs", trial.epochs, str(trial.epochs)),
-                _cell("validation loss", LOSS, trial.validation_loss),
-                _cell("validation accuracy", ACCURACY, trial.validation_accuracy),
-                *(_cell(title_of(name), name, trial.hyperparameters.get(name)) for name in names),
+                cell("validation loss", LOSS, trial.validation_loss),
+                cell("validation accuracy", ACCURACY, trial.validation_accuracy),
+                *(cell(title_of(name), name, trial.hyperparameters.get(name)) for name in names),
             ],
         }
         for trial in data.trials

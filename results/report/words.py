@@ -106,6 +106,11 @@ def block_title(label: str) -> str:
     return "gnConv" if label == "gnconv" else label.replace("_", " ").capitalize()
 
 
+def block_colours(labels: Iterable[str]) -> dict[str, int]:
+    """Numbers of colours by what blocks are, in the order in which they are first met."""
+    return {label: number % COLOURS for number, label in enumerate(dict.fromkeys(labels))}
+
+
 def summarise(architecture: Mapping[str, Any] | None) -> list[str]:
     """One line a stage: width × depth, side of its feature map, and its mixers."""
     if architecture is None:

@@ -21,6 +21,7 @@ OPTUNA = "optuna-"
 SAMPLERS = (
     *("nsga2", "evolution", "random", "local"),
     *("surrogate", "surrogate-trees", "surrogate-additive"),
+    *("slimming", "reinforce"),
 )
 """Names; ``optuna-NAME`` is Optuna's sampler of that name."""
 
@@ -70,7 +71,7 @@ def make_sampler(
         population: of the first candidates, and survivors where a method has them; None for the
             method's own. Models start from half of it, and at most a quarter of the budget.
         budget: evaluations of the whole search.
-        prior: as of ``SurrogateSampler``, which alone makes use of it.
+        prior: as of ``SurrogateSampler``; ``slimming`` makes use of it, too, and others none.
         storage: of Optuna's studies: None for memory, a database URL or a journal file's path.
 
     Raises:
@@ -88,11 +89,20 @@ def make_sampler(
             return RandomSearch(problem, seed=seed)
         case "local":
             return LocalSearch(problem, seed=seed, **sized)
+    # a model learns from fewer than evolution needs to breed from
+    start = max(8, min((population or 24) // 2, budget // 4))
+    if name == "slimming":
+        from search.samplers.slimming import WAYS, Slimming
+
+        steps = max(1, (budget - start) // (2 * WAYS))  # two walks
+        return Slimming(problem, seed=seed, population=start, steps=steps, prior=prior)
+    if name == "reinforce":
+        from search.samplers.reinforce import Reinforce  # it imports torch
+
+        return Reinforce(problem, seed=seed)
     if name in SAMPLERS:
         from search.samplers.surrogate import SurrogateSampler
 
-        # a model learns from fewer than evolution needs to breed from
-        start = max(8, min((population or 24) // 2, budget // 4))
         model = name.partition("-")[2] or "gaussian_process"
         return SurrogateSampler(problem, seed=seed, model=model, population=start, prior=prior)
     from search.samplers.optuna_sampler import OptunaSampler

@@ -86,6 +86,16 @@ def default_augment(kind: str, resolution: int) -> AugmentConfig:
     )
 
 
+def gentle_augment(kind: str, resolution: int) -> AugmentConfig:
+    """Returns the augmentation of a few epochs from trained weights, on few images.
+
+    That for a training from nothing mixes images and changes their colours, for hundreds of epochs.
+    """
+    if kind == "digits" or resolution <= 64:
+        return default_augment(kind, resolution)
+    return AugmentConfig(crop="resize", scale=(0.35, 1.0))
+
+
 def build_transform(
     config: AugmentConfig, resolution: int, mean: tuple[float, ...]
 ) -> Callable[[Any], torch.Tensor]:

@@ -26,6 +26,7 @@ from supernet.network.axes import StaticModule
 from supernet.network.backbone import Backbone
 from supernet.training.evaluation import Batches
 
+IMPORTANCE = "reconstruction"  # the best of benchmarks/importance.py
 RIDGE = 1e-3
 _MEMORY = 2**30  # bytes of moments that are summed up in one pass
 
@@ -74,7 +75,7 @@ def cut_alternatives(
     bank: WeightBank,
     batches: Batches,
     *,
-    importance: str = "activation",
+    importance: str = IMPORTANCE,
     fold: bool = True,
     ridge: float = RIDGE,
     seed: int = 0,

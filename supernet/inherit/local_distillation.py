@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,60 @@ from supernet.data.augmentation import mix_seed
 from supernet.inherit.bank import Entry, WeightBank, entry_name
 from supernet.inherit.shared_weights import copy_shared
 from supernet.inherit.stored_bank import load_entries, parent_identity, save_entries
-from supernet.inherit.students import Distillation, Progress, Student, distil
+from supernet.inherit.students import SLOWER, Distillation, Progress, Student, distil
+from supernet.network.axes import StaticModule
 from supernet.network.supernet import template
 from supernet.network.tensor_files import digest_of
 from supernet.training.evaluation import Batches
+
+
+@dataclass(frozen=True)
+class Taught:
+    """An alternative with the weights that it has learnt; those of its start where it failed."""
+
+    entry: Entry
+    module: StaticModule
+    failed: bool
+
+
+Group = Sequence[Entry]
+"""Alternatives that are trained at a time."""
+Teaching = Callable[
+    [WeightBank, Batches, Sequence[Group], Distillation, Progress | None],
+    Generator[list[Taught], None, None],
+]
+"""Trains groups of alternatives, and yields each as it is finished, in any order."""
+
+
+def teach(
+    bank: WeightBank,
+    batches: Batches,
+    group: Group,
+    settings: Distillation,
+    progress: Progress | None = None,
+) -> list[Taught]:
+    """Trains a group of alternatives; the bank stays as it is."""
+    students = [_student(bank, entry, settings.seed) for entry in group]
+    failed = distil(bank, batches, students, settings, progress=progress)
+    return [Taught(student.entry, student.module, student in failed) for student in students]
+
+
+def teach_here(
+    bank: WeightBank,
+    batches: Batches,
+    groups: Sequence[Group],
+    settings: Distillation,
+    progress: Progress | None = None,
+) -> Generator[list[Taught], None, None]:
+    """Trains one group after the other in this process."""
+    total = len(groups) * settings.steps
+    for k, group in enumerate(groups):
+
+        def told(step: int, _: int, figures: dict[str, float], before: int = k) -> None:
+            if progress is not None:
+                progress(before * settings.steps + step, total, figures)
+
+        yield teach(bank, batches, group, settings, told)
 
 
 def distil_alternatives(
@@ -39,12 +91,14 @@ def distil_alternatives(
     folder: Path | None = None,
     data: str = "",
     progress: Progress | None = None,
+    teaching: Teaching = teach_here,
 ) -> list[Entry]:
     """Gives alternatives weights by which they compute nearly what the parent's blocks compute.
 
     One that has no weights starts from what it shares with the parent's module, and anew elsewhere.
-    Its weights are the same whatever others are trained beside it, bit for bit on a CPU, so what
-    is interrupted goes on with what is not in ``folder``.
+    Its weights are the same whatever others are trained beside it, bit for bit on CPUs with as many
+    threads, so what is interrupted goes on with what is not in ``folder``. One whose loss is not
+    finite, even at a tenth of the learning rate, keeps its start, and a warning names it.
 
     Example:
         After all that can be cut out of the parent, other mixers::
@@ -61,6 +115,7 @@ def distil_alternatives(
         folder: Keeps what is finished, as ``stored_bank.save_entries``; None to write nothing.
         data: What the images depend on, such as their fingerprint.
         progress: Called after each step with (done steps, all steps, figures by name).
+        teaching: Where they are trained: here, or as ``supernet.cluster.distillation`` says.
 
     Returns:
         The alternatives that have distilled weights now.
@@ -76,18 +131,14 @@ def distil_alternatives(
     identity = _identity(bank, chosen, settings, data)
     done = set() if folder is None else set(load_entries(folder, bank, chosen, identity=identity))
     groups = list(_groups([entry for entry in chosen if entry not in done], settings.places))
-    for k, group in enumerate(groups):
-        students = [_student(bank, entry, settings.seed) for entry in group]
-
-        def told(step: int, _: int, figures: dict[str, float], before: int = k) -> None:
-            if progress is not None:
-                progress(before * settings.steps + step, len(groups) * settings.steps, figures)
-
-        distil(bank, batches, students, settings, progress=told)
-        for entry, student in zip(group, students, strict=True):
-            bank.put(entry, student.module)
-        if folder is not None:
-            save_entries(folder, bank, group, identity=identity)
+    with closing(teaching(bank, batches, groups, settings, progress)) as finished:
+        for taught in finished:
+            for one in taught:
+                bank.put(one.entry, one.module)
+                if one.failed:
+                    _warn(one.entry, settings.lr)
+            if folder is not None:
+                save_entries(folder, bank, [one.entry for one in taught], identity=identity)
     return chosen
 
 
@@ -125,6 +176,15 @@ def _checked(bank: WeightBank, entries: Iterable[Entry] | None) -> list[Entry]:
                 "parent has none there with in- and outputs of the same shapes; leave it out."
             )
     return [entry for entry in bank.entries if entry in wanted]
+
+
+def _warn(entry: Entry, lr: float) -> None:
+    path, spec = entry
+    warnings.warn(
+        f"the loss of {spec} at {path} is not finite at learning rates of {lr:g} and "
+        f"{SLOWER * lr:g}; it keeps the weights that it started from: give a lower lr",
+        stacklevel=3,
+    )
 
 
 def _out(spec: ModuleSpec, shape: tuple[int, ...]) -> tuple[int, ...]:

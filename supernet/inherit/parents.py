@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -120,6 +120,8 @@ def find_parent(name: str, weights: str | Path | None = None) -> Parent:
     architecture = known(ours)
     if config is None:
         return Parent(theirs, architecture, weights=None if weights is None else Path(weights))
+    if config.input_size is not None:  # some weights are of larger images
+        architecture = replace(architecture, resolution=int(config.input_size[-1]))
     tagged = f"{config.architecture}.{config.tag}" if config.tag else theirs
     return Parent(
         theirs if "." in theirs else tagged,

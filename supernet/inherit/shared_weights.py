@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from supernet.network.axes import Axis, Centre, Concat, Product, Sizes, StaticModule, names
+from supernet.inherit.smaller import centres
+from supernet.network.axes import Axes, Sizes, StaticModule, names
 from supernet.network.slices import Slice
 
 
@@ -31,7 +32,7 @@ def copy_shared(module: StaticModule, donor: StaticModule) -> list[str]:
         used = {key for axis in axes for key in names(axis)}
         common = {key: min(large[key], small[key]) for key in used}
         target, source = module.get_parameter(name), donor.get_parameter(name)
-        around = common | {key: small[key] for axis in axes for key in _centred(axis)}
+        around = common | {key: small[key] for axis in axes for key in centres(axis)}
         for part, _ in Slice.of(axes, small, around).pairs(target, _empty(axes, small, around)):
             part.zero_()
         middle = _empty(axes, large, common).to(source)
@@ -42,16 +43,5 @@ def copy_shared(module: StaticModule, donor: StaticModule) -> list[str]:
     return shared
 
 
-def _empty(axes: tuple[Axis, ...], large: Sizes, small: Sizes) -> torch.Tensor:
+def _empty(axes: Axes, large: Sizes, small: Sizes) -> torch.Tensor:
     return torch.empty(Slice.of(axes, large, small).shape)
-
-
-def _centred(axis: Axis) -> set[str]:
-    """The names of which the middle is kept."""
-    match axis:
-        case Centre(name):
-            return {name}
-        case Product(parts) | Concat(parts):
-            return set().union(*(_centred(part) for part in parts))
-        case _:
-            return set()

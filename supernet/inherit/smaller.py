@@ -68,16 +68,16 @@ def difference(spec: ModuleSpec, of: ModuleSpec) -> Difference | None:
     if not all(_is_odd_middle(large, name, before[name], after[name]) for name in kernels):
         return None
     options, theirs = dict(_flat(spec)), dict(_flat(of))
-    if options.keys() != theirs.keys():
-        return None
-    same_units = dict(theirs)
-    for key in [key for key, value in options.items() if value != theirs[key]]:
-        alone = template(_spec(spec.kind, {**theirs, key: options[key]})).sizes()
+    same_units = theirs
+    for key in {*options, *theirs}:
+        if options.get(key) == theirs.get(key):
+            continue
+        alone = template(_spec(spec.kind, _replaced(theirs, key, options))).sizes()
         says = {name for name, size in before.items() if size != alone.get(name)}
         if not says:
             return None
         if says <= kernels:
-            same_units[key] = options[key]
+            same_units = _replaced(same_units, key, options)
     return Difference(sets, kernels, _spec(spec.kind, same_units))
 
 
@@ -105,7 +105,7 @@ def with_middles(large: StaticModule, small: StaticModule, kept: Kept) -> dict[s
     before, after = large.sizes(), small.sizes()
     result = dict(kept)
     for axes in large.axes().values():
-        for name in {name for axis in axes for name in _centres(axis)}:
+        for name in {name for axis in axes for name in centres(axis)}:
             if after[name] < before[name]:
                 start = (before[name] - after[name]) // 2
                 result[name] = range(start, start + after[name])
@@ -133,16 +133,16 @@ def _is_odd_middle(module: StaticModule, name: str, before: int, after: int) -> 
         return False
     if after > before:
         return all(isinstance(axis, Centre) for axis in used)
-    return all(name in _centres(axis) for axis in used)
+    return all(name in centres(axis) for axis in used)
 
 
-def _centres(axis: Axis) -> set[str]:
+def centres(axis: Axis) -> set[str]:
     """Names of an axis of which the middle is kept."""
     match axis:
         case Centre(name):
             return {name}
         case Product(parts) | Concat(parts):
-            return set().union(*(_centres(part) for part in parts))
+            return set().union(*(centres(part) for part in parts))
         case _:
             return set()
 
@@ -158,6 +158,12 @@ def _flat(spec: ModuleSpec) -> Iterator[tuple[Key, Any]]:
             yield from (((name, key), inner) for key, inner in value)
         else:
             yield (name,), value
+
+
+def _replaced(options: Mapping[Key, Any], key: Key, by: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Options with one of others; those that have their default may be left out."""
+    rest = {name: value for name, value in options.items() if name != key}
+    return {**rest, key: by[key]} if key in by else rest
 
 
 def _spec(kind: str, flat: Mapping[Key, Any]) -> ModuleSpec:

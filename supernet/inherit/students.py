@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -27,7 +26,7 @@ from supernet.network.layers import BatchNorm, has_batch_norms, pooled
 from supernet.training.evaluation import Batches, evaluation_mode
 
 _FLOOR = 1e-3  # of an output: smaller changes are not what errors are measured by
-_SLOWER = 0.1  # factor of the learning rate of a second try
+SLOWER = 0.1  # factor of the learning rate of a second try
 _WARM_UP = 0.05  # share of the steps
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -95,7 +94,7 @@ def distil(
 
     Batch norms normalise by their batch; in the end they get averages of one pass over all batches.
     A student whose loss or gradient is not finite starts once more with a tenth of the learning
-    rate. If that fails, too, it keeps the weights that it started from, and a warning names it.
+    rate. If that fails, too, it keeps the weights that it started from.
 
     Args:
         bank: Holds the parent; it is not changed.
@@ -105,7 +104,7 @@ def distil(
         progress: As for ``distil_alternatives``.
 
     Returns:
-        The students that failed.
+        The students that failed twice.
 
     Raises:
         DataError: As ``distil_alternatives``.
@@ -113,17 +112,10 @@ def distil(
     with evaluation_mode(bank):
         failed = _train(bank, batches, students, settings, settings.lr, progress)
         if failed:
-            failed = _train(bank, batches, failed, settings, _SLOWER * settings.lr, None)
+            failed = _train(bank, batches, failed, settings, SLOWER * settings.lr, None)
         with_norms = [student for student in students if has_batch_norms(student.module)]
         if with_norms:
             _fit_averages(bank, batches, with_norms)
-    for student in failed:
-        warnings.warn(
-            f"the loss of {student.entry[1]} at {student.path} is not finite at learning rates of "
-            f"{settings.lr:g} and {_SLOWER * settings.lr:g}; it keeps the weights that it started "
-            "from: give a lower lr",
-            stacklevel=2,
-        )
     return failed
 
 

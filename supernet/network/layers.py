@@ -89,6 +89,8 @@ class BatchNorm(nn.Module):
         instead of moving averages.
         """
         self.seen = 0 if on else None
+        if on and self.running_mean is not None:
+            self.running_mean.zero_()  # else what was there before would be in the rounding
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of_maps(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

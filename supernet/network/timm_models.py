@@ -150,7 +150,8 @@ def _same_parameters(model: TimmModel, architecture: Architecture) -> bool:
         ours = build(architecture, 1)
         try:
             theirs = model.build(1).state_dict()
-        except (AssertionError, TypeError, ValueError, RuntimeError):  # as timm refuses values
+        except (AssertionError, IndexError, TypeError, ValueError, RuntimeError):
+            # as timm refuses values, and numbers of stages
             return False
     state = ours.state_dict()
     wanted = {theirs: state[name].numel() for name, theirs in timm_names(ours).items()}

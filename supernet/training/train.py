@@ -5,7 +5,7 @@ Both run the one loop in ``supernet.training.loop``; only the objective differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,6 +19,7 @@ from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
 from supernet.network.layers import has_batch_norms
+from supernet.network.supernet import Supernet
 from supernet.network.tensor_files import digest_of
 from supernet.training.config import (
     EpochMetrics,
@@ -56,7 +57,9 @@ def train_supernet(
     *,
     sampler: SubnetSampler | None = None,
     cost: Callable[[Genes], npt.NDArray[np.float64]] | None = None,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
     logits: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
     **how: Unpack[How],
 ) -> list[EpochMetrics]:
     """Trains the shared weights in place; continues by itself from a checkpoint in ``directory``.
@@ -74,29 +77,33 @@ def train_supernet(
         directory: Where checkpoints and metrics go; None to write nothing.
         sampler: By default what ``config.strategy`` and ``config.shrinking`` say.
         cost: Of rows of genes, shape (n, genes) to (n,), for strategies that draw by cost.
+        teacher: ``teacher(images)`` → logits, in the place of the teacher that ``config`` names.
         logits: Folder that keeps a teacher's stored logits.
+        identity: What else a checkpoint must have in common to be continued, JSON-able, such as
+            the weights that the training starts from.
         how: See ``How``.
 
     Returns:
         The metrics of all epochs.
 
     Raises:
-        RunError: The checkpoint there was made with another configuration, or ``patience`` is set,
-            which is for single networks.
+        RunError: The checkpoint there was made with another configuration, or ``patience`` or
+            ``layer_decay`` is set, which are for single networks, or progressive shrinking for
+            subnets that share no channels.
         TrainingDivergedError: The loss stayed non-finite.
     """
-    if config.patience:
-        raise RunError(
-            f"patience is {config.patience}; a supernet is trained for all its epochs, since its "
-            "subnets have no one best epoch: set it to 0"
-        )
+    _check_for_subnets(config, supernet)
     space: Any = supernet.space
     group = Group.current()
     device = how.get("device", "cpu")
     total_steps = config.epochs * steps_per_epoch(data, config.batch_size)
     if sampler is None:
-        sampler = make_sampler(space, config, total_steps, cost)
-    teacher = open_teacher(config, data, device, logits, workers=how.get("workers", 0), group=group)
+        sampler = make_sampler(space, config, total_steps, cost, teacher=teacher is not None)
+    if teacher is None:
+        workers = how.get("workers", 0)
+        opened = open_teacher(config, data, device, logits, workers=workers, group=group)
+    else:
+        opened = _opened(teacher)
     TokenSchedule(config.tokens).check(space, min(space.resolutions))
     calibration = calibration_of(space, data, config, workers=how.get("workers", 0))
     if calibration is not None:
@@ -106,17 +113,18 @@ def train_supernet(
         sampler,
         config,
         class_weights=_class_weights(config, data, device),
-        teacher=None if teacher is None else teacher.logits,
+        teacher=None if opened is None else opened.logits,
         total_steps=total_steps,
         rank=group.rank,
         calibration=calibration,
     )
-    identity = {
+    known = {
         "space": space.digest,
         "sampler": repr(sampler),
-        "teacher": None if teacher is None else teacher.identity,
+        "teacher": None if opened is None else opened.identity,
+        **(identity or {}),
     }
-    loop = TrainingLoop(supernet, objective, data, config, directory, identity, group=group, **how)
+    loop = TrainingLoop(supernet, objective, data, config, directory, known, group=group, **how)
     return loop.run()
 
 
@@ -138,8 +146,7 @@ def finetune(
     device = how.get("device", "cpu")
     opened: OpenedTeacher | None
     if teacher is not None:
-        guide = teacher
-        opened = OpenedTeacher(lambda batch: guide(batch.images), True)
+        opened = _opened(teacher)
     else:
         opened = open_teacher(config, data, device, logits, workers=how.get("workers", 0))
     if has_batch_norms(network):
@@ -155,6 +162,28 @@ def finetune(
         "teacher": None if opened is None else opened.identity,
     }
     return TrainingLoop(network, objective, data, config, directory, identity, **how).run()
+
+
+def _opened(teacher: Callable[[torch.Tensor], torch.Tensor]) -> OpenedTeacher:
+    return OpenedTeacher(lambda batch: teacher(batch.images), True)
+
+
+def _check_for_subnets(config: TrainConfig, supernet: nn.Module) -> None:
+    if config.patience:
+        raise RunError(
+            f"patience is {config.patience}; a supernet is trained for all its epochs, since its "
+            "subnets have no one best epoch: set it to 0"
+        )
+    if config.layer_decay != 1:
+        raise RunError(
+            f"layer_decay is {config.layer_decay:g}; it is by the depth of a layer in a network, "
+            "and subnets have several: set it to 1"
+        )
+    if config.shrinking == "progressive" and not isinstance(supernet, Supernet):
+        raise RunError(
+            "shrinking is 'progressive', which sorts the channels that subnets share, but the "
+            "alternatives around a trained network share none: set it to 'none' or 'delayed'"
+        )
 
 
 def _class_weights(

@@ -61,9 +61,8 @@ def reconstruction(network: Backbone, units: Sequence[Units], batches: Batches) 
             for each in zip(*(entries(axis, module.sizes(), n) for n in one.names), strict=True)
         ]
         features = torch.tensor(of).repeat_interleave(taps)
-        result[one] = (
-            _order(weight.flatten(1), moments.covariance(centred)[0], features).double().cpu()
-        )
+        places = _order(weight.flatten(1).clone(), moments.covariance(centred)[0], features)
+        result[one] = places.double()
     return result
 
 
@@ -71,7 +70,7 @@ def _order(weight: Tensor, covariance: Tensor, of: Tensor) -> Tensor:
     """The place of each unit in the order in which they are taken out.
 
     Args:
-        weight: (outputs, features).
+        weight: (outputs, features); is used up.
         covariance: (features, features).
         of: The unit that each feature is of, −1 for none; all units have equally many.
     """
@@ -87,9 +86,10 @@ def _order(weight: Tensor, covariance: Tensor, of: Tensor) -> Tensor:
         worst = int(errors.argmin())
         place[left[worst]] = step
         gone = members[worst]
-        gain = inverse[:, gone] @ blocks[worst]
-        weight = weight - weight[:, gone] @ gain.T
-        inverse = inverse - gain @ inverse[gone]
+        rows = inverse[gone]  # a copy; the matrix is symmetric
+        gain = (blocks[worst] @ rows).T
+        weight.addmm_(weight[:, gone], gain.T, alpha=-1)
+        inverse.addmm_(gain, rows, alpha=-1)
         others = torch.arange(len(left)) != worst
         left, members = left[others], members[others]
         if len(left) * members.shape[1] < _COMPACT * len(inverse) and len(left):

@@ -5,6 +5,7 @@ from supernet.network.blocks.bottleneck import Bottleneck
 from supernet.network.blocks.fused_inverted_residual import FusedInvertedResidual
 from supernet.network.blocks.inverted_residual import DepthwiseSeparable, InvertedResidual
 from supernet.network.blocks.metaformer import MetaFormer
+from supernet.network.blocks.projection import Projection
 from supernet.network.registry import register_block
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "FusedInvertedResidual",
     "InvertedResidual",
     "MetaFormer",
+    "Projection",
     "register_block",
 ]

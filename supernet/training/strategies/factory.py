@@ -23,11 +23,16 @@ SHRINKINGS = ("none", "delayed", "progressive")
 
 
 def make_sampler(
-    space: SearchSpace, config: TrainConfig, total_steps: int, cost: CostFunction | None = None
+    space: SearchSpace,
+    config: TrainConfig,
+    total_steps: int,
+    cost: CostFunction | None = None,
+    *,
+    teacher: bool = False,
 ) -> SubnetSampler:
     """Makes the training strategy ``config.strategy``, within the schedule ``config.shrinking``.
 
-    With a teacher in ``config``, subnets learn from it where they would learn labels (uniform,
+    With a teacher, subnets learn from it where they would learn labels (uniform,
     multi_architecture; the largest of sandwich) or from the largest in place (complexity,
     performance, which then leave out the largest).
 
@@ -38,11 +43,12 @@ def make_sampler(
 
     Args:
         cost: Rows of shape (n, genes) → costs of shape (n,), for ``COST_STRATEGIES``.
+        teacher: Whether there is a teacher that ``config`` does not name.
 
     Raises:
         UsageError: The options do not fit.
     """
-    teacher = config.teacher is not None
+    teacher = teacher or config.teacher is not None
     common: dict[str, Any] = {
         "num_random": config.num_random,
         "seed": config.seed,
