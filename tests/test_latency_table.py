@@ -29,7 +29,8 @@ from predictors.tables.latency_table import (
     spec_from_json,
     spec_to_json,
 )
-from search_space import SearchSpace, components, load_space, space_names
+from search_space import MIXERS, Mixer, SearchSpace, components, known, load_space, space_names
+from search_space.around import Around, around
 from search_space.errors import CorruptFileError
 
 
@@ -155,6 +156,14 @@ def test_tables_survive_the_disk(table: LatencyTable, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", space_names())
 def test_specs_survive_json(name: str) -> None:
     for spec, _ in entries(load_space(name), CLASSES):
+        assert spec_from_json(spec_to_json(spec)) == spec
+
+
+@pytest.mark.parametrize("name", ["swin_t", "caformer_s18", "efficientnet_b0", "resnet50"])
+def test_specs_of_spaces_around_networks_survive_json(name: str) -> None:
+    mixers = tuple(Mixer.of(each) for each in MIXERS if name == "swin_t")
+    mixers = tuple(m for m in mixers if m.width_multiple <= 32)
+    for spec, _ in entries(around(known(name), Around(mixers=mixers)), CLASSES):
         assert spec_from_json(spec_to_json(spec)) == spec
 
 

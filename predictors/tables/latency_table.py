@@ -51,9 +51,8 @@ _SCHEMA = pa.schema(
         ("origin", pa.string()),
     ]
 )
-_Whole = StrictBool | StrictInt
-_Number = _Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_OPTIONS = TypeAdapter(dict[str, _Number | StrictStr | dict[str, _Whole]])
+_Number = StrictBool | StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_OPTIONS = TypeAdapter(dict[str, _Number | StrictStr | dict[str, _Number]])
 
 
 class MissingLatencyError(NasError, LookupError):
