@@ -17,7 +17,8 @@ def main() -> None:
     run, best = Path(result["run"]), result["best"]
     assert result["status"] == "complete", result["status"]
     report = json.loads((run / "result.json").read_text())
-    (parent,) = [b for b in report["baselines"] if b["name"] == "the parent"]
+    name = report["inherited"]["parent"]
+    (parent,) = [baseline for baseline in report["baselines"] if baseline["name"] == name]
     assert best["digest"] != parent["digest"]
     assert best["predicted"]["macs"] < parent["predicted"]["macs"]
     assert best["test_accuracy"] > parent["test_accuracy"] - LOST, (best, parent)
