@@ -29,6 +29,7 @@ _WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
 # A fine-tuning at a tenth of the training's rate gains little (``finetuning.py``); what balances
 # classes in the one does so in the other.
 _SHARED = ("optimizer", "lr", "batch_size", "weight_decay", "class_weights", "sampling")
+_BALANCE = ("class_weights", "sampling")
 _GENTLE = ("layer_decay", "patience")  # what a trained network is spared by
 _BUDGET = ("target_latency", "target_throughput", "max", "min")
 
@@ -191,6 +192,8 @@ def _fill_trainings(data: dict[str, Any], file: str | None) -> None:
         defaults = TrainedConfig.model_fields[part].default.to_dict()
         if part == "train" and _is_wide(data):
             defaults |= _WIDER
+        if part == "adapt":
+            defaults |= {key: data["train"][key] for key in _BALANCE}
         if part == "finetune":
             model = data["adapt" if trained else "train"]
             defaults |= {key: model[key] for key in (*_SHARED, *(_GENTLE if trained else ()))}

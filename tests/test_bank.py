@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from search.evaluator import SupernetEvaluator, SupernetFactory
 from search_space import load_space
 from search_space.components import components
 from search_space.errors import InvalidArchitectureError
@@ -68,3 +69,15 @@ def test_names_of_alternatives_are_their_own(bank: WeightBank) -> None:
     names = [entry_name(entry) for entry in bank.entries]
     assert len(set(names)) == len(names)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for name in names)
+
+
+def test_workers_judge_what_a_bank_holds(bank: WeightBank) -> None:
+    for entry in bank.missing():
+        bank.put(entry, bank.fresh(entry))
+    labels = torch.tensor([0, 1, 2, 3])
+    parts = [[(torch.randn(4, 3, 16, 16), labels)]]
+    architecture = bank.space.largest
+    calibration = parts[0]
+    here = SupernetEvaluator(bank, parts, calibration=calibration)(architecture)
+    there = SupernetFactory.of(bank, parts, calibration=calibration)()(architecture)
+    assert there == pytest.approx(here)

@@ -15,7 +15,8 @@ import torch
 from tiny_job import INFEASIBLE, USAGE, Ran, nas, tree
 
 from nas.cli.console import Console
-from nas.resolving import stored_config
+from nas.config import TrainedConfig
+from nas.resolving import resolve, stored_config
 from nas.workflows import pretrained_search
 from nas.workflows.exporting import export_from_run
 from predictors.tables.quality import QualityTable
@@ -212,6 +213,7 @@ def test_what_cannot_be_started_from_is_said(
         (("--from", parent, "--from-weights", parent / "model.safetensors"), "weights of its own"),
         (("--from-weights", parent / "model.safetensors"), "without --from"),
         (("--from", parent, "--space", "digits"), "does not hold"),
+        (("--from", parent, "--importance", "magnitud"), "'magnitude'"),
         (("--from", "resnet18", "--from-weights", parent / "model.safetensors"), "not those of"),
     ):
         said = nas("search", "--data", "digits", "--max", "macs=400k", *QUICK, *options)
@@ -243,3 +245,10 @@ def test_parents_are_found_by_our_names_and_those_of_timm() -> None:
     assert find_parent("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
     larger = find_parent("convnext_tiny.in12k_ft_in1k_384").architecture
     assert larger == replace(ours.architecture, resolution=384)
+
+
+def test_classes_are_balanced_in_both_trainings(parent: Path) -> None:
+    options = {"data": "digits", "target_latency": "1ms", "parent": str(parent)}
+    config = resolve(options | {"train.class_weights": "balanced"})
+    assert isinstance(config, TrainedConfig)
+    assert (config.adapt.class_weights, config.finetune.class_weights) == ("balanced", "balanced")

@@ -54,6 +54,7 @@ from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
+from supernet.inherit.importance import CRITERIA
 from supernet.inherit.joint_training import train_jointly
 from supernet.inherit.local_distillation import Distillation, distil_alternatives
 from supernet.inherit.parents import find_parent
@@ -79,13 +80,15 @@ class PretrainedSearch(TrainedSearch):
         self.parent = find_parent(config.parent, config.parent_weights)
         self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
+        _ = CRITERIA[config.inherit.importance]  # an unknown name is an error before a training
 
     def all_phases(self) -> ReportData:
         if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
             _ = self.published  # weights that are none of the parent's are an error at once
         plan = self.planned()
         network = self.network
-        first = self.first_answer(network, plan.problem)
+        bank = WeightBank(self.space, network).eval()
+        first = self.first_answer(bank, plan.problem)
         self.console.say(
             f"  the parent: validation accuracy {first.metrics[ACCURACY]:.1%} at "
             f"{format_metric(LATENCY, first.metrics[LATENCY])}"
@@ -98,7 +101,7 @@ class PretrainedSearch(TrainedSearch):
                 "searches for networks that are faster still."
             )
             return self._of_parent(network, first, plan)
-        bank = self.filled(network)
+        self.fill(bank)
         table = self.quality_table(bank)
         found = self.promising(table, plan.problem)
         prior = {self.quality.metric: table.compile(self.space).predict}
@@ -161,9 +164,8 @@ class PretrainedSearch(TrainedSearch):
         )
         return network.cpu()
 
-    def first_answer(self, network: Backbone, problem: Problem) -> Evaluation:
+    def first_answer(self, bank: WeightBank, problem: Problem) -> Evaluation:
         """The parent as an evaluated network: what everything else is compared with."""
-        bank = WeightBank(self.space, network)
         evaluator = SupernetEvaluator(
             bank, [eval_batches(self.data.validation, folder=self.path)], **self._judging()
         )
@@ -194,10 +196,9 @@ class PretrainedSearch(TrainedSearch):
 
     # Weights and table ------------------------------------------------------------------------
 
-    def filled(self, network: Backbone) -> WeightBank:
-        """All alternatives with weights; those that are stored are read."""
+    def fill(self, bank: WeightBank) -> None:
+        """Gives all alternatives weights; those that are stored are read."""
         inherit, config = self.config.inherit, self.config
-        bank = WeightBank(self.space, network).eval()
         identity = bank_identity(bank, config, self.data)
         load_entries(self.path / BANK, bank, bank.missing(), identity=identity)
         if bank.missing():
@@ -227,7 +228,6 @@ class PretrainedSearch(TrainedSearch):
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
-        return bank
 
     def _train_jointly(self, bank: WeightBank) -> None:
         """All alternatives together, each step some networks, at a tenth of the parent's rate."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,9 +25,8 @@ from results.report.data import Chosen, ReportData
 from results.store import EXPORT, JOURNAL, SNAPSHOT, RunDirectory
 from search import Executor, InProcessExecutor, Objective, Problem, Progress, search, window_for
 from search.evaluator import SupernetEvaluator, SupernetFactory
-from search.problem import Values
 from search.samplers import Sampler, make_sampler
-from search_space import Architecture, Genes, known, known_names
+from search_space import Architecture, known, known_names
 from search_space.errors import UsageError
 from search_space.metrics import (
     ACCURACY,
@@ -44,8 +43,10 @@ from supernet.training.evaluation import evaluate
 from supernet.training.loggers.tensorboard import TensorBoardLogger
 from supernet.training.loop import ProgressCallback
 
+if TYPE_CHECKING:
+    from search.samplers.surrogate import Predict
+
 FINETUNE = "finetune"
-Predict = Callable[[Genes], Values]
 MIN_IMAGES = 16  # of a first look that tells anything
 
 

@@ -15,9 +15,8 @@ from supernet.data.evaluation_batches import moved
 from supernet.network.backbone import Backbone
 from supernet.training.evaluation import Batches, at_trained_resolution, evaluation_mode
 
-PENALTY = (
-    0.1  # of the squared weights; of 0.001 to 1 the best for a thousand features and few images
-)
+PENALTY = 0.1
+"""Of the squared weights: the best of 0.001 to 1 for 1,280 features of 4,096 images."""
 STEPS = 100
 
 

@@ -60,6 +60,7 @@ class WeightBank(Subnets):
         self.names = {entry: entry_name(entry) for entry in self.entries}
         self.members = nn.ModuleDict()
         self.parent = parent.architecture
+        self._parent_specs: dict[str, ModuleSpec] = {}
         for item in components(parent.architecture, parent.num_classes):
             entry = item.path, item.spec
             if entry not in self.names:
@@ -70,6 +71,7 @@ class WeightBank(Subnets):
             module = parent.get_submodule(item.path)
             assert isinstance(module, StaticModule)
             self.put(entry, copy.deepcopy(module))
+            self._parent_specs[item.path] = item.spec
 
     def __contains__(self, entry: object) -> bool:
         return entry in self.names and self.names[entry] in self.members
@@ -110,10 +112,6 @@ class WeightBank(Subnets):
             KeyError: The parent has none there.
         """
         return self[path, self._parent_specs[path]]
-
-    @property
-    def _parent_specs(self) -> dict[str, ModuleSpec]:
-        return {item.path: item.spec for item in components(self.parent, self.num_classes)}
 
     def chain(self, architecture: Architecture) -> Iterator[tuple[Component, StaticModule]]:
         """Yields the components of an architecture with their modules, as an image passes them.

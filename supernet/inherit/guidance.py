@@ -26,6 +26,7 @@ from supernet.training.evaluation import at_trained_resolution
 from supernet.training.loop import How, TrainingLoop
 from supernet.training.objectives import Loss, NetworkObjective, distillation_loss, label_loss
 from supernet.training.precision import autocast
+from supernet.training.train import class_weights_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,6 @@ def finetune_guided(
     directory: str | Path | None = None,
     *,
     guidance: Guidance | None = None,
-    class_weights: Tensor | None = None,
     **how: Unpack[How],
 ) -> list[EpochMetrics]:
     """Trains a network in place by labels and a parent, as ``supernet.training.train.finetune``.
@@ -116,7 +116,6 @@ def finetune_guided(
         config: How; the seed decides what is drawn.
         directory: Where checkpoints go, from which it continues; None to write nothing.
         guidance: How much the parent counts.
-        class_weights: (classes,) factors of the loss to the labels.
         how: See ``How``.
 
     Raises:
@@ -133,5 +132,6 @@ def finetune_guided(
         "guidance": [guidance.logits, guidance.maps, guidance.temperature],
     }
     module: nn.Module = network.to(device)
-    objective = GuidedObjective(network, parent.to(device), config, guidance, class_weights)
+    weights = class_weights_of(config, data, device)
+    objective = GuidedObjective(network, parent.to(device), config, guidance, weights)
     return TrainingLoop(module, objective, data, config, directory, identity, **how).run()

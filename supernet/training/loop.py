@@ -389,7 +389,8 @@ class TrainingLoop:
 
     def _keep_best(self, loss: float) -> None:
         state = self.state
-        if state.best_loss is not None and not loss < state.best_loss:
+        best = math.inf if state.best_loss is None else state.best_loss
+        if not loss < best:  # nor is it where it is not a number
             state.waited += 1
             return
         state.best_loss, state.waited = loss, 0

@@ -112,7 +112,7 @@ def train_supernet(
         supernet.to(device),
         sampler,
         config,
-        class_weights=_class_weights(config, data, device),
+        class_weights=class_weights_of(config, data, device),
         teacher=None if opened is None else opened.logits,
         total_steps=total_steps,
         rank=group.rank,
@@ -154,7 +154,7 @@ def finetune(
     objective = NetworkObjective(
         network.to(device),
         config,
-        class_weights=_class_weights(config, data, device),
+        class_weights=class_weights_of(config, data, device),
         teacher=None if opened is None else opened.logits,
     )
     identity = {
@@ -186,9 +186,10 @@ def _check_for_subnets(config: TrainConfig, supernet: nn.Module) -> None:
         )
 
 
-def _class_weights(
+def class_weights_of(
     config: TrainConfig, data: ImageData, device: str | torch.device
 ) -> torch.Tensor | None:
+    """Returns factors (classes,) of the loss to the labels, or None where all count alike."""
     if config.class_weights == "none":
         return None
     return balanced_weights(data.train.labels, data.num_classes).to(device)
