@@ -56,6 +56,10 @@ def distances(sides: tuple[int, int], length: int, device: torch.device) -> Tens
     Returns:
         For each pair of the window's positions, row by row, the place of its distances; (area²,).
     """
+    if torch.compiler.is_dynamo_compiling():  # it follows no grid of NumPy
+        y = torch.arange(sides[0], device=device).repeat_interleave(sides[1])
+        x = torch.arange(sides[1], device=device).repeat(sides[0])
+        return ((y[:, None] - y).abs() * length + (x[:, None] - x).abs()).flatten()
     if torch.compiler.is_compiling():  # tensors of a trace must not outlive it
         return torch.tensor(_distances(sides, length).tolist(), device=device)
     return _on_device(sides, length, device)
