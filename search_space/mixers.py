@@ -78,6 +78,15 @@ MIXERS.add(
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))
 MIXERS.add(
     MixerSpec(
+        "reparam_depthwise",
+        {
+            "kernel": Param(7, minimum=3, maximum=17, odd=True),
+            "branches": Param("dilated", choices=("dilated", "point")),
+        },
+    )
+)
+MIXERS.add(
+    MixerSpec(
         "inception_depthwise",
         {"kernel": Param(3, odd=True), "band": Param(11, odd=True), "share": Param(8, minimum=3)},
         width_multiple=lambda params: int(params["share"]),
