@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,19 @@ from timm_pairs import randomised
 from torch import Tensor, nn
 
 from predictors.counts import count_entry
-from search_space import MIXERS, Macro, Mixer, SearchSpace, StageSpace, metaformer
+from predictors.measuring.runtimes.onnx_graph import to_onnx
+from search_space import (
+    MIXERS,
+    Architecture,
+    Macro,
+    Mixer,
+    SearchSpace,
+    Stage,
+    StageSpace,
+    metaformer,
+)
 from search_space.components import block_spec
+from search_space.mixers import NORMALISERS
 from supernet import Supernet
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.network.mixers import (
@@ -34,6 +46,7 @@ from supernet.network.mixers import (
     SpatialReductionAttention,
     build_mixer,
 )
+from supernet.network.mixers.normalisers import attend
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -185,6 +198,48 @@ def modulation(mixer: EfficientModulation, x: Tensor) -> Tensor:
     return hidden @ mixer.proj_out.weight.T + mixer.proj_out.bias
 
 
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda s: s.exp() / s.exp().sum(),
+    "relu_softmax": lambda s: s.clamp(min=0) / (s.clamp(min=0).sum() + 1e-5),
+    "2quad": lambda s: (s + 5) ** 2 / ((s + 5) ** 2).sum(),
+    "scaling": lambda s: s / len(s),
+}
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("keys", [3, 40])  # fewer and more than channels: both orders of products
+@torch.no_grad()
+def test_normalisers_by_definition(normaliser: str, keys: int) -> None:
+    q, k, v = (torch.randn(2, 5 * keys, 8, dtype=torch.float64) for _ in range(3))
+    k, v = k[:, :keys], v[:, :keys]
+    actual = attend(q, k, v, normaliser)
+    for image, query in itertools.product(range(2), range(0, 5 * keys, 7)):
+        scores = torch.stack([q[image, query] @ key / 8**0.5 for key in k[image]])
+        expected = WEIGHTS[normaliser](scores) @ v[image]
+        torch.testing.assert_close(actual[image, query], expected)
+
+
+@pytest.mark.parametrize("name", ["attention", "spatial_reduction_attention"])
+@torch.no_grad()
+def test_normalisers_share_all_weights_and_keep_digests(name: str) -> None:
+    """The same weights with each normaliser; softmax is the one that files do not name."""
+    mixers = [narrow(name, normaliser=normaliser) for normaliser in NORMALISERS]
+    assert narrow(name) == mixers[0]
+    assert "normaliser" not in mixers[0].traits
+    stage = StageSpace((8,), (1,), tuple(metaformer(mixer, 1.0) for mixer in mixers))
+    space = SearchSpace("x", Macro(stem_kernel=2, stem_stride=2), (8,), (stage,))
+    torch.manual_seed(0)
+    supernet, images = Supernet(space, 3).eval(), torch.randn(2, 3, 8, 8)
+    outputs = []
+    for block in stage.blocks:
+        architecture = Architecture(space.macro, 8, (Stage(8, (block,)),))
+        network = supernet.extract(architecture)
+        outputs.append(supernet(images, architecture))
+        assert torch.equal(outputs[-1], network(images))
+        assert {n.shape for n in network.parameters()} == {n.shape for n in supernet.parameters()}
+    assert all(not torch.equal(*pair) for pair in itertools.combinations(outputs, 2))
+
+
 @pytest.mark.parametrize(
     ("mixer", "formula"),
     [
@@ -294,3 +349,24 @@ def test_costs_are_those_of_the_merged_convolution() -> None:
     ours, plain = (count_entry(block_spec(Macro(), 16, block, 0), 14) for block in blocks)
     assert (ours.macs, ours.activations) == (plain.macs, plain.activations)
     assert ours.num_params - plain.num_params == 16 * (25 + 49 + 27 + 6 * 2 - 1)
+
+
+EXPORTED = (
+    *map(Mixer.of, MIXERS),
+    Mixer.of("reparam_depthwise", branches="point"),
+    *(Mixer.of("attention", normaliser=normaliser) for normaliser in NORMALISERS[1:]),
+)
+
+
+@pytest.mark.parametrize("mixer", EXPORTED, ids=lambda m: f"{m.name}-{m.params[-1:]}")
+def test_onnx_and_torch_export(mixer: Mixer) -> None:
+    module = fold_batch_norms(randomised(build_mixer(mixer.name, 32, **dict(mixer.params)), 0))
+    x = torch.randn(2, 7, 9, 32)
+    expected = module(x).detach()
+    graph = to_onnx(module, x).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_close(torch.from_numpy(output), expected)
+    batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(module, (x,), dynamic_shapes=batch).module()
+    assert_close(exported(torch.cat([x, x]))[2:], expected)
