@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from mixer_sizes import narrow
 from timm.models.efficientvit_msra import LocalWindowAttention
 from timm.models.inception_next import InceptionDWConv2d
+from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from timm.models.pvt_v2 import Attention as ReducedAttention
 from timm.models.shvit import SHSA
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm_pairs import randomised
 from torch import Tensor, nn
 
 from search_space import MIXERS, Macro, Mixer, SearchSpace, StageSpace, metaformer
 from supernet import Supernet
+from supernet.network.blocks import MetaFormer
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.network.mixers import (
     AdditiveAttention,
@@ -106,6 +109,51 @@ def test_cascaded_group_attention_is_timms(size: tuple[int, int]) -> None:
     mixer = with_weights_of(CascadedGroupAttention(64), theirs.attn, names)
     x = torch.randn(2, 64, *size)
     assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
+
+
+PARTED = {"attn.rel_pos.": "mixer.", "attn.": "mixer.", "norm": "norm", "mlp": "mlp"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("block_attention", "block"), ("grid_attention", "grid")]
+)
+@pytest.mark.parametrize("size", [(9, 9), (12, 6)])
+@torch.no_grad()
+def test_block_and_grid_attention_are_timms(size: tuple[int, int], name: str, kind: str) -> None:
+    """A whole block of MaxViT's attention, with its MLP."""
+    config = MaxxVitTransformerCfg(dim_head=8, window_size=(3, 3), head_first=False)
+    theirs = randomised(PartitionAttentionCl(32, kind, config), 0)
+    block = MetaFormer(32, name, (("head_dim", 8), ("window", 3)), 128, "layer_norm", 1e-6)
+    block = with_weights_of(block, theirs, PARTED)
+    x = torch.randn(2, *size, 32)
+    assert_close(block(x), theirs(x))
+
+
+@pytest.mark.parametrize(("window", "trained"), [(4, 0), (4, 8), (3, 2), (16, 0), (16, 4)])
+@pytest.mark.parametrize("size", [(12, 8), (7, 10)])
+@pytest.mark.parametrize("shifted", [False, True])
+@torch.no_grad()
+def test_cosine_window_attention_is_timms(
+    size: tuple[int, int], window: int, trained: int, shifted: bool
+) -> None:
+    """A whole block of SwinV2, in windows of the side that it was trained in and of others."""
+    shift, heads = (window // 2 if shifted else 0), 4
+    sides = {"input_resolution": size, "window_size": window, "shift_size": shift}
+    theirs = SwinTransformerV2Block(32, num_heads=heads, pretrained_window_size=trained, **sides)
+    theirs = randomised(theirs, 0)
+    params = {"head_dim": 8, "window": window, "trained": trained, "shifted": shifted}
+    block = MetaFormer(
+        32,
+        "cosine_window_attention",
+        tuple(params.items()),
+        128,
+        "layer_norm",
+        1e-5,
+        res_post_norm=True,
+    )
+    block = with_weights_of(block, theirs, PARTED)
+    x = torch.randn(2, *size, 32)
+    assert_close(block(x), theirs(x))
 
 
 # Direct evaluations: a convolution is a sum of shifted maps -----------------------------------
@@ -196,6 +244,9 @@ def test_by_definition(
             {},
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
+        ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
     ],
 )
@@ -207,6 +258,10 @@ def test_numbers_of_parameters(name: str, params: dict[str, int], expected: int)
 # Sharing and folding, of every mixer ---------------------------------------------------------
 
 SMALLER = {  # other values of parameters, which share weights with the defaults
+    "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
+    "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},
     "efficient_modulation": {"expansion": 2, "kernel": 3},
