@@ -82,8 +82,8 @@ class LatencyConfig(Configuration):
         str | None,
         Flag(
             "--runtime",
-            "eager, cudagraph, inductor, onnxruntime, tensorrt, or one that an installed package "
-            "adds (default: the device's usual).",
+            "eager, cudagraph, inductor, onnxruntime, openvino, tensorrt, or one that an installed "
+            "package adds (default: the device's usual).",
             "NAME",
         ),
     ] = None
