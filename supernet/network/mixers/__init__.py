@@ -13,6 +13,7 @@ from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.pooling import Pooling
+from supernet.network.mixers.reparam_depthwise import ReparamDepthwise
 from supernet.network.mixers.separable_conv import SeparableConv
 from supernet.network.mixers.single_head_attention import SingleHeadAttention
 from supernet.network.mixers.spatial_reduction_attention import SpatialReductionAttention
@@ -34,6 +35,7 @@ __all__ = [
     "LargeKernelAttention",
     "Mixer",
     "Pooling",
+    "ReparamDepthwise",
     "SeparableConv",
     "SingleHeadAttention",
     "SpatialReductionAttention",
