@@ -60,9 +60,10 @@ class Macro:
         stem_stride: Of the whole stem.
         stem_norm: Whether a norm follows the convolution of a ``conv`` stem.
         downsample: The transition between stages: ``patch_merging`` (Swin, As-ViT: neighbours
-            concatenated, norm, linear), ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet),
-            ``conv`` (PoolFormer), or ``block``: the first block of every stage has its stride and
-            changes the width (MobileNet, ResNet).
+            concatenated, norm, linear), ``patch_merging_norm`` (SwinV2: the norm comes last),
+            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
+            ``block``: the first block of every stage has its stride and changes the width
+            (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
         norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map, or
             ``batch_norm``; of MetaFormer blocks, ``conv`` stems, transitions and the last norm.
@@ -306,7 +307,8 @@ def _transition(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
-TRANSITIONS.add(Part("patch_merging", _transition, _ceil_size))
+for _name in ("patch_merging", "patch_merging_norm"):
+    TRANSITIONS.add(Part(_name, _transition, _ceil_size))
 for _name in ("norm_conv", "conv_norm", "conv"):
     TRANSITIONS.add(
         Part(

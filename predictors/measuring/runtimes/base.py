@@ -92,8 +92,8 @@ class Runtime(ABC):
             served = " and ".join(self.device_kinds)
             raise UsageError(
                 f"runtime {self.name!r} needs a device of kind {served}, not {device_kind!r}. "
-                "Measure on such a device, or use another: eager, inductor and onnxruntime serve "
-                "CPUs too."
+                "Measure on such a device, or use another: eager, inductor, onnxruntime and "
+                "openvino serve CPUs too."
             )
         if not self.installed():
             raise UsageError(
