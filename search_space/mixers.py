@@ -49,6 +49,29 @@ MIXERS.add(
         ratios=("head_ratio",),
     )
 )
+for _name in ("block_attention", "grid_attention"):
+    MIXERS.add(
+        MixerSpec(
+            _name,
+            {"window": Param(7), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+            width_multiple=lambda params: int(params["head_dim"]),
+            ratios=("head_ratio",),
+        )
+    )
+MIXERS.add(
+    MixerSpec(
+        "cosine_window_attention",
+        {
+            "window": Param(8),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "trained": Param(0, minimum=0),
+        },
+        width_multiple=lambda params: int(params["head_dim"]),
+        alternates=True,
+        ratios=("head_ratio",),
+    )
+)
 MIXERS.add(
     MixerSpec(
         "focal_modulation",

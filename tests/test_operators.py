@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixer_sizes import narrow
+from operator_cases import assert_close, with_weights_of
 from timm.models.byobnet import RepVggBlock
 from timm.models.efficientvit_msra import LocalWindowAttention
 from timm.models.inception_next import InceptionDWConv2d
@@ -50,24 +51,6 @@ from supernet.network.mixers.normalisers import attend
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-    assert expected.std() > 0.01
-
-
-def with_weights_of(mixer: nn.Module, theirs: nn.Module, names: dict[str, str]) -> nn.Module:
-    """``mixer`` with timm's weights, whose names differ by these beginnings."""
-    state = {}
-    for key, value in theirs.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        start = next(name for name in names if key.startswith(name))
-        ours = names[start] + key.removeprefix(start)
-        state[ours] = value.reshape(mixer.state_dict()[ours].shape)
-    mixer.load_state_dict(state)
-    return mixer.eval()
 
 
 @sizes
@@ -281,6 +264,9 @@ def test_by_definition(
             {},
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
+        ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
     ],
 )
@@ -292,6 +278,10 @@ def test_numbers_of_parameters(name: str, params: dict[str, int], expected: int)
 # Sharing and folding, of every mixer ---------------------------------------------------------
 
 SMALLER = {  # other values of parameters, which share weights with the defaults
+    "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
+    "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},
     "efficient_modulation": {"expansion": 2, "kernel": 3},

@@ -100,7 +100,7 @@ def test_another_budget_inherits_all_that_is_known(
     monkeypatch.chdir(finished.parents[1])
     monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
     before = tree(finished)
-    for made in ("fit_classifier", "cut_alternatives"):
+    for made in ("classified", "cut_alternatives"):
         monkeypatch.setattr(pretrained_search, made, not_again)
     said = nas("search", "--inherit", finished, "--name", "second", *QUICK, "--max", "macs=300k")
     assert said.code == 0, said.err
@@ -131,7 +131,7 @@ def not_again(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param("fit_classifier", marks=pytest.mark.slow),
+        pytest.param("classified", marks=pytest.mark.slow),
         pytest.param("cut_alternatives", marks=pytest.mark.slow),
         "measure_quality",
         pytest.param("sweep", marks=pytest.mark.slow),

@@ -3,10 +3,12 @@
 from supernet.network.mixers.additive_attention import AdditiveAttention
 from supernet.network.mixers.attention import Attention
 from supernet.network.mixers.cascaded_group_attention import CascadedGroupAttention
+from supernet.network.mixers.cosine_window_attention import CosineWindowAttention
 from supernet.network.mixers.depthwise import DepthwiseConv
 from supernet.network.mixers.efficient_modulation import EfficientModulation
 from supernet.network.mixers.focal_modulation import FocalModulation
 from supernet.network.mixers.gnconv import GnConv
+from supernet.network.mixers.grid_attention import BlockAttention, GridAttention
 from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
@@ -21,11 +23,14 @@ from supernet.network.registry import register_mixer
 __all__ = [
     "AdditiveAttention",
     "Attention",
+    "BlockAttention",
     "CascadedGroupAttention",
+    "CosineWindowAttention",
     "DepthwiseConv",
     "EfficientModulation",
     "FocalModulation",
     "GnConv",
+    "GridAttention",
     "InceptionDepthwise",
     "LargeKernelAttention",
     "Mixer",
