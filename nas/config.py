@@ -23,6 +23,7 @@ from nas.config_parts import (
     Limits,
     LocalPath,
     NameOrPath,
+    OtherParent,
     Quantity,
     ScoredSearchConfig,
     Storage,
@@ -229,7 +230,8 @@ class TrainedConfig(RunConfig):
     ``supernet`` names another run whose trained supernet is used instead of training one. With
     ``parent``, a trained network, there is none: ``adapt`` trains the parent on the images,
     ``inherit`` says how networks around it get their weights, and ``finetune`` trains the finalists
-    with the parent as teacher. ``mean`` and ``std`` are those of the parent's images.
+    with the parent as teacher. ``mean`` and ``std`` are those of the parent's images. ``parents``
+    are tried beside it, and the best takes its place.
     ``architecture`` is the plain form of the one network to train instead of searching.
     ``fit`` says how images become squares, and with ``mirror: never`` training mirrors none.
     ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
@@ -275,6 +277,15 @@ class TrainedConfig(RunConfig):
         LocalPath | None,
         Flag("--from-weights", "Its weights, where timm shall not fetch them.", "FILE"),
     ] = None
+    parents: Annotated[
+        tuple[OtherParent, ...],
+        Flag(
+            "--parents",
+            "Try others as the parent for a while, and keep the best: so many of the zoo's "
+            "frontier, or one by its name; may be given several times.",
+            "N|NAME[=FILE]",
+        ),
+    ] = ()
     resolution: Annotated[
         int | None,
         Flag(
@@ -392,12 +403,17 @@ class TrainedConfig(RunConfig):
         if self.parent is None:
             without = "without --from; give that, or leave it out"
             paths = (item.path for item in flags.declared(InheritConfig, "inherit."))
-            of_parent = ("parent_weights", "resolution", "adapt.epochs", *paths)
+            of_parent = ("parent_weights", "parents", "resolution", "adapt.epochs", *paths)
             reasons |= dict.fromkeys(of_parent, without)
         else:
             unused = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
             names = ("supernet", *(f"train.{name}" for name in unused))
             reasons |= dict.fromkeys(names, "with --from; leave one of them out")
+        if self.parents:
+            kept = "with --parents, since it is made around the parent that is kept"
+            reasons["space"] = f"{kept}; leave one of them out"
+        if self.inherit.run is not None:
+            reasons["parents"] = "with --inherit, whose parent is taken; leave one of them out"
         if self.architecture is not None:
             training = ("strategy", "shrinking", "recalibration_images")
             names = ("space", "workers", *(f"train.{name}" for name in training))

@@ -27,6 +27,23 @@ def absolute_if_there(name: str) -> str:
     return absolute(name) if Path(name).exists() else name
 
 
+def named_file(text: str) -> tuple[str, str | None]:
+    """The parts of ``NAME=FILE``; the name of a folder may itself have such a sign."""
+    if Path(text).exists() or "=" not in text:
+        return text, None
+    name, _, file = text.partition("=")
+    return name, file
+
+
+def _other_parent(text: str) -> str:
+    name, file = named_file(text)
+    if not name or file == "":
+        raise ValueError("it must be a number, NAME or NAME=FILE, as in resnet18=resnet18.pth")
+    if file is None:
+        return name if name.isdigit() else absolute_if_there(name)
+    return f"{name}={absolute(file)}"
+
+
 def _with_absolute_files(config: TrainConfig) -> TrainConfig:
     named = {"teacher": config.teacher, "teacher_weights": config.teacher_weights}
     files: dict[str, Any] = {k: absolute_if_there(v) for k, v in named.items() if v}
@@ -42,6 +59,8 @@ Quantity = Annotated[str, BeforeValidator(_as_text)]
 """Text with a unit."""
 LocalPath = Annotated[str, AfterValidator(absolute)]
 NameOrPath = Annotated[str, AfterValidator(absolute_if_there)]
+OtherParent = Annotated[str, BeforeValidator(_as_text), AfterValidator(_other_parent)]
+"""How many networks of the zoo, or one by name, perhaps with a file of its weights."""
 Address = Annotated[
     str | None,
     Flag("--address", "Ray cluster to train on (default: start one on this machine).", "auto|HOST"),
@@ -82,8 +101,8 @@ class LatencyConfig(Configuration):
         str | None,
         Flag(
             "--runtime",
-            "eager, cudagraph, inductor, onnxruntime, tensorrt, or one that an installed package "
-            "adds (default: the device's usual).",
+            "eager, cudagraph, inductor, onnxruntime, openvino, tensorrt, or one that an installed "
+            "package adds (default: the device's usual).",
             "NAME",
         ),
     ] = None

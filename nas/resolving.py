@@ -23,6 +23,8 @@ from supernet.data.augmentation import AugmentConfig
 
 FINETUNING = frozenset({"run", "networks", "trials"})
 """Keys that the configuration of a fine-tuning has, and that of a run has not."""
+KEPT_PARENT = "parents/kept.json"
+"""Of a run that tried several parents: what the one that it kept changes in its configuration."""
 
 # The defaults are those of the narrow `digits` space; hundreds of channels diverge at its rate.
 _WIDER = {"lr": 5e-4, "batch_size": 64, "weight_decay": 0.05}
@@ -120,6 +122,8 @@ def resolve(
 def stored_config(run: Path) -> RunConfig:
     """Configuration of the search or training in the folder ``run``.
 
+    Where it tried several parents, this is that of a search from the one that it kept.
+
     Raises:
         RunError: There is none.
         CorruptFileError: Its file is damaged.
@@ -129,6 +133,8 @@ def stored_config(run: Path) -> RunConfig:
     stored = read_mapping(run / CONFIG)
     if stored.keys() >= FINETUNING:
         raise RunError(f"{run} is no run of `nas search`; give the directory of one that is.")
+    if (run / KEPT_PARENT).exists():
+        stored |= read_mapping(run / KEPT_PARENT)
     try:
         config = kind_of(stored).model_validate(stored)
         config.search_space()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
 from search_space.mixers import MIXERS
-from search_space.registry import POSITIVE, Param, ParamValue, Registry
+from search_space.registry import FLOAT, POSITIVE, PRECISIONS, Param, ParamValue, Registry
 
 if TYPE_CHECKING:
     from search_space.macro import Macro
@@ -41,14 +41,20 @@ class Place:
     position: int
 
 
+SKIP = "skip"
+PROJECTION = "projection"
+PRECISION = "precision"
+
+
 @dataclass(frozen=True)
 class BlockKind:
     """Name, parameters and module options of a kind of block.
 
     Args:
         name: Of the kind.
-        params: Rules of its parameters by name.
-        options: Keyword options of its module, besides ``dim``, of its place and parameters.
+        params: Rules of its parameters by name; ``precision`` is added to them.
+        options: Keyword options of its module, besides ``dim``, of its place and its own
+            parameters.
         strided: Whether its module takes ``out_dim`` and ``stride``, so that it can enter a stage.
         has_mixer: Whether it holds a mixer, as its parameter ``mixer``.
         ratios: Parameters that scale a width inside the block; what is left of larger ones when
@@ -64,10 +70,13 @@ class BlockKind:
     has_mixer: bool = False
     ratios: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.name != SKIP:
+            common = {PRECISION: Param(FLOAT, choices=PRECISIONS, later=True)}
+            object.__setattr__(self, "params", {**self.params, **common})
+
 
 BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
-SKIP = "skip"
-PROJECTION = "projection"
 
 
 def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
@@ -241,12 +250,24 @@ class Block:
             raise error.located(where) from None
 
 
-def metaformer(mixer: Mixer, mlp_ratio: float = 4.0, shortcut_scale: bool = False) -> Block:
+def metaformer(
+    mixer: Mixer,
+    mlp_ratio: float = 4.0,
+    shortcut_scale: bool = False,
+    res_post_norm: bool = False,
+) -> Block:
     """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside.
 
     With ``shortcut_scale`` each channel of the shortcuts has a learned scale, which starts at 1.
+    With ``res_post_norm`` norms end the residual branches instead of beginning them (SwinV2).
     """
-    return Block.of("metaformer", mixer, mlp_ratio=mlp_ratio, shortcut_scale=shortcut_scale)
+    return Block.of(
+        "metaformer",
+        mixer,
+        mlp_ratio=mlp_ratio,
+        shortcut_scale=shortcut_scale,
+        res_post_norm=res_post_norm,
+    )
 
 
 def hidden_width(width: int, ratio: ParamValue) -> int:
@@ -261,6 +282,7 @@ def _metaformer(place: Place, params: Params) -> dict[str, OptionValue]:
         "norm": macro.norm_of_blocks,
         "norm_eps": macro.norm_eps,
         "layer_scale": macro.layer_scale,
+        **({"res_post_norm": True} if params["res_post_norm"] else {}),
         "shortcut_scale": params["shortcut_scale"],
         "activation": macro.activation,
         "bias": macro.bias,
@@ -304,6 +326,7 @@ BLOCKS.add(
         {
             "mlp_ratio": Param(4.0, minimum=POSITIVE),
             "shortcut_scale": Param(False, later=True),
+            "res_post_norm": Param(False, later=True),
         },
         _metaformer,
         has_mixer=True,

@@ -1,9 +1,10 @@
 """Well-known designs as architectures: baselines of every report, and the proof of our blocks.
 
-Swin (Liu et al. 2021), FocalNet (Yang et al. 2022; small and large receptive field), ConvNeXt
-(Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has it, pooling before the norm),
-HorNet in its 7×7 version (Rao et al. 2022), and PoolFormerV2, ConvFormer and CAFormer (Yu et al.,
-MetaFormer baselines for vision, 2022). Convolutional ones have a file of their own.
+Swin and SwinV2 (Liu et al. 2021, 2022; version 2 at 256 px), FocalNet (Yang et al. 2022; small and
+large receptive field), ConvNeXt (Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has
+it, pooling before the norm), HorNet in its 7×7 version (Rao et al. 2022), and PoolFormerV2,
+ConvFormer and CAFormer (Yu et al., MetaFormer baselines for vision, 2022). Convolutional ones have
+a file of their own.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from search_space.architecture import Architecture, Stage
-from search_space.blocks import Mixer, metaformer
+from search_space.blocks import Block, Mixer, metaformer
 from search_space.errors import UnknownNameError
 from search_space.known_convolutional import CONVOLUTIONAL, convolutional
 from search_space.macro import Macro
 
 SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
+SWINV2 = replace(SWIN, downsample="patch_merging_norm")
 FOCALNET = Macro(downsample="conv_norm", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
 CONVNEXT = Macro(downsample="norm_conv", layer_scale=1e-6)  # HorNet's, too
 POOLFORMER = Macro(
@@ -39,6 +41,7 @@ POOLFORMERV2 = replace(BASELINE, block_norm="group_norm")
 _DEEP_POOLFORMER = replace(POOLFORMER, layer_scale=1e-6)
 
 _ATTENTION = (Mixer.of("window_attention", window=7, head_dim=32),) * 4
+_COSINE = (Mixer.of("cosine_window_attention", window=8, head_dim=32),) * 4
 _SMALL_FIELD = (Mixer.of("focal_modulation", levels=2, window=3),) * 4
 _LARGE_FIELD = (Mixer.of("focal_modulation", levels=3, window=3),) * 4
 _CONVOLUTION = (Mixer.of("depthwise_conv", kernel=7),) * 4
@@ -77,6 +80,9 @@ _KNOWN = {
     "swin_s": (SWIN, _WIDTHS_96, _DEEP, _ATTENTION),
     "swin_b": (SWIN, _WIDTHS_128, _DEEP, _ATTENTION),
     "swin_l": (SWIN, _WIDTHS_192, _DEEP, _ATTENTION),
+    "swinv2_t": (SWINV2, _WIDTHS_96, _TINY, _COSINE),
+    "swinv2_s": (SWINV2, _WIDTHS_96, _DEEP, _COSINE),
+    "swinv2_b": (SWINV2, _WIDTHS_128, _DEEP, _COSINE),
     "focalnet_t_srf": (FOCALNET, _WIDTHS_96, _TINY, _SMALL_FIELD),
     "focalnet_s_srf": (FOCALNET, _WIDTHS_96, _DEEP, _SMALL_FIELD),
     "focalnet_b_srf": (FOCALNET, _WIDTHS_128, _DEEP, _SMALL_FIELD),
@@ -135,8 +141,13 @@ def known(name: str) -> Architecture:
         raise UnknownNameError("design", name, known_names())
     macro, widths, depths, mixers = _KNOWN[name]
     stages = tuple(
-        # of the baselines, which have no biases, the last two stages scale their shortcuts
-        Stage(width, (metaformer(mixer, shortcut_scale=not macro.bias and i >= 2),) * depth)
+        Stage(width, (_block(macro, mixer, i),) * depth)
         for i, (width, depth, mixer) in enumerate(zip(widths, depths, mixers, strict=True))
     )
-    return Architecture(macro, 224, stages)
+    return Architecture(macro, 256 if macro == SWINV2 else 224, stages)
+
+
+def _block(macro: Macro, mixer: Mixer, stage: int) -> Block:
+    # of the baselines, which have no biases, the last two stages scale their shortcuts
+    scaled = not macro.bias and stage >= 2
+    return metaformer(mixer, shortcut_scale=scaled, res_post_norm=macro == SWINV2)

@@ -33,7 +33,10 @@ def num_heads(width: int, head_dim: int, ratio: float) -> int:
     return max(1, round(width * ratio / head_dim))
 
 
+NORMALISERS = ("softmax", "relu_softmax", "2quad", "scaling")
+"""What turns the scores of attention into weights."""
 _HEAD_RATIO = Param(1.0, minimum=POSITIVE, later=True)
+_NORMALISER = Param("softmax", choices=NORMALISERS, later=True)
 
 MIXERS: Registry[MixerSpec] = Registry("mixer", "nas.mixers")
 
@@ -41,6 +44,29 @@ MIXERS.add(
     MixerSpec(
         "window_attention",
         {"window": Param(7), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+        width_multiple=lambda params: int(params["head_dim"]),
+        alternates=True,
+        ratios=("head_ratio",),
+    )
+)
+for _name in ("block_attention", "grid_attention"):
+    MIXERS.add(
+        MixerSpec(
+            _name,
+            {"window": Param(7), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+            width_multiple=lambda params: int(params["head_dim"]),
+            ratios=("head_ratio",),
+        )
+    )
+MIXERS.add(
+    MixerSpec(
+        "cosine_window_attention",
+        {
+            "window": Param(8),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "trained": Param(0, minimum=0),
+        },
         width_multiple=lambda params: int(params["head_dim"]),
         alternates=True,
         ratios=("head_ratio",),
@@ -62,7 +88,7 @@ MIXERS.add(
 MIXERS.add(
     MixerSpec(
         "attention",
-        {"head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+        {"head_dim": Param(32), "head_ratio": _HEAD_RATIO, "normaliser": _NORMALISER},
         width_multiple=lambda params: int(params["head_dim"]),
         ratios=("head_ratio",),
     )
@@ -76,6 +102,15 @@ MIXERS.add(
     )
 )
 MIXERS.add(MixerSpec("depthwise_conv", {"kernel": Param(7, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "reparam_depthwise",
+        {
+            "kernel": Param(7, minimum=3, maximum=17, odd=True),
+            "branches": Param("dilated", choices=("dilated", "point")),
+        },
+    )
+)
 MIXERS.add(
     MixerSpec(
         "inception_depthwise",
@@ -98,7 +133,12 @@ MIXERS.add(
 MIXERS.add(
     MixerSpec(
         "spatial_reduction_attention",
-        {"reduction": Param(2), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+        {
+            "reduction": Param(2),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "normaliser": _NORMALISER,
+        },
         width_multiple=lambda params: int(params["head_dim"]),
         ratios=("head_ratio",),
     )

@@ -120,6 +120,8 @@ def test_rectangular_images(style: str, size: tuple[int, int]) -> None:
         elif name.endswith("relative_position_bias_table"):
             side = int(value.shape[0] ** 0.5)
             value = value.view(side, side, -1).transpose(0, 1).reshape(value.shape)
+        elif name.endswith("cpb_mlp.0.weight"):  # of distances along both sides
+            value = value.flip(1)
         elif name.endswith("downsample.reduction.weight"):
             value = swap_corners(value)
         elif "downsample.norm" in name and style == "swin":

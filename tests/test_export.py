@@ -17,7 +17,7 @@ import torch
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from results.export import OPSETS
 from results.export.card import ModelCard
-from results.export.formats import FILES
+from results.export.formats import FILES, write_onnx
 from results.export.write import export_network, read_export
 from search_space import Architecture, Mixer, Stage, load_space, metaformer
 from search_space.errors import CorruptFileError, ExportError, UsageError
@@ -66,6 +66,18 @@ def test_all_mixers_in_all_formats(tmp_path: Path, side: int) -> None:
     (actual,) = session.run(None, {"images": images})
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+def test_openvino_loads_all_mixers(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    network, path = build(one_of_each_mixer(), 5).eval(), tmp_path / "model.onnx"
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    write_onnx(network, images[:1], path, OPSETS[-1])
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (actual,) = compiled(images.numpy()).values()
+    with torch.inference_mode():
+        expected = network(images).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from mixer_sizes import narrow
+from operator_cases import assert_close, with_weights_of
+from timm.models.byobnet import RepVggBlock
 from timm.models.efficientvit_msra import LocalWindowAttention
 from timm.models.inception_next import InceptionDWConv2d
 from timm.models.pvt_v2 import Attention as ReducedAttention
@@ -17,7 +20,20 @@ from timm.models.shvit import SHSA
 from timm_pairs import randomised
 from torch import Tensor, nn
 
-from search_space import MIXERS, Macro, Mixer, SearchSpace, StageSpace, metaformer
+from predictors.counts import count_entry
+from predictors.measuring.runtimes.onnx_graph import to_onnx
+from search_space import (
+    MIXERS,
+    Architecture,
+    Macro,
+    Mixer,
+    SearchSpace,
+    Stage,
+    StageSpace,
+    metaformer,
+)
+from search_space.components import block_spec
+from search_space.mixers import NORMALISERS
 from supernet import Supernet
 from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
 from supernet.network.mixers import (
@@ -26,31 +42,15 @@ from supernet.network.mixers import (
     EfficientModulation,
     InceptionDepthwise,
     LargeKernelAttention,
+    ReparamDepthwise,
     SingleHeadAttention,
     SpatialReductionAttention,
     build_mixer,
 )
+from supernet.network.mixers.normalisers import attend
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-    assert expected.std() > 0.01
-
-
-def with_weights_of(mixer: nn.Module, theirs: nn.Module, names: dict[str, str]) -> nn.Module:
-    """``mixer`` with timm's weights, whose names differ by these beginnings."""
-    state = {}
-    for key, value in theirs.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        start = next(name for name in names if key.startswith(name))
-        ours = names[start] + key.removeprefix(start)
-        state[ours] = value.reshape(mixer.state_dict()[ours].shape)
-    mixer.load_state_dict(state)
-    return mixer.eval()
 
 
 @sizes
@@ -108,6 +108,19 @@ def test_cascaded_group_attention_is_timms(size: tuple[int, int]) -> None:
     assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
 
 
+@sizes
+@torch.no_grad()
+def test_reparam_depthwise_is_timms_repvgg(size: tuple[int, int]) -> None:
+    theirs = randomised(RepVggBlock(16, 16, 5, group_size=1), 0)
+    theirs.act = nn.Identity()
+    names = {"identity": "branches.input.norm"}
+    for their, ours in (("conv_kxk", "branches.main"), ("conv_1x1", "branches.point")):
+        names |= {f"{their}.conv": f"{ours}.conv", f"{their}.bn": f"{ours}.norm"}
+    mixer = with_weights_of(ReparamDepthwise(16, 5, "point"), theirs, names)
+    x = torch.randn(2, 16, *size)
+    assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
+
+
 # Direct evaluations: a convolution is a sum of shifted maps -----------------------------------
 
 
@@ -122,6 +135,14 @@ def convolved(x: Tensor, layer: nn.Conv2d, dilation: int = 1) -> Tensor:
         y, c = i * dilation, j * dilation
         result += padded[:, y : y + height, c : c + width] * layer.weight[:, 0, i, j]
     return result if layer.bias is None else result + layer.bias
+
+
+def branched(mixer: ReparamDepthwise, x: Tensor) -> Tensor:
+    result = torch.zeros_like(x)
+    for name, branch in mixer.branches.items():
+        dilation = 1 if name == "main" else int(name.removeprefix("dilated_"))
+        result = result + normed(convolved(x, branch.conv, dilation), branch.norm)
+    return result
 
 
 def normed(x: Tensor, norm: BatchNorm) -> Tensor:
@@ -160,12 +181,56 @@ def modulation(mixer: EfficientModulation, x: Tensor) -> Tensor:
     return hidden @ mixer.proj_out.weight.T + mixer.proj_out.bias
 
 
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda s: s.exp() / s.exp().sum(),
+    "relu_softmax": lambda s: s.clamp(min=0) / (s.clamp(min=0).sum() + 1e-5),
+    "2quad": lambda s: (s + 5) ** 2 / ((s + 5) ** 2).sum(),
+    "scaling": lambda s: s / len(s),
+}
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("keys", [3, 40])  # fewer and more than channels: both orders of products
+@torch.no_grad()
+def test_normalisers_by_definition(normaliser: str, keys: int) -> None:
+    q, k, v = (torch.randn(2, 5 * keys, 8, dtype=torch.float64) for _ in range(3))
+    k, v = k[:, :keys], v[:, :keys]
+    actual = attend(q, k, v, normaliser)
+    for image, query in itertools.product(range(2), range(0, 5 * keys, 7)):
+        scores = torch.stack([q[image, query] @ key / 8**0.5 for key in k[image]])
+        expected = WEIGHTS[normaliser](scores) @ v[image]
+        torch.testing.assert_close(actual[image, query], expected)
+
+
+@pytest.mark.parametrize("name", ["attention", "spatial_reduction_attention"])
+@torch.no_grad()
+def test_normalisers_share_all_weights_and_keep_digests(name: str) -> None:
+    """The same weights with each normaliser; softmax is the one that files do not name."""
+    mixers = [narrow(name, normaliser=normaliser) for normaliser in NORMALISERS]
+    assert narrow(name) == mixers[0]
+    assert "normaliser" not in mixers[0].traits
+    stage = StageSpace((8,), (1,), tuple(metaformer(mixer, 1.0) for mixer in mixers))
+    space = SearchSpace("x", Macro(stem_kernel=2, stem_stride=2), (8,), (stage,))
+    torch.manual_seed(0)
+    supernet, images = Supernet(space, 3).eval(), torch.randn(2, 3, 8, 8)
+    outputs = []
+    for block in stage.blocks:
+        architecture = Architecture(space.macro, 8, (Stage(8, (block,)),))
+        network = supernet.extract(architecture)
+        outputs.append(supernet(images, architecture))
+        assert torch.equal(outputs[-1], network(images))
+        assert {n.shape for n in network.parameters()} == {n.shape for n in supernet.parameters()}
+    assert all(not torch.equal(*pair) for pair in itertools.combinations(outputs, 2))
+
+
 @pytest.mark.parametrize(
     ("mixer", "formula"),
     [
         (LargeKernelAttention(6), large_kernel),
         (AdditiveAttention(6), additive),
         (EfficientModulation(6, expansion=3, kernel=5), modulation),
+        (ReparamDepthwise(6, 13), branched),
+        (ReparamDepthwise(6, 17), branched),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -186,6 +251,9 @@ def test_by_definition(
     ("name", "params", "expected"),
     [
         ("inception_depthwise", {}, 8 * (9 + 11 + 11 + 3)),
+        # of UniRepLKNet's largest, two numbers of each norm
+        ("reparam_depthwise", {"kernel": 13}, 64 * (169 + 25 + 49 + 27 + 6 * 2)),
+        ("reparam_depthwise", {"kernel": 3, "branches": "point"}, 64 * (9 + 1 + 3 * 2)),
         ("large_kernel_attention", {}, 3 * (64**2 + 64) + 26 * 64 + 50 * 64),
         ("single_head_attention", {}, 2 * 14 + 14 * (32 + 14) + 2 * (32 + 14) + 64**2 + 2 * 64),
         ("spatial_reduction_attention", {"reduction": 2}, (4 + 4) * 64**2 + (4 + 1 + 2) * 64),
@@ -196,6 +264,9 @@ def test_by_definition(
             {},
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
+        ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
     ],
 )
@@ -207,11 +278,16 @@ def test_numbers_of_parameters(name: str, params: dict[str, int], expected: int)
 # Sharing and folding, of every mixer ---------------------------------------------------------
 
 SMALLER = {  # other values of parameters, which share weights with the defaults
+    "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
+    "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},
     "efficient_modulation": {"expansion": 2, "kernel": 3},
     "large_kernel_attention": {"kernel": 3, "dilated": 5, "dilation": 2},
     "inception_depthwise": {"band": 7},
+    "reparam_depthwise": {"kernel": 13},
     "additive_attention": {"kernel": 5},
     "cascaded_group_attention": {"heads": 2, "key_dim": 8, "window": 3, "kernel": 3},
 }
@@ -240,3 +316,47 @@ def test_batch_norms_inside_mixers_fold_without_a_change(name: str) -> None:
     folded = fold_batch_norms(mixer)
     assert not has_batch_norms(folded)
     assert_close(folded(x), expected)
+
+
+@pytest.mark.parametrize("branches", ["dilated", "point"])
+@pytest.mark.parametrize("kernel", [3, 5, 7, 9, 11, 13, 15, 17])
+@torch.no_grad()
+def test_branches_are_one_convolution_once_folded(kernel: int, branches: str) -> None:
+    mixer = randomised(ReparamDepthwise(8, kernel, branches), 0).double()
+    x = torch.randn(2, 7, 20, 8, dtype=torch.float64)
+    expected = mixer(x)
+    folded = fold_batch_norms(mixer)
+    torch.testing.assert_close(folded(x), expected)
+    assert [tuple(p.shape) for p in folded.parameters()] == [(8, 1, kernel, kernel), (8,)]
+    assert torch.equal(fold_batch_norms(folded)(x), folded(x))
+
+
+def test_costs_are_those_of_the_merged_convolution() -> None:
+    """In time, operations and activations a depthwise convolution; parameters are the trained."""
+    blocks = [
+        metaformer(Mixer.of(name, kernel=13)) for name in ("reparam_depthwise", "depthwise_conv")
+    ]
+    ours, plain = (count_entry(block_spec(Macro(), 16, block, 0), 14) for block in blocks)
+    assert (ours.macs, ours.activations) == (plain.macs, plain.activations)
+    assert ours.num_params - plain.num_params == 16 * (25 + 49 + 27 + 6 * 2 - 1)
+
+
+EXPORTED = (
+    *map(Mixer.of, MIXERS),
+    Mixer.of("reparam_depthwise", branches="point"),
+    *(Mixer.of("attention", normaliser=normaliser) for normaliser in NORMALISERS[1:]),
+)
+
+
+@pytest.mark.parametrize("mixer", EXPORTED, ids=lambda m: f"{m.name}-{m.params[-1:]}")
+def test_onnx_and_torch_export(mixer: Mixer) -> None:
+    module = fold_batch_norms(randomised(build_mixer(mixer.name, 32, **dict(mixer.params)), 0))
+    x = torch.randn(2, 7, 9, 32)
+    expected = module(x).detach()
+    graph = to_onnx(module, x).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_close(torch.from_numpy(output), expected)
+    batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(module, (x,), dynamic_shapes=batch).module()
+    assert_close(exported(torch.cat([x, x]))[2:], expected)

@@ -102,7 +102,7 @@ def test_another_budget_inherits_all_that_is_known(
     monkeypatch.chdir(finished.parents[1])
     monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
     before = tree(finished)
-    for made in ("fit_classifier", "cut_alternatives"):
+    for made in ("classified", "cut_alternatives"):
         monkeypatch.setattr(pretrained_search, made, not_again)
     said = nas("search", "--inherit", finished, "--name", "second", *QUICK, "--max", "macs=300k")
     assert said.code == 0, said.err
@@ -133,7 +133,7 @@ def not_again(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param("fit_classifier", marks=pytest.mark.slow),
+        pytest.param("classified", marks=pytest.mark.slow),
         pytest.param("cut_alternatives", marks=pytest.mark.slow),
         "measure_quality",
         pytest.param("sweep", marks=pytest.mark.slow),
@@ -252,7 +252,7 @@ def test_other_weights_than_the_run_began_with_are_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained_search, "fit_classifier", stop)
+        patch.setattr(pretrained_search, "classified", stop)
         assert search(mine, "first", "--max", "macs=400k").code == 130
     began = find_parent(str(mine)).fingerprint()
     weights = read_tensors(mine / "model.safetensors")

@@ -77,6 +77,7 @@ def usable(kind: str) -> list[str]:
 
 ON_CPU = usable("cpu")
 NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C++ compiler")
+NEEDS_OPENVINO = pytest.mark.skipif("openvino" not in ON_CPU, reason="needs openvino")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OTHER_MIXERS = [narrow(name) for name in MIXERS.names() if name != ATTENTION.mixer.name]
 ENTRIES: list[Entry] = [
@@ -179,7 +180,7 @@ def test_conditions_carry_the_runtimes_own_version(name: str) -> None:
     version = find_runtime(name).version()
     assert settings(name).runtime_version == version
     library = importlib.import_module(find_runtime(name).library)
-    assert library.__version__ in version
+    assert library.__version__.split("-")[0] in version
 
 
 def test_unknown_runtime_names_the_nearest() -> None:
@@ -197,6 +198,8 @@ def test_missing_libraries_are_named_with_the_command(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"'onnxruntime', which is not installed.*pip install"):
         local_conditions(runtime="onnxruntime")
+    with pytest.raises(UsageError, match=r'pip install "nas\[openvino\]"'):
+        local_conditions(runtime="openvino")
     with pytest.raises(UsageError, match=r'pip install "nas\[tensorrt\]"'):
         find_runtime("tensorrt").require("cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch" or None)
@@ -218,6 +221,39 @@ def test_onnxruntime_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch)
         find_runtime("onnxruntime").require("cuda")
 
 
+@NEEDS_OPENVINO
+def test_openvino_refuses_what_it_cannot_run() -> None:
+    with pytest.raises(UsageError, match=r"precision 'fp16'.*Use fp32"):
+        local_conditions(runtime="openvino", precision="fp16")
+
+
+@NEEDS_OPENVINO
+def test_openvino_computes_in_float32_on_as_many_threads_as_asked() -> None:
+    from predictors.measuring.runtimes.open_vino import _core, _settings
+
+    graph = to_onnx(nn.Linear(8, 8), torch.zeros(1, 8)).SerializeToString()
+    for threads in (1, 2):
+        said = _settings(replace(settings("openvino"), threads=threads))
+        compiled = _core().compile_model(_core().read_model(graph), "CPU", said)
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+        assert compiled.get_property("NUM_STREAMS") == threads - 1
+        assert compiled.get_property("INFERENCE_NUM_THREADS") in (0, threads)
+        assert not compiled.get_property("ENABLE_CPU_PINNING")
+
+
+@NEEDS_OPENVINO
+def test_openvino_names_what_it_cannot_compile() -> None:
+    with pytest.raises(UsageError, match=r"OpenVINO cannot compile .*Use another runtime"):
+        find_runtime("openvino").prepare(Odd(), torch.ones(1, 3), settings("openvino"))
+
+
+class Odd(nn.Module):
+    """An operator of ONNX that OpenVINO does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(x.view(1, 3, 1) * x.view(1, 1, 3))
+
+
 # Outputs --------------------------------------------------------------------------------------
 
 
@@ -233,7 +269,12 @@ def outputs_agree(name: str, subject: Subject, conditions: Conditions) -> None:
 
 @pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
 @pytest.mark.parametrize(
-    "name", ["onnxruntime", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])]
+    "name",
+    [
+        "onnxruntime",
+        pytest.param("openvino", marks=NEEDS_OPENVINO),
+        pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER]),
+    ],
 )
 def test_runtimes_compute_what_eager_computes(
     name: str, spec: ModuleSpec, in_size: int, pool: WeightPool
@@ -450,8 +491,11 @@ def test_a_cpu_quota_is_named_as_that(
     assert "other work" not in said
 
 
-def test_profile_through_onnxruntime(space: SearchSpace, tmp_path: Path) -> None:
-    conditions = settings("onnxruntime")
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=NEEDS_OPENVINO)])
+def test_profile_through_a_runtime_that_reads_onnx(
+    name: str, space: SearchSpace, tmp_path: Path
+) -> None:
+    conditions = settings(name)
     table = profile(space, CLASSES, conditions, tmp_path, limits=QUICK)
     assert set(table.entries) == set(entries(space, CLASSES))
     assert table.complete(space, CLASSES)

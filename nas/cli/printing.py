@@ -11,8 +11,9 @@ from nas.cli.options import columns
 from results.report.chosen import beaten_note
 from results.report.classes import unbalanced_note
 from results.report.data import Network, ReportData
-from results.report.parent import agreement_words, parent_of
+from results.report.parent import agreement_words, parent_of, tried_words
 from search_space.metrics import (
+    ACCURACY,
     ACTIVATIONS,
     BALANCED_ACCURACY,
     LATENCY,
@@ -77,6 +78,18 @@ def _parent_lines(data: ReportData) -> Iterator[str]:
     if parent.test_accuracy is not None:
         latency = format_metric(LATENCY, parent.figure(LATENCY))
         yield f"{parent.name}: {latency}, test accuracy {parent.test_accuracy:.2%}"
+    if words := tried_words(data):
+        yield words
+        rows = [
+            [
+                Path(one.name).name,
+                format_metric(ACCURACY, one.accuracy),
+                format_metric(LATENCY, one.latency_ms),
+                "← kept" if one.digest == parent.digest else "",
+            ]
+            for one in data.inherited.tried
+        ]
+        yield from columns(rows, left=(0, -1), indent="  ")
     if words := agreement_words(data.inherited):
         yield words
 

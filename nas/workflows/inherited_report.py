@@ -10,6 +10,7 @@ import numpy as np
 
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import PARENT, START, TABLE
+from nas.workflows.tried_parents import FINDING, MEASURING, TRYING, choose, read_tried
 from nas.workflows.zoo import COUNTS, find_zoo
 from predictors.tables.quality import Key, QualityTable
 from predictors.zoo.published import source
@@ -34,7 +35,7 @@ from supernet.training.evaluation import Quality
 if TYPE_CHECKING:
     from nas.workflows.pretrained_search import PretrainedSearch
 
-_PUBLISHED = ("loading the parent", "a classifier for the parent")
+_PUBLISHED = (FINDING, MEASURING, TRYING, "loading the parent", "a classifier for the parent")
 _ADAPTED = ("adapting the parent",)
 _TRAINED = ("fine-tuning the finalists",)
 _OTHERS = ("opening images", "exporting", "report")  # phases that lead from no network to another
@@ -47,7 +48,13 @@ def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
     baselines = tuple(
         replace(b, test_accuracy=test) if b.name == run.parent_name else b for b in data.baselines
     )
-    inherited = Inheritance(parent=run.parent_name, steps=tuple(_steps(run, data, adapted)))
+    tried = read_tried(run.path)
+    inherited = Inheritance(
+        parent=run.parent_name,
+        steps=tuple(_steps(run, data, adapted)),
+        tried=tried,
+        reason=choose(tried)[1] if tried else "",
+    )
     table = run.path / TABLE
     chosen = data.chosen
     if chosen is not None and chosen.digest != run.architecture.digest and table.exists():
@@ -101,6 +108,7 @@ def _step(name: str, quality: dict[str, Quality], phases: tuple[str, ...]) -> St
         validation_accuracy=quality["validation"].accuracy,
         test_accuracy=quality["test"].accuracy,
         phases=phases,
+        of_parent=True,
     )
 
 

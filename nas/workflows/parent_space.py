@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nas.config import TrainedConfig
+from nas.config_parts import named_file
 from nas.resolving import stored_config
 from nas.workflows.default_space import look_at
 from search_space.around import around
@@ -69,12 +70,26 @@ def put_parent(data: dict[str, Any], say: Callable[[str], None] | None) -> None:
             own = parent.architecture.resolution
             why = "its own" if side == own else f"the images are smaller than its own {own} px"
             say(f"{parent.name} is trained at {side} px: {why}. --resolution sets another.")
+    data["space"] = space_of(parent, side)
+    for name, weights in named_parents(data.get("parents") or ()):
+        try:
+            space_of(find_parent(name, weights), side)
+        except NasError as error:
+            raise UsageError(f"--parents {name}: {error}") from None
+
+
+def space_of(parent: Parent, side: int) -> dict[str, Any]:
+    """The space around a parent at a resolution, in plain form; raises UsageError."""
     try:
         name = "around-" + re.sub(r"[^a-z0-9_]+", "-", Path(parent.name).name.lower())
-        space = around(replace(parent.architecture, resolution=side), name=name)
+        return around(replace(parent.architecture, resolution=side), name=name).to_dict()
     except NasError as error:
         raise UsageError(f"--resolution {side} does not suit {parent.name}: {error}") from None
-    data["space"] = space.to_dict()
+
+
+def named_parents(others: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Those of ``--parents`` that are names, with files of their weights."""
+    return [named_file(text) for text in map(str, others) if not text.isdigit()]
 
 
 def _side(parent: Parent, data: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from typing import Unpack
 from nas.cli.console import Console
 from nas.config import RunConfig, TrainedConfig, TrainingFreeConfig
 from nas.workflows.network_training import NETWORK, NetworkTraining
+from nas.workflows.parent_trials import can_be_continued, kept_parent
 from nas.workflows.pretrained_search import PARENT, PretrainedSearch
 from nas.workflows.run import Run
 from nas.workflows.starting import Start, header, new_manifest, open_run
@@ -44,6 +45,8 @@ def run_search(config: RunConfig, path: Path, **start: Unpack[Start]) -> ReportD
                 "this configuration names one architecture to train, and a search would ignore it; "
                 "use nas train, or take 'architecture' out."
             )
+        if config.parents:
+            return _run(partial(_from_the_best, config), config, path, start)
         kind = TrainedSearch if config.parent is None else PretrainedSearch
         return _run(partial(kind, config), config, path, start)
     assert isinstance(config, TrainingFreeConfig)
@@ -57,6 +60,13 @@ def run_training(config: TrainedConfig, path: Path, **start: Unpack[Start]) -> R
     """
     kind = SupernetTraining if config.architecture is None else NetworkTraining
     return _run(partial(kind, config), config, path, start)
+
+
+def _from_the_best(
+    config: TrainedConfig, directory: RunDirectory, console: Console
+) -> PretrainedSearch:
+    """A search from the best of several parents, which are tried first."""
+    return PretrainedSearch(kept_parent(config, directory, console), directory, console)
 
 
 def _run(
@@ -84,4 +94,5 @@ def _run(
 def _can_be_continued(path: Path) -> bool:
     """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
     trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK, PARENT))
-    return (path / JOURNAL).exists() or any(each.exists() for each in trained)
+    begun = (path / JOURNAL).exists() or any(each.exists() for each in trained)
+    return begun or can_be_continued(path)

@@ -26,8 +26,10 @@ from nas.workflows.inherited import (
     architecture_of,
     bank_identity,
     check_parent,
+    classified,
     copied,
     fitting_images,
+    gentle,
     read_parent,
     refine,
 )
@@ -49,9 +51,7 @@ from search_space import Architecture
 from search_space.errors import RunError
 from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
-from supernet.data.augmentation import gentle_augment
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
-from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
@@ -62,12 +62,10 @@ from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
-from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
 DISTILLING = "distilling"  # folder of alternatives while others are still trained
-_CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
 _POINTS = 40  # of the front that the table promises, at most
 _FIRST_SHARE = 0.5  # of the evaluations: networks that the table alone chooses
 
@@ -126,7 +124,7 @@ class PretrainedSearch(TrainedSearch):
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, self._gentle(self.config.adapt)
+        folder, recipe = self.path / PARENT, gentle(self.config.adapt, self.data)
         network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
             self._take_over(Path(self.config.inherit.run))
@@ -141,11 +139,6 @@ class PretrainedSearch(TrainedSearch):
         with self.phase("adapting the parent") as progress:
             self.train_network(network, recipe, PARENT, shown(progress))
         return network.eval()
-
-    def _gentle(self, recipe: TrainConfig) -> TrainConfig:
-        """A recipe with the augmentation of few epochs, where it names none."""
-        gentle = gentle_augment(self.data.kind, self.data.resolution)
-        return replace(recipe, augment=recipe.augment or gentle)
 
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parent, so that this one needs it no more.
@@ -166,17 +159,17 @@ class PretrainedSearch(TrainedSearch):
 
     def _loaded(self) -> Backbone:
         """The published parent with a classifier that is fitted to the images."""
-        theirs = self.published
-        network = build(self.architecture, theirs.num_classes)
-        network.load_state_dict(theirs.state_dict())
-        network.to(self.compute)
-        images = calibration_batches(self.data, _CLASSIFIER_IMAGES, self.config.seed)
-        share = fit_classifier(network, images, self.num_classes)
-        self.console.say(
-            f"  {self.parent.name}: a classifier alone knows {share:.1%} of {images.num_images:,} "
-            "training images"
+        network, share = classified(
+            self.published,
+            self.architecture,
+            self.data,
+            seed=self.config.seed,
+            device=self.compute,
         )
-        return network.cpu()
+        self.console.say(
+            f"  {self.parent.name}: a classifier alone knows {share:.1%} of training images"
+        )
+        return network
 
     def first_answer(self, bank: WeightBank, problem: Problem) -> Evaluation:
         """The parent as an evaluated network: what everything else is compared with."""
@@ -246,7 +239,7 @@ class PretrainedSearch(TrainedSearch):
     def _train_jointly(self, bank: WeightBank) -> None:
         """All alternatives together, each step some networks, at a tenth of the parent's rate."""
         recipe = replace(
-            self._gentle(self.config.adapt),
+            gentle(self.config.adapt, self.data),
             epochs=self.config.inherit.joint_epochs,
             lr=self.config.adapt.lr / 10,
             strategy="sandwich",
@@ -321,7 +314,7 @@ class PretrainedSearch(TrainedSearch):
             network,
             self.network,
             self.data,
-            self._gentle(self.config.finetune),
+            gentle(self.config.finetune, self.data),
             self.path / folder,
             progress=progress,
             device=self.compute,

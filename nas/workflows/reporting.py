@@ -27,6 +27,7 @@ from results.report.data import (
     read_result,
 )
 from results.report.page import write_report
+from results.report.parent import parent_of, seconds_of
 from results.report.tables import rank_rows
 from results.store import RESULT, SUPERNET, RunDirectory, is_run
 from search_space import Architecture, SearchSpace
@@ -208,6 +209,38 @@ def summary(data: ReportData, path: Path) -> dict[str, Any]:
         "best": best,
         "front": [asdict(member) for member in data.front],
         "beaten_by": [baseline.name for baseline in beaten_by(data)],
+        **_of_parent(data),
+    }
+
+
+def _of_parent(data: ReportData) -> dict[str, Any]:
+    """What a search from a trained network says besides: docs/pretrained.md names the keys."""
+    inherited, parent = data.inherited, parent_of(data)
+    if inherited is None or parent is None:
+        return {}
+    seconds = [seconds_of(step, data.phases) for step in inherited.steps]
+    steps = [
+        {
+            "name": step.name,
+            "validation_accuracy": step.validation_accuracy,
+            "test_accuracy": step.test_accuracy,
+            "seconds": took,
+        }
+        for step, took in zip(inherited.steps, seconds, strict=True)
+    ]
+    own = [took for step, took in zip(inherited.steps, seconds, strict=True) if step.of_parent]
+    return {
+        "parent": {
+            "name": parent.name.removeprefix("parent "),
+            "digest": parent.digest,
+            "validation_accuracy": parent.predicted.get(ACCURACY),
+            "test_accuracy": parent.test_accuracy,
+            LATENCY: parent.figure(LATENCY),
+            "latency_origin": "measured" if LATENCY in parent.measured else "predicted",
+            "seconds": sum(took or 0.0 for took in own),
+        },
+        "steps": steps,
+        "tried": [asdict(one) for one in inherited.tried],
     }
 
 

@@ -70,12 +70,48 @@ class Step:
         validation_accuracy: On the images that the search looked at.
         test_accuracy: On those that nothing was decided by.
         phases: Names of the run's phases that led to it from the step before.
+        of_parent: Whether it is the parent still.
     """
 
     name: str
     validation_accuracy: FiniteFloat | None = None
     test_accuracy: FiniteFloat | None = None
     phases: tuple[str, ...] = ()
+    of_parent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedParent:
+    """A network that was tried as the parent, by a short training on the images.
+
+    Args:
+        name: timm's, of network and weights, or a folder.
+        digest: Of its architecture at the resolution that it was tried at.
+        weights: A file of them; None where timm fetches them, or the folder holds them.
+        top1: Accuracy on the validation images of ImageNet-1k, as published.
+        latency_ms: On the run's device, at that resolution.
+        num_params: Parameters.
+        macs: Multiply-adds for one image.
+        accuracy: On validation images, after the short training; balanced accuracy where that is
+            what the run looks for. None before it was tried.
+        loss: On the same images.
+        images: How many these are.
+        seconds: What trying it took.
+        fingerprint: Of the images as it sees them.
+    """
+
+    name: str
+    digest: Digest
+    weights: str | None = None
+    top1: FiniteFloat | None = None
+    latency_ms: FiniteFloat | None = None
+    num_params: NonNegativeInt
+    macs: NonNegativeInt
+    accuracy: FiniteFloat | None = None
+    loss: FiniteFloat | None = None
+    images: NonNegativeInt = 0
+    seconds: FiniteFloat = 0.0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +164,9 @@ class Inheritance:
         losses: Of the evaluated networks.
         steps: From the published parent to the chosen network.
         zoo: Published networks to compare with.
+        tried: Networks that were tried as the parent, this one among them; empty where there was no
+            choice.
+        reason: Why this one of them was kept.
     """
 
     parent: str
@@ -136,3 +175,5 @@ class Inheritance:
     losses: tuple[LossPair, ...] = ()
     steps: tuple[Step, ...] = ()
     zoo: ZooFront | None = None
+    tried: tuple[TriedParent, ...] = ()
+    reason: str = ""

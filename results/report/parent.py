@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from results.pareto import RankCorrelation, kendall_tau
 from results.report.charts import format_metric, signed
 from results.report.curves import scatter
-from results.report.data import Baseline, Network, ReportData
+from results.report.data import Baseline, Network, Phase, ReportData
 from results.report.fates import fates_picture, fates_table
-from results.report.inheritance import Inheritance
+from results.report.inheritance import Inheritance, Step
 from results.report.tables import Cell, cell, table_of
 from search_space.metrics import ACCURACY, LATENCY, LOSS, MACS, PARAMS
 from search_space.units import format_duration
@@ -59,6 +61,8 @@ def parent_view(data: ReportData) -> dict[str, Any] | None:
         "name": inherited.parent,
         "lead": _lead(data, parent),
         "steps": _steps(data, inherited),
+        "tried": _tried(data, inherited),
+        "tried_lead": tried_words(data),
         "picture": fates_picture(inherited.blocks),
         "blocks": fates_table(inherited.blocks, inherited.resolution, sides),
         "losses": _losses(data, inherited),
@@ -95,18 +99,49 @@ def _lead(data: ReportData, parent: Baseline | None) -> str:
     return f"The chosen network {' and '.join(words)}." if words else ""
 
 
+def seconds_of(step: Step, phases: Sequence[Phase]) -> float | None:
+    """What led to a network took, in a run of these phases; None where that is not known."""
+    found = [phase.seconds for phase in phases if phase.name in step.phases]
+    return sum(found) if found else None
+
+
 def _steps(data: ReportData, inherited: Inheritance) -> dict[str, Any] | None:
-    took = {phase.name: phase.seconds for phase in data.phases}
     rows = []
     for step in inherited.steps:
-        seconds = [took[name] for name in step.phases if name in took]
-        total = sum(seconds) if seconds else None
+        total = seconds_of(step, data.phases)
         cells = [
             cell("validation accuracy", ACCURACY, step.validation_accuracy),
             cell("test accuracy", ACCURACY, step.test_accuracy),
             Cell("took", total, "" if total is None else format_duration(total)),
         ]
         rows.append({"name": step.name, "note": ", ".join(step.phases), "cells": cells})
+    return table_of("network", rows) if rows else None
+
+
+def tried_words(data: ReportData) -> str:
+    """Which of the networks that were tried is the parent, and why; empty where none were."""
+    parent = parent_of(data)
+    if data.inherited is None or parent is None or not data.inherited.tried:
+        return ""
+    count = len(data.inherited.tried)
+    return f"Of {count} networks that were tried, {parent.name} was kept: {data.inherited.reason}."
+
+
+def _tried(data: ReportData, inherited: Inheritance) -> dict[str, Any] | None:
+    parent = parent_of(data)
+    rows = []
+    for one in inherited.tried:
+        kept = parent is not None and one.digest == parent.digest
+        cells = [
+            cell("validation accuracy", ACCURACY, one.accuracy),
+            cell("validation loss", LOSS, one.loss),
+            cell("latency", LATENCY, one.latency_ms),
+            cell("parameters", PARAMS, one.num_params),
+            cell("MACs", MACS, one.macs),
+            cell(ON_IMAGENET, ACCURACY, one.top1),
+            Cell("took", one.seconds, format_duration(one.seconds)),
+        ]
+        rows.append({"name": Path(one.name).name, "note": "", "chosen": kept, "cells": cells})
     return table_of("network", rows) if rows else None
 
 

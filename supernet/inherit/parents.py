@@ -31,6 +31,7 @@ from supernet.network.timm_models import PUBLISHED
 from supernet.network.timm_weights import from_timm, in_order
 
 RESULT, EXPORT = "result.json", "export"  # of a run
+FIX = "where there is no network, give a file of them with --from-weights."
 
 
 class _Chosen(BaseModel):
@@ -59,8 +60,11 @@ class Parent:
     std: tuple[float, ...] = IMAGENET_STD
     weights: Path | None = None
 
-    def load(self) -> Backbone:
+    def load(self, fix: str = FIX) -> Backbone:
         """Builds the network with its weights and its own classes.
+
+        Args:
+            fix: What to do where timm cannot fetch them; ends that error.
 
         Raises:
             UsageError: timm cannot fetch the weights.
@@ -69,7 +73,7 @@ class Parent:
         if Path(self.name).is_dir():
             return load_exported(Path(self.name))
         network = build(self.architecture, _classes_of(self.name))
-        state = self._of_timm() if self.weights is None else read_tensors(self.weights)
+        state = self._of_timm(fix) if self.weights is None else read_tensors(self.weights)
         if self.weights is not None:
             state = _with_names_of_timm(state, self.name, self.weights)
         try:
@@ -93,13 +97,12 @@ class Parent:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
-    def _of_timm(self) -> dict[str, Tensor]:
+    def _of_timm(self, fix: str) -> dict[str, Tensor]:
         try:
             return dict(timm.create_model(self.name, pretrained=True).state_dict())
         except Exception as error:  # whatever the hub's client raises without a network
             raise UsageError(
-                f"timm cannot fetch the weights of {self.name} ({first_line(error):.200}); where "
-                "there is no network, give a file of them with --from-weights."
+                f"timm cannot fetch the weights of {self.name} ({first_line(error):.200}); {fix}"
             ) from None
 
 

@@ -136,7 +136,8 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {n for n, _ in self.named_parameters() if n.endswith("relative_position_bias_table")}
+        names = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+        return {n for n, _ in self.named_parameters() if any(name in n for name in names)}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

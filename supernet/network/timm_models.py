@@ -37,6 +37,7 @@ PUBLISHED = {
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
     "swin_l": "swin_large_patch4_window7_224",
+    **{f"swinv2_{size[0]}": f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")},
     "focalnet_t_srf": "focalnet_tiny_srf",
     "focalnet_s_srf": "focalnet_small_srf",
     "focalnet_b_srf": "focalnet_base_srf",
@@ -106,7 +107,8 @@ def timm_model(architecture: Architecture) -> TimmModel | None:
     """
     for name, theirs in PUBLISHED.items():
         if replace(architecture, resolution=known(name).resolution) == known(name):
-            sized = _image(architecture) if theirs.startswith("swin") else {}
+            usual = known(name).resolution
+            sized = _image(architecture, usual) if theirs.startswith("swin") else {}
             known_model = TimmModel(theirs, sized)  # a Swin on small maps has smaller windows there
             return known_model if _same_parameters(known_model, architecture) else None
     stages = [_kept(stage) for stage in architecture.stages]
@@ -183,9 +185,9 @@ def _uniform(stages: list[list[Block]], kind: str) -> bool:
     return all(block.label == kind and block == stage[0] for stage in stages for block in stage)
 
 
-def _image(architecture: Architecture) -> dict[str, Any]:
+def _image(architecture: Architecture, usual: int = 224) -> dict[str, Any]:
     resolution = architecture.resolution
-    return {} if resolution == 224 else {"img_size": resolution}
+    return {} if resolution == usual else {"img_size": resolution}
 
 
 def _hierarchy(architecture: Architecture, macro: Macro, *free: str) -> bool:

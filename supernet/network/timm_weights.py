@@ -155,6 +155,9 @@ _RESNET_D: Rules = (
 _MOBILE_BLOCKS = frozenset({"inverted_residual", "depthwise_separable", "fused_inverted_residual"})
 FAMILIES = {
     "swin_transformer": Family(frozenset({"window_attention"}), "patch_merging", _SWIN),
+    "swin_transformer_v2": Family(
+        frozenset({"cosine_window_attention"}), "patch_merging_norm", _SWIN
+    ),
     "focalnet": Family(frozenset({"focal_modulation"}), "conv_norm", _FOCALNET),
     "convnext": Family(frozenset({"depthwise_conv"}), "norm_conv", _CONVNEXT),
     "poolformer": Family(frozenset({"pooling"}), "conv", _POOLFORMER),

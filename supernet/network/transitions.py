@@ -73,21 +73,28 @@ class Transition(StaticModule):
 class PatchMerging(Transition):
     """Neighbours concatenated, norm and linear layer (Swin)."""
 
-    def normed(self) -> Axis:
+    @property
+    def merged(self) -> Axis:
+        """The channels of a merged patch."""
         return Product(self.kernel**2, "dim")
+
+    def normed(self) -> Axis:
+        return self.merged
 
     def add_layer(self) -> None:
         self.reduction = Linear(self.kernel**2 * self.dim, self.out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reduction(self.norm(x if self.kernel == 1 else self._patches(x)))
+        return self.reduction(self.norm(self.patches(x)))
 
     def fold(self) -> None:
         """Folds the norm, which comes after the padding, into the linear layer."""
         self.norm = folded_before(self.norm, self.reduction)
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """Every second kernel × kernel patch as one vector; odd maps are padded by one."""
+    def patches(self, x: Tensor) -> Tensor:
+        """Returns every second kernel × kernel patch as one vector; odd maps are padded by one."""
+        if self.kernel == 1:
+            return x
         batch, height, width, dim = x.shape
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
@@ -101,8 +108,23 @@ class PatchMerging(Transition):
         return x.permute(0, 3, 2, 1).reshape(batch, rows, columns, -1)
 
     def axes(self) -> dict[str, Axes]:
-        merged = self.normed()
-        return norm_axes("norm", self.norm, merged) | {"reduction.weight": ("out_dim", merged)}
+        norm = norm_axes("norm", self.norm, self.normed())
+        return norm | {"reduction.weight": ("out_dim", self.merged)}
+
+
+@register_transition("patch_merging_norm")
+class PatchMergingNorm(PatchMerging):
+    """Neighbours concatenated, linear layer and norm (SwinV2)."""
+
+    def normed(self) -> Axis:
+        return "out_dim"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduction(self.patches(x)))
+
+    def fold(self) -> None:
+        """Folds the norm into the linear layer, which then has a bias."""
+        self.norm = folded_after(self.reduction, self.norm)
 
 
 @register_transition("conv")

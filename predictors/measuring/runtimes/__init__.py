@@ -25,6 +25,7 @@ _OURS = {
     "eager": "eager:Eager",
     "inductor": "inductor:Inductor",
     "onnxruntime": "onnx_runtime:OnnxRuntime",
+    "openvino": "open_vino:OpenVino",
     "tensorrt": "tensor_rt:TensorRT",
 }
 

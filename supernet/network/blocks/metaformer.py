@@ -14,6 +14,7 @@ from supernet.network.layers import (
     activation_axes,
     build_activation,
     build_norm,
+    folded_after,
     folded_before,
     norm_axes,
 )
@@ -48,9 +49,11 @@ class MetaFormer(StaticModule):
     """A mixer and an MLP in residual branches.
 
     Usually ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; a mixer that sits inside the MLP
-    gives ``x + mlp(norm2(mixer(x)))``. Each branch may have a layer scale, and each shortcut a
-    learned scale, too. In training a branch is dropped with probability ``drop_path_rate``, which
-    whoever calls the block sets.
+    gives ``x + mlp(norm2(mixer(x)))``. With ``res_post_norm`` norms end the branches instead,
+    ``x + norm1(mixer(x))``; their weights start at 1, so that every branch counts from the start
+    (at 0 in SwinV2). Each branch may have a layer scale, and each shortcut a learned scale, too.
+    In training a branch is dropped with probability ``drop_path_rate``, which whoever calls the
+    block sets.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class MetaFormer(StaticModule):
         shortcut_scale: bool = False,
         activation: str = "gelu",
         bias: bool = True,
+        res_post_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.dim, self.hidden = dim, hidden
+        self.dim, self.hidden, self.res_post_norm = dim, hidden, res_post_norm
         self.mixer = build_mixer(mixer, dim, **dict(params))
         self.inside_mlp = self.mixer.inside_mlp
         if not self.inside_mlp:
@@ -87,13 +91,21 @@ class MetaFormer(StaticModule):
     def forward(self, x: Tensor) -> Tensor:
         # maps are arguments, not local variables, so that none outlives its use
         if self.inside_mlp:
-            return self._sum(x, self.shortcut2, self.mlp(self.norm2(self.mixer(x))), self.scale2)
-        x = self._sum(x, self.shortcut1, self.mixer(self.norm1(x)), self.scale1)
-        return self._sum(x, self.shortcut2, self.mlp(self.norm2(x)), self.scale2)
+            return self._sum(
+                x, self.shortcut2, self._normed(self.norm2, self.mlp, self.mixer(x)), self.scale2
+            )
+        x = self._sum(x, self.shortcut1, self._normed(self.norm1, self.mixer, x), self.scale1)
+        return self._sum(x, self.shortcut2, self._normed(self.norm2, self.mlp, x), self.scale2)
+
+    def _normed(self, norm: nn.Module, branch: nn.Module, x: Tensor) -> Tensor:
+        return norm(branch(x)) if self.res_post_norm else branch(norm(x))
 
     def fold(self) -> None:
-        """Folds the norm of the MLP into its first layer; what a mixer begins with is its own."""
-        self.norm2 = folded_before(self.norm2, self.mlp.fc1)
+        """Folds the norm of the MLP into its layer; what a mixer begins or ends with is its own."""
+        if self.res_post_norm:
+            self.norm2 = folded_after(self.mlp.fc2, self.norm2)
+        else:
+            self.norm2 = folded_before(self.norm2, self.mlp.fc1)
 
     def _sum(
         self,

@@ -3,14 +3,17 @@
 from supernet.network.mixers.additive_attention import AdditiveAttention
 from supernet.network.mixers.attention import Attention
 from supernet.network.mixers.cascaded_group_attention import CascadedGroupAttention
+from supernet.network.mixers.cosine_window_attention import CosineWindowAttention
 from supernet.network.mixers.depthwise import DepthwiseConv
 from supernet.network.mixers.efficient_modulation import EfficientModulation
 from supernet.network.mixers.focal_modulation import FocalModulation
 from supernet.network.mixers.gnconv import GnConv
+from supernet.network.mixers.grid_attention import BlockAttention, GridAttention
 from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.pooling import Pooling
+from supernet.network.mixers.reparam_depthwise import ReparamDepthwise
 from supernet.network.mixers.separable_conv import SeparableConv
 from supernet.network.mixers.single_head_attention import SingleHeadAttention
 from supernet.network.mixers.spatial_reduction_attention import SpatialReductionAttention
@@ -20,15 +23,19 @@ from supernet.network.registry import register_mixer
 __all__ = [
     "AdditiveAttention",
     "Attention",
+    "BlockAttention",
     "CascadedGroupAttention",
+    "CosineWindowAttention",
     "DepthwiseConv",
     "EfficientModulation",
     "FocalModulation",
     "GnConv",
+    "GridAttention",
     "InceptionDepthwise",
     "LargeKernelAttention",
     "Mixer",
     "Pooling",
+    "ReparamDepthwise",
     "SeparableConv",
     "SingleHeadAttention",
     "SpatialReductionAttention",

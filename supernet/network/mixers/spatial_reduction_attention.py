@@ -13,6 +13,7 @@ from search_space.mixers import num_heads
 from supernet.network.axes import Axes, Centre, Product
 from supernet.network.layers import Conv2d, Linear
 from supernet.network.mixers.mixer import Mixer
+from supernet.network.mixers.normalisers import attend
 from supernet.network.registry import register_mixer
 
 
@@ -20,16 +21,22 @@ from supernet.network.registry import register_mixer
 class SpatialReductionAttention(Mixer):
     """Multi-head attention to patches of ``reduction`` × ``reduction`` positions.
 
-    There are ``head_ratio * dim / head_dim`` heads.
+    There are ``head_ratio * dim / head_dim`` heads; ``normaliser`` says how scores become weights.
     What is left of a map beyond the last whole patch is no key, as in the published networks; a map
     smaller than one patch is padded with zeros to one.
     """
 
     def __init__(
-        self, dim: int, reduction: int = 2, head_dim: int = 32, head_ratio: float = 1.0
+        self,
+        dim: int,
+        reduction: int = 2,
+        head_dim: int = 32,
+        head_ratio: float = 1.0,
+        normaliser: str = "softmax",
     ) -> None:
         super().__init__()
         self.dim, self.reduction, self.head_dim = dim, reduction, head_dim
+        self.normaliser = normaliser
         self.heads = num_heads(dim, head_dim, head_ratio)
         inner = self.heads * head_dim
         self.query = Linear(dim, inner)
@@ -46,7 +53,7 @@ class SpatialReductionAttention(Mixer):
         rows = self.key_value(self._reduced(x))
         rows = rows.reshape(batch, -1, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         k, v = rows.unbind(0)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v)
+        out = attend(q.transpose(1, 2), k, v, self.normaliser)
         out = out.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim)
         return self.proj(out)
 
