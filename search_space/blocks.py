@@ -296,6 +296,8 @@ def _convolutional(place: Place) -> dict[str, OptionValue]:
 
 def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
     options = {key: params[key] for key in ("kernel", "activation")}
+    if params.get("eca"):
+        options["eca"] = True
     if "gate" in params:
         options["gate"] = params["gate"]
         ratio = float(params["squeeze"])
@@ -308,14 +310,20 @@ def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
 def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
     inner = hidden_width(place.width, params["ratio"])
     own = {"hidden": inner, "activation": params["activation"], "shortcut": place.macro.shortcut}
+    if params["squeeze"]:
+        own["squeeze"] = hidden_width(place.width, params["squeeze"])
+    if params["eca"]:
+        own["eca"] = True
     return {**own, **_convolutional(place)}
 
 
 _ACTIVATION = Param("relu6", choices=ACTIVATIONS)
 _KERNEL = Param(3, odd=True)
+_ECA = {"eca": Param(False, later=True)}
 _SQUEEZE = {
     "squeeze": Param(0.0, minimum=0.0),
     "gate": Param("sigmoid", choices=("sigmoid", "hard_sigmoid")),
+    **_ECA,
 }
 
 BLOCKS.add(BlockKind(SKIP, {}))
@@ -368,9 +376,11 @@ for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):
             {
                 "ratio": Param(_ratio, minimum=POSITIVE),
                 "activation": Param("relu", choices=ACTIVATIONS),
+                "squeeze": Param(0.0, minimum=0.0, later=True),
+                **_ECA,
             },
             _residual,
             strided=True,
-            ratios=("ratio",),
+            ratios=("ratio", "squeeze"),
         )
     )

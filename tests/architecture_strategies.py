@@ -123,7 +123,10 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
         params["kernel"] = draw(st.sampled_from([1, 3, 5]))
     if "squeeze" in rules:
         params["squeeze"] = draw(st.sampled_from([0.0, 0.25, 1.5]))
+    if "gate" in rules:
         params["gate"] = draw(st.sampled_from(["sigmoid", "hard_sigmoid"]))
+    if "eca" in rules:
+        params["eca"] = draw(st.booleans())
     return Block.of(kind, **params)
 
 
