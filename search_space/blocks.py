@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
 from search_space.mixers import MIXERS
-from search_space.registry import POSITIVE, Param, ParamValue, Registry
+from search_space.registry import FLOAT, POSITIVE, PRECISIONS, Param, ParamValue, Registry
 
 if TYPE_CHECKING:
     from search_space.macro import Macro
@@ -41,14 +41,20 @@ class Place:
     position: int
 
 
+SKIP = "skip"
+PROJECTION = "projection"
+PRECISION = "precision"
+
+
 @dataclass(frozen=True)
 class BlockKind:
     """Name, parameters and module options of a kind of block.
 
     Args:
         name: Of the kind.
-        params: Rules of its parameters by name.
-        options: Keyword options of its module, besides ``dim``, of its place and parameters.
+        params: Rules of its parameters by name; ``precision`` is added to them.
+        options: Keyword options of its module, besides ``dim``, of its place and its own
+            parameters.
         strided: Whether its module takes ``out_dim`` and ``stride``, so that it can enter a stage.
         has_mixer: Whether it holds a mixer, as its parameter ``mixer``; its own parameters then
             have names that no mixer's have.
@@ -65,10 +71,13 @@ class BlockKind:
     has_mixer: bool = False
     ratios: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.name != SKIP:
+            common = {PRECISION: Param(FLOAT, choices=PRECISIONS, later=True)}
+            object.__setattr__(self, "params", {**self.params, **common})
+
 
 BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
-SKIP = "skip"
-PROJECTION = "projection"
 
 
 def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from search_space.blocks import ACTIVATIONS, OptionValue
 from search_space.errors import InvalidArchitectureError, UnknownNameError
-from search_space.registry import Registry, is_int, is_number
+from search_space.registry import FLOAT, PRECISIONS, Registry, is_int, is_number
 
 NORMS = ("layer_norm", "group_norm", "batch_norm")
 AS_NORM = "as_norm"
@@ -99,6 +99,8 @@ class Macro:
         projection: What changes the width where a stage has stride 1, unless blocks do:
             ``transition``, the style's own with a kernel of 1, or ``linear``, a 1 × 1 convolution
             without a norm, by which parts of two networks are joined.
+        precision: What stem, transitions and head compute in: ``float``, the run's own format, or
+            ``int8``.
 
     Raises:
         UnknownNameError: A style, norm, activation or place is unknown.
@@ -129,6 +131,7 @@ class Macro:
     shortcut: str = _later("conv")
     head_conv_width: int = _later(0)
     projection: str = _later("transition")
+    precision: str = _later(FLOAT)
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -195,6 +198,7 @@ _NAMES: dict[str, Any] = {
     "padding": PADDINGS,
     "shortcut": SHORTCUTS,
     "projection": PROJECTIONS,
+    "precision": PRECISIONS,
 }
 _INTEGERS = {
     "stem_kernel": 1,

@@ -78,6 +78,10 @@ class ConvBlock(StaticModule):
         """Whether the input itself is added, so that in- and output have the same channels."""
         return isinstance(self.shortcut, nn.Identity)
 
+    def chain(self) -> list[nn.Module]:
+        """Returns the parts in their order, each of which reads what the one before writes."""
+        return [self.get_submodule(name) for name in self.parts]
+
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)
         branch = self.begin(x).permute(0, 3, 1, 2)
