@@ -131,7 +131,11 @@ def test_scaled_channels_share_weights_bit_for_bit() -> None:
     macro = Macro(stem="conv_act", stem_kernel=3, stem_stride=2, downsample="block")
     kinds = [
         Block.of(kind, **{**widths, **scaled})
-        for kind, widths in (("inverted_residual", {"expansion": 4.0}), ("bottleneck", {}))
+        for kind, widths in (
+            ("inverted_residual", {"expansion": 4.0}),
+            ("prenorm_inverted_residual", {}),
+            ("bottleneck", {}),
+        )
         for scaled in ({}, {"eca": True}, {"squeeze": 0.25}, {"squeeze": 0.5, "eca": True})
     ]
     space = SearchSpace("x", macro, (16,), (StageSpace((8, 96), (1, 2), tuple(kinds)),))
