@@ -339,6 +339,10 @@ MACRO_SPECS = [
             )
             for width_in, stride in ((12, 1), (12, 2), (7, 1), (7, 2))
         ),
+        *(
+            transition_spec(replace(STYLES["convnext"], downsample="residual_norm_conv"), *place)
+            for place in ((6, 10, 2), (10, 6, 2), (6, 6, 2), (6, 10, 1))
+        ),
         *MACRO_SPECS,
     ],
     ids=str,
