@@ -55,9 +55,11 @@ class ModuleSpec:
 
     @property
     def label(self) -> str:
-        """The kind, and of a block the name of its mixer or of its own kind."""
+        """The kind, and of a block what people know it by: its ``Block``'s label."""
         options = self.as_dict()
-        return str(options.get("mixer", options["style"])) if self.kind == "block" else self.kind
+        if self.kind != "block":
+            return self.kind
+        return str(options["mixer" if options["style"] == "metaformer" else "style"])
 
     def __str__(self) -> str:
         def show(value: OptionValue) -> str:

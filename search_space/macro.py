@@ -61,7 +61,8 @@ class Macro:
         stem_norm: Whether a norm follows the convolution of a ``conv`` stem.
         downsample: The transition between stages: ``patch_merging`` (Swin, As-ViT: neighbours
             concatenated, norm, linear), ``patch_merging_norm`` (SwinV2: the norm comes last),
-            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
+            ``norm_conv`` (ConvNeXt), ``residual_norm_conv`` (ViT-ResNAS: the same beside averages
+            of 2 × 2), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
             ``block``: the first block of every stage has its stride and changes the width
             (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
@@ -309,7 +310,7 @@ def _transition(macro: Macro) -> dict[str, OptionValue]:
 
 for _name in ("patch_merging", "patch_merging_norm"):
     TRANSITIONS.add(Part(_name, _transition, _ceil_size))
-for _name in ("norm_conv", "conv_norm", "conv"):
+for _name in ("norm_conv", "residual_norm_conv", "conv_norm", "conv"):
     TRANSITIONS.add(
         Part(
             _name,
