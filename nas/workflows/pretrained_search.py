@@ -125,6 +125,7 @@ class PretrainedSearch(TrainedSearch):
             )
         if not (self.path / PARENT / START).exists():
             _ = self.published
+        if known is None:
             self.directory.update_manifest(parent=found)
 
     @cached_property
