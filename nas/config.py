@@ -407,7 +407,7 @@ class TrainedConfig(RunConfig):
             reasons |= dict.fromkeys(of_parent, without)
         else:
             unused = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
-            names = ("supernet", *(f"train.{name}" for name in unused))
+            names = ("supernet", "storage", *(f"train.{name}" for name in unused))
             reasons |= dict.fromkeys(names, "with --from; leave one of them out")
         if self.parents:
             kept = "with --parents, since it is made around the parent that is kept"
