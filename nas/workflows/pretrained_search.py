@@ -66,7 +66,7 @@ from supernet.inherit.local_distillation import (
 )
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.tensor_files import read_tensors, write_tensors
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
