@@ -18,7 +18,8 @@ from typing import Any
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.resolving import KEPT_PARENT
-from nas.workflows.inherited import PARENT, START, classified, gentle
+from nas.workflows.adapting import classified, gentle
+from nas.workflows.inherited import PARENT, START
 from nas.workflows.network_latencies import network_latencies
 from nas.workflows.parent_space import named_parents, space_of
 from nas.workflows.pretrained_search import PretrainedSearch
