@@ -99,8 +99,10 @@ def operators(
 
     Batch norms are folded into the layers beside them, as in whatever runs after training.
     Operators of a block's mixer come first, those around it afterwards: both are found once for all
-    blocks that share them, which is exact since a mixer gets and returns contiguous maps.
+    blocks that share them, which is exact since a mixer gets and returns contiguous maps. Of a
+    component in int8 they are those of its float twin.
     """
+    spec = spec.in_float
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
     options = spec.as_dict()
     if "mixer" not in options:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
 from search_space.mixers import MIXERS
-from search_space.registry import POSITIVE, Param, ParamValue, Registry
+from search_space.registry import FLOAT, POSITIVE, PRECISIONS, Param, ParamValue, Registry
 
 if TYPE_CHECKING:
     from search_space.macro import Macro
@@ -41,16 +41,23 @@ class Place:
     position: int
 
 
+SKIP = "skip"
+PROJECTION = "projection"
+PRECISION = "precision"
+
+
 @dataclass(frozen=True)
 class BlockKind:
     """Name, parameters and module options of a kind of block.
 
     Args:
         name: Of the kind.
-        params: Rules of its parameters by name.
-        options: Keyword options of its module, besides ``dim``, of its place and parameters.
+        params: Rules of its parameters by name; ``precision`` is added to them.
+        options: Keyword options of its module, besides ``dim``, of its place and its own
+            parameters.
         strided: Whether its module takes ``out_dim`` and ``stride``, so that it can enter a stage.
-        has_mixer: Whether it holds a mixer, as its parameter ``mixer``.
+        has_mixer: Whether it holds a mixer, as its parameter ``mixer``; its own parameters then
+            have names that no mixer's have.
         ratios: Parameters that scale a width inside the block; what is left of larger ones when
             they get smaller are the first channels.
     """
@@ -64,10 +71,13 @@ class BlockKind:
     has_mixer: bool = False
     ratios: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.name != SKIP:
+            common = {PRECISION: Param(FLOAT, choices=PRECISIONS, later=True)}
+            object.__setattr__(self, "params", {**self.params, **common})
+
 
 BLOCKS: Registry[BlockKind] = Registry("block", "nas.blocks")
-SKIP = "skip"
-PROJECTION = "projection"
 
 
 def _checked(noun: str, rules: Mapping[str, Param], params: Params) -> dict[str, ParamValue]:
@@ -168,8 +178,8 @@ class Block:
 
     @property
     def label(self) -> str:
-        """The name that people know it by: of its mixer, or of its kind."""
-        return self.kind if self.mixer is None else self.mixer.name
+        """The name that people know it by: of its mixer in a MetaFormer block, else of its kind."""
+        return self.mixer.name if self.mixer and self.kind == "metaformer" else self.kind
 
     @property
     def width_multiple(self) -> int:
@@ -296,13 +306,36 @@ def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
     return {**options, **_convolutional(place)}
 
 
+def _prenorm_inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
+    ratio = float(params["squeeze"])
+    return {
+        **{key: params[key] for key in ("kernel", "activation", "gate")},
+        "hidden": hidden_width(place.width, params["expansion"]),
+        "squeeze": hidden_width(place.width, ratio) if ratio > 0 else 0,
+        **_convolutional(place),
+    }
+
+
+def _moat(place: Place, params: Params) -> dict[str, OptionValue]:
+    macro = place.macro
+    return {
+        "kernel": params["conv_kernel"],
+        "activation": params["conv_activation"],
+        "hidden": hidden_width(place.width, params["conv_expansion"]),
+        "mixer_norm": macro.norm_of_blocks,
+        "mixer_norm_eps": macro.norm_eps,
+        "bias": macro.bias,
+        **_convolutional(place),
+    }
+
+
 def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
     inner = hidden_width(place.width, params["ratio"])
     own = {"hidden": inner, "activation": params["activation"], "shortcut": place.macro.shortcut}
     return {**own, **_convolutional(place)}
 
 
-_ACTIVATION = Param("relu6", choices=ACTIVATIONS)
+_ACTIVATION, _GELU = (Param(name, choices=ACTIVATIONS) for name in ("relu6", "gelu"))
 _KERNEL = Param(3, odd=True)
 _SQUEEZE = {
     "squeeze": Param(0.0, minimum=0.0),
@@ -350,6 +383,30 @@ BLOCKS.add(
         _inverted_residual,
         strided=True,
         ratios=("expansion",),
+    )
+)
+BLOCKS.add(
+    BlockKind(
+        "prenorm_inverted_residual",
+        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _GELU}
+        | _SQUEEZE,
+        _prenorm_inverted_residual,
+        strided=True,
+        ratios=("expansion", "squeeze"),
+    )
+)
+BLOCKS.add(
+    BlockKind(
+        "moat",
+        {  # names that no mixer has, whose parameters stand beside them in files
+            "conv_expansion": Param(4.0, minimum=POSITIVE),
+            "conv_kernel": _KERNEL,
+            "conv_activation": _GELU,
+        },
+        _moat,
+        strided=True,
+        has_mixer=True,
+        ratios=("conv_expansion",),
     )
 )
 for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):

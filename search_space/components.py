@@ -7,20 +7,22 @@ module's weights and computation depend on besides its input size, and hashes as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from search_space.architecture import Architecture
-from search_space.blocks import BLOCKS, Block, OptionValue, Place
+from search_space.blocks import BLOCKS, PRECISION, Block, OptionValue, Place
 from search_space.macro import BLOCK_TRANSITION, HEADS, LINEAR, STEMS, TRANSITIONS, Macro
 from search_space.mixers import MIXERS
+from search_space.registry import FLOAT
 
 
 @dataclass(frozen=True)
 class ModuleSpec:
     """Kind (``stem``, ``downsample``, ``block``, ``head``) and keyword options of a module.
 
-    The option ``style`` is the registered name of the module among those of its kind.
+    The option ``style`` is the registered name of the module among those of its kind. The option
+    ``precision`` is there where the module computes in int8.
     """
 
     kind: str
@@ -34,10 +36,30 @@ class ModuleSpec:
         return dict(self.options)
 
     @property
+    def quantised(self) -> bool:
+        """Whether the module computes in int8."""
+        return any(name == PRECISION for name, _ in self.options)
+
+    @property
+    def in_float(self) -> Self:
+        """The spec of the same module in float."""
+        if not self.quantised:
+            return self
+        return replace(self, options=tuple(o for o in self.options if o[0] != PRECISION))
+
+    def computing(self, precision: object) -> Self:
+        """Returns the spec of the same module, which computes in ``precision``."""
+        own = {} if precision == FLOAT else {PRECISION: precision}
+        options = {**self.in_float.as_dict(), **own}
+        return replace(self, options=tuple(sorted(options.items())))
+
+    @property
     def label(self) -> str:
-        """The kind, and of a block the name of its mixer or of its own kind."""
+        """The kind, and of a block what people know it by: its ``Block``'s label."""
         options = self.as_dict()
-        return str(options.get("mixer", options["style"])) if self.kind == "block" else self.kind
+        if self.kind != "block":
+            return self.kind
+        return str(options["mixer" if options["style"] == "metaformer" else "style"])
 
     def __str__(self) -> str:
         def show(value: OptionValue) -> str:
@@ -67,7 +89,8 @@ def input_shape(spec: ModuleSpec, in_size: int, batch_size: int = 1) -> tuple[in
 def stem_spec(macro: Macro, width: int) -> ModuleSpec:
     """Returns the spec of the stem before a first stage of ``width`` channels."""
     options = STEMS[macro.stem].options(macro)
-    return ModuleSpec.of("stem", style=macro.stem, dim=macro.stem_width or width, **options)
+    spec = ModuleSpec.of("stem", style=macro.stem, dim=macro.stem_width or width, **options)
+    return spec.computing(macro.precision)
 
 
 def transition_spec(macro: Macro, width_in: int, width: int, stride: int) -> ModuleSpec | None:
@@ -79,7 +102,7 @@ def transition_spec(macro: Macro, width_in: int, width: int, stride: int) -> Mod
     options = TRANSITIONS[style].options(macro)
     if projects:
         options["kernel"] = 1
-    return ModuleSpec.of(
+    spec = ModuleSpec.of(
         "downsample",
         style=style,
         dim=width_in,
@@ -87,6 +110,7 @@ def transition_spec(macro: Macro, width_in: int, width: int, stride: int) -> Mod
         stride=stride,
         **options,
     )
+    return spec.computing(macro.precision)
 
 
 def block_spec(
@@ -110,21 +134,24 @@ def block_spec(
     if block.skipped:
         return None
     kind, width_in = BLOCKS[block.kind], width if width_in is None else width_in
-    options = kind.options(Place(macro, width_in, width, stride, position), dict(block.params))
+    params = dict(block.params)
+    precision = params.pop(PRECISION)
+    options = kind.options(Place(macro, width_in, width, stride, position), params)
     if kind.strided:
         options |= {"out_dim": width, "stride": stride}
     if block.mixer is not None:
-        params = block.mixer.traits  # so that specs of before a parameter came stay as they were
+        traits = block.mixer.traits  # so that specs of before a parameter came stay as they were
         if MIXERS[block.mixer.name].alternates:
-            params["shifted"] = position % 2 == 1
-        options |= {"mixer": block.mixer.name, "params": tuple(sorted(params.items()))}
-    return ModuleSpec.of("block", style=block.kind, dim=width_in, **options)
+            traits["shifted"] = position % 2 == 1
+        options |= {"mixer": block.mixer.name, "params": tuple(sorted(traits.items()))}
+    return ModuleSpec.of("block", style=block.kind, dim=width_in, **options).computing(precision)
 
 
 def head_spec(macro: Macro, width: int, num_classes: int) -> ModuleSpec:
     """Returns the spec of the head after a last stage of ``width`` channels."""
     options = HEADS[macro.head].options(macro)
-    return ModuleSpec.of("head", style=macro.head, dim=width, num_classes=num_classes, **options)
+    spec = ModuleSpec.of("head", style=macro.head, dim=width, num_classes=num_classes, **options)
+    return spec.computing(macro.precision)
 
 
 def components(architecture: Architecture, num_classes: int = 1000) -> tuple[Component, ...]:

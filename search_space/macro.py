@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from search_space.blocks import ACTIVATIONS, OptionValue
 from search_space.errors import InvalidArchitectureError, UnknownNameError
-from search_space.registry import Registry, is_int, is_number
+from search_space.registry import FLOAT, PRECISIONS, Registry, is_int, is_number
 
 NORMS = ("layer_norm", "group_norm", "batch_norm")
 AS_NORM = "as_norm"
@@ -61,7 +61,8 @@ class Macro:
         stem_norm: Whether a norm follows the convolution of a ``conv`` stem.
         downsample: The transition between stages: ``patch_merging`` (Swin, As-ViT: neighbours
             concatenated, norm, linear), ``patch_merging_norm`` (SwinV2: the norm comes last),
-            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
+            ``norm_conv`` (ConvNeXt), ``residual_norm_conv`` (ViT-ResNAS: the same beside averages
+            of 2 × 2), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
             ``block``: the first block of every stage has its stride and changes the width
             (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
@@ -99,6 +100,8 @@ class Macro:
         projection: What changes the width where a stage has stride 1, unless blocks do:
             ``transition``, the style's own with a kernel of 1, or ``linear``, a 1 × 1 convolution
             without a norm, by which parts of two networks are joined.
+        precision: What stem, transitions and head compute in: ``float``, the run's own format, or
+            ``int8``.
 
     Raises:
         UnknownNameError: A style, norm, activation or place is unknown.
@@ -129,6 +132,7 @@ class Macro:
     shortcut: str = _later("conv")
     head_conv_width: int = _later(0)
     projection: str = _later("transition")
+    precision: str = _later(FLOAT)
 
     def __post_init__(self) -> None:
         for name, allowed in _NAMES.items():
@@ -195,6 +199,7 @@ _NAMES: dict[str, Any] = {
     "padding": PADDINGS,
     "shortcut": SHORTCUTS,
     "projection": PROJECTIONS,
+    "precision": PRECISIONS,
 }
 _INTEGERS = {
     "stem_kernel": 1,
@@ -305,7 +310,7 @@ def _transition(macro: Macro) -> dict[str, OptionValue]:
 
 for _name in ("patch_merging", "patch_merging_norm"):
     TRANSITIONS.add(Part(_name, _transition, _ceil_size))
-for _name in ("norm_conv", "conv_norm", "conv"):
+for _name in ("norm_conv", "residual_norm_conv", "conv_norm", "conv"):
     TRANSITIONS.add(
         Part(
             _name,

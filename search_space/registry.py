@@ -24,6 +24,8 @@ from typing import Generic, Protocol, TypeVar
 from search_space.errors import UnknownNameError, UsageError
 
 ParamValue = int | bool | float | str
+FLOAT, INT8 = "float", "int8"
+PRECISIONS = (FLOAT, INT8)
 POSITIVE = 5e-324
 """The least positive number, as the minimum of those that must be above 0."""
 

@@ -113,18 +113,21 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
     if kind == "skip":
         return Block.of(kind)
     if kind == "metaformer":
-        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
+        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()), draw(st.booleans()))
     rules = BLOCKS[kind].params
     params: dict[str, Any] = {}
-    if "activation" in rules:
-        params["activation"] = draw(st.sampled_from(ACTIVATIONS))
-    params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
-    if "kernel" in rules:
-        params["kernel"] = draw(st.sampled_from([1, 3, 5]))
+    for name, rule in rules.items():
+        if rule.choices == ACTIVATIONS:
+            params[name] = draw(st.sampled_from(ACTIVATIONS))
+        elif rule.odd:
+            params[name] = draw(st.sampled_from([1, 3, 5]))
+        elif name in ("expansion", "ratio", "conv_expansion"):
+            params[name] = draw(_RATIO)
     if "squeeze" in rules:
         params["squeeze"] = draw(st.sampled_from([0.0, 0.25, 1.5]))
         params["gate"] = draw(st.sampled_from(["sigmoid", "hard_sigmoid"]))
-    return Block.of(kind, **params)
+    mixer = draw(mixers()) if BLOCKS[kind].has_mixer else None
+    return Block.of(kind, mixer, **params)
 
 
 @st.composite

@@ -301,6 +301,8 @@ def everything() -> list[Architecture]:
         Block.of("fused_inverted_residual"),
         Block.of("basic"),
         Block.of("bottleneck"),
+        Block.of("prenorm_inverted_residual", squeeze=0.25),
+        Block.of("moat", Mixer.of("block_attention", window=3, head_dim=8)),
     )
     stages = (Stage(16, kinds[:3]), Stage(24, kinds[3:]), Stage(24, (*kinds[:2], ATTENTION)))
     result = [Architecture(MACRO, 32, stages)]
@@ -331,7 +333,7 @@ def test_folding_keeps_the_logits(architecture):
     before = network(images)
     left = {name for name, part in fold_batch_norms(network).named_modules() if _is(part)}
     # a mixer's norm stays, and one before the padding of a convolution
-    unfoldable = {name for name in left if name.endswith("norm1")}
+    unfoldable = {name for name in left if name.endswith(("norm1", "mixer_norm"))}
     if architecture.macro.downsample == "norm_conv":
         unfoldable |= {f"stages.{i}.downsample.norm" for i in (1, 2)}
     assert left == unfoldable

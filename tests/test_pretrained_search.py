@@ -19,6 +19,7 @@ from nas.config import TrainedConfig
 from nas.resolving import resolve, stored_config
 from nas.workflows import adapting, pretrained_search
 from nas.workflows.exporting import export_from_run
+from nas.workflows.inherited import copied
 from predictors.tables.quality import QualityTable
 from results.export.card import ModelCard
 from results.export.write import export_network
@@ -28,6 +29,7 @@ from search_space import Architecture, Macro, Mixer, Stage, metaformer
 from search_space.preprocessing import Preprocessing
 from supernet import build
 from supernet.inherit.parents import find_parent
+from supernet.network.tensor_files import read_tensors, write_tensors
 from supernet.training.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +176,7 @@ def test_other_mixers_learn_from_the_parent(
     assert said.code == 0, said.err
     table = QualityTable.load(tmp_path / "runs/mixed/quality.parquet")
     labels = {block.label for _, block, _ in table.changes if block is not None}
-    assert labels == {"depthwise_conv", "pooling", "skip"}
+    assert labels == {"depthwise_conv", "pooling", "projection", "skip"}
     best = chosen_of(tmp_path / "runs/mixed").digest
     export_from_run(tmp_path / "runs/mixed", best, tmp_path / "export", Console(quiet=True))
 
@@ -236,6 +238,45 @@ def test_another_parent_than_the_run_began_with_is_refused(
     assert said.code == 1
     assert "parent" in said.err
     assert tree(run) == tree(finished)
+
+
+def test_other_weights_than_the_run_began_with_are_refused(
+    finished: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
+    mine = tmp_path / "mine"
+    shutil.copytree(parent, mine)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting, "classified", stop)
+        assert search(mine, "first", "--max", "macs=400k").code == 130
+    began = find_parent(str(mine)).fingerprint()
+    weights = read_tensors(mine / "model.safetensors")
+    write_tensors(mine / "model.safetensors", {k: 2 * v for k, v in weights.items()})
+    before = tree(tmp_path / "runs")
+    said = search(mine, "first", "--max", "macs=400k", "--resume")
+    assert said.code == 1
+    assert f"{began} -> {find_parent(str(mine)).fingerprint()}" in said.err
+    assert tree(tmp_path / "runs") == before
+
+
+def test_what_is_taken_over_appears_at_one_stroke(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_text("whole")
+    (tmp_path / ".target.partial" / "inner").mkdir(parents=True)  # a copying that was killed
+    (tmp_path / ".target.partial" / "inner" / "file").write_text("wh")
+    copied(source, target)
+    assert tree(target) == tree(source)
+    (source / "inner" / "file").write_text("later")
+    copied(source, target)  # what is there is the run's own
+    assert (target / "inner" / "file").read_text() == "whole"
+    copied(tmp_path / "nothing", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_parents_are_found_by_our_names_and_those_of_timm() -> None:

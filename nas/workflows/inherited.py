@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def check_parent(run: Path, folder: str = PARENT) -> None:
             f"{run} holds no adapted parent; give the folder of a run that searched with --from, "
             "and finish it with --resume if it is not finished."
         )
+
+
+def copied(source: Path, target: Path) -> None:
+    """Makes ``target`` a copy of a file or folder, at one stroke, unless it is there already."""
+    if target.exists() or not source.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    if source.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)  # of a copying that was killed
+        shutil.copytree(source, partial)
+    else:
+        shutil.copy(source, partial)
+    partial.rename(target)
 
 
 def read_parent(run: Path, network: Backbone, data: ImageData, folder: str = PARENT) -> None:

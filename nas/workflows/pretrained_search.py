@@ -7,7 +7,6 @@ parent adapted ──► alternatives: cut, folded, distilled ──► quality 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from nas.workflows.inherited import (
     architecture_of,
     bank_identity,
     check_parent,
+    copied,
     fitting_images,
     read_parent,
     refine,
@@ -47,6 +47,7 @@ from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
+from search_space.errors import RunError
 from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
@@ -79,8 +80,8 @@ class PretrainedSearch(TrainedSearch):
         _ = CRITERIA[config.inherit.importance]  # an unknown name is an error before a training
 
     def all_phases(self) -> ReportData:
-        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
-            _ = self.published  # weights that are none of the parent's are an error at once
+        if self.config.inherit.run is None:
+            self._check_weights()
         plan = self.planned()
         network = self.network
         bank = WeightBank(self.space, network).eval()
@@ -106,6 +107,18 @@ class PretrainedSearch(TrainedSearch):
 
     # The parent -------------------------------------------------------------------------------
 
+    def _check_weights(self) -> None:
+        """Refuses weights that are none of the parent's, or not those that the run began with."""
+        found, known = self.parent.fingerprint(), self.directory.manifest.get("parent")
+        if found is not None and known not in (None, found):
+            raise RunError(
+                f"the weights of {self.parent.name} changed since this run began (fingerprint "
+                f"{known} -> {found}). Restore them, or start a new run with another --name."
+            )
+        if not (self.path / PARENT / START).exists():
+            _ = self.published
+            self.directory.update_manifest(parent=found)
+
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
@@ -118,13 +131,14 @@ class PretrainedSearch(TrainedSearch):
         return adapted(self, PARENT, self.architecture)
 
     def _take_over(self, run: Path) -> None:
-        """Copies what another run knows of the parent, so that this one needs it no more."""
-        check_parent(run)
-        for name in (PARENT, BANK, REFINED, JOINT):
-            if (run / name).exists():
-                shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
-        if (run / TABLE).exists() and not (self.path / TABLE).exists():
-            shutil.copy(run / TABLE, self.path / TABLE)
+        """Copies what another run knows of the parent, so that this one needs it no more.
+
+        The parent comes last, each at one stroke: once it is there, all of it is this run's own.
+        """
+        if not (self.path / PARENT).exists():
+            check_parent(run)
+            for name in (BANK, REFINED, JOINT, TABLE, PARENT):
+                copied(run / name, self.path / name)
         self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
 
     @cached_property

@@ -8,7 +8,6 @@ those within the limits are judged, or as many as ``--evaluations`` allows.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +18,7 @@ import numpy as np
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.workflows.adapting import LOADING, adapted, begin, gentle
-from nas.workflows.inherited import JOINT, PARENT, check_parent
+from nas.workflows.inherited import JOINT, PARENT, check_parent, copied
 from nas.workflows.network_latencies import AT_ONCE, network_latencies
 from nas.workflows.reporting import Findings, report_of
 from nas.workflows.stitched_parents import (
@@ -221,6 +220,7 @@ class StitchedSearch(TrainedSearch):
     @cached_property
     def networks(self) -> list[Backbone]:
         """The parents, trained on the images."""
+        self._check_weights()
         for number, parent in enumerate(self.parents):
             self._begin(number, parent.architecture)
         result = []
@@ -228,6 +228,19 @@ class StitchedSearch(TrainedSearch):
             self.console.say(f"  {self.names[number]}")
             result.append(adapted(self, folder_of(number), parent.architecture))
         return result
+
+    def _check_weights(self) -> None:
+        """Refuses weights that are not those that the run began with."""
+        known = self.directory.manifest.get("parents", [None] * len(self.parents))
+        found = [parent.fingerprint() for parent in self.parents]
+        for name, before, now in zip(self.names, known, found, strict=True):
+            if now is not None and before not in (None, now):
+                raise RunError(
+                    f"the weights of {name} changed since this run began (fingerprint {before} -> "
+                    f"{now}). Restore them, or start a new run with another --name."
+                )
+        if not (self.path / PARENT).exists():
+            self.directory.update_manifest(parents=found)
 
     def _begin(self, number: int, architecture: Architecture) -> None:
         def load() -> Backbone:
@@ -258,13 +271,11 @@ class StitchedSearch(TrainedSearch):
 
     def _take_over(self, run: Path) -> None:
         """Copies what another run knows of the parents and the stitches between them."""
-        for number in range(len(self.parents)):
-            check_parent(run, folder_of(number))
-        for name in (PARENT, JOINT):
-            if (run / name).exists():
-                shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
-        if (run / STITCHES).exists():
-            shutil.copy(run / STITCHES, self.path / STITCHES)
+        if not (self.path / PARENT).exists():
+            for number in range(len(self.parents)):
+                check_parent(run, folder_of(number))
+            for name in (STITCHES, JOINT, PARENT):  # the parents last: then all is this run's own
+                copied(run / name, self.path / name)
         self.notes.append(f"Parents and stitches were taken from {run}.")
 
     def _train_jointly(self, net: StitchedNet) -> None:

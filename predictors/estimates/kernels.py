@@ -18,6 +18,7 @@ from predictors.estimates.datasheets import Datasheet
 from predictors.operators import Operator, operators
 from predictors.tables.additive import Entry, Values
 from predictors.tables.conditions import Conditions
+from search_space.errors import UsageError
 
 KINDS = (
     *("linear", "pointwise", "convolution", "grouped", "batched", "attention"),
@@ -154,7 +155,16 @@ class Demand:
 
     @classmethod
     def of_entry(cls, entry: Entry, conditions: Conditions, sheet: Datasheet) -> Demand:
-        """Computes the demand of an entry under ``conditions``, but on the device of ``sheet``."""
+        """Computes the demand of an entry under ``conditions``, but on the device of ``sheet``.
+
+        Raises:
+            UsageError: The entry is in int8, of which no estimate knows anything.
+        """
+        if entry[0].quantised:
+            raise UsageError(
+                f"{entry[0].label} in int8: its latency cannot be estimated. Measure it on the "
+                "device (`nas profile`), or take precision fp32 or fp16."
+            )
         launched = operators(*entry, conditions.batch_size, conditions.precision)
         return cls.of(
             launched, sheet, sheet.number_format(conditions.precision, conditions.runtime)

@@ -29,6 +29,7 @@ from search_space.components import input_shape
 from supernet import build
 from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module
+from supernet.network.quantised import reset_ranges
 
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
 _ALIGNMENT = 64  # elements
@@ -66,7 +67,7 @@ class WeightPool:
         """Gives a module from the meta device weights of the pool, and sets it to eval mode.
 
         Batch norms are folded, as in whatever runs after training; those that cannot be have
-        variance 1.
+        variance 1. Ranges of modules in int8 are any that let activations be cut off.
         """
         fold_batch_norms(module)
         for child in module.modules():
@@ -74,8 +75,10 @@ class WeightPool:
                 values = self.take(parameter.shape)
                 setattr(child, name, nn.Parameter(values, requires_grad=False))
             for name, buffer in list(child.named_buffers(recurse=False)):
-                ones = torch.ones(buffer.shape, device=self.device, dtype=self.dtype)
+                dtype = self.dtype if buffer.is_floating_point() else buffer.dtype
+                ones = torch.ones(buffer.shape, device=self.device, dtype=dtype)
                 setattr(child, name, ones)
+        reset_ranges(module)
         return module
 
     def take(self, shape: Sequence[int]) -> torch.Tensor:
@@ -90,7 +93,7 @@ class WeightPool:
             self._next = 0
         start = self._next
         self._next += math.ceil(count / _ALIGNMENT) * _ALIGNMENT
-        return self._values[start : start + count].view(*shape)
+        return self._values[start : start + count].view(tuple(shape))
 
 
 @dataclass

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from predictors.counts import count_entry
 from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
-from predictors.measuring.runtimes import find_runtime
+from predictors.measuring.runtimes import find_runtime, runtime_names
 from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import ModuleSpec
+from search_space.errors import UsageError
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
@@ -50,12 +51,22 @@ class Copies(nn.Module):
 
 
 class EntryPlan:
-    """Subjects for ``entries``: first one per entry, then what the runtime's method adds."""
+    """Subjects for ``entries``: first one per entry, then what the runtime's method adds.
+
+    Raises:
+        UsageError: An entry is in int8, and the runtime runs nothing in it.
+    """
 
     def __init__(self, entries: Sequence[Entry], conditions: Conditions) -> None:
         self.entries, self.conditions = list(entries), conditions
         self.runtime = find_runtime(conditions.runtime)
         self.method = self.runtime.method if self.entries else "direct"
+        if not self.runtime.int8 and any(spec.quantised for spec, _ in self.entries):
+            others = [name for name in runtime_names() if find_runtime(name).int8]
+            raise UsageError(
+                f"runtime {conditions.runtime!r} runs nothing in int8, so it would be no faster; "
+                f"take one that does ({', '.join(others)}), or precision fp32."
+            )
 
     def __len__(self) -> int:
         return len(self.names())

@@ -131,7 +131,7 @@ def implementation_digest() -> str:
     Comments, docstrings and formatting do not count.
     """
     package = resources.files("supernet.network")
-    names = ("layers", "modules", "stems", "transitions", "heads")
+    names = ("layers", "modules", "stems", "transitions", "heads", "quantised", "integer_graphs")
     files = [package / f"{name}.py" for name in names]
     for folder in ("blocks", "mixers"):
         files += sorted((package / folder).iterdir(), key=lambda item: item.name)

@@ -43,6 +43,7 @@ _SIDE = 8  # any map that is larger than one position gives the same paths
 
 def component_path(spec: ModuleSpec) -> Path:
     """Finds the longest path through one component, without a head's classifier."""
+    spec = spec.in_float
     options = spec.as_dict()
     if spec.kind == "stem":
         side = 2 * int(options["kernel"])

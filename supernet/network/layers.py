@@ -354,14 +354,19 @@ def folded_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def folded_before(norm: nn.Module, layer: nn.Linear) -> nn.Module:
-    """Folds a batch norm into the linear layer after it; returns what then stands in its place."""
+def folded_before(norm: nn.Module, layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """Folds a batch norm into the linear layer or 1 × 1 convolution after it.
+
+    Returns:
+        What then stands in the norm's place.
+    """
     if not isinstance(norm, BatchNorm):
         return norm
     scale, shift = norm.affine()
-    weight = layer.weight.double()
+    weight = layer.weight.double().flatten(1)
     bias = weight @ shift
-    _replace(layer, weight * scale, bias if layer.bias is None else layer.bias + bias)
+    weight = (weight * scale).reshape(layer.weight.shape)
+    _replace(layer, weight, bias if layer.bias is None else layer.bias + bias)
     return nn.Identity()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from search_space.components import ModuleSpec
 from supernet.network import blocks, heads, stems, transitions  # noqa: F401  they register themselves
 from supernet.network.axes import StaticModule
+from supernet.network.quantised import quantise_module
 from supernet.network.registry import (
     Modules,
     register_block,
@@ -29,9 +30,16 @@ _KINDS: dict[str, Modules[Any]] = {
 
 
 def build_module(spec: ModuleSpec, **extra: Any) -> StaticModule:
-    """Builds the static module of a component, with ``extra`` constructor options."""
-    options = spec.as_dict()
-    return _KINDS[spec.kind][options.pop("style")](**options, **extra)
+    """Builds the static module of a component, with ``extra`` constructor options.
+
+    One that computes in int8 has its batch norms folded, and ranges that mean nothing before
+    ``supernet.quantisation`` has found them.
+    """
+    options = spec.in_float.as_dict()
+    module: StaticModule = _KINDS[spec.kind][options.pop("style")](**options, **extra)
+    if spec.quantised:
+        quantise_module(module)
+    return module
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

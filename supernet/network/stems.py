@@ -78,6 +78,10 @@ class _Convolutions(StaticModule):
             )
             before = width
 
+    def chain(self) -> list[nn.Module]:
+        """Returns the layers in their order, each of which reads what the one before writes."""
+        return list(self.children())
+
     def forward(self, images: Tensor) -> Tensor:
         maps = images.contiguous(memory_format=torch.channels_last)
         for layer in self.children():

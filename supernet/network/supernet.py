@@ -37,6 +37,8 @@ from search_space.components import (
     transition_spec,
 )
 from search_space.errors import InvalidArchitectureError, UsageError
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from search_space.space import SearchSpace
 from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
@@ -49,11 +51,13 @@ from supernet.network.slices import Slice, cut
 def template(spec: ModuleSpec) -> StaticModule:
     """Builds the static module of ``spec`` without weights, for its declarations and its costs.
 
+    Those of a module in int8 are the ones of its float twin.
+
     Raises:
         UsageError: It declares something else than it is.
     """
     with torch.device("meta"):
-        module = build_module(spec).eval()
+        module = build_module(spec.in_float).eval()
     problem = problem_of(module)
     if problem is not None:
         raise UsageError(f"{spec}: {problem}.")
@@ -243,7 +247,7 @@ class Supernet(Subnets):
         weight = torch.zeros(shape(axes, large))
         for user in sorted(users, key=lambda user: math.prod(shape(axes, user.sizes))):
             if user.spec not in modules:
-                modules[user.spec] = build_module(user.spec)
+                modules[user.spec] = build_module(user.spec.in_float)
             values = modules[user.spec].get_parameter(user.name)
             for target, source in Slice.of(axes, large, user.sizes).pairs(weight, values):
                 target.copy_(source)
@@ -324,11 +328,13 @@ class Supernet(Subnets):
             **options: As those of ``Backbone``.
 
         Returns:
-            A network that computes bit for bit what the subnet computes.
+            A network that computes bit for bit what the subnet computes, in float: of one in int8
+            that is its twin, which ``supernet.quantisation`` makes it of.
 
         Raises:
             InvalidArchitectureError: The architecture lies outside the space.
         """
+        architecture = in_precision(architecture, FLOAT)
         network = build(architecture, self.num_classes, **options)
         chain = components(architecture, self.num_classes)
         state = {

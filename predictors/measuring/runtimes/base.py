@@ -55,6 +55,8 @@ class Runtime(ABC):
     again, 0 for one that other work runs between."""
     keeps_memory: ClassVar[bool] = False
     """Whether what is prepared holds weights and activations of its own for as long as it lives."""
+    int8: ClassVar[bool] = False
+    """Whether modules in int8 run in integers here."""
     library: ClassVar[str] = "torch"
     """Import name of what runs the network."""
     install: ClassVar[str] = ""

@@ -1,5 +1,7 @@
 """Modules as ONNX graphs: for runtimes that read ONNX, and for bundles.
 
+Quantised modules are graphs with integer weights.
+
 Uses the exporter that traces (``dynamo=False``): 10–100 ms per component where the other takes
 seconds; networks of both run equally fast on onnxruntime, which brings them to the same form when
 it loads them. No constants are folded here for the same reason; batch norms are, in the modules.
@@ -14,6 +16,8 @@ import warnings
 import onnx
 import torch
 from torch import Tensor, nn
+
+from supernet.network.integer_graphs import with_integer_weights
 
 INPUT, OUTPUT = "images", "output"
 OPSET = 18
@@ -41,4 +45,4 @@ def to_onnx(module: nn.Module, images: Tensor) -> onnx.ModelProto:
             )
     finally:
         log.setLevel(level)
-    return onnx.load_model_from_string(buffer.getvalue())
+    return with_integer_weights(onnx.load_model_from_string(buffer.getvalue()))

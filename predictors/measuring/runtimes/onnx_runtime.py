@@ -34,6 +34,7 @@ class OnnxRuntime(Runtime):
     method: ClassVar[Method] = "constant"
     settle = 0
     keeps_memory = True
+    int8 = True
     library = "onnxruntime"
 
     def version(self) -> str:

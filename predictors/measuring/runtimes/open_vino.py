@@ -2,8 +2,8 @@
 
 Float is float32: by default OpenVINO computes in bfloat16 where the processor has instructions for
 it, which is another network than the one that was trained. Inputs and outputs are bound once and
-stay where they are. Threads are not pinned to cores, since other work may hold those that are
-chosen.
+stay where they are. Graphs with integer weights run in int8, and what is float in them in float32.
+Threads are not pinned to cores, since other work may hold those that are chosen.
 
 Networks are timed cold, as entries are.
 """
@@ -28,6 +28,7 @@ class OpenVino(Runtime):
     device_kinds = ("cpu",)
     settle = 0
     keeps_memory = True
+    int8 = True
     library = "openvino"
     install = 'pip install "nas[openvino]"'
 

@@ -24,6 +24,7 @@ class TensorRT(Runtime):
 
     method: ClassVar[Method] = "constant"
     device_kinds = ("cuda",)
+    int8 = True
     library = "tensorrt"
     install = 'pip install "nas[tensorrt]"'
 

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes
-from supernet.network.blocks.residual import ConvBlock
+from supernet.network.blocks.residual import ConvBlock, PooledConvNorm
 from supernet.network.layers import ConvNorm, activation_axes, build_activation
 from supernet.network.registry import register_block
-
-
-class PooledConvNorm(ConvNorm):
-    """Averages of 2 × 2 neighbours, fewer at odd edges, and a 1 × 1 convolution with norm."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(maps, 2, 2, ceil_mode=True, count_include_pad=False)
-        return super().forward(pooled)
 
 
 class PostActivation(ConvBlock):

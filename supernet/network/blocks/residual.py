@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Axis, StaticModule
 from supernet.network.layers import ConvNorm, SqueezeExcite
+
+
+class PooledConvNorm(ConvNorm):
+    """Averages of 2 × 2 neighbours, fewer at odd edges, and a 1 × 1 convolution with norm."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = F.avg_pool2d(maps, 2, 2, ceil_mode=True, count_include_pad=False)
+        return super().forward(pooled)
 
 
 class ConvBlock(StaticModule):
@@ -69,15 +78,23 @@ class ConvBlock(StaticModule):
         """Whether the input itself is added, so that in- and output have the same channels."""
         return isinstance(self.shortcut, nn.Identity)
 
+    def chain(self) -> list[nn.Module]:
+        """Returns the parts in their order, each of which reads what the one before writes."""
+        return [self.get_submodule(name) for name in self.parts]
+
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)
-        branch = maps
+        branch = self.begin(x).permute(0, 3, 1, 2)
         for name in self.parts:
             branch = self._modules[name](branch)  # type: ignore[misc]
         if self.shortcut is not None:
             branch = drop_path(branch, self.drop_path_rate, self.training)
             branch = branch + self.shortcut(maps)
         return self.finish(branch).permute(0, 2, 3, 1)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """What is done before the parts, channels last: nothing, unless overridden."""
+        return x
 
     def finish(self, maps: Tensor) -> Tensor:
         """What is done after the sum: nothing, unless overridden."""

@@ -1,0 +1,1 @@
+"""Quantisation: ranges of activations and weights, found on training images."""
