@@ -25,7 +25,8 @@ def ignored(config: TrainedConfig) -> Iterator[tuple[str, str]]:
     else:
         for name in ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher"):
             yield f"train.{name}", f"with --from; {one_of_them}"
-        yield "supernet", f"with --from; {one_of_them}"
+        for name in ("supernet", "storage"):
+            yield name, f"with --from; {one_of_them}"
     if config.is_stitched:
         search = ("sampler", "population", "halvings", "warm_start", "optuna_storage")
         inherit = ("importance", "distil_steps", "refine_steps", "beyond")

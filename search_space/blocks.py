@@ -297,6 +297,8 @@ def _convolutional(place: Place) -> dict[str, OptionValue]:
 
 def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
     options = {key: params[key] for key in ("kernel", "activation")}
+    if params.get("eca"):
+        options["eca"] = True
     if "gate" in params:
         options["gate"] = params["gate"]
         ratio = float(params["squeeze"])
@@ -312,6 +314,7 @@ def _prenorm_inverted_residual(place: Place, params: Params) -> dict[str, Option
         **{key: params[key] for key in ("kernel", "activation", "gate")},
         "hidden": hidden_width(place.width, params["expansion"]),
         "squeeze": hidden_width(place.width, ratio) if ratio > 0 else 0,
+        **({"eca": True} if params["eca"] else {}),
         **_convolutional(place),
     }
 
@@ -332,14 +335,20 @@ def _moat(place: Place, params: Params) -> dict[str, OptionValue]:
 def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
     inner = hidden_width(place.width, params["ratio"])
     own = {"hidden": inner, "activation": params["activation"], "shortcut": place.macro.shortcut}
+    if params["squeeze"]:
+        own["squeeze"] = hidden_width(place.width, params["squeeze"])
+    if params["eca"]:
+        own["eca"] = True
     return {**own, **_convolutional(place)}
 
 
 _ACTIVATION, _GELU = (Param(name, choices=ACTIVATIONS) for name in ("relu6", "gelu"))
 _KERNEL = Param(3, odd=True)
+_ECA = {"eca": Param(False, later=True)}
 _SQUEEZE = {
     "squeeze": Param(0.0, minimum=0.0),
     "gate": Param("sigmoid", choices=("sigmoid", "hard_sigmoid")),
+    **_ECA,
 }
 
 BLOCKS.add(BlockKind(SKIP, {}))
@@ -416,9 +425,11 @@ for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):
             {
                 "ratio": Param(_ratio, minimum=POSITIVE),
                 "activation": Param("relu", choices=ACTIVATIONS),
+                "squeeze": Param(0.0, minimum=0.0, later=True),
+                **_ECA,
             },
             _residual,
             strided=True,
-            ratios=("ratio",),
+            ratios=("ratio", "squeeze"),
         )
     )

@@ -125,7 +125,10 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
             params[name] = draw(_RATIO)
     if "squeeze" in rules:
         params["squeeze"] = draw(st.sampled_from([0.0, 0.25, 1.5]))
+    if "gate" in rules:
         params["gate"] = draw(st.sampled_from(["sigmoid", "hard_sigmoid"]))
+    if "eca" in rules:
+        params["eca"] = draw(st.booleans())
     mixer = draw(mixers()) if BLOCKS[kind].has_mixer else None
     return Block.of(kind, mixer, **params)
 

@@ -216,6 +216,7 @@ def test_what_cannot_be_started_from_is_said(
         (("--from-weights", parent / "model.safetensors"), "without --from"),
         (("--from", parent, "--space", "digits"), "does not hold"),
         (("--from", parent, "--importance", "magnitud"), "'magnitude'"),
+        (("--from", parent, "--workers", "2", "--storage", "s"), "--storage"),
         (("--from", "resnet18", "--from-weights", parent / "model.safetensors"), "not those of"),
     ):
         said = nas("search", "--data", "digits", "--max", "macs=400k", *QUICK, *options)

@@ -31,6 +31,8 @@ QUICK = (
     "resnet18",
     "resnet26",
     "resnet18d",
+    "seresnet50",
+    "ecaresnet50d",
     "resnet10t",
     "test_resnet",
 )

@@ -17,8 +17,10 @@ from supernet.data.evaluation_batches import EvalBatches
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.local_distillation import (
     Distillation,
+    Teaching,
     distil_alternatives,
     is_learnable,
+    teach_here,
 )
 from supernet.inherit.parents import Parent
 from supernet.inherit.stored_bank import load_entries, parent_identity
@@ -116,6 +118,7 @@ def refine(
     data: ImageData,
     run: Path,
     progress: ProgressCallback | None = None,
+    teaching: Teaching = teach_here,
 ) -> None:
     """Trains alternatives further on the parent's maps, or reads those of a run that are."""
     distil_alternatives(
@@ -126,6 +129,7 @@ def refine(
         folder=run / REFINED,
         data=data.fingerprint,
         progress=progress,
+        teaching=teaching,
     )
 
 

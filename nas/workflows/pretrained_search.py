@@ -50,13 +50,19 @@ from search_space import Architecture
 from search_space.errors import RunError
 from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
+from supernet.cluster.connection import prepare
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
 from supernet.inherit.importance import CRITERIA
 from supernet.inherit.joint_training import train_jointly
-from supernet.inherit.local_distillation import Distillation, distil_alternatives
+from supernet.inherit.local_distillation import (
+    Distillation,
+    Teaching,
+    distil_alternatives,
+    teach_here,
+)
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.layers import has_batch_norms
@@ -203,14 +209,25 @@ class PretrainedSearch(TrainedSearch):
                     folder=self.path / DISTILLING,
                     data=self.data.fingerprint,
                     progress=shown(progress),
+                    teaching=self._teaching(),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
         if inherit.refine_steps:
             with self.phase("refining what was cut") as progress:
-                refine(bank, config, self.data, self.path, shown(progress))
+                refine(bank, config, self.data, self.path, shown(progress), self._teaching())
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
+
+    def _teaching(self) -> Teaching:
+        """Where alternatives learn from the parent: here, or on workers, place by place."""
+        config = self.config
+        if config.workers == 1:
+            return teach_here
+        prepare(config.address)  # Ray is imported with the next
+        from supernet.cluster.distillation import TeachingOnRay
+
+        return TeachingOnRay(config.workers, config.address, config.gpus_per_worker)
 
     def _train_jointly(self, bank: WeightBank) -> None:
         """All alternatives together, each step some networks, at a tenth of the parent's rate."""

@@ -327,6 +327,32 @@ class SqueezeExcite(nn.Module):
         } | activation_axes(f"{prefix}.activation", self.activation)
 
 
+class ChannelMix(nn.Module):
+    """Scales channels by what the means of their neighbours say (Wang et al., ECA-Net, 2020).
+
+    A convolution along the channels makes the scales; its kernel grows with their number, by
+    equation 12 of the paper. The order of the channels says which are neighbours.
+
+    Args:
+        dim: Channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        steps = int((math.log2(dim) + 1) / 2)
+        self.kernel = max(3, steps if steps % 2 else steps + 1)
+        self.conv = Conv2d(1, 1, (1, self.kernel), padding=(0, self.kernel // 2), bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        means = maps.mean((2, 3)).reshape(maps.shape[0], 1, 1, maps.shape[1])
+        gates = torch.sigmoid(self.conv(means))
+        return maps * gates.reshape(maps.shape[0], maps.shape[1], 1, 1)
+
+    def axes(self, prefix: str) -> dict[str, Axes]:
+        """Returns the axes of the parameter of ``prefix``; its kernel is ``neighbours``."""
+        return {f"{prefix}.conv.weight": (1, 1, 1, Centre("neighbours"))}
+
+
 M = TypeVar("M", bound=nn.Module)
 
 

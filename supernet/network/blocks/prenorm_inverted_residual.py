@@ -14,7 +14,6 @@ from supernet.network.axes import Axes
 from supernet.network.blocks.residual import ConvBlock, PooledConvNorm
 from supernet.network.layers import (
     ConvNorm,
-    SqueezeExcite,
     build_norm,
     folded_before,
     norm_axes,
@@ -32,6 +31,7 @@ class PreNormInvertedResidual(ConvBlock):
         squeeze: Channels inside squeeze-excite, 0 for none; SiLU is inside.
         gate: Of squeeze-excite.
         hidden: Channels inside.
+        eca: Whether these are scaled by ECA, too.
         style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
@@ -43,6 +43,7 @@ class PreNormInvertedResidual(ConvBlock):
         hidden: int,
         squeeze: int = 0,
         gate: str = "sigmoid",
+        eca: bool = False,
         **style: Any,
     ) -> None:
         super().__init__(kernel=kernel, hidden=hidden, **style)
@@ -58,9 +59,7 @@ class PreNormInvertedResidual(ConvBlock):
             depthwise=True,
             activation=activation,
         )
-        if squeeze > 0:
-            self.widths["squeeze"] = squeeze
-            self.add("excite", SqueezeExcite(hidden, squeeze, "silu", gate), "hidden", "hidden")
+        self.scale_channels("hidden", squeeze, eca, "silu", gate)
         project = ConvNorm(hidden, out_dim, norm="none", norm_eps=0.0)
         self.add("project", project, "hidden", "out_dim")
         if dim != out_dim:

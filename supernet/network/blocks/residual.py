@@ -9,7 +9,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Axis, StaticModule
-from supernet.network.layers import ConvNorm, SqueezeExcite
+from supernet.network.layers import ChannelMix, ConvNorm, SqueezeExcite
 
 
 class PooledConvNorm(ConvNorm):
@@ -23,9 +23,9 @@ class PooledConvNorm(ConvNorm):
 class ConvBlock(StaticModule):
     """A block of convolutions, one after the other, of maps ``(batch, height, width, dim)``.
 
-    ``parts`` names its ``ConvNorm`` and ``SqueezeExcite`` layers in their order, with the axes of
-    their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too. ``shortcut``
-    is what the input passes beside the parts; None for nothing.
+    ``parts`` names its layers (``ConvNorm``, ``SqueezeExcite``, ``ChannelMix``) in their order,
+    with the axes of their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel``
+    too. ``shortcut`` is what the input passes beside the parts; None for nothing.
 
     Args:
         dim: Channels of the input.
@@ -73,6 +73,27 @@ class ConvBlock(StaticModule):
         self.add_module(name, layer)
         self.parts[name] = dim, out_dim
 
+    def scale_channels(
+        self, axis: str, squeeze: int, eca: bool, activation: str, gate: str
+    ) -> None:
+        """Appends squeeze-excite, ECA, both or none, of the channels of an axis.
+
+        Args:
+            axis: Of the channels.
+            squeeze: Channels inside squeeze-excite, 0 for none.
+            eca: Whether there is ECA.
+            activation: Inside squeeze-excite.
+            gate: Of squeeze-excite.
+        """
+        dim = self.widths[axis]
+        if squeeze > 0:
+            self.widths["squeeze"] = squeeze
+            self.add("excite", SqueezeExcite(dim, squeeze, activation, gate), axis, axis)
+        if eca:
+            mix = ChannelMix(dim)
+            self.widths["neighbours"] = mix.kernel
+            self.add("mix", mix, axis, axis)
+
     @property
     def keeps_channels(self) -> bool:
         """Whether the input itself is added, so that in- and output have the same channels."""
@@ -104,7 +125,9 @@ class ConvBlock(StaticModule):
         result: dict[str, Axes] = {}
         for name, (dim, out_dim) in self.parts.items():
             layer = self.get_submodule(name)
-            if isinstance(layer, SqueezeExcite):
+            if isinstance(layer, ChannelMix):
+                result |= layer.axes(name)
+            elif isinstance(layer, SqueezeExcite):
                 result |= layer.axes(name, dim)
             else:
                 assert isinstance(layer, ConvNorm)
@@ -117,6 +140,8 @@ class ConvBlock(StaticModule):
         return self.widths
 
     def permutable(self) -> tuple[frozenset[str], ...]:
-        inner = [{name} for name in self.widths if name not in ("dim", "out_dim", "kernel")]
+        others = ("dim", "out_dim", "kernel", "neighbours")
+        inner = [{name} for name in self.widths if name not in others]
         ends = [{"dim", "out_dim"}] if self.keeps_channels else [{"dim"}, {"out_dim"}]
-        return tuple(frozenset(names) for names in (*ends, *inner))
+        fixed = {self.parts["mix"][0]} if "mix" in self.parts else set()  # the order matters there
+        return tuple(frozenset(names) for names in (*ends, *inner) if fixed.isdisjoint(names))
