@@ -265,6 +265,7 @@ def test_by_definition(
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
         ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("linear_attention", {"window": 7}, 4 * 64**2 + 4 * 64 + 49 * 64 + 32 * 26),
         ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
         ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
@@ -281,6 +282,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
     "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
     "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
     "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "linear_attention": {"head_dim": 4, "window": 3, "kernel": 3},
     "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},

@@ -109,5 +109,4 @@ def _renormalise(norm: BatchNorm, means: Tensor, variances: Tensor, constant: Te
         return
     norm.running_mean.copy_(means)
     norm.running_var.copy_(variances.clamp_min(0))
-    norm.weight.copy_(scale * torch.sqrt(norm.running_var.double() + norm.eps))
-    norm.bias.copy_(shift + scale * (means + constant))
+    norm.set_affine(scale, shift + scale * constant)

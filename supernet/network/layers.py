@@ -134,6 +134,37 @@ class BatchNorm(nn.Module):
         shift = -self.running_mean.double() * scale
         return scale, shift if self.bias is None else shift + self.bias.double()
 
+    @torch.no_grad()
+    def set_affine(self, scale: Tensor, shift: Tensor) -> None:
+        """Sets weight and bias, which it has, by what ``affine`` then returns."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.bias is not None
+        self.weight.copy_(scale * torch.sqrt(self.running_var.double() + self.eps))
+        self.bias.copy_(shift + scale * self.running_mean.double())
+
+
+class RepBatchNorm(BatchNorm):
+    """Batch norm beside ``alpha`` times the input (Guo et al., SLAB, 2024, equation 5).
+
+    In evaluation both are one affine map. Published networks begin with layer norm and go over to
+    this one within the training; here it is there from the start.
+    """
+
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
+        super().__init__(dim, eps, bias)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+    def of_maps(self, maps: Tensor) -> Tensor:
+        return super().of_maps(maps) + self.alpha * maps
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        scale, shift = super().affine()
+        return scale + self.alpha.double(), shift
+
+    def set_affine(self, scale: Tensor, shift: Tensor) -> None:
+        super().set_affine(scale - self.alpha.double(), shift)
+
 
 @contextmanager
 def pooled(norms: Iterable[BatchNorm]) -> Iterator[None]:
@@ -154,7 +185,7 @@ def pooled(norms: Iterable[BatchNorm]) -> Iterator[None]:
 
 
 def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:
-    """Builds the norm called ``layer_norm``, ``group_norm``, ``batch_norm`` or ``none``."""
+    """Builds the norm called ``none``, or one of ``search_space.macro.NORMS``."""
     match norm:
         case "layer_norm":
             return nn.LayerNorm(dim, eps=eps, bias=bias)
@@ -162,14 +193,18 @@ def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:
             return GroupNorm(dim, eps, bias)
         case "batch_norm":
             return BatchNorm(dim, eps, bias)
+        case "rep_batch_norm":
+            return RepBatchNorm(dim, eps, bias)
         case "none":
             return nn.Identity()
     raise ValueError(f"unknown norm {norm!r}")
 
 
 def norm_axes(prefix: str, norm: nn.Module, axis: Axis) -> dict[str, Axes]:
-    """Returns the axes of a norm's parameters over channels ``axis``."""
-    return {f"{prefix}.{name}": (axis,) for name, _ in norm.named_parameters()}
+    """Returns the axes of a norm's parameters over channels ``axis``; ``alpha`` is a number."""
+    return {
+        f"{prefix}.{name}": (1 if name == "alpha" else axis,) for name, _ in norm.named_parameters()
+    }
 
 
 # Activations ---------------------------------------------------------------------------------
