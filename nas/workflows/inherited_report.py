@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas.workflows.adapting import ADAPTING, CLASSIFYING, LOADING
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import PARENT, START, TABLE
 from nas.workflows.tried_parents import FINDING, MEASURING, TRYING, choose, read_tried
@@ -34,11 +35,12 @@ from supernet.training.evaluation import Quality
 
 if TYPE_CHECKING:
     from nas.workflows.pretrained_search import PretrainedSearch
+    from nas.workflows.trained_search import TrainedSearch
 
-_PUBLISHED = (FINDING, MEASURING, TRYING, "loading the parent", "a classifier for the parent")
-_ADAPTED = ("adapting the parent",)
-_TRAINED = ("fine-tuning the finalists",)
-_OTHERS = ("opening images", "exporting", "report")  # phases that lead from no network to another
+_PUBLISHED = (FINDING, MEASURING, TRYING, LOADING, CLASSIFYING)
+_ADAPTED = (ADAPTING,)
+TRAINED = ("fine-tuning the finalists",)
+OTHERS = ("opening images", "exporting", "report")  # phases that lead from no network to another
 
 
 def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
@@ -83,7 +85,7 @@ def _steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality])
     chosen = data.chosen
     if chosen is None or chosen.test_accuracy_before is None:
         return
-    taken = {*_PUBLISHED, *_ADAPTED, *_TRAINED, *_OTHERS}
+    taken = {*_PUBLISHED, *_ADAPTED, *TRAINED, *OTHERS}
     yield Step(
         name="the chosen network, put together from the parent",
         validation_accuracy=chosen.predicted.get(ACCURACY),
@@ -98,7 +100,7 @@ def _steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality])
         name="the chosen network, trained with the parent as teacher",
         validation_accuracy=chosen.quality.get("validation", {}).get(ACCURACY),
         test_accuracy=chosen.test_accuracy,
-        phases=_TRAINED,
+        phases=TRAINED,
     )
 
 
@@ -175,7 +177,7 @@ def _losses(run: PretrainedSearch, quality: QualityTable, data: ReportData) -> l
     ]
 
 
-def zoo_front(run: PretrainedSearch) -> ZooFront:
+def zoo_front(run: TrainedSearch) -> ZooFront:
     """Published networks within the run's limits, as far as latencies are known or soon found."""
     limits = {name: run.limits[name] for name in (LATENCY, *COUNTS) if name in run.limits}
     with run.phase("the zoo within the limits") as progress:
@@ -209,7 +211,7 @@ def zoo_front(run: PretrainedSearch) -> ZooFront:
     )
 
 
-def _more(run: PretrainedSearch, limits: Mapping[str, float]) -> str:
+def _more(run: TrainedSearch, limits: Mapping[str, float]) -> str:
     """How to know more of the zoo, in a sentence."""
     words = ["nas zoo --device", run.target.name]
     for key, value in run.config.latency.conditions().items():

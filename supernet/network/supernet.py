@@ -181,6 +181,11 @@ class Subnets(nn.Module):
     space: SearchSpace
     num_classes: int
 
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether any of the networks has, so that what is extracted must be recalibrated."""
+        return normalises_by_batch(self.space)
+
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
         """Makes a static network of a subnet, with copies of its weights."""
         raise NotImplementedError

@@ -122,7 +122,9 @@ def extract_for(
     **options: Any,
 ) -> Backbone:
     """Extracts a subnet with averages of the images that it is to be trained or exported for."""
-    batches = calibration_of(supernet.space, data, config)
+    batches = None
+    if supernet.has_batch_norms:
+        batches = calibration_batches(data, config.recalibration_images, config.seed)
     return extract(supernet, architecture, batches, amp=config.amp, **options)
 
 

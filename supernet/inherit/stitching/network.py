@@ -120,7 +120,7 @@ class StitchedNet(Subnets):
 
     @property
     def has_batch_norms(self) -> bool:
-        """Whether what is extracted must be recalibrated."""
+        """Whether the parents have, so that what is extracted must be recalibrated."""
         return has_batch_norms(self)
 
     @torch.no_grad()
