@@ -14,7 +14,7 @@ from search_space.blocks import ACTIVATIONS, OptionValue
 from search_space.errors import InvalidArchitectureError, UnknownNameError
 from search_space.registry import FLOAT, PRECISIONS, Registry, is_int, is_number
 
-NORMS = ("layer_norm", "group_norm", "batch_norm")
+NORMS = ("layer_norm", "group_norm", "batch_norm", "rep_batch_norm")
 AS_NORM = "as_norm"
 HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
@@ -66,8 +66,10 @@ class Macro:
             ``block``: the first block of every stage has its stride and changes the width
             (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
-        norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map, or
-            ``batch_norm``; of MetaFormer blocks, ``conv`` stems, transitions and the last norm.
+        norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map,
+            ``batch_norm``, or ``rep_batch_norm`` (SLAB: batch norm beside a learned multiple of the
+            input, which are one map once trained); of MetaFormer blocks, ``conv`` stems,
+            transitions and the last norm.
         norm_eps: Added to every such norm's variance.
         layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
         head_norm: Whether the last norm sits before or after global pooling, or is left out.

@@ -17,7 +17,7 @@ from tiny_job import INFEASIBLE, USAGE, Ran, nas, tree
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.resolving import resolve, stored_config
-from nas.workflows import pretrained_search
+from nas.workflows import adapting, pretrained_search
 from nas.workflows.exporting import export_from_run
 from nas.workflows.inherited import copied, fitting_images
 from predictors.tables.quality import QualityTable
@@ -126,8 +126,8 @@ def test_another_budget_inherits_all_that_is_known(
     monkeypatch.chdir(finished.parents[1])
     monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
     before = tree(finished)
-    for made in ("classified", "cut_alternatives"):
-        monkeypatch.setattr(pretrained_search, made, not_again)
+    monkeypatch.setattr(adapting, "classified", not_again)
+    monkeypatch.setattr(pretrained_search, "cut_alternatives", not_again)
     said = nas("search", "--inherit", finished, "--name", "second", *QUICK, "--max", "macs=300k")
     assert said.code == 0, said.err
     assert tree(finished) == before
@@ -174,7 +174,7 @@ def test_a_search_that_was_stopped_ends_alike(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained_search, phase, stop)
+        patch.setattr(adapting if phase == "classified" else pretrained_search, phase, stop)
         assert search(parent, "first", "--max", "macs=400k").code == 130
     said = search(parent, "first", "--max", "macs=400k", "--resume")
     assert said.code == 0, said.err
@@ -284,7 +284,7 @@ def test_other_weights_than_the_run_began_with_are_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained_search, "classified", stop)
+        patch.setattr(adapting, "classified", stop)
         assert search(mine, "first", "--max", "macs=400k").code == 130
     began = find_parent(str(mine)).fingerprint()
     weights = read_tensors(mine / "model.safetensors")

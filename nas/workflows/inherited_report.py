@@ -31,6 +31,7 @@ from search_space.metrics import LATENCY, LOSS, metric_named, typed
 
 if TYPE_CHECKING:
     from nas.workflows.pretrained_search import PretrainedSearch
+    from nas.workflows.trained_search import TrainedSearch
 
 
 def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
@@ -125,7 +126,7 @@ def _losses(run: PretrainedSearch, quality: QualityTable, data: ReportData) -> l
     ]
 
 
-def zoo_front(run: PretrainedSearch) -> ZooFront:
+def zoo_front(run: TrainedSearch) -> ZooFront:
     """Published networks within the run's limits, as far as latencies are known or soon found."""
     limits = {name: run.limits[name] for name in (LATENCY, *COUNTS) if name in run.limits}
     with run.phase("the zoo within the limits") as progress:
@@ -159,7 +160,7 @@ def zoo_front(run: PretrainedSearch) -> ZooFront:
     )
 
 
-def _more(run: PretrainedSearch, limits: Mapping[str, float]) -> str:
+def _more(run: TrainedSearch, limits: Mapping[str, float]) -> str:
     """How to know more of the zoo, in a sentence."""
     words = ["nas zoo --device", run.target.name]
     for key, value in run.config.latency.conditions().items():

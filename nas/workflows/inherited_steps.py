@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from nas.workflows.adapting import ADAPTING, CLASSIFYING, LOADING
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import BANK, PARENT, START, bank_identity, fitting_images
 from nas.workflows.tried_parents import FINDING, MEASURING, TRYING
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from nas.workflows.pretrained_search import PretrainedSearch
 
 JUDGING = "judging what was cut"
-_PUBLISHED = (FINDING, MEASURING, TRYING, "loading the parent", "a classifier for the parent")
-_ADAPTED = ("adapting the parent",)
-_CUT = ("cutting blocks of the parent", "teaching other blocks what the parent's do")
-_TRAINED = ("fine-tuning the finalists",)
+TRAINED = ("fine-tuning the finalists",)
 # phases that lead from no network to another
-_OTHERS = ("opening images", "exporting", "report", JUDGING)
+OTHERS = ("opening images", "exporting", "report", JUDGING)
+_PUBLISHED = (FINDING, MEASURING, TRYING, LOADING, CLASSIFYING)
+_ADAPTED = (ADAPTING,)
+_CUT = ("cutting blocks of the parent", "teaching other blocks what the parent's do")
 
 
 def steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality]) -> Iterator[Step]:
@@ -53,7 +54,7 @@ def steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality]) 
         return
     cuts = list(_cuts(run, Architecture.from_dict(chosen.architecture)))
     yield from cuts
-    taken = {*_PUBLISHED, *_ADAPTED, *_TRAINED, *_OTHERS}
+    taken = {*_PUBLISHED, *_ADAPTED, *TRAINED, *OTHERS}
     taken |= {phase for step in cuts for phase in step.phases}
     yield Step(
         name=f"the chosen network, {'cut and folded' if len(cuts) == 1 else 'put together'}",
@@ -69,7 +70,7 @@ def steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality]) 
         name="the chosen network, trained with the parent as teacher",
         validation_accuracy=chosen.quality.get("validation", {}).get(ACCURACY),
         test_accuracy=chosen.test_accuracy,
-        phases=_TRAINED,
+        phases=TRAINED,
     )
 
 

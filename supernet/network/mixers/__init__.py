@@ -11,6 +11,7 @@ from supernet.network.mixers.gnconv import GnConv
 from supernet.network.mixers.grid_attention import BlockAttention, GridAttention
 from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
+from supernet.network.mixers.linear_attention import LinearAttention
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.pooling import Pooling
 from supernet.network.mixers.reparam_depthwise import ReparamDepthwise
@@ -33,6 +34,7 @@ __all__ = [
     "GridAttention",
     "InceptionDepthwise",
     "LargeKernelAttention",
+    "LinearAttention",
     "Mixer",
     "Pooling",
     "ReparamDepthwise",
