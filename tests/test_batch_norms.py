@@ -42,7 +42,8 @@ from search_space.preprocessing import Preprocessing
 from supernet import build
 from supernet.data.batches import Batch
 from supernet.data.evaluation_batches import doubling_batches, eval_batches
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.loop import CHECKPOINTS
 from supernet.training.objectives import Loss, NetworkObjective

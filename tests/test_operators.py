@@ -35,7 +35,7 @@ from search_space import (
 from search_space.components import block_spec
 from search_space.mixers import NORMALISERS
 from supernet import Supernet
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import (
     AdditiveAttention,
     CascadedGroupAttention,
@@ -48,6 +48,7 @@ from supernet.network.mixers import (
     build_mixer,
 )
 from supernet.network.mixers.normalisers import attend
+from supernet.network.norms import BatchNorm, has_batch_norms
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)

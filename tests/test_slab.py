@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from search_space import Architecture, Block, Macro, Mixer, Stage, metaformer
 from supernet import build
 from supernet.inherit.fold import _renormalise
-from supernet.network.layers import RepBatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import LinearAttention
+from supernet.network.norms import RepBatchNorm, has_batch_norms
 
 
 def by_definition(mixer: LinearAttention, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
 from supernet.data.dataset import ImageData, open_data
 from supernet.inherit.parents import find_parent
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.supernet import Subnets
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.recalibration import extract_for

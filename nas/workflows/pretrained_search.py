@@ -65,7 +65,7 @@ from supernet.inherit.local_distillation import (
 )
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
@@ -123,6 +123,7 @@ class PretrainedSearch(TrainedSearch):
             )
         if not (self.path / PARENT / START).exists():
             _ = self.published
+        if known is None:
             self.directory.update_manifest(parent=found)
 
     @cached_property

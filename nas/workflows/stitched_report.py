@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from nas.workflows.adapting import ADAPTING, CLASSIFYING, LOADING
 from nas.workflows.finishing import qualities
-from nas.workflows.inherited_report import OTHERS, TRAINED, zoo_front
+from nas.workflows.inherited_report import zoo_front
+from nas.workflows.inherited_steps import OTHERS, TRAINED
 from results.report.data import ReportData
 from results.report.inheritance import Inheritance, Step
 from search_space.metrics import ACCURACY

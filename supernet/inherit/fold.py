@@ -26,7 +26,8 @@ from supernet.inherit.moments import Moments
 from supernet.inherit.smaller import Kept
 from supernet.network.axes import StaticModule, positions
 from supernet.network.blocks import Projection
-from supernet.network.layers import BatchNorm, ConvNorm
+from supernet.network.layers import ConvNorm
+from supernet.network.norms import BatchNorm
 
 
 @torch.no_grad()

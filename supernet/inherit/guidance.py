@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from supernet.data.batches import Batch
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.tensor_files import digest_of
 from supernet.training.config import EpochMetrics, TrainConfig, check_batch_norms
 from supernet.training.evaluation import at_trained_resolution

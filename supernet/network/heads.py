@@ -13,10 +13,9 @@ from supernet.network.layers import (
     Linear,
     activation_axes,
     build_activation,
-    build_norm,
     folded_before,
-    norm_axes,
 )
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_head
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, StaticModule
-from supernet.network.layers import Conv2d, ConvNorm, build_norm, folded_after, norm_axes
+from supernet.network.layers import Conv2d, ConvNorm, folded_after
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_stem
 
 

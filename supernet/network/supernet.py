@@ -42,8 +42,9 @@ from search_space.registry import FLOAT
 from search_space.space import SearchSpace
 from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module, drop_path_rates
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.network.slices import Slice, cut
 
 

@@ -19,7 +19,7 @@ from search_space.space import SearchSpace
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm, pooled
+from supernet.network.norms import BatchNorm, pooled
 from supernet.network.supernet import Subnets, normalises_by_batch
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
