@@ -71,12 +71,9 @@ class SupernetEvaluator:
     recalibration_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        from supernet.network.supernet import normalises_by_batch
-
-        space = self.supernet.space
-        if self.calibration is None and normalises_by_batch(space):
+        if self.calibration is None and self.supernet.has_batch_norms:
             raise UsageError(
-                f"space {space.name!r} has batch norms, whose averages no subnet inherits; give "
+                "the networks have batch norms, whose averages no subnet inherits; give "
                 "calibration, as supernet.training.recalibration.calibration_batches makes it."
             )
         self.supernet.to(self.device)

@@ -78,6 +78,17 @@ class Around:
                 raise UsageError(f"{name}={value!r} must be an integer of at least {least}.")
 
 
+def alone(network: Architecture, name: str = "") -> SearchSpace:
+    """Makes the space that holds a network and nothing else, by default named after it."""
+    stages = tuple(
+        StageSpace((s.width,), (s.depth,), tuple((block,) for block in s.blocks), s.stride)
+        for s in network.stages
+    )
+    return SearchSpace(
+        name or f"alone-{network.digest}", network.macro, (network.resolution,), stages
+    )
+
+
 def around(parent: Architecture, options: Around | None = None, name: str = "") -> SearchSpace:
     """Makes the space around a network.
 

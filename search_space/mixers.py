@@ -74,6 +74,19 @@ MIXERS.add(
 )
 MIXERS.add(
     MixerSpec(
+        "linear_attention",
+        {
+            "window": Param(14),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "kernel": Param(5, odd=True),
+        },
+        width_multiple=lambda params: int(params["head_dim"]),
+        ratios=("head_ratio",),
+    )
+)
+MIXERS.add(
+    MixerSpec(
         "focal_modulation",
         {"levels": Param(2), "window": Param(3, odd=True), "post_norm": Param(False)},
     )

@@ -17,7 +17,7 @@ from supernet.inherit.observing import is_layer
 from supernet.inherit.smaller import inner_units
 from supernet.network.axes import StaticModule, take
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm
+from supernet.network.norms import BatchNorm
 from supernet.training.evaluation import Batches
 
 CONV = Macro(stem="conv_act", stem_kernel=3, stem_stride=2, downsample="block", padding="same")

@@ -10,9 +10,11 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -108,27 +110,33 @@ def killed_at(moment: Moment, arguments: list[str], run: Path) -> None:
     print(f"{moment.phase}, {moment.least}: killed after {process.said[-1]!r}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])
-def test_kill_9_in_each_phase(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a search, all but its name."""
     for name in [name for name in os.environ if name.startswith("NAS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     images = Preprocessing(resolution=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     begins, space = tmp_path / "parent", tmp_path / "space.yaml"
     card = ModelCard(title="parent")
     export_network(build(parent(), 7), begins, preprocessing=images, card=card, formats=("timm",))
     offered = around(parent(), Around(ratios=(0.5,), mixers=(POOLING,), resolutions=()))
     space.write_text(yaml.safe_dump(offered.to_dict()))
-    options = [
+    return [
         *("search", "--data", "digits", "--from", str(begins), "--space", str(space)),
         *("--max", "macs=300k", "--target-latency", "1s", "--evaluations", str(EVALUATIONS)),
-        *("--adapt-epochs", str(EPOCHS), "--distil-steps", "20", "--refine-steps", "5"),
+        *("--adapt-epochs", str(EPOCHS), "--refine-steps", "5"),
         *("--joint-epochs", str(EPOCHS), "--finetune-epochs", str(EPOCHS), "--finalists", "2"),
-        *("--runs", str(tmp_path / "runs"), "--json", "--name"),
+        *("--runs", str(tmp_path / "runs"), "--json"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_kill_9_in_each_phase(seed: int, options: list[str], tmp_path: Path) -> None:
+    options = [*options, "--distil-steps", "20", "--name"]
     run, calm_run = tmp_path / "runs" / "killed", tmp_path / "runs" / "calm"
     resume: list[str] = []
     for moment in moments(random.Random(seed)):
@@ -163,10 +171,42 @@ def test_kill_9_in_each_phase(seed: int, tmp_path: Path, monkeypatch: pytest.Mon
     assert read_export(ends[0])
 
 
+@pytest.mark.slow
+def test_a_worker_that_learns_is_killed(options: list[str], tmp_path: Path) -> None:
+    """Another takes its place, and alternatives are those of one process."""
+    options = [*options, "--distil-steps", "200", "--name"]
+    runs = [tmp_path / "runs" / name for name in ("alone", "spread")]
+    killed_at(Moment("training the alternatives"), [*options, "alone"], runs[0])
+    process = Process([*options, "spread", "--workers", "2"])
+    assert process.wait_for(lambda: bool(learning(process))), process.said
+    assert any(line.startswith("teaching other blocks") for line in process.said)
+    victim = learning(process)[0]
+    victim.kill()
+    assert process.wait_for(lambda: any(s.startswith("training the") for s in process.said))
+    assert process.kill()
+    assert not victim.is_running()
+    for file in weights_of_alternatives(runs[0]):
+        ours, theirs = (read_tensors(run / file) for run in runs)
+        assert ours.keys() == theirs.keys()
+        for name in ours:  # as many threads make the same bits, but machines have more or fewer
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+    assert weights_of_alternatives(runs[0]) == weights_of_alternatives(runs[1])
+
+
+def learning(process: Process) -> list[psutil.Process]:
+    """Workers of a process that teach alternatives just now."""
+    found = []
+    for child in psutil.Process(process.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.cmdline()[:1] == ["ray::_teach"]:
+                found.append(child)
+    return found
+
+
 def weights_of_alternatives(run: Path) -> list[str]:
     found = [p for name in ("alternatives", "refined") for p in run.glob(f"{name}/*.safetensors")]
     assert found
-    return [str(path.relative_to(run)) for path in found]
+    return sorted(str(path.relative_to(run)) for path in found)
 
 
 def checkpoints(run: Path) -> list[str]:

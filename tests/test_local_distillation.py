@@ -24,8 +24,8 @@ from supernet.inherit.local_distillation import distil_alternatives, is_learnabl
 from supernet.inherit.shared_weights import copy_shared
 from supernet.inherit.students import Distillation, Student, distil, relative_error
 from supernet.network.axes import StaticModule
-from supernet.network.layers import BatchNorm, has_batch_norms
 from supernet.network.modules import build_module
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.training.evaluation import evaluate
 from supernet.training.recalibration import calibration_batches, recalibrate
 from supernet.training.train import TrainConfig, finetune

@@ -36,7 +36,7 @@ from search_space import (
 from search_space.components import block_spec
 from search_space.mixers import NORMALISERS
 from supernet import Supernet
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import (
     AdditiveAttention,
     CascadedGroupAttention,
@@ -54,6 +54,7 @@ from supernet.network.mixers import (
     build_mixer,
 )
 from supernet.network.mixers.normalisers import attend
+from supernet.network.norms import BatchNorm, has_batch_norms
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -370,6 +371,7 @@ def test_attention_by_definition(
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
         ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("linear_attention", {"window": 7}, 4 * 64**2 + 4 * 64 + 49 * 64 + 32 * 26),
         ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
         ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
         (  # published 2 C more: a bias before the norm
@@ -395,6 +397,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
     "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
     "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
     "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "linear_attention": {"head_dim": 4, "window": 3, "kernel": 3},
     "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},

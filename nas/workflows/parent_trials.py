@@ -18,7 +18,8 @@ from typing import Any
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.resolving import KEPT_PARENT
-from nas.workflows.inherited import PARENT, START, classified, gentle
+from nas.workflows.adapting import classified, gentle
+from nas.workflows.inherited import PARENT, START, copied
 from nas.workflows.network_latencies import network_latencies
 from nas.workflows.parent_space import named_parents, space_of
 from nas.workflows.pretrained_search import PretrainedSearch
@@ -90,7 +91,9 @@ class _Trials:
         start = self._work(tried.index(kept), kept) / START
         if start.exists():  # it need not be fetched and fitted again
             (self.run.path / PARENT).mkdir(exist_ok=True)
-            shutil.copy(start, self.run.path / PARENT / START)
+            copied(start, self.run.path / PARENT / START)
+        weights = find_parent(kept.name, kept.weights).fingerprint()
+        self.directory.update_manifest(parent=weights)
         for line in tried_lines(tried):
             self.console.say(f"  {line}")
         self.console.say(f"  {kept.name} is the parent: {reason}")

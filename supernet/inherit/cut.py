@@ -9,7 +9,7 @@ units come the linear maps that stand where a block is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -80,6 +80,7 @@ def cut_alternatives(
     bank: WeightBank,
     batches: Batches,
     *,
+    entries: Collection[Entry] | None = None,
     importance: str = IMPORTANCE,
     fold: bool = True,
     ridge: float = RIDGE,
@@ -99,6 +100,7 @@ def cut_alternatives(
         bank: Of which the missing entries are filled; others stay missing.
         batches: Some hundred training images or more, as ``evaluate`` takes them, to be iterated
             over several times.
+        entries: Which of the missing entries; None for all.
         importance: The criterion of the units to keep, one of ``importance.CRITERIA``.
         fold: Whether what is cut off is folded into what is kept. Linear maps are the identity
             otherwise, as if there was no block.
@@ -124,7 +126,9 @@ def cut_alternatives(
     if next(iter(batches), None) is None:
         raise DataError("there are no images to measure units by; give some hundred of training.")
     parent = bank.extract(bank.parent).eval()
-    variants = list(_variants(bank, parent))
+    missing = bank.missing()
+    wanted = missing if entries is None else [entry for entry in missing if entry in entries]
+    variants = list(_variants(bank, parent, wanted))
     units = {
         Units(variant.path, names)
         for variant in variants
@@ -162,12 +166,12 @@ def cut_alternatives(
     return done
 
 
-def _variants(bank: WeightBank, parent: Backbone) -> Iterator[_Variant]:
+def _variants(bank: WeightBank, parent: Backbone, entries: Sequence[Entry]) -> Iterator[_Variant]:
     """The parent's modules with the kernels that alternatives have."""
     specs = {item.path: item.spec for item in components(bank.parent, bank.num_classes)}
     found: dict[Entry, list[tuple[Entry, tuple[frozenset[str], ...]]]] = {}
     maps: dict[str, tuple[Entry, Projection]] = {}
-    for path, spec in bank.missing():
+    for path, spec in entries:
         if path not in specs:
             continue
         how = difference(spec, specs[path])

@@ -26,7 +26,8 @@ from supernet.inherit.moments import Moments
 from supernet.inherit.smaller import Kept
 from supernet.network.axes import StaticModule, positions
 from supernet.network.blocks import Projection
-from supernet.network.layers import BatchNorm, ConvNorm
+from supernet.network.layers import ConvNorm
+from supernet.network.norms import BatchNorm
 
 
 @torch.no_grad()
@@ -109,5 +110,4 @@ def _renormalise(norm: BatchNorm, means: Tensor, variances: Tensor, constant: Te
         return
     norm.running_mean.copy_(means)
     norm.running_var.copy_(variances.clamp_min(0))
-    norm.weight.copy_(scale * torch.sqrt(norm.running_var.double() + norm.eps))
-    norm.bias.copy_(shift + scale * (means + constant))
+    norm.set_affine(scale, shift + scale * constant)

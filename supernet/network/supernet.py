@@ -42,8 +42,9 @@ from search_space.registry import FLOAT
 from search_space.space import SearchSpace
 from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module, drop_path_rates
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.network.slices import Slice, cut
 
 
@@ -179,6 +180,11 @@ class Subnets(nn.Module):
 
     space: SearchSpace
     num_classes: int
+
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether any of the networks has, so that what is extracted must be recalibrated."""
+        return normalises_by_batch(self.space)
 
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
         """Makes a static network of a subnet, with copies of its weights."""

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, Axis, Product, StaticModule, extent
-from supernet.network.layers import (
-    Conv2d,
-    Linear,
-    build_norm,
-    folded_after,
-    folded_before,
-    norm_axes,
-)
+from supernet.network.layers import Conv2d, Linear, folded_after, folded_before
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_transition
 
 

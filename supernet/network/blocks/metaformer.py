@@ -13,12 +13,11 @@ from supernet.network.layers import (
     Linear,
     activation_axes,
     build_activation,
-    build_norm,
     folded_after,
     folded_before,
-    norm_axes,
 )
 from supernet.network.mixers import build_mixer
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_block
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from supernet.network.axes import Axes, prefixed, renamed
 from supernet.network.blocks.prenorm_inverted_residual import PreNormInvertedResidual
-from supernet.network.layers import build_norm, norm_axes
 from supernet.network.mixers import build_mixer
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_block
 
 

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from supernet.network.axes import Axes
 from supernet.network.blocks.residual import ConvBlock, PooledConvNorm
-from supernet.network.layers import (
-    ConvNorm,
-    build_norm,
-    folded_before,
-    norm_axes,
-)
+from supernet.network.layers import ConvNorm, folded_before
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_block
 
 

@@ -12,6 +12,7 @@ from supernet.network.mixers.gnconv import GnConv
 from supernet.network.mixers.grid_attention import BlockAttention, GridAttention
 from supernet.network.mixers.inception_depthwise import InceptionDepthwise
 from supernet.network.mixers.large_kernel_attention import LargeKernelAttention
+from supernet.network.mixers.linear_attention import LinearAttention
 from supernet.network.mixers.local_aggregation import LocalAggregation
 from supernet.network.mixers.mixer import Mixer, build_mixer, mixer_class
 from supernet.network.mixers.outlook_attention import OutlookAttention
@@ -39,6 +40,7 @@ __all__ = [
     "GridAttention",
     "InceptionDepthwise",
     "LargeKernelAttention",
+    "LinearAttention",
     "LocalAggregation",
     "Mixer",
     "OutlookAttention",
