@@ -169,10 +169,6 @@ _RULES: dict[str, Callable[[Operator], Exchange]] = {
     "layer_norm": lambda op: _norm(op, math.prod(op.reads[0].shape[:-1])),
     "group_norm": lambda op: _norm(op, op.reads[0].shape[0]),  # of one group
     "batch_norm": lambda op: opened(math.prod(op.reads[0].shape)),
-    "linalg_vector_norm": lambda op: (  # squares, and roots of their sums
-        opened(math.prod(op.reads[0].shape))
-        + (INVERSE_ROOT + PRODUCT).times(math.prod(op.writes[0].shape))
-    ),
 }
 
 
