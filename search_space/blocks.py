@@ -17,7 +17,9 @@ from search_space.registry import FLOAT, POSITIVE, PRECISIONS, Param, ParamValue
 if TYPE_CHECKING:
     from search_space.macro import Macro
 
-ACTIVATIONS = ("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu", "squared_relu")
+ACTIVATIONS = (
+    *("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu", "squared_relu", "gelu_tanh"),
+)
 OptionValue = int | float | bool | str | tuple[tuple[str, Any], ...]
 Params = Mapping[str, ParamValue]
 

@@ -75,16 +75,18 @@ class Macro:
         head_norm: Whether the last norm sits before or after global pooling, or is left out.
         head_norm_eps: Added to the last norm's variance.
         stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
-            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet),
-            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-D
-            and -T) or ``convs`` (two such convolutions, one after the other: EfficientFormer). All
-            but the first have odd kernels; the last four share an even stride, of which pooling, or
-            the first of two convolutions, has 2.
+            norm and activation: MobileNet), ``conv_act_conv`` (and a convolution of stride 1
+            without the two; both have biases: MaxViT), ``conv_pool`` (``conv_act`` and max-pooling:
+            ResNet), ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling:
+            ResNet-D and -T) or ``convs`` (two such convolutions, one after the other:
+            EfficientFormer). All but the first have odd kernels; the last four share an even
+            stride, of which pooling, or the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
         head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
             ``head_width`` channels, with norm and activation: MobileNetV2), ``conv_hidden`` (such a
             convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
-            and the activation: MobileNetV3) or ``mlp`` (pooling, a linear layer to ``head_width``,
+            and the activation: MobileNetV3), ``hidden`` (pooling, a linear layer to ``head_width``
+            and tanh: MaxViT) or ``mlp`` (pooling, a linear layer to ``head_width``,
             activation and norm: CAFormer).
         head_width: Channels that the classifier sees, where the head is not ``linear``.
         activation: Of MetaFormer blocks' MLPs.
@@ -294,7 +296,8 @@ STEMS.add(
         _conv_problem,
     )
 )
-STEMS.add(Part("conv_act", _conv_act_stem, _ceil_size, _conv_act_problem))
+for _name in ("conv_act", "conv_act_conv"):
+    STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _conv_act_problem))
 for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
     STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _even_problem))
 
@@ -342,6 +345,10 @@ def _conv_head(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
+def _hidden_head(macro: Macro) -> dict[str, OptionValue]:
+    return {**_linear_head(macro), "width": macro.head_width, "activation": "tanh"}
+
+
 def _mlp_head(macro: Macro) -> dict[str, OptionValue]:
     return {
         **_linear_head(macro),
@@ -365,5 +372,6 @@ def _conv_hidden_problem(macro: Macro) -> str | None:
 
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
+HEADS.add(Part("hidden", _hidden_head))
 HEADS.add(Part("mlp", _mlp_head))
 HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))

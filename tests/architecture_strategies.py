@@ -72,7 +72,7 @@ def mixers(draw: st.DrawFn) -> Mixer:
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
     stem = draw(st.sampled_from(STEMS.names()))
-    free = stem in ("conv", "conv_act")
+    free = stem in ("conv", "conv_act", "conv_act_conv")
     stride = draw(st.sampled_from([1, 2, 3, 4] if free else [2, 4, 6]))
     eps = st.floats(1e-8, 1e-2)
     head = draw(st.sampled_from(HEADS.names()))

@@ -305,12 +305,14 @@ def everything() -> list[Architecture]:
         Block.of("prenorm_inverted_residual", squeeze=0.25),
         Block.of("moat", Mixer.of("block_attention", window=3, head_dim=8)),
     )
-    stages = (Stage(16, kinds[:3]), Stage(24, kinds[3:]), Stage(24, (*kinds[:2], ATTENTION)))
+    last = ATTENTION, ATTENTION.replaced(res_post_norm=True)
+    stages = (Stage(16, kinds[:3]), Stage(24, kinds[3:]), Stage(24, (*kinds[:2], *last)))
     result = [Architecture(MACRO, 32, stages)]
     for stem, transition, head in (
         ("conv", "patch_merging", "before_pool"),
         ("convs", "conv_norm", "after_pool"),
         ("conv_pool", "norm_conv", "none"),
+        ("conv_act_conv", "patch_merging_norm", "after_pool"),
     ):
         macro = Macro(
             stem=stem,
@@ -319,6 +321,7 @@ def everything() -> list[Architecture]:
             downsample=transition,
             norm="batch_norm",
             head_norm=head,
+            **({"head": "hidden", "head_width": 20} if stem == "conv_act_conv" else {}),
         )
         result.append(Architecture(macro, 33, stages))
     return result

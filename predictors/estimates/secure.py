@@ -99,8 +99,17 @@ _ELEMENTWISE = {
 _LOCAL = {
     *("add", "sub", "neg", "sum", "mean", "avg_pool2d"),
     *("cat", "stack", "split", "select", "slice", "index", "index_select", "roll", "flip"),
-    *("clone", "copy_", "contiguous", "expand", "constant_pad_nd"),
-    *("reshape", "view", "permute", "transpose", "unsqueeze"),
+    *(
+        "clone",
+        "copy_",
+        "contiguous",
+        "expand",
+        "zeros_like",
+        "constant_pad_nd",
+        "im2col",
+        "col2im",
+    ),
+    *("reshape", "view", "flatten", "permute", "transpose", "unsqueeze"),
 }
 
 
@@ -132,6 +141,11 @@ def _attention(op: Operator) -> Exchange:
     return products + softmax(rows, keys)
 
 
+def _length(op: Operator) -> Exchange:
+    numbers, lengths = (math.prod(operand.shape) for operand in (op.reads[0], op.writes[0]))
+    return SQUARE.times(numbers) + (INVERSE_ROOT + PRODUCT).times(lengths)
+
+
 def _product(op: Operator) -> Exchange:
     factors = [math.prod(operand.shape) for operand in op.reads]
     return opened(*factors) if len(factors) > 1 else FREE  # with a number all know
@@ -149,6 +163,7 @@ _RULES: dict[str, Callable[[Operator], Exchange]] = {
     ),
     **dict.fromkeys(("bmm", "mm", "mul"), _product),
     "div": _quotient,
+    "linalg_vector_norm": _length,
     "scaled_dot_product_attention": _attention,
     "softmax": lambda op: softmax(math.prod(op.reads[0].shape[:-1]), op.reads[0].shape[-1]),
     "layer_norm": lambda op: _norm(op, math.prod(op.reads[0].shape[:-1])),

@@ -7,6 +7,8 @@ in its constructor. Nothing overwrites them afterwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -66,8 +68,9 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "silu": nn.SiLU,
@@ -76,6 +79,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "squared_relu": SquaredReLU,
     "sigmoid": nn.Sigmoid,
     "hard_sigmoid": nn.Hardsigmoid,
+    "tanh": nn.Tanh,
     "none": nn.Identity,
 }
 
@@ -102,11 +106,12 @@ class ConvNorm(nn.Module):
         kernel: Odd side of the kernel.
         stride: Of the convolution.
         depthwise: Whether each channel is convolved by itself.
-        norm: As for ``build_norm``; without one the convolution has a bias.
+        norm: As for ``build_norm``; without one the convolution always has a bias.
         norm_eps: Added to the variance.
         activation: As for ``build_activation``.
         padding: ``half`` of the kernel on every side, or ``same``: as much as the stride needs,
             the odd one at the end.
+        bias: Whether the convolution has a bias.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class ConvNorm(nn.Module):
         norm_eps: float,
         activation: str = "none",
         padding: str = "half",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.kernel, self.stride, self.depthwise = kernel, stride, depthwise
@@ -132,7 +138,7 @@ class ConvNorm(nn.Module):
             stride,
             0 if self.same else kernel // 2,
             groups=dim if depthwise else 1,
-            bias=norm == "none",
+            bias=bias or norm == "none",
         )
         self.norm = build_norm(norm, out_dim, norm_eps)
         self.activation = build_activation(activation)

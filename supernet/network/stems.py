@@ -113,6 +113,15 @@ class ConvActStem(_Convolutions):
         super().__init__((dim,), kernel, (stride,), in_chans, **style)
 
 
+@register_stem("conv_act_conv")
+class ConvActConvStem(_Convolutions):
+    """Strided convolution, norm, activation, and a convolution alone; both have biases (MaxViT)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        super().__init__((dim, dim), kernel, (stride, 1), in_chans, **style, bias=True)
+        self.conv1 = ConvNorm(dim, dim, kernel, norm="none", norm_eps=0.0)
+
+
 @register_stem("conv_pool")
 class ConvPoolStem(_Convolutions):
     """Convolution, norm, activation, and 3 × 3 max-pooling of stride 2 (ResNet)."""

@@ -25,7 +25,7 @@ from search_space.known import BASELINE_SIZES, CONVNEXT, FOCALNET, POOLFORMER, S
 from search_space.macro import Macro
 from search_space.mixers import num_heads
 from supernet.network.backbone import Backbone, build
-from supernet.network.timm_weights import timm_names
+from supernet.network.timm_weights import family, timm_names
 
 SAME_NAMES = (
     *(f"convnext_{size}" for size in ("atto", "femto", "pico", "nano")),
@@ -38,6 +38,7 @@ PUBLISHED = {
     "swin_b": "swin_base_patch4_window7_224",
     "swin_l": "swin_large_patch4_window7_224",
     **{f"swinv2_{size[0]}": f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")},
+    **{f"maxvit_{size[0]}": f"maxvit_{size}_tf_224" for size in ("tiny", "small", "base", "large")},
     "focalnet_t_srf": "focalnet_tiny_srf",
     "focalnet_s_srf": "focalnet_small_srf",
     "focalnet_b_srf": "focalnet_base_srf",
@@ -108,6 +109,8 @@ def timm_model(architecture: Architecture) -> TimmModel | None:
     for name, theirs in PUBLISHED.items():
         if replace(architecture, resolution=known(name).resolution) == known(name):
             usual = known(name).resolution
+            if theirs.startswith("maxvit") and architecture.resolution != usual:
+                return None  # there windows grow with the image
             sized = _image(architecture, usual) if theirs.startswith("swin") else {}
             known_model = TimmModel(theirs, sized)  # a Swin on small maps has smaller windows there
             return known_model if _same_parameters(known_model, architecture) else None
@@ -137,9 +140,10 @@ def to_timm(network: Backbone) -> dict[str, Tensor]:
         expected = model.build(network.num_classes).state_dict()
     state = network.state_dict()
     named = {theirs: state[ours] for ours, theirs in timm_names(network).items()}
+    order = family(network.architecture)
     # what is left are counts of batches, which nothing reads at a fixed momentum
     return {
-        key: named[key].reshape(value.shape)
+        key: order.their_values(key, named[key], value.shape)
         if key in named
         else torch.zeros_like(value, device="cpu")
         for key, value in expected.items()

@@ -69,10 +69,6 @@ class PartitionedAttention(Mixer):
             sides: Height and width of the part.
         """
 
-    def projected(self, x: Tensor) -> Tensor:
-        """Returns queries, keys and values of padded maps, (batch, height, width, 3 · inner)."""
-        return self.qkv(x)
-
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Returns what heads see of parts, (batch · parts, heads, area, head_dim)."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -91,7 +87,7 @@ class PartitionedAttention(Mixer):
         apart, together = _GRIDS if self.strided else _WINDOWS
         down = (side_h, rows) if self.strided else (rows, side_h)
         across = (side_w, columns) if self.strided else (columns, side_w)
-        qkv = self.projected(x).reshape(-1, *down, *across, 3, self.heads, self.head_dim)
+        qkv = self.qkv(x).reshape(-1, *down, *across, 3, self.heads, self.head_dim)
         qkv = qkv.permute(apart).reshape(3, -1, self.heads, area, self.head_dim)
         q, k, v = qkv.unbind(0)
         out = self.attended(q, k, v, self._mask(x))
