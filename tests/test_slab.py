@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,17 @@ from operator_cases import assert_close
 from timm_pairs import randomised
 from torch import Tensor, nn
 
-from search_space import Architecture, Block, Macro, Mixer, Stage, metaformer
-from supernet import build
+from search_space import (
+    Architecture,
+    Block,
+    Macro,
+    Mixer,
+    SearchSpace,
+    Stage,
+    StageSpace,
+    metaformer,
+)
+from supernet import Supernet, build
 from supernet.inherit.fold import _renormalise
 from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import LinearAttention
@@ -119,3 +129,16 @@ def test_a_network_with_it_folds_but_for_what_mixers_begin_with() -> None:
     assert left == {f"stages.{i}.blocks.0.norm1" for i in (0, 1)}
     assert has_batch_norms(folded)
     assert_close(folded(images), before)
+
+
+@torch.no_grad()
+def test_subnets_with_the_norm_are_extracted_networks_bit_for_bit() -> None:
+    mixers = Mixer.of("linear_attention", window=4, head_dim=4), Mixer.of("pooling")
+    stage = StageSpace((8, 16), (1, 2), tuple(metaformer(mixer, 1.0) for mixer in mixers))
+    macro = Macro(stem_kernel=2, stem_stride=2, norm="rep_batch_norm")
+    space = SearchSpace("x", macro, (16,), (stage, stage))
+    torch.manual_seed(0)
+    supernet, images = Supernet(space, 3), torch.randn(2, 3, 16, 16)
+    for architecture in space.decode(space.sample(np.random.default_rng(0), 6)):
+        network = supernet.extract(architecture)
+        assert torch.equal(supernet(images, architecture), network(images))
