@@ -258,11 +258,13 @@ def metaformer(
     mlp_ratio: float = 4.0,
     shortcut_scale: bool = False,
     res_post_norm: bool = False,
+    position: bool = False,
 ) -> Block:
     """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside.
 
     With ``shortcut_scale`` each channel of the shortcuts has a learned scale, which starts at 1.
     With ``res_post_norm`` norms end the residual branches instead of beginning them (SwinV2).
+    With ``position`` a depthwise convolution comes first, which tells positions apart (UniFormer).
     """
     return Block.of(
         "metaformer",
@@ -270,6 +272,7 @@ def metaformer(
         mlp_ratio=mlp_ratio,
         shortcut_scale=shortcut_scale,
         res_post_norm=res_post_norm,
+        position=position,
     )
 
 
@@ -285,7 +288,7 @@ def _metaformer(place: Place, params: Params) -> dict[str, OptionValue]:
         "norm": macro.norm_of_blocks,
         "norm_eps": macro.norm_eps,
         "layer_scale": macro.layer_scale,
-        **({"res_post_norm": True} if params["res_post_norm"] else {}),
+        **{key: True for key in ("res_post_norm", "position") if params[key]},
         "shortcut_scale": params["shortcut_scale"],
         "activation": macro.activation,
         "bias": macro.bias,
@@ -362,6 +365,7 @@ BLOCKS.add(
             "mlp_ratio": Param(4.0, minimum=POSITIVE),
             "shortcut_scale": Param(False, later=True),
             "res_post_norm": Param(False, later=True),
+            "position": Param(False, later=True),
         },
         _metaformer,
         has_mixer=True,

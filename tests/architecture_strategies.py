@@ -113,7 +113,7 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
     if kind == "skip":
         return Block.of(kind)
     if kind == "metaformer":
-        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()), draw(st.booleans()))
+        return metaformer(draw(mixers()), draw(_RATIO), *(draw(st.booleans()) for _ in range(3)))
     rules = BLOCKS[kind].params
     params: dict[str, Any] = {}
     for name, rule in rules.items():

@@ -42,13 +42,19 @@ def usable() -> list[str]:
 def blocks() -> dict[str, ModuleSpec]:
     """One block of every kind, and one around every mixer."""
     plain, convolutional = load_space("digits").macro, load_space("mobile").macro
-    found = {
-        name: block_spec(plain, WIDTH, metaformer(narrow(name), 2), 0) for name in MIXERS.names()
-    } | {
-        kind: block_spec(convolutional, WIDTH, Block.of(kind), 1)
-        for kind in BLOCKS.names()
-        if kind != SKIP and not BLOCKS[kind].has_mixer
-    }
+    found = (
+        {name: block_spec(plain, WIDTH, metaformer(narrow(name), 2), 0) for name in MIXERS.names()}
+        | {
+            f"{name}, shifted": block_spec(plain, WIDTH, metaformer(narrow(name), 2), 1)
+            for name in MIXERS.names()
+            if MIXERS[name].alternates
+        }
+        | {
+            kind: block_spec(convolutional, WIDTH, Block.of(kind), 1)
+            for kind in BLOCKS.names()
+            if kind != SKIP and not BLOCKS[kind].has_mixer
+        }
+    )
     return {name: spec for name, spec in found.items() if spec is not None}
 
 

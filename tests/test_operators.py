@@ -54,6 +54,7 @@ from supernet.network.mixers import (
     build_mixer,
 )
 from supernet.network.mixers.normalisers import attend
+from supernet.network.modules import build_module
 from supernet.network.norms import BatchNorm, has_batch_norms
 
 SIZES = [(8, 8), (7, 5)]
@@ -350,6 +351,23 @@ def test_attention_by_definition(
     torch.testing.assert_close(mixer(x), formula(mixer, x))
 
 
+@sizes
+@torch.no_grad()
+def test_uniformers_block_by_definition(size: tuple[int, int]) -> None:
+    """Positions, local aggregation and MLP, each added to what it reads; batch norms before."""
+    block = metaformer(Mixer.of("local_aggregation"), 2.0, position=True)
+    spec = block_spec(Macro(norm="batch_norm"), 6, block, 0)
+    assert spec is not None
+    module = randomised(build_module(spec), 0).double()
+    x = torch.randn(2, *size, 6, dtype=torch.float64)
+    first = x + convolved(x, module.position)
+    second = first + aggregated(module.mixer, normed(first, module.norm1))
+    hidden = normed(second, module.norm2) @ module.mlp.fc1.weight.T + module.mlp.fc1.bias
+    expected = second + F.gelu(hidden) @ module.mlp.fc2.weight.T + module.mlp.fc2.bias
+    torch.testing.assert_close(module(x), expected)
+    assert "position" not in str(block_spec(Macro(), 6, metaformer(block.mixer), 0))
+
+
 # Numbers of parameters, as published for 64 channels -----------------------------------------
 
 
@@ -419,7 +437,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
 @torch.no_grad()
 def test_subnets_are_extracted_networks_bit_for_bit(name: str) -> None:
     mixers = narrow(name), Mixer.of(name, **SMALLER[name])
-    blocks = tuple(metaformer(mixer, 1.0) for mixer in mixers)
+    blocks = tuple(metaformer(mixer, 1.0, position=mixer != mixers[0]) for mixer in mixers)
     stage = StageSpace((8, 16), (1, 2), blocks)
     space = SearchSpace("x", Macro(stem_kernel=2, stem_stride=2), (8,), (stage, stage))
     torch.manual_seed(0)
