@@ -180,8 +180,8 @@ class Block:
 
     @property
     def label(self) -> str:
-        """The name that people know it by: of its mixer in a MetaFormer block, else of its kind."""
-        return self.mixer.name if self.mixer and self.kind == "metaformer" else self.kind
+        """The name that people know its sort by, as ``block_label`` makes it."""
+        return block_label(self.kind, self.mixer.name if self.mixer else None)
 
     @property
     def width_multiple(self) -> int:
@@ -251,6 +251,16 @@ class Block:
             )
         except NasError as error:
             raise error.located(where) from None
+
+
+def block_label(kind: str, mixer: str | None) -> str:
+    """Returns the name of a sort of blocks: of the mixer in MetaFormer blocks, else of the kind.
+
+    Another kind that holds a mixer is named with it, as in ``moat(attention)``.
+    """
+    if mixer is None:
+        return kind
+    return mixer if kind == "metaformer" else f"{kind}({mixer})"
 
 
 def metaformer(
