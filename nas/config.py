@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from nas import flags
+from nas.config_ignored import ignored
 from nas.config_parts import (
     ADDITIVE_SCORES,
     Address,
@@ -24,11 +25,14 @@ from nas.config_parts import (
     LocalPath,
     NameOrPath,
     OtherParent,
+    ParentFiles,
+    ParentNames,
     Quantity,
     ScoredSearchConfig,
     Storage,
     TrainedSearchConfig,
     Training,
+    parts_of,
 )
 from nas.flags import Flag
 from results.export import OPSET, OPSETS
@@ -231,7 +235,8 @@ class TrainedConfig(RunConfig):
     ``parent``, a trained network, there is none: ``adapt`` trains the parent on the images,
     ``inherit`` says how networks around it get their weights, and ``finetune`` trains the finalists
     with the parent as teacher. ``mean`` and ``std`` are those of the parent's images. ``parents``
-    are tried beside it, and the best takes its place.
+    are tried beside it, and the best takes its place. A ``parent`` may be several networks, with
+    commas between: routes through them are searched then, and ``space`` is that of the largest.
     ``architecture`` is the plain form of the one network to train instead of searching.
     ``fit`` says how images become squares, and with ``mirror: never`` training mirrors none.
     ``finetune`` takes optimiser, learning rate, batch size and weight decay from ``train`` unless
@@ -266,16 +271,17 @@ class TrainedConfig(RunConfig):
         Flag("--mirror", "Whether training mirrors images (default random, but for digits)."),
     ] = "random"
     parent: Annotated[
-        NameOrPath | None,
+        ParentNames | None,
         Flag(
             "--from",
-            "Start from a trained network: a known design, a timm model, an export or a run.",
-            "NAME|FOLDER",
+            "Start from a trained network: a known design, a timm model, an export or a run; or "
+            "from several of one family, which are stitched together.",
+            "NAME|FOLDER[,…]",
         ),
     ] = None
     parent_weights: Annotated[
-        LocalPath | None,
-        Flag("--from-weights", "Its weights, where timm shall not fetch them.", "FILE"),
+        ParentFiles | None,
+        Flag("--from-weights", "Their weights, where timm shall not fetch them.", "FILE[,…]"),
     ] = None
     parents: Annotated[
         tuple[OtherParent, ...],
@@ -367,6 +373,11 @@ class TrainedConfig(RunConfig):
         Training, Flag("--finetune-epochs", "Epochs for each finalist.", part="epochs")
     ] = TrainConfig(epochs=10, warmup_epochs=1.0)
 
+    @property
+    def is_stitched(self) -> bool:
+        """Whether several trained networks are stitched together."""
+        return self.parent is not None and len(parts_of(self.parent)) > 1
+
     def image_options(self) -> dict[str, Any]:
         """Arguments of ``supernet.data.open_data`` besides the source and the resolution."""
         normalisation = None
@@ -396,29 +407,7 @@ class TrainedConfig(RunConfig):
         return Path(self.data).name
 
     def useless(self) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        if self.workers == 1:
-            alone = "with one worker; give --workers, or leave it out"
-            reasons |= dict.fromkeys(("gpus_per_worker", "address", "storage"), alone)
-        if self.parent is None:
-            without = "without --from; give that, or leave it out"
-            paths = (item.path for item in flags.declared(InheritConfig, "inherit."))
-            of_parent = ("parent_weights", "parents", "resolution", "adapt.epochs", *paths)
-            reasons |= dict.fromkeys(of_parent, without)
-        else:
-            unused = ("epochs", "strategy", "shrinking", "batch_size", "lr", "teacher")
-            names = ("supernet", *(f"train.{name}" for name in unused))
-            reasons |= dict.fromkeys(names, "with --from; leave one of them out")
-        if self.parents:
-            kept = "with --parents, since it is made around the parent that is kept"
-            reasons["space"] = f"{kept}; leave one of them out"
-        if self.inherit.run is not None:
-            reasons["parents"] = "with --inherit, whose parent is taken; leave one of them out"
-        if self.architecture is not None:
-            training = ("strategy", "shrinking", "recalibration_images")
-            names = ("space", "workers", *(f"train.{name}" for name in training))
-            reasons |= dict.fromkeys(names, "with --architecture; leave one of them out")
-        return reasons
+        return dict(ignored(self))
 
 
 def kind_of(data: Mapping[str, Any]) -> type[TrainingFreeConfig] | type[TrainedConfig]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nas import flags
 from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
+from search_space.errors import UsageError
 from search_space.metrics import EVALUATION, LOSS, options
 from supernet.training.config import TrainConfig
 
@@ -33,6 +34,38 @@ def named_file(text: str) -> tuple[str, str | None]:
         return text, None
     name, _, file = text.partition("=")
     return name, file
+
+
+def parts_of(text: str) -> list[str]:
+    """Names with commas between; the name of a file or folder may itself have commas."""
+    return [text] if Path(text).exists() else [part.strip() for part in text.split(",")]
+
+
+def parent_sources(names: str, files: str | None) -> list[tuple[str, str | None]]:
+    """The networks of ``--from``, each with the file of its weights in ``--from-weights``.
+
+    Raises:
+        UsageError: There are more or less files than networks, or a name is empty.
+    """
+    found = parts_of(names)
+    if not all(found):
+        raise UsageError(f"--from {names!r} has an empty name; write it as in A,B without gaps.")
+    given = [None] * len(found) if files is None else [part or None for part in parts_of(files)]
+    if len(given) != len(found):
+        raise UsageError(
+            f"--from-weights {files} are {len(given)} files for {len(found)} networks of --from "
+            f"{names}; give one of each, in the same order, and nothing between two commas for a "
+            "network whose weights are fetched, or lie in its folder."
+        )
+    return list(zip(found, given, strict=True))
+
+
+def _absolute_names(text: str) -> str:
+    return ",".join(map(absolute_if_there, parts_of(text)))
+
+
+def _absolute_files(text: str) -> str:
+    return ",".join(absolute(part) if part else "" for part in parts_of(text))
 
 
 def _other_parent(text: str) -> str:
@@ -59,6 +92,9 @@ Quantity = Annotated[str, BeforeValidator(_as_text)]
 """Text with a unit."""
 LocalPath = Annotated[str, AfterValidator(absolute)]
 NameOrPath = Annotated[str, AfterValidator(absolute_if_there)]
+ParentNames = Annotated[str, AfterValidator(_absolute_names)]
+"""A trained network, or several with commas between."""
+ParentFiles = Annotated[str, AfterValidator(_absolute_files)]
 OtherParent = Annotated[str, BeforeValidator(_as_text), AfterValidator(_other_parent)]
 """How many networks of the zoo, or one by name, perhaps with a file of its weights."""
 Address = Annotated[

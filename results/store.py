@@ -206,6 +206,7 @@ class Manifest(TypedDict, total=False):
     command: str
     data: str
     test_data: str | None
+    parent: str | None
     seed: int
     versions: dict[str, Any]
     phases: list[_Phase]

@@ -72,13 +72,10 @@ class SupernetEvaluator:
     recalibration_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        from supernet.network.supernet import needs_images
-
-        space = self.supernet.space
-        if self.calibration is None and needs_images(space):
+        if self.calibration is None and self.supernet.needs_images:
             raise UsageError(
-                f"space {space.name!r} has batch norms, or blocks in int8, whose averages and "
-                "ranges no subnet inherits; give calibration, as "
+                "the networks have batch norms, or blocks in int8, whose averages and ranges no "
+                "subnet inherits; give calibration, as "
                 "supernet.training.recalibration.calibration_batches makes it."
             )
         self.supernet.to(self.device)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from search_space.architecture import Architecture, check_entry
-from search_space.blocks import BLOCKS, SKIP, Block, Mixer, Place, hidden_width
+from search_space.blocks import BLOCKS, PROJECTION, SKIP, Block, Mixer, Place, hidden_width
 from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.macro import BLOCK_TRANSITION, feature_sizes
 from search_space.mixers import MIXERS
@@ -46,6 +46,8 @@ class Around:
         resolutions: Lower image sides; None for those of ``lower_resolutions``.
         skip: Whether blocks may be left out. One that changes the size or the width, or is its
             stage's only one, stays.
+        linear: Whether a linear map of each position, a block ``projection``, may stand where a
+            block may be left out.
         widths: Parts of the stages' own widths that are offered beside them. None unless given:
             all that reads and writes a stage's maps changes with its width.
 
@@ -60,6 +62,7 @@ class Around:
     mixers: tuple[Mixer, ...] = ()
     resolutions: tuple[int, ...] | None = None
     skip: bool = True
+    linear: bool = True
     widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +76,17 @@ class Around:
         for name, least in (("smallest_kernel", 1), ("largest_kernel", 0)):
             if not is_int(value := getattr(self, name)) or value < least:
                 raise UsageError(f"{name}={value!r} must be an integer of at least {least}.")
+
+
+def alone(network: Architecture, name: str = "") -> SearchSpace:
+    """Makes the space that holds a network and nothing else, by default named after it."""
+    stages = tuple(
+        StageSpace((s.width,), (s.depth,), tuple((block,) for block in s.blocks), s.stride)
+        for s in network.stages
+    )
+    return SearchSpace(
+        name or f"alone-{network.digest}", network.macro, (network.resolution,), stages
+    )
 
 
 def around(parent: Architecture, options: Around | None = None, name: str = "") -> SearchSpace:
@@ -111,7 +125,9 @@ def around(parent: Architecture, options: Around | None = None, name: str = "") 
             choices = _choices(places[i, j], block, options)
             free = not (enters and j == 0) or _may_skip(parent.strides[i], befores[i], widths[i])
             if options.skip and free and stage.depth > 1 and not block.skipped:
-                choices = (Block.of(SKIP), *choices)
+                linear = Block.of(PROJECTION)
+                least = (linear,) if options.linear and linear not in choices else ()
+                choices = (Block.of(SKIP), *least, *choices)
             positions.append(choices)
         stages.append(StageSpace(widths[i], (stage.depth,), tuple(positions), stage.stride))
     resolutions = _resolutions(parent, options.resolutions)

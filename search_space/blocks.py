@@ -1,7 +1,6 @@
 """Blocks: registered kinds, and a block as a value of a kind and its parameters.
 
-The rules of our kinds live here, their modules in ``supernet/network/blocks``, one file each, under
-the same names.
+The rules of our kinds are in ``block_kinds``, which the package imports first.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_space.errors import InvalidArchitectureError, NasError, UnknownNameError
 from search_space.mixers import MIXERS
-from search_space.registry import FLOAT, POSITIVE, PRECISIONS, Param, ParamValue, Registry
+from search_space.registry import FLOAT, PRECISIONS, Param, ParamValue, Registry
 
 if TYPE_CHECKING:
     from search_space.macro import Macro
 
-ACTIVATIONS = ("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu", "squared_relu")
+ACTIVATIONS = (
+    *("gelu", "relu", "relu6", "silu", "hard_swish", "star_relu", "squared_relu", "gelu_tanh"),
+)
 OptionValue = int | float | bool | str | tuple[tuple[str, Any], ...]
 Params = Mapping[str, ParamValue]
 
@@ -56,7 +57,8 @@ class BlockKind:
         options: Keyword options of its module, besides ``dim``, of its place and its own
             parameters.
         strided: Whether its module takes ``out_dim`` and ``stride``, so that it can enter a stage.
-        has_mixer: Whether it holds a mixer, as its parameter ``mixer``.
+        has_mixer: Whether it holds a mixer, as its parameter ``mixer``; its own parameters then
+            have names that no mixer's have.
         ratios: Parameters that scale a width inside the block; what is left of larger ones when
             they get smaller are the first channels.
     """
@@ -177,8 +179,8 @@ class Block:
 
     @property
     def label(self) -> str:
-        """The name that people know it by: of its mixer, or of its kind."""
-        return self.kind if self.mixer is None else self.mixer.name
+        """The name that people know its sort by, as ``block_label`` makes it."""
+        return block_label(self.kind, self.mixer.name if self.mixer else None)
 
     @property
     def width_multiple(self) -> int:
@@ -250,16 +252,28 @@ class Block:
             raise error.located(where) from None
 
 
+def block_label(kind: str, mixer: str | None) -> str:
+    """Returns the name of a sort of blocks: of the mixer in MetaFormer blocks, else of the kind.
+
+    Another kind that holds a mixer is named with it, as in ``moat(attention)``.
+    """
+    if mixer is None:
+        return kind
+    return mixer if kind == "metaformer" else f"{kind}({mixer})"
+
+
 def metaformer(
     mixer: Mixer,
     mlp_ratio: float = 4.0,
     shortcut_scale: bool = False,
     res_post_norm: bool = False,
+    position: bool = False,
 ) -> Block:
     """Makes a MetaFormer block: a mixer followed by an MLP, ``mlp_ratio`` times as wide inside.
 
     With ``shortcut_scale`` each channel of the shortcuts has a learned scale, which starts at 1.
     With ``res_post_norm`` norms end the residual branches instead of beginning them (SwinV2).
+    With ``position`` a depthwise convolution comes first, which tells positions apart (UniFormer).
     """
     return Block.of(
         "metaformer",
@@ -267,110 +281,10 @@ def metaformer(
         mlp_ratio=mlp_ratio,
         shortcut_scale=shortcut_scale,
         res_post_norm=res_post_norm,
+        position=position,
     )
 
 
 def hidden_width(width: int, ratio: ParamValue) -> int:
     """Returns ``ratio`` times ``width`` as a number of channels, at least 1."""
     return max(1, round(width * float(ratio)))
-
-
-def _metaformer(place: Place, params: Params) -> dict[str, OptionValue]:
-    macro = place.macro
-    return {
-        "hidden": hidden_width(place.width, params["mlp_ratio"]),
-        "norm": macro.norm_of_blocks,
-        "norm_eps": macro.norm_eps,
-        "layer_scale": macro.layer_scale,
-        **({"res_post_norm": True} if params["res_post_norm"] else {}),
-        "shortcut_scale": params["shortcut_scale"],
-        "activation": macro.activation,
-        "bias": macro.bias,
-    }
-
-
-def _convolutional(place: Place) -> dict[str, OptionValue]:
-    macro = place.macro
-    return {"norm": macro.conv_norm, "norm_eps": macro.conv_norm_eps, "padding": macro.padding}
-
-
-def _inverted_residual(place: Place, params: Params) -> dict[str, OptionValue]:
-    options = {key: params[key] for key in ("kernel", "activation")}
-    if "gate" in params:
-        options["gate"] = params["gate"]
-        ratio = float(params["squeeze"])
-        options["squeeze"] = hidden_width(place.width_in, ratio) if ratio > 0 else 0
-    if "expansion" in params:
-        options["hidden"] = hidden_width(place.width_in, params["expansion"])
-    return {**options, **_convolutional(place)}
-
-
-def _residual(place: Place, params: Params) -> dict[str, OptionValue]:
-    inner = hidden_width(place.width, params["ratio"])
-    own = {"hidden": inner, "activation": params["activation"], "shortcut": place.macro.shortcut}
-    return {**own, **_convolutional(place)}
-
-
-_ACTIVATION = Param("relu6", choices=ACTIVATIONS)
-_KERNEL = Param(3, odd=True)
-_SQUEEZE = {
-    "squeeze": Param(0.0, minimum=0.0),
-    "gate": Param("sigmoid", choices=("sigmoid", "hard_sigmoid")),
-}
-
-BLOCKS.add(BlockKind(SKIP, {}))
-BLOCKS.add(BlockKind(PROJECTION, {}, strided=True))
-BLOCKS.add(
-    BlockKind(
-        "metaformer",
-        {
-            "mlp_ratio": Param(4.0, minimum=POSITIVE),
-            "shortcut_scale": Param(False, later=True),
-            "res_post_norm": Param(False, later=True),
-        },
-        _metaformer,
-        has_mixer=True,
-        ratios=("mlp_ratio",),
-    )
-)
-BLOCKS.add(
-    BlockKind(
-        "inverted_residual",
-        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION}
-        | _SQUEEZE,
-        _inverted_residual,
-        strided=True,
-        ratios=("expansion", "squeeze"),
-    )
-)
-BLOCKS.add(
-    BlockKind(
-        "depthwise_separable",
-        {"kernel": _KERNEL, "activation": _ACTIVATION} | _SQUEEZE,
-        _inverted_residual,
-        strided=True,
-        ratios=("squeeze",),
-    )
-)
-BLOCKS.add(
-    BlockKind(
-        "fused_inverted_residual",
-        {"expansion": Param(4.0, minimum=POSITIVE), "kernel": _KERNEL, "activation": _ACTIVATION},
-        _inverted_residual,
-        strided=True,
-        ratios=("expansion",),
-    )
-)
-for _name, _ratio in (("basic", 1.0), ("bottleneck", 0.25)):
-    BLOCKS.add(
-        BlockKind(
-            _name,
-            {
-                "ratio": Param(_ratio, minimum=POSITIVE),
-                "activation": Param("relu", choices=ACTIVATIONS),
-            },
-            _residual,
-            strided=True,
-            ratios=("ratio",),
-        )
-    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from search_space.architecture import Architecture
-from search_space.blocks import BLOCKS, PRECISION, Block, OptionValue, Place
+from search_space.blocks import BLOCKS, PRECISION, Block, OptionValue, Place, block_label
 from search_space.macro import BLOCK_TRANSITION, HEADS, LINEAR, STEMS, TRANSITIONS, Macro
 from search_space.mixers import MIXERS
 from search_space.registry import FLOAT
@@ -55,9 +55,11 @@ class ModuleSpec:
 
     @property
     def label(self) -> str:
-        """The kind, and of a block the name of its mixer or of its own kind."""
+        """The kind, and of a block what people know it by: its ``Block``'s label."""
         options = self.as_dict()
-        return str(options.get("mixer", options["style"])) if self.kind == "block" else self.kind
+        if self.kind != "block":
+            return self.kind
+        return block_label(options["style"], options.get("mixer"))
 
     def __str__(self) -> str:
         def show(value: OptionValue) -> str:

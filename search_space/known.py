@@ -3,8 +3,8 @@
 Swin and SwinV2 (Liu et al. 2021, 2022; version 2 at 256 px), FocalNet (Yang et al. 2022; small and
 large receptive field), ConvNeXt (Liu et al. 2022), PoolFormer (Yu et al. 2022; its head as timm has
 it, pooling before the norm), HorNet in its 7×7 version (Rao et al. 2022), and PoolFormerV2,
-ConvFormer and CAFormer (Yu et al., MetaFormer baselines for vision, 2022). Convolutional ones have
-a file of their own.
+ConvFormer and CAFormer (Yu et al., MetaFormer baselines for vision, 2022). Convolutional and
+mixed ones have files of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from search_space.architecture import Architecture, Stage
 from search_space.blocks import Block, Mixer, metaformer
 from search_space.errors import UnknownNameError
 from search_space.known_convolutional import CONVOLUTIONAL, convolutional
+from search_space.known_hybrid import HYBRID, hybrid
 from search_space.macro import Macro
 
 SWIN = Macro(downsample="patch_merging", norm_eps=1e-5, head_norm="before_pool", head_norm_eps=1e-5)
@@ -126,7 +127,7 @@ _KNOWN = {
 
 def known_names() -> list[str]:
     """Returns the names of all known designs."""
-    return [*_KNOWN, *CONVOLUTIONAL]
+    return [*_KNOWN, *CONVOLUTIONAL, *HYBRID]
 
 
 def known(name: str) -> Architecture:
@@ -137,6 +138,8 @@ def known(name: str) -> Architecture:
     """
     if name in CONVOLUTIONAL:
         return convolutional(name)
+    if name in HYBRID:
+        return hybrid(name)
     if name not in _KNOWN:
         raise UnknownNameError("design", name, known_names())
     macro, widths, depths, mixers = _KNOWN[name]

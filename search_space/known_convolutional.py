@@ -158,8 +158,9 @@ def _basic(*depths: int) -> list[Row]:
     return _resnet(depths, (_BASIC,) * 4, (64, 128, 256, 512))
 
 
-def _bottleneck(*depths: int) -> list[Row]:
-    return _resnet(depths, (_BOTTLENECK,) * 4, (256, 512, 1024, 2048))
+def _bottleneck(*depths: int, **options: Any) -> list[Row]:
+    block = _BOTTLENECK.replaced(**options)
+    return _resnet(depths, (block,) * 4, (256, 512, 1024, 2048))
 
 
 def _v2(width: float) -> tuple[Macro, int, list[Row]]:
@@ -209,6 +210,8 @@ CONVOLUTIONAL: dict[str, tuple[Macro, int, list[Row]]] = {
     "resnet34d": (RESNET_D, 224, _basic(3, 4, 6, 3)),
     "resnet26d": (RESNET_D, 224, _bottleneck(2, 2, 2, 2)),
     "resnet50d": (RESNET_D, 224, _bottleneck(3, 4, 6, 3)),
+    "seresnet50": (RESNET, 224, _bottleneck(3, 4, 6, 3, squeeze=1 / 16)),
+    "ecaresnet50d": (RESNET_D, 224, _bottleneck(3, 4, 6, 3, eca=True)),
     "resnet10t": (RESNET_T, 176, _basic(1, 1, 1, 1)),
     "resnet14t": (RESNET_T, 176, _bottleneck(1, 1, 1, 1)),
     "resnet26t": (RESNET_T, 256, _bottleneck(2, 2, 2, 2)),

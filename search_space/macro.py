@@ -14,7 +14,7 @@ from search_space.blocks import ACTIVATIONS, OptionValue
 from search_space.errors import InvalidArchitectureError, UnknownNameError
 from search_space.registry import FLOAT, PRECISIONS, Registry, is_int, is_number
 
-NORMS = ("layer_norm", "group_norm", "batch_norm")
+NORMS = ("layer_norm", "group_norm", "batch_norm", "rep_batch_norm")
 AS_NORM = "as_norm"
 HEAD_NORMS = ("before_pool", "after_pool", "none")
 PADDINGS = ("half", "same")
@@ -61,27 +61,32 @@ class Macro:
         stem_norm: Whether a norm follows the convolution of a ``conv`` stem.
         downsample: The transition between stages: ``patch_merging`` (Swin, As-ViT: neighbours
             concatenated, norm, linear), ``patch_merging_norm`` (SwinV2: the norm comes last),
-            ``norm_conv`` (ConvNeXt), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
+            ``norm_conv`` (ConvNeXt), ``residual_norm_conv`` (ViT-ResNAS: the same beside averages
+            of 2 × 2), ``conv_norm`` (FocalNet), ``conv`` (PoolFormer), or
             ``block``: the first block of every stage has its stride and changes the width
             (MobileNet, ResNet).
         downsample_kernel: Side of the strided convolution, or of the merged patches.
-        norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map, or
-            ``batch_norm``; of MetaFormer blocks, ``conv`` stems, transitions and the last norm.
+        norm: ``layer_norm`` over channels, ``group_norm`` with one group over the whole map,
+            ``batch_norm``, or ``rep_batch_norm`` (SLAB: batch norm beside a learned multiple of the
+            input, which are one map once trained); of MetaFormer blocks, ``conv`` stems,
+            transitions and the last norm.
         norm_eps: Added to every such norm's variance.
         layer_scale: Initial value of the learned scale of each residual branch; 0 for none.
         head_norm: Whether the last norm sits before or after global pooling, or is left out.
         head_norm_eps: Added to the last norm's variance.
         stem: ``conv`` (one convolution and, if ``stem_norm``, ``norm``), ``conv_act`` (convolution,
-            norm and activation: MobileNet), ``conv_pool`` (the same and max-pooling: ResNet),
-            ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling: ResNet-D
-            and -T) or ``convs`` (two such convolutions, one after the other: EfficientFormer). All
-            but the first have odd kernels; the last four share an even stride, of which pooling, or
-            the first of two convolutions, has 2.
+            norm and activation: MobileNet), ``conv_act_conv`` (and a convolution of stride 1
+            without the two; both have biases: MaxViT), ``conv_pool`` (``conv_act`` and max-pooling:
+            ResNet), ``deep_pool`` and ``tiered_pool`` (three such convolutions, and max-pooling:
+            ResNet-D and -T) or ``convs`` (two such convolutions, one after the other:
+            EfficientFormer). All but the first have odd kernels; the last four share an even
+            stride, of which pooling, or the first of two convolutions, has 2.
         stem_width: Channels of the stem, 0 for those of the first stage.
         head: ``linear`` (the classifier), ``conv`` (before pooling a 1 × 1 convolution to
             ``head_width`` channels, with norm and activation: MobileNetV2), ``conv_hidden`` (such a
             convolution to ``head_conv_width`` channels, pooling, a linear layer to ``head_width``
-            and the activation: MobileNetV3) or ``mlp`` (pooling, a linear layer to ``head_width``,
+            and the activation: MobileNetV3), ``hidden`` (pooling, a linear layer to ``head_width``
+            and tanh: MaxViT) or ``mlp`` (pooling, a linear layer to ``head_width``,
             activation and norm: CAFormer).
         head_width: Channels that the classifier sees, where the head is not ``linear``.
         activation: Of MetaFormer blocks' MLPs.
@@ -291,7 +296,8 @@ STEMS.add(
         _conv_problem,
     )
 )
-STEMS.add(Part("conv_act", _conv_act_stem, _ceil_size, _conv_act_problem))
+for _name in ("conv_act", "conv_act_conv"):
+    STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _conv_act_problem))
 for _name in ("conv_pool", "deep_pool", "tiered_pool", "convs"):
     STEMS.add(Part(_name, _conv_act_stem, _ceil_size, _even_problem))
 
@@ -309,7 +315,7 @@ def _transition(macro: Macro) -> dict[str, OptionValue]:
 
 for _name in ("patch_merging", "patch_merging_norm"):
     TRANSITIONS.add(Part(_name, _transition, _ceil_size))
-for _name in ("norm_conv", "conv_norm", "conv"):
+for _name in ("norm_conv", "residual_norm_conv", "conv_norm", "conv"):
     TRANSITIONS.add(
         Part(
             _name,
@@ -339,6 +345,10 @@ def _conv_head(macro: Macro) -> dict[str, OptionValue]:
     }
 
 
+def _hidden_head(macro: Macro) -> dict[str, OptionValue]:
+    return {**_linear_head(macro), "width": macro.head_width, "activation": "tanh"}
+
+
 def _mlp_head(macro: Macro) -> dict[str, OptionValue]:
     return {
         **_linear_head(macro),
@@ -362,5 +372,6 @@ def _conv_hidden_problem(macro: Macro) -> str | None:
 
 HEADS.add(Part("linear", _linear_head))
 HEADS.add(Part("conv", _conv_head))
+HEADS.add(Part("hidden", _hidden_head))
 HEADS.add(Part("mlp", _mlp_head))
 HEADS.add(Part("conv_hidden", _conv_hidden_head, problem=_conv_hidden_problem))

@@ -74,6 +74,19 @@ MIXERS.add(
 )
 MIXERS.add(
     MixerSpec(
+        "linear_attention",
+        {
+            "window": Param(14),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "kernel": Param(5, odd=True),
+        },
+        width_multiple=lambda params: int(params["head_dim"]),
+        ratios=("head_ratio",),
+    )
+)
+MIXERS.add(
+    MixerSpec(
         "focal_modulation",
         {"levels": Param(2), "window": Param(3, odd=True), "post_norm": Param(False)},
     )
@@ -155,5 +168,40 @@ MIXERS.add(
             "kernel": Param(5, minimum=3, odd=True),
         },
         width_multiple=lambda params: int(params["heads"]),
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "scale_aware_modulation",
+        {"heads": Param(4, maximum=8), "expansion": Param(2)},
+        width_multiple=lambda params: int(params["heads"]),
+    )
+)
+MIXERS.add(MixerSpec("local_aggregation", {"kernel": Param(5, odd=True)}))
+MIXERS.add(
+    MixerSpec(
+        "convolutional_attention",
+        {
+            "kernel": Param(3, minimum=3, odd=True),
+            "reduction": Param(2),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+        },
+        width_multiple=lambda params: int(params["head_dim"]),
+        ratios=("head_ratio",),
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "stripe_attention",
+        {"stripe": Param(7), "head_dim": Param(16)},
+        width_multiple=lambda params: 2 * int(params["head_dim"]),
+    )
+)
+MIXERS.add(
+    MixerSpec(
+        "outlook_attention",
+        {"kernel": Param(3, odd=True), "stride": Param(2), "head_dim": Param(32)},
+        width_multiple=lambda params: int(params["head_dim"]),
     )
 )

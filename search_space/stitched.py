@@ -16,7 +16,7 @@ from search_space.blocks import PROJECTION, SKIP, Block
 from search_space.errors import UsageError
 from search_space.macro import BLOCK_TRANSITION, LINEAR, Macro
 from search_space.mixers import MIXERS
-from search_space.stitches import Route, Run, Stitch, runs
+from search_space.stitches import Route, Run, Stitch, one_way, runs, two_way
 
 Origin = tuple[int, str] | Stitch
 """Where a module comes from: a parent and its path there, or a stitch."""
@@ -86,6 +86,29 @@ def stitched(parents: Sequence[Architecture], route: Route) -> Stitched:
     stages = tuple(Stage(draft.width, tuple(draft.blocks), draft.stride) for draft in drafts)
     architecture = Architecture(macro, first.resolution, stages)
     return Stitched(architecture, dict(_origins(route, drafts)))
+
+
+def routes_of(parents: Sequence[Architecture]) -> dict[Architecture, Route]:
+    """All networks of one or two stitches between neighbours, of both editions, and the parents.
+
+    Args:
+        parents: Architectures of one family, from the smallest to the largest.
+
+    Raises:
+        UsageError: They are of different families, or one is there twice.
+    """
+    for other in parents[1:]:
+        _check_family(parents[0], other)
+    if len(set(parents)) < len(parents):
+        raise UsageError(
+            "one network is there twice, and between equal ones there is nothing to find; give "
+            "networks of different width or depth."
+        )
+    depths = [parent.depths for parent in parents]
+    found: dict[Architecture, Route] = {}
+    for route in dict.fromkeys((*one_way(depths), *two_way(depths))):
+        found.setdefault(stitched(parents, route).architecture, route)
+    return found
 
 
 def _add_run(drafts: list[_Draft], parent: Architecture, run: Run, macro: Macro) -> None:

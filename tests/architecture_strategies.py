@@ -72,7 +72,7 @@ def mixers(draw: st.DrawFn) -> Mixer:
 @st.composite
 def macros(draw: st.DrawFn) -> Macro:
     stem = draw(st.sampled_from(STEMS.names()))
-    free = stem in ("conv", "conv_act")
+    free = stem in ("conv", "conv_act", "conv_act_conv")
     stride = draw(st.sampled_from([1, 2, 3, 4] if free else [2, 4, 6]))
     eps = st.floats(1e-8, 1e-2)
     head = draw(st.sampled_from(HEADS.names()))
@@ -113,18 +113,24 @@ def blocks(draw: st.DrawFn, strided: bool = False) -> Block:
     if kind == "skip":
         return Block.of(kind)
     if kind == "metaformer":
-        return metaformer(draw(mixers()), draw(_RATIO), draw(st.booleans()))
+        return metaformer(draw(mixers()), draw(_RATIO), *(draw(st.booleans()) for _ in range(3)))
     rules = BLOCKS[kind].params
     params: dict[str, Any] = {}
-    if "activation" in rules:
-        params["activation"] = draw(st.sampled_from(ACTIVATIONS))
-    params |= {name: draw(_RATIO) for name in ("expansion", "ratio") if name in rules}
-    if "kernel" in rules:
-        params["kernel"] = draw(st.sampled_from([1, 3, 5]))
+    for name, rule in rules.items():
+        if rule.choices == ACTIVATIONS:
+            params[name] = draw(st.sampled_from(ACTIVATIONS))
+        elif rule.odd:
+            params[name] = draw(st.sampled_from([1, 3, 5]))
+        elif name in ("expansion", "ratio", "conv_expansion"):
+            params[name] = draw(_RATIO)
     if "squeeze" in rules:
         params["squeeze"] = draw(st.sampled_from([0.0, 0.25, 1.5]))
+    if "gate" in rules:
         params["gate"] = draw(st.sampled_from(["sigmoid", "hard_sigmoid"]))
-    return Block.of(kind, **params)
+    if "eca" in rules:
+        params["eca"] = draw(st.booleans())
+    mixer = draw(mixers()) if BLOCKS[kind].has_mixer else None
+    return Block.of(kind, mixer, **params)
 
 
 @st.composite

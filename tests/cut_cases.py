@@ -17,7 +17,7 @@ from supernet.inherit.observing import is_layer
 from supernet.inherit.smaller import inner_units
 from supernet.network.axes import StaticModule, take
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm
+from supernet.network.norms import BatchNorm
 from supernet.training.evaluation import Batches
 
 CONV = Macro(stem="conv_act", stem_kernel=3, stem_stride=2, downsample="block", padding="same")
@@ -33,6 +33,8 @@ CASES: dict[str, tuple[Macro, Block]] = {
     "fused": (CONV, Block.of("fused_inverted_residual", activation="silu", kernel=5)),
     "basic": (CONV, Block.of("basic", ratio=2.0)),
     "bottleneck": (CONV, Block.of("bottleneck", ratio=2.0)),
+    "prenorm": (CONV, Block.of("prenorm_inverted_residual", squeeze=0.5, kernel=5)),
+    "moat": (CONV, Block.of("moat", narrow("attention"), conv_kernel=5)),
     "batch_norm": (BATCH_NORM, metaformer(narrow("pooling"), 4)),
     **{name: (META, metaformer(narrow(name, **_LARGE.get(name, {})), 4)) for name in MIXERS},
 }

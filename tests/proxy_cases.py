@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from predictors.proxies import Network
 from search_space import Architecture, Macro, Stage, metaformer
-from supernet.network.layers import GroupNorm
+from supernet.network.norms import GroupNorm
 
 MACROS: Mapping[str, Macro] = {
     "window_attention": Macro(downsample="patch_merging", head_norm="before_pool"),

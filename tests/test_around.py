@@ -42,7 +42,7 @@ from supernet import build
 from supernet.inherit.bank import WeightBank
 from supernet.network.modules import build_module
 
-SKIP = Block.of("skip")
+SKIP, MAP = Block.of("skip"), Block.of("projection")
 NOTHING = Around(ratios=(), mixer_ratios=(), smallest_kernel=99, resolutions=(), skip=False)
 
 
@@ -68,14 +68,16 @@ def test_a_known_design_is_the_largest_point_around_itself(name: str) -> None:
             changes = space.enters_by_block and j == 0
             changes &= (parent.widths_before[i], 1) != (own.width, own.stride)
             assert (SKIP in choices) == (own.depth > 1 and not changes)
-            widths = [inner_width(space, i, j, b) for b in choices if b != SKIP]
+            assert (MAP in choices) == (SKIP in choices)
+            blocks = [b for b in choices if b not in (SKIP, MAP)]
+            widths = [inner_width(space, i, j, b) for b in blocks]
             if widths[-1] is None:  # a separable block has none
                 assert widths == [None] * len(widths)
                 continue
             parts = {nearest(part * widths[-1]) for part in (0.25, 0.5, 0.75)}
             assert {*widths} == {*(part for part in parts if part < widths[-1]), widths[-1]}
-            assert {b.kind for b in choices} <= {"skip", block.kind}
-            assert all(b.values.keys() == block.values.keys() for b in choices if b != SKIP)
+            assert {b.kind for b in blocks} == {block.kind}
+            assert all(b.values.keys() == block.values.keys() for b in blocks)
 
 
 def mixer_of(block: Block) -> Mixer:
@@ -104,14 +106,15 @@ def test_members_are_those_of_brute_force() -> None:
         Architecture(macro, side, (Stage(16, (a, b)), Stage(24, (c,)))).digest
         for side, a, b, c in itertools.product(
             (16, 24, 32),
-            [SKIP, *variants((3, 5), (0.5, 1.0, 2.0))],  # 8, 16 and 32 channels
-            [SKIP, metaformer(pooling, 0.5), metaformer(pooling, 1.0), second],  # 12 round to 16
+            [SKIP, MAP, *variants((3, 5), (0.5, 1.0, 2.0))],  # 8, 16 and 32 channels
+            # 12 round to 16
+            [SKIP, MAP, metaformer(pooling, 0.5), metaformer(pooling, 1.0), second],
             # of 48 channels, 24 and, rounded, 16; the only block of its stage is not left out
             variants((3, 5), (0.67, 1.0, 2.0)),
         )
     }
     members = space.decode(every_row(space))
-    assert len(members) == space.size == len(expected) == 3 * 7 * 4 * 6
+    assert len(members) == space.size == len(expected) == 3 * 8 * 5 * 6
     assert {member.digest for member in members} == expected
 
 
@@ -121,12 +124,12 @@ def test_blocks_that_enter_stages_stay_and_scale_the_width_that_they_read() -> N
     entry, inner = space.stages[1].positions  # from 16 to 24 channels, and 24
     assert [block["expansion"] for block in entry] == [1.5, 3.0, 4.5, 6.0]
     assert [inner_width(space, 1, 0, block) for block in entry] == [24, 48, 72, 96]
-    assert inner[0] == SKIP
-    assert [inner_width(space, 1, 1, block) for block in inner[1:]] == [40, 72, 112, 144]
+    assert inner[:2] == (SKIP, MAP)
+    assert [inner_width(space, 1, 1, block) for block in inner[2:]] == [40, 72, 112, 144]
     assert space.stages[0].positions == (parent.stages[0].blocks,)  # nothing to make smaller
     # a squeeze is of the input's channels and stays as it is
     gated = around(known("efficientnet_b0")).stages[1].positions[1]
-    assert {block["squeeze"] for block in gated[1:]} == {0.25}
+    assert {block["squeeze"] for block in gated[2:]} == {0.25}
 
 
 def test_a_block_that_enters_without_a_change_may_be_left_out() -> None:
@@ -233,7 +236,8 @@ def test_a_kind_of_another_package_is_narrowed_too(monkeypatch: pytest.MonkeyPat
     choices = around(parent).stages[0].positions[0]
     # of 48 channels 12, 24 and 36 are kept, or the multiples of 8 above
     growths = (1.0, 1.5, 2.5, 3.0)
-    assert choices == (SKIP, *(_mine(growth, reach) for growth in growths for reach in (3, 5)))
+    mine = (_mine(growth, reach) for growth in growths for reach in (3, 5))
+    assert choices == (SKIP, MAP, *mine)
 
 
 def _mine(growth: float = 3.0, reach: int = 5) -> Block:
@@ -249,11 +253,15 @@ def test_any_network_is_the_largest_point_around_itself(parent: Architecture) ->
 
 
 def test_what_is_found_can_be_the_next_parent() -> None:
-    """Around a smallest point, skipped blocks stay skipped."""
+    """Around a smallest point, skipped blocks stay skipped, and a map may be left out."""
     space = around(known("convnext_atto"))
     again = around(space.smallest)
     assert again.largest == space.smallest
     assert again.stages[0].positions == (((SKIP,),) * 2)
+    parent = known("convnext_atto")
+    first = replace(parent.stages[0], blocks=(parent.stages[0].blocks[0], MAP))
+    with_map = replace(parent, stages=(first, *parent.stages[1:]))
+    assert around(with_map).stages[0].positions[1] == (SKIP, MAP)
 
 
 def test_a_bank_of_weights_holds_the_network_and_takes_the_rest() -> None:
@@ -278,7 +286,7 @@ def made_up_loss(spec: ModuleSpec, size: int) -> float:
     """Blocks take off the more the wider they are, by chance, and larger maps a little more."""
     if spec.kind != "block":
         return -0.001 * size
-    kept = int(spec.as_dict()["hidden"]) / (4 * int(spec.as_dict()["dim"]))
+    kept = int(spec.as_dict().get("hidden", 0)) / (4 * int(spec.as_dict()["dim"]))
     return -((0.3 + kept) ** 0.5) * (0.5 + zlib.crc32(str(spec).encode()) / 2**32)
 
 

@@ -55,6 +55,18 @@ def test_what_is_put_into_it_is_assembled(bank: WeightBank) -> None:
             )
 
 
+def test_parameters_have_one_order_whenever_they_came() -> None:
+    """The norm of all gradients is a sum in this order, so a continued training needs the same."""
+    space = load_space("digits")
+    parent = build(space.largest, 10)
+    banks = [WeightBank(space, parent) for _ in range(2)]
+    for bank, missing in zip(banks, (banks[0].missing(), banks[1].missing()[::-1]), strict=True):
+        for entry in missing:
+            bank.put(entry, bank.fresh(entry))
+    names = [[name for name, _ in bank.named_parameters()] for bank in banks]
+    assert names[0] == names[1]
+
+
 def test_alternatives_without_weights_are_named() -> None:
     space = load_space("digits")
     bank = WeightBank(space, build(space.largest, 10))

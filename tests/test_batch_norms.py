@@ -42,7 +42,8 @@ from search_space.preprocessing import Preprocessing
 from supernet import build
 from supernet.data.batches import Batch
 from supernet.data.evaluation_batches import doubling_batches, eval_batches
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.loop import CHECKPOINTS
 from supernet.training.objectives import Loss, NetworkObjective
@@ -192,7 +193,7 @@ def test_a_batch_of_one_position_counts_for_one():
 
 def test_what_a_batch_norm_cannot_do_is_said_before():
     data, supernet = few_images(), fresh(space())
-    with pytest.raises(UsageError, match="has batch norms, whose averages no subnet inherits"):
+    with pytest.raises(UsageError, match="have batch norms, whose averages no subnet inherits"):
         SupernetEvaluator(supernet, [eval_batches(data.validation)])
     alone = config(batch_size=2, strategy="multi_architecture", groups=2)
     with pytest.raises(RunError, match="one image at a time; give a batch_size of 4 or more"):
@@ -301,13 +302,17 @@ def everything() -> list[Architecture]:
         Block.of("fused_inverted_residual"),
         Block.of("basic"),
         Block.of("bottleneck"),
+        Block.of("prenorm_inverted_residual", squeeze=0.25),
+        Block.of("moat", Mixer.of("block_attention", window=3, head_dim=8)),
     )
-    stages = (Stage(16, kinds[:3]), Stage(24, kinds[3:]), Stage(24, (*kinds[:2], ATTENTION)))
+    last = ATTENTION, ATTENTION.replaced(res_post_norm=True)
+    stages = (Stage(16, kinds[:3]), Stage(24, kinds[3:]), Stage(24, (*kinds[:2], *last)))
     result = [Architecture(MACRO, 32, stages)]
     for stem, transition, head in (
         ("conv", "patch_merging", "before_pool"),
         ("convs", "conv_norm", "after_pool"),
         ("conv_pool", "norm_conv", "none"),
+        ("conv_act_conv", "patch_merging_norm", "after_pool"),
     ):
         macro = Macro(
             stem=stem,
@@ -316,6 +321,7 @@ def everything() -> list[Architecture]:
             downsample=transition,
             norm="batch_norm",
             head_norm=head,
+            **({"head": "hidden", "head_width": 20} if stem == "conv_act_conv" else {}),
         )
         result.append(Architecture(macro, 33, stages))
     return result
@@ -331,7 +337,7 @@ def test_folding_keeps_the_logits(architecture):
     before = network(images)
     left = {name for name, part in fold_batch_norms(network).named_modules() if _is(part)}
     # a mixer's norm stays, and one before the padding of a convolution
-    unfoldable = {name for name in left if name.endswith("norm1")}
+    unfoldable = {name for name in left if name.endswith(("norm1", "mixer_norm"))}
     if architecture.macro.downsample == "norm_conv":
         unfoldable |= {f"stages.{i}.downsample.norm" for i in (1, 2)}
     assert left == unfoldable

@@ -137,17 +137,17 @@ def test_a_space_says_the_choices_of_its_positions(job: Path) -> None:
 
 def test_the_space_around_a_network(job: Path) -> None:
     lines = nas("spaces", "--around", "convnext_t").out.splitlines()
-    assert lines[0].startswith("around-convnext_t: 4.50e+20 architectures, digest ")
+    assert lines[0].startswith("around-convnext_t: 1.71e+21 architectures, digest ")
     assert lines[1] == "resolution 128, 160, 192, 224 px"
     assert lines[3] == (
-        "  blocks 1 to 3: 13 block choices of skip, "
+        "  blocks 1 to 3: 14 block choices of skip, projection, "
         "depthwise_conv (kernel 3, 5, 7; mlp_ratio 1, 2, 3, 4)"
     )
     chosen = ("--ratios", "0.5", "--mixers", "pooling", "--resolutions", "none")
     lines = nas("spaces", "--around", "convnext_t", *chosen).out.splitlines()
     assert lines[1] == "resolution 224 px"
     assert lines[3] == (
-        "  blocks 1 to 3: 9 block choices of skip, "
+        "  blocks 1 to 3: 10 block choices of skip, projection, "
         "pooling (mlp_ratio 2, 4), depthwise_conv (kernel 3, 5, 7; mlp_ratio 2, 4)"
     )
     for name, parent in (("swin_t", known("swin_t")), ("mine.json", pebble_parent())):

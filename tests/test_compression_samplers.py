@@ -248,7 +248,7 @@ def test_rows_are_drawn_as_often_as_their_probability_says():
 
 
 def lite(name="tf_efficientnet_lite0"):
-    space = around(known(name), Around(resolutions=()))
+    space = around(known(name), Around(resolutions=(), linear=False))
     return Problem(space, OBJECTIVES, (), {"latency_ms": cost_table(space, "latency")})
 
 

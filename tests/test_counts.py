@@ -26,8 +26,7 @@ from supernet.network.layers import fold_batch_norms
 UNCOUNTED = {
     *("add", "sub", "mul", "neg", "gelu", "mean", "avg_pool2d", "pad", "lift_fresh"),
     *("relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "max_pool2d"),
-    *("pow", "square", "abs", "clamp_min", "div", "exp", "expand_as", "linalg_vector_norm", "log2"),
-    *("repeat", "repeat_interleave", "sign"),
+    *("pow", "square", "clamp_min", "div", "exp", "expand_as", "linalg_vector_norm", "tanh"),
 }
 NORMS = {"layer_norm", "group_norm"}  # no layer whose outputs count as activations
 

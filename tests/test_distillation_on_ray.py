@@ -17,7 +17,7 @@ from supernet.inherit.bank import entry_name
 from supernet.inherit.local_distillation import distil_alternatives
 from supernet.inherit.students import Distillation
 
-SETTINGS = Distillation(steps=4, places=1)
+SETTINGS = Distillation(steps=4)  # all places in one group, which workers share
 
 
 @pytest.fixture(scope="module", autouse=True)

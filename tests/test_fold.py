@@ -310,9 +310,8 @@ def test_fewer_heads_are_a_smaller_copy() -> None:
 
 def test_other_mixers_and_kernels_without_weights_stay_missing() -> None:
     network = parent("pooling")
-    options = Around(
-        ratios=(), mixers=(Mixer.of("attention", head_dim=8),), resolutions=(), largest_kernel=5
-    )
+    mixers = (Mixer.of("attention", head_dim=8),)
+    options = Around(ratios=(), mixers=mixers, resolutions=(), largest_kernel=5, linear=False)
     bank = bank_of(network, options)
     missing = bank.missing()
     assert missing

@@ -109,7 +109,7 @@ def test_around_a_network_half_of_the_heads_are_kept() -> None:
         for s in space.stages
     ]
     assert heads == [{2, 3}, {3, 6}, {6, 12}, {12, 24}]
-    assert [len(choices) for stage in space.stages for choices in stage.positions] == [9] * 12
+    assert [len(choices) for stage in space.stages for choices in stage.positions] == [10] * 12
     assert space.largest == parent
     more = around(parent, Around(mixer_ratios=(0.34, 0.67)))
-    assert len(more.stages[0].positions[0]) == 1 + 4 * 3
+    assert len(more.stages[0].positions[0]) == 2 + 4 * 3

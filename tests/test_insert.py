@@ -11,7 +11,7 @@ from torch import nn
 from search_space import SearchSpace, load_space
 from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.supernet import normalises_by_batch
 
 SPACES = (*NAMES, "digits")

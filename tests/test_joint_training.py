@@ -40,7 +40,7 @@ def test_any_strategy_trains_a_bank(name: str, strategy: str) -> None:
     (metrics,) = train_jointly(bank, few_images(), settings)
     assert metrics.val_accuracy.keys() == {"largest", "smallest"}
     changed = [not torch.equal(value, before[key]) for key, value in bank.named_parameters()]
-    assert sum(changed) > len(changed) / 3
+    assert sum(changed) > len(changed) / 4
 
 
 def test_networks_around_the_parent_learn_together() -> None:

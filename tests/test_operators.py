@@ -17,6 +17,7 @@ from timm.models.efficientvit_msra import LocalWindowAttention
 from timm.models.inception_next import InceptionDWConv2d
 from timm.models.pvt_v2 import Attention as ReducedAttention
 from timm.models.shvit import SHSA
+from timm.models.volo import OutlookAttention as VoloAttention
 from timm_pairs import randomised
 from torch import Tensor, nn
 
@@ -35,19 +36,26 @@ from search_space import (
 from search_space.components import block_spec
 from search_space.mixers import NORMALISERS
 from supernet import Supernet
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.mixers import (
     AdditiveAttention,
     CascadedGroupAttention,
+    ConvolutionalAttention,
     EfficientModulation,
     InceptionDepthwise,
     LargeKernelAttention,
+    LocalAggregation,
+    OutlookAttention,
     ReparamDepthwise,
+    ScaleAwareModulation,
     SingleHeadAttention,
     SpatialReductionAttention,
+    StripeAttention,
     build_mixer,
 )
 from supernet.network.mixers.normalisers import attend
+from supernet.network.modules import build_module
+from supernet.network.norms import BatchNorm, has_batch_norms
 
 SIZES = [(8, 8), (7, 5)]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -121,6 +129,18 @@ def test_reparam_depthwise_is_timms_repvgg(size: tuple[int, int]) -> None:
     assert_close(mixer(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (5, 2)])
+@sizes
+@torch.no_grad()
+def test_outlook_attention_is_timms(size: tuple[int, int], kernel: int, stride: int) -> None:
+    theirs = VoloAttention(32, 4, kernel, padding=kernel // 2, stride=stride)
+    names = {"v.": "value.", "attn.": "weights.", "proj.": "proj."}
+    mixer = OutlookAttention(32, kernel, stride, head_dim=8)
+    mixer = with_weights_of(mixer, randomised(theirs, 0), names)
+    x = torch.randn(2, *size, 32)
+    assert_close(mixer(x), theirs(x))
+
+
 # Direct evaluations: a convolution is a sum of shifted maps -----------------------------------
 
 
@@ -143,6 +163,72 @@ def branched(mixer: ReparamDepthwise, x: Tensor) -> Tensor:
         dilation = 1 if name == "main" else int(name.removeprefix("dilated_"))
         result = result + normed(convolved(x, branch.conv, dilation), branch.norm)
     return result
+
+
+def scale_aware(mixer: ScaleAwareModulation, x: Tensor) -> Tensor:
+    """Head by head and group by group; the published order of channels before they are mixed."""
+    dim, group = x.shape[-1], x.shape[-1] // 2
+    scales = x @ mixer.scales.weight.T + mixer.scales.bias
+    heads = [convolved(scales[..., :group], mixer.filters[0])]
+    heads.append(convolved(scales[..., group:], mixer.filters[1]))
+    inner = torch.zeros(*x.shape[:3], 3 * dim, dtype=x.dtype)
+    for unit in range(3 * dim):  # of group unit // 6
+        for head in range(2):
+            inner[..., unit] += heads[head][..., unit // 6] * mixer.mix.weight[unit, head, 0, 0]
+    inner = F.gelu(normed(inner, mixer.norm))
+    modulator = inner @ mixer.modulator.weight[:, :, 0, 0].T + mixer.modulator.bias
+    value = x @ mixer.value.weight.T + mixer.value.bias
+    return (modulator * value) @ mixer.proj.weight.T + mixer.proj.bias
+
+
+def aggregated(mixer: LocalAggregation, x: Tensor) -> Tensor:
+    value = x @ mixer.value.weight.T + mixer.value.bias
+    return convolved(value, mixer.around) @ mixer.proj.weight.T + mixer.proj.bias
+
+
+def convolutional(mixer: ConvolutionalAttention, x: Tensor) -> Tensor:
+    """Two heads of four channels; a stride leaves every second position of a convolution."""
+    rows = []
+    for part, stride in ((mixer.query, 1), (mixer.key, 2), (mixer.value, 2)):
+        seen = normed(convolved(x, part.around.conv), part.around.norm)[:, ::stride, ::stride]
+        rows.append((seen @ part.linear.weight.T + part.linear.bias).flatten(1, 2))
+    heads = []
+    for start in (0, 4):
+        q, k, v = (row[..., start : start + 4] for row in rows)
+        heads.append(((q @ k.mT) / 8**0.5).softmax(-1) @ v)
+    out = torch.cat(heads, -1).reshape(x.shape)
+    return out @ mixer.proj.weight.T + mixer.proj.bias
+
+
+def striped(mixer: StripeAttention, x: Tensor) -> Tensor:
+    """Position by position: one half of the heads sees its column's stripe, one its row's."""
+    height, width, dim = x.shape[1:]
+    head_dim, stripe, half = mixer.head_dim, mixer.stripe, dim // 2
+    rows = x @ mixer.qkv.weight.T + mixer.qkv.bias
+    margin = max(height, width) + stripe  # zeros all around, of which some are padding
+    q, k, v = (F.pad(part, (0, 0, *[margin] * 4)) for part in rows.split(dim, -1))
+    out = torch.zeros_like(x)
+    for y, c in itertools.product(range(height), range(width)):
+        for part in range(2):
+            if part == 0:
+                side = min(stripe, width)
+                ys, xs = range(height), range(c // side * side, (c // side + 1) * side)
+            else:
+                side = min(stripe, height)
+                ys, xs = range(y // side * side, (y // side + 1) * side), range(width)
+            seen = [(j, i) for j in ys for i in xs]
+            for start in range(part * half, (part + 1) * half, head_dim):
+                mine = slice(start, start + head_dim)
+                keys = torch.stack([k[:, margin + j, margin + i, mine] for j, i in seen], 1)
+                values = torch.stack([v[:, margin + j, margin + i, mine] for j, i in seen], 1)
+                query = q[:, margin + y, margin + c, mine, None] / head_dim**0.5
+                out[:, y, c, mine] += ((keys @ query).softmax(1) * values).sum(1)
+            mine = slice(part * half, (part + 1) * half)
+            for dy, dx in itertools.product(range(-1, 2), repeat=2):
+                if (y + dy, c + dx) in seen:
+                    near = v[:, margin + y + dy, margin + c + dx, mine]
+                    out[:, y, c, mine] += near * mixer.position.weight[mine, 0, dy + 1, dx + 1]
+    return (out + mixer.position.bias) @ mixer.proj.weight.T + mixer.proj.bias
 
 
 def normed(x: Tensor, norm: BatchNorm) -> Tensor:
@@ -229,6 +315,8 @@ def test_normalisers_share_all_weights_and_keep_digests(name: str) -> None:
         (LargeKernelAttention(6), large_kernel),
         (AdditiveAttention(6), additive),
         (EfficientModulation(6, expansion=3, kernel=5), modulation),
+        (ScaleAwareModulation(6, heads=2, expansion=3), scale_aware),
+        (LocalAggregation(6), aggregated),
         (ReparamDepthwise(6, 13), branched),
         (ReparamDepthwise(6, 17), branched),
     ],
@@ -242,6 +330,42 @@ def test_by_definition(
     mixer = randomised(mixer, 0).double()
     x = torch.randn(2, *size, 6, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), formula(mixer, x))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "formula"),
+    [
+        (ConvolutionalAttention(8, head_dim=4), convolutional),
+        (StripeAttention(8, stripe=3, head_dim=2), striped),
+        (StripeAttention(8, stripe=9, head_dim=4), striped),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@sizes
+@torch.no_grad()
+def test_attention_by_definition(
+    mixer: nn.Module, formula: Callable[[nn.Module, Tensor], Tensor], size: tuple[int, int]
+) -> None:
+    mixer = randomised(mixer, 0).double()
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), formula(mixer, x))
+
+
+@sizes
+@torch.no_grad()
+def test_uniformers_block_by_definition(size: tuple[int, int]) -> None:
+    """Positions, local aggregation and MLP, each added to what it reads; batch norms before."""
+    block = metaformer(Mixer.of("local_aggregation"), 2.0, position=True)
+    spec = block_spec(Macro(norm="batch_norm"), 6, block, 0)
+    assert spec is not None
+    module = randomised(build_module(spec), 0).double()
+    x = torch.randn(2, *size, 6, dtype=torch.float64)
+    first = x + convolved(x, module.position)
+    second = first + aggregated(module.mixer, normed(first, module.norm1))
+    hidden = normed(second, module.norm2) @ module.mlp.fc1.weight.T + module.mlp.fc1.bias
+    expected = second + F.gelu(hidden) @ module.mlp.fc2.weight.T + module.mlp.fc2.bias
+    torch.testing.assert_close(module(x), expected)
+    assert "position" not in str(block_spec(Macro(), 6, metaformer(block.mixer), 0))
 
 
 # Numbers of parameters, as published for 64 channels -----------------------------------------
@@ -265,8 +389,18 @@ def test_by_definition(
             4 * (48 * 16 + 2 * 48 + 25 * 16 + 2 * 16) + 4 * 49 + 64**2 + 2 * 64,
         ),
         ("block_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
+        ("linear_attention", {"window": 7}, 4 * 64**2 + 4 * 64 + 49 * 64 + 32 * 26),
         ("grid_attention", {}, 4 * 64**2 + 4 * 64 + 2 * 13**2),
         ("cosine_window_attention", {}, 4 * 64**2 + 3 * 64 + 2 + (2 + 1 + 2) * 512),
+        (  # published 2 C more: a bias before the norm
+            "scale_aware_modulation",
+            {},
+            3 * (64**2 + 64) + 16 * (9 + 25 + 49 + 81 + 4) + 4 * 2 * 64 + 4 * 64 + 2 * 64**2 + 64,
+        ),
+        ("local_aggregation", {}, 2 * (64**2 + 64) + 26 * 64),
+        ("convolutional_attention", {}, 3 * (9 + 2) * 64 + 4 * 64**2 + 4 * 64),
+        ("stripe_attention", {}, 4 * 64**2 + 4 * 64 + 10 * 64),
+        ("outlook_attention", {}, 64**2 + 64 * 81 * 2 + 81 * 2 + 64**2 + 64),
         ("efficient_modulation", {"expansion": 4}, 10 * 64**2 + (4 + 1 + 2 + 50) * 64),
     ],
 )
@@ -281,6 +415,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
     "window_attention": {"head_dim": 8, "window": 3},  # which pads the maps, of side 4 and 2
     "block_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
     "grid_attention": {"head_dim": 8, "window": 3, "head_ratio": 0.5},
+    "linear_attention": {"head_dim": 4, "window": 3, "kernel": 3},
     "cosine_window_attention": {"head_dim": 4, "window": 3, "trained": 8},
     "single_head_attention": {"key_dim": 8},
     "spatial_reduction_attention": {"head_dim": 8, "reduction": 1},
@@ -288,6 +423,11 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
     "large_kernel_attention": {"kernel": 3, "dilated": 5, "dilation": 2},
     "inception_depthwise": {"band": 7},
     "reparam_depthwise": {"kernel": 13},
+    "scale_aware_modulation": {"heads": 2, "expansion": 3},
+    "local_aggregation": {"kernel": 3},
+    "convolutional_attention": {"head_dim": 4, "kernel": 5, "reduction": 1},
+    "stripe_attention": {"head_dim": 2, "stripe": 2},
+    "outlook_attention": {"head_dim": 4, "kernel": 5, "stride": 1},
     "additive_attention": {"kernel": 5},
     "cascaded_group_attention": {"heads": 2, "key_dim": 8, "window": 3, "kernel": 3},
 }
@@ -297,7 +437,7 @@ SMALLER = {  # other values of parameters, which share weights with the defaults
 @torch.no_grad()
 def test_subnets_are_extracted_networks_bit_for_bit(name: str) -> None:
     mixers = narrow(name), Mixer.of(name, **SMALLER[name])
-    blocks = tuple(metaformer(mixer, 1.0) for mixer in mixers)
+    blocks = tuple(metaformer(mixer, 1.0, position=mixer != mixers[0]) for mixer in mixers)
     stage = StageSpace((8, 16), (1, 2), blocks)
     space = SearchSpace("x", Macro(stem_kernel=2, stem_stride=2), (8,), (stage, stage))
     torch.manual_seed(0)

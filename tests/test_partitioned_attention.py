@@ -10,6 +10,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm_pairs import randomised
 
 from supernet.network.blocks import MetaFormer
+from supernet.network.mixers import CosineWindowAttention
 
 PARTED = {"attn.rel_pos.": "mixer.", "attn.": "mixer.", "norm": "norm", "mlp": "mlp"}
 
@@ -54,3 +55,9 @@ def test_cosine_window_attention_is_timms(
     block = with_weights_of(block, theirs, PARTED)
     x = torch.randn(2, *size, 32)
     assert_close(block(x), theirs(x))
+
+
+@torch.no_grad()
+def test_keys_of_padding_have_no_direction_in_half_precision() -> None:
+    mixer = CosineWindowAttention(16, window=4, head_dim=8).half()
+    assert mixer(torch.randn(1, 6, 7, 16).half()).isfinite().all()

@@ -17,8 +17,9 @@ from tiny_job import INFEASIBLE, USAGE, Ran, nas, tree
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.resolving import resolve, stored_config
-from nas.workflows import pretrained_search
+from nas.workflows import adapting, pretrained_search
 from nas.workflows.exporting import export_from_run
+from nas.workflows.inherited import copied, fitting_images
 from predictors.tables.quality import QualityTable
 from results.export.card import ModelCard
 from results.export.write import export_network
@@ -27,8 +28,14 @@ from results.report.data import Chosen, read_result
 from search_space import Architecture, Macro, Mixer, Stage, metaformer
 from search_space.preprocessing import Preprocessing
 from supernet import build
+from supernet.data.dataset import open_data
+from supernet.data.evaluation_batches import eval_batches
+from supernet.inherit.bank import WeightBank
+from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.parents import find_parent
+from supernet.network.tensor_files import read_tensors, write_tensors
 from supernet.training.checkpoints import CheckpointFolder
+from supernet.training.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +95,25 @@ def test_a_search_ends_with_a_network_around_its_parent(finished: Path) -> None:
     assert config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
 
 
+def test_the_report_says_what_cutting_alone_would_have_left(finished: Path) -> None:
+    inherited = read_result(finished / "result.json").inherited
+    assert inherited is not None
+    alone, folded = inherited.steps[2:4]
+    assert alone.name.endswith("cut alone")
+    assert folded.name.endswith("cut and folded")
+    config, chosen = stored_config(finished), chosen_of(finished)
+    assert isinstance(config, TrainedConfig)
+    data = open_data("digits", 16, **config.image_options())
+    network = build(small(), data.num_classes).eval()
+    network.load_state_dict(parent_of(finished))
+    bank = WeightBank(config.search_space(), network).eval()
+    cut_alternatives(bank, fitting_images(config, data), fold=False, seed=config.seed)
+    cut = bank.extract(Architecture.from_dict(chosen.architecture))
+    images = data.at(cut.architecture.resolution)
+    assert evaluate(cut, eval_batches(images.test)).accuracy == alone.test_accuracy
+    assert folded.test_accuracy == chosen.test_accuracy_before
+
+
 def test_any_evaluated_network_is_exported_later(finished: Path, tmp_path: Path) -> None:
     evaluation = read_journal(finished / "evaluations.jsonl")[0]
     exports = export_from_run(finished, evaluation.digest, tmp_path / "export", Console(quiet=True))
@@ -100,8 +126,8 @@ def test_another_budget_inherits_all_that_is_known(
     monkeypatch.chdir(finished.parents[1])
     monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
     before = tree(finished)
-    for made in ("classified", "cut_alternatives"):
-        monkeypatch.setattr(pretrained_search, made, not_again)
+    monkeypatch.setattr(adapting, "classified", not_again)
+    monkeypatch.setattr(pretrained_search, "cut_alternatives", not_again)
     said = nas("search", "--inherit", finished, "--name", "second", *QUICK, "--max", "macs=300k")
     assert said.code == 0, said.err
     assert tree(finished) == before
@@ -148,7 +174,7 @@ def test_a_search_that_was_stopped_ends_alike(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained_search, phase, stop)
+        patch.setattr(adapting if phase == "classified" else pretrained_search, phase, stop)
         assert search(parent, "first", "--max", "macs=400k").code == 130
     said = search(parent, "first", "--max", "macs=400k", "--resume")
     assert said.code == 0, said.err
@@ -174,7 +200,14 @@ def test_other_mixers_learn_from_the_parent(
     assert said.code == 0, said.err
     table = QualityTable.load(tmp_path / "runs/mixed/quality.parquet")
     labels = {block.label for _, block, _ in table.changes if block is not None}
-    assert labels == {"depthwise_conv", "pooling", "skip"}
+    assert labels == {"depthwise_conv", "pooling", "projection", "skip"}
+    inherited = read_result(tmp_path / "runs/mixed/result.json").inherited
+    assert inherited is not None
+    assert [step.name.partition(", ")[2] for step in inherited.steps[2:5]] == [
+        "cut alone",
+        "cut and folded",
+        "put together",
+    ]
     best = chosen_of(tmp_path / "runs/mixed").digest
     export_from_run(tmp_path / "runs/mixed", best, tmp_path / "export", Console(quiet=True))
 
@@ -214,6 +247,7 @@ def test_what_cannot_be_started_from_is_said(
         (("--from-weights", parent / "model.safetensors"), "without --from"),
         (("--from", parent, "--space", "digits"), "does not hold"),
         (("--from", parent, "--importance", "magnitud"), "'magnitude'"),
+        (("--from", parent, "--workers", "2", "--storage", "s"), "--storage"),
         (("--from", "resnet18", "--from-weights", parent / "model.safetensors"), "not those of"),
     ):
         said = nas("search", "--data", "digits", "--max", "macs=400k", *QUICK, *options)
@@ -236,6 +270,45 @@ def test_another_parent_than_the_run_began_with_is_refused(
     assert said.code == 1
     assert "parent" in said.err
     assert tree(run) == tree(finished)
+
+
+def test_other_weights_than_the_run_began_with_are_refused(
+    finished: Path, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAS_CACHE", str(finished.parents[1] / "cache"))
+    mine = tmp_path / "mine"
+    shutil.copytree(parent, mine)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting, "classified", stop)
+        assert search(mine, "first", "--max", "macs=400k").code == 130
+    began = find_parent(str(mine)).fingerprint()
+    weights = read_tensors(mine / "model.safetensors")
+    write_tensors(mine / "model.safetensors", {k: 2 * v for k, v in weights.items()})
+    before = tree(tmp_path / "runs")
+    said = search(mine, "first", "--max", "macs=400k", "--resume")
+    assert said.code == 1
+    assert f"{began} -> {find_parent(str(mine)).fingerprint()}" in said.err
+    assert tree(tmp_path / "runs") == before
+
+
+def test_what_is_taken_over_appears_at_one_stroke(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_text("whole")
+    (tmp_path / ".target.partial" / "inner").mkdir(parents=True)  # a copying that was killed
+    (tmp_path / ".target.partial" / "inner" / "file").write_text("wh")
+    copied(source, target)
+    assert tree(target) == tree(source)
+    (source / "inner" / "file").write_text("later")
+    copied(source, target)  # what is there is the run's own
+    assert (target / "inner" / "file").read_text() == "whole"
+    copied(tmp_path / "nothing", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_parents_are_found_by_our_names_and_those_of_timm() -> None:

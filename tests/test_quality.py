@@ -31,7 +31,7 @@ from search_space.errors import CorruptFileError, RunError, UsageError
 from search_space.space_definition import space_from_dict
 from supernet import build
 from supernet.inherit.bank import WeightBank
-from supernet.network.layers import BatchNorm
+from supernet.network.norms import BatchNorm
 from supernet.training.recalibration import recalibrate
 
 _CONVOLUTIONS = {

@@ -35,7 +35,6 @@ from supernet.network.heads import Head
 from supernet.network.mixers import Pooling, build_mixer
 from supernet.network.modules import build_module
 from supernet.network.stems import ConvStem
-from supernet.network.transitions import Transition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -268,7 +267,8 @@ def sets_that_move(module: StaticModule) -> set[frozenset[str]]:
     axes, sizes = module.axes(), module.sizes()
     by_extent: dict[int, list[str]] = defaultdict(list)
     for name in sorted(set().union(*(names(axis) for row in axes.values() for axis in row))):
-        if sizes[name] > 1 and not name.startswith(("kernel", "table")):  # positions
+        last = name.rpartition(".")[2]
+        if sizes[name] > 1 and not last.startswith(("kernel", "table")):  # positions
             by_extent[sizes[name]].append(name)
     result: set[frozenset[str]] = set()
     for candidates in by_extent.values():
@@ -302,7 +302,7 @@ def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
 
     stem, head = isinstance(module, ConvStem), isinstance(module, Head)
     x = random(2, 3, 8, 8) if stem else random(2, 5, 5, sizes["dim"])
-    out = "out_dim" if isinstance(module, Transition) else "dim"
+    out = "out_dim" if "out_dim" in sizes else "dim"
     expected = torch.func.functional_call(module, before, (x,))
     actual = torch.func.functional_call(module, after, (x if stem else turned(x, "dim"),))
     if not head:
@@ -310,6 +310,11 @@ def keeps_function(module: StaticModule, together: tuple[str, ...]) -> bool:
     return bool((actual - expected).abs().max() <= 1e-9 * expected.abs().max())
 
 
+MOATS = (
+    Mixer.of("attention", head_dim=4),
+    Mixer.of("inception_depthwise", share=4),
+    Mixer.of("gnconv"),
+)
 MACRO_SPECS = [
     spec
     for macro in STYLES.values()
@@ -325,6 +330,18 @@ MACRO_SPECS = [
             for macro in (STYLES["swin"], STYLES["convnext"])
             for mixer in (*MIXERS, *(Mixer.of(name) for name in search_space.MIXERS.names()))
             for position in (0, 1)
+        ),
+        *(
+            block_spec(STYLES["swin"], 12, block, 0, width_in, stride)
+            for block in (
+                Block.of("prenorm_inverted_residual", squeeze=0.25),
+                *(Block.of("moat", mixer, conv_expansion=0.75) for mixer in MOATS),
+            )
+            for width_in, stride in ((12, 1), (12, 2), (7, 1), (7, 2))
+        ),
+        *(
+            transition_spec(replace(STYLES["convnext"], downsample="residual_norm_conv"), *place)
+            for place in ((6, 10, 2), (10, 6, 2), (6, 6, 2), (6, 10, 1))
         ),
         *MACRO_SPECS,
     ],

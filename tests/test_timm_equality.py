@@ -12,11 +12,13 @@ from timm_pairs import PAIRS, all_pairs, of_size, quick_pairs, randomised
 from search_space import known
 from search_space.errors import NasError
 from search_space.known_convolutional import CONVOLUTIONAL
+from search_space.known_hybrid import HYBRID
 from supernet import build
 from supernet.network.timm_weights import from_timm, load_timm_checkpoint
 
 # neither windows nor strides divide the third; windows are larger than maps of the last
 SIZES = ((224, 224), (256, 192), (200, 200), (96, 160))
+MAXVIT_SIZES = ((224, 224), (224, 448))  # timm's refuses others
 CONVOLUTIONAL_SIZES = ((64, 64), (75, 75), (64, 107))
 
 
@@ -25,7 +27,8 @@ def test_logits_equal_timm(name: str, timm_name: str) -> None:
     network = randomised(timm.create_model(timm_name, num_classes=50), seed=1)
     ours = build(known(name), num_classes=50).eval()
     ours.load_state_dict(from_timm(network.state_dict(), ours))
-    for size in CONVOLUTIONAL_SIZES if name in CONVOLUTIONAL else SIZES:
+    sizes = CONVOLUTIONAL_SIZES if name in CONVOLUTIONAL else SIZES
+    for size in MAXVIT_SIZES if name in HYBRID else sizes:
         theirs = of_size(network, timm_name, size, num_classes=50)
         images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
         with torch.inference_mode():

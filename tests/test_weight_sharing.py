@@ -27,8 +27,8 @@ from search_space.errors import InvalidArchitectureError
 from supernet import Supernet, build
 from supernet.network import supernet as supernet_module
 from supernet.network.axes import Axis, Centre, Concat, Product, extent, permute, shape
-from supernet.network.layers import BatchNorm
 from supernet.network.mixers import Mixer, register_mixer
+from supernet.network.norms import BatchNorm
 from supernet.network.slices import Slice, cut
 from supernet.network.supernet import _templates, template
 

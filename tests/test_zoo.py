@@ -176,7 +176,7 @@ def test_the_frontier_is_that_of_brute_force(
         asked.extend(model.key for model in models)
         return [ZooLatency(made_up(model), "predicted") for model in models]
 
-    monkeypatch.setattr(workflow, "source_of", lambda target, classes: ask)
+    monkeypatch.setattr(workflow, "source_of", lambda *_: ask)
     monkeypatch.setitem(workflow._AT_ONCE, "table", 6)
     found = find_zoo(elsewhere(tmp_path), {"latency_ms": budget})
     within = {m.key: (made_up(m), m.top1) for m in published_models() if made_up(m) <= budget}
@@ -201,7 +201,7 @@ def test_without_time_for_all_the_rest_is_named_and_the_next_call_goes_on(
         now[0] += 1
         return [ZooLatency(made_up(model), "predicted") for model in models]
 
-    monkeypatch.setattr(workflow, "source_of", lambda target, classes: ask)
+    monkeypatch.setattr(workflow, "source_of", lambda *_: ask)
     monkeypatch.setattr(workflow, "time", type("Clock", (), {"monotonic": lambda: now[0]}))
     monkeypatch.setitem(workflow._AT_ONCE, "table", 6)
     counts = []

@@ -14,6 +14,7 @@ from supernet.network.timm_models import PUBLISHED as PAIRS
 QUICK = (
     "swin_t",
     "swinv2_t",
+    "maxvit_t",
     "focalnet_t_srf",
     "focalnet_t_lrf",
     "convnext_t",
@@ -31,6 +32,8 @@ QUICK = (
     "resnet18",
     "resnet26",
     "resnet18d",
+    "seresnet50",
+    "ecaresnet50d",
     "resnet10t",
     "test_resnet",
 )

@@ -11,6 +11,8 @@ from nas.cli import options as opt
 from search_space.errors import UsageError
 from search_space.units import format_duration, format_latency
 
+COSTS = ("energy", "mpc")
+
 classes_option = opt.option(
     "--num-classes", type=opt.NUM_CLASSES, default=1000, show_default=True, help="Of the head."
 )
@@ -48,6 +50,7 @@ def _profile(name: str | None, **options: Any) -> None:
     from predictors.measuring.profile import profile as measure
     from predictors.measuring.this_machine import local_conditions
     from predictors.tables.folder import table_path
+    from predictors.tables.int8_gains import int8_warnings
     from search_space import load_space
 
     chosen = load_space(options["space"] or "digits")
@@ -65,7 +68,8 @@ def _profile(name: str | None, **options: Any) -> None:
             fresh=options["fresh"],
         )
     correction = table.correction(chosen)
-    for warning in correction.warnings:
+    warnings = [*correction.warnings, *int8_warnings(table)]
+    for warning in warnings:
         screen.warn(warning)
     if name is not None and table.name != name:
         if table.name:
@@ -79,7 +83,7 @@ def _profile(name: str | None, **options: Any) -> None:
         "entries": len(table.entries),
         "expected_error": correction.expected_error,
         "path": str(path),
-        "warnings": list(correction.warnings),
+        "warnings": warnings,
     }
     lines = (
         f"{len(table.entries)} entries for {conditions}",
@@ -122,6 +126,50 @@ def bundle(folder: Path, space: str | None, num_classes: int, **options: Any) ->
         "then, with the results.json that it wrote: "
         f"nas profile import results.json --bundle {folder} --name DEVICE"
     )
+
+
+@profile.command()
+@click.argument("name", type=click.Choice(COSTS))
+@click.argument("file", type=opt.PATH)
+@opt.space_option
+@classes_option
+@click.option(
+    "--network",
+    type=click.Choice(("lan", "wan")),
+    help="Of mpc: echoes in 0.3 ms, 384 MB/s; or in 40 ms, 44 MB/s (default).",
+)
+@click.option("--modelled", is_flag=True, help="Of energy: do not measure, even where one could.")
+@opt.json_option
+@opt.quiet_option
+def cost(name: str, file: Path, space: str | None, num_classes: int, **options: Any) -> None:
+    """Write FILE, a table of another cost than latency, for `nas search --cost NAME=FILE`.
+
+    `energy`, joules of an image, is measured where the processor's counters can be read, else
+    modelled from operations and bytes. `mpc` is the time of secure computation by two parties, from
+    a model of its rounds and bytes.
+    """
+    from nas.workflows.cost_tables import write_costs
+    from search_space import load_space
+
+    if options["network"] and name != "mpc":
+        raise UsageError(f"--network is of mpc, not of {name}; leave it out.")
+    if options["modelled"] and name == "mpc":
+        raise UsageError("--modelled is of energy, mpc is always modelled; leave it out.")
+    chosen = load_space(space or "digits")
+    with opt.console(options).phase(f"{name} of {chosen.name}") as progress:
+        written = write_costs(
+            *(name, file, chosen, num_classes),
+            network=options["network"] or "wan",
+            modelled=options["modelled"],
+            progress=lambda done, total, _: progress(done, total, "components"),
+        )
+    data = {"name": name, "path": str(file), "entries": written.entries, "source": written.source}
+    lines = (
+        f"{written.entries} entries, {written.source}",
+        f"from {written.least} to {written.most} a network",
+        f"use it with: nas search --cost {name}={file} --max {name}={written.middle}",
+    )
+    opt.answer(options["as_json"], data, lines)
 
 
 @profile.command(name="import")

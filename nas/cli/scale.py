@@ -34,7 +34,16 @@ score_options = opt.options(
 
 
 @click.command()
-@click.option("--seed", "seed_name", required=True, metavar="ARCH", help="A design or a file.")
+@click.option("--seed", "seed_name", metavar="ARCH", help="A design or a file.")
+@click.option(
+    "--from",
+    "parent",
+    metavar="NAME|FOLDER",
+    help="A trained network as the seed: members of contract keep its weights.",
+)
+@click.option(
+    "--from-weights", metavar="FILE", help="Its weights, where timm shall not fetch them."
+)
 @click.option("--to", required=True, metavar="5M,10M", help="Budgets, with units.")
 @click.option(
     "--by",
@@ -85,6 +94,7 @@ def scale(**values: Any) -> None:
     from search_space.metrics import LATENCY, MEMORY, metric_of_option, on_device
 
     _check_used(values["method"])
+    _check_seed(values)
     metric = metric_of_option(values["by"], "table")
     if metric.name == LATENCY:
         raise UsageError(f"--by {values['by']!r} names no device; write it as in latency@a100.")
@@ -100,12 +110,18 @@ def scale(**values: Any) -> None:
         if on_device(LATENCY, device) in limits:
             raise UsageError(f"--max-latency {text!r}: its device is there twice; give it once.")
         limits[on_device(LATENCY, device)] = milliseconds
-    seed = load_architecture(values["seed_name"])
+    seed = None if values["seed_name"] is None else load_architecture(values["seed_name"])
     # here heavy packages load: everything that is quick to refuse has been refused
     from nas.workflows.scaling import ScaleRequest, scale_family
     from search.scaling.base import ScalingOptions
+    from supernet.inherit.parents import find_parent
 
-    name = Path(values["seed_name"]).stem
+    parent = None
+    if seed is None:
+        parent = find_parent(values["parent"], values["from_weights"])
+        seed, name = parent.architecture, Path(parent.name).name
+    else:
+        name = Path(values["seed_name"]).stem
     if name == "config":  # an export's, as all of them are called
         name = seed.digest
     options = ScalingOptions(
@@ -121,6 +137,7 @@ def scale(**values: Any) -> None:
         options=options,
         conditions=opt.conditions_given(values),
         measure=not values["no_measure"],
+        parent=parent,
         **{key: values[key] for key in ("method", "device", "num_classes", "interpolate")},
     )
     result = scale_family(request, this_command(), opt.console(values))
@@ -198,6 +215,7 @@ def seed(**values: Any) -> None:
 _CONCERNS = {
     "epochs": ("resnet-rs",),
     "score": ("contract",),
+    "parent": ("contract",),
     **dict.fromkeys(
         ("random_seed", "repeats", "score_images", "score_size", "score_device"),
         ("as-vit", "contract"),
@@ -216,6 +234,24 @@ def _check_used(method: str) -> None:
                 f"{parameter.opts[0]} does nothing with --method {method}, only with "
                 f"{' and '.join(methods)}; leave it out."
             )
+
+
+def _check_seed(values: dict[str, Any]) -> None:
+    """Refuses anything but one seed, and what a trained one decides itself."""
+    given, trained = values["seed_name"], values["parent"]
+    if (given is None) == (trained is None):
+        raise UsageError(
+            "--seed names a network without weights, --from a trained one, and one of them is "
+            f"needed: {'neither is' if given is None else 'both are'} given. Give one."
+        )
+    if values["from_weights"] is not None and trained is None:
+        raise UsageError("--from-weights does nothing without --from; give that, or leave it out.")
+    source = click.get_current_context().get_parameter_source("num_classes")
+    if trained is not None and source is ParameterSource.COMMANDLINE:
+        raise UsageError(
+            f"--num-classes {values['num_classes']} does nothing with --from, whose members have "
+            "the classes of the trained network; leave it out."
+        )
 
 
 def _score_settings(values: dict[str, Any]) -> ScoreSettings:
@@ -257,4 +293,7 @@ def _family_lines(result: ScaledFamily) -> Iterator[str]:
         yield f"\nlatency on {device}: " + "; ".join(f"{k} {v}" for k, v in facts.items())
     for note in family.notes:
         yield f"\nnote: {note}"
+    if result.exports:
+        folder = next(iter(result.exports.values()))
+        yield f"\nweights: a folder a member; train one on images with: nas search --from {folder}"
     yield f"\n{len(family.path) - 1} steps; report: {result.folder / 'report.html'}"

@@ -10,6 +10,7 @@ import click
 
 from nas.cli import options as opt
 from search_space.metrics import LATENCY, TABLE, format_metric, metric_of_option
+from search_space.registry import INT8
 from search_space.units import parse_latency
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def zoo(device: str, target_latency: str | None, **options: Any) -> None:
     """Published timm models within a budget, the most accurate on ImageNet first.
 
     Latencies are measured where the device is at hand, and estimated otherwise. What was measured
-    is kept: the same command again goes on with what there was no time for.
+    is kept: the same command again goes on with what there was no time for. With --precision int8
+    they run quantised, by onnxruntime unless --runtime says another; the accuracy is that of float.
     """
     limits: dict[str, float] = {}
     for name, text in opt.assigned("--max", options["limits"]).items():
@@ -64,28 +66,40 @@ def zoo(device: str, target_latency: str | None, **options: Any) -> None:
     from predictors.devices import find_device, provenance_of
     from predictors.zoo.published import source
 
-    target = find_device(device, **opt.conditions_given(options))
+    conditions = opt.conditions_given(options)
+    int8 = conditions.get("precision") == INT8
+    if int8:  # of what is between layers; inputs and outputs are float
+        conditions = {"runtime": "onnxruntime", **conditions, "precision": "fp32"}
+    target = find_device(device, **conditions)
     what = "measuring" if target.at_hand else "estimating"
     with opt.console(options).phase(f"{what} models of timm") as progress:
         found = find_zoo(
             target,
             limits,
+            int8=int8,
             names=options["names"],
             seconds=options["seconds"],
             progress=lambda done, total, text: progress(done, total, text, total - done),
         )
     data = {
         "device": target.conditions.to_dict(),
+        "precision": INT8 if int8 else target.conditions.precision,
         "source": source(),
         "models": [asdict(model) for model in found.models],
         "not_tried": found.not_tried,
         "problems": found.problems,
         "disturbed": found.disturbed,
     }
-    head = f"{device}: {target.conditions}"
+    head = f"{device}: {target.conditions}{'; networks in int8' if int8 else ''}"
     if not target.at_hand:
         head += f"; {provenance_of(target)} (nas devices show {device})"
-    opt.answer(options["as_json"], data, [head, *_lines(found)])
+    lines = [head, *_lines(found)]
+    if int8:
+        lines.append(
+            "networks run in int8 as onnxruntime's quantiser makes them; the accuracy is that of "
+            "float, of which int8 loses some"
+        )
+    opt.answer(options["as_json"], data, lines)
 
 
 def _lines(found: Zoo) -> Iterator[str]:

@@ -13,6 +13,7 @@ from nas.workflows.finished_search import find_digest
 from nas.workflows.finishing import card_figures, export_trained, export_untrained
 from nas.workflows.inherited import read_bank
 from nas.workflows.network_training import NETWORK
+from nas.workflows.stitched_parents import read_stitched
 from nas.workflows.trained_search import FINETUNE
 from nas.workflows.with_images import CHECKPOINTS, no_supernet
 from results.export.write import check_replaceable
@@ -24,7 +25,7 @@ from search_space.errors import RunError, UnknownNameError
 from supernet import Supernet
 from supernet.data.dataset import ImageData, open_data
 from supernet.inherit.parents import find_parent
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.supernet import Subnets
 from supernet.training.checkpoints import CheckpointFolder
 from supernet.training.recalibration import extract_for
@@ -114,6 +115,8 @@ def export_from_run(
 
 def _weights_of(run: Path, config: TrainedConfig, data: ImageData) -> Subnets:
     """The weights that networks of a run inherit: of its supernet, or around its parent."""
+    if config.is_stitched:
+        return read_stitched(run, config, data)
     if config.parent is not None:
         return read_bank(run, config, data, find_parent(config.parent, config.parent_weights))
     supernet = Supernet(config.search_space(), data.num_classes).eval()

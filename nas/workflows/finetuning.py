@@ -24,6 +24,7 @@ from nas.workflows.reporting import facts
 from nas.workflows.reporting import summary as search_summary
 from nas.workflows.run import MEASURED
 from nas.workflows.starting import Start, header, new_manifest, open_run
+from nas.workflows.stitched_parents import read_stitched
 from nas.workflows.trained_search import TrainedSearch
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
@@ -96,6 +97,8 @@ class Finetuning(TrainedSearch):
     def trained_supernet(self) -> Subnets:
         if self.config.parent is None:
             return super().trained_supernet()
+        if self.config.is_stitched:
+            return read_stitched(self.source.path, self.config, self.data).to(self.compute)
         parent = find_parent(self.config.parent, self.config.parent_weights)
         return read_bank(self.source.path, self.config, self.data, parent).to(self.compute)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,26 @@ from nas.workflows.with_images import CHECKPOINTS
 from search_space import Architecture, SearchSpace
 from search_space.errors import RunError
 from supernet import Backbone, build
-from supernet.data.augmentation import gentle_augment
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches
-from supernet.inherit.adaptation import fit_classifier
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.local_distillation import (
     Distillation,
+    Teaching,
     distil_alternatives,
     is_learnable,
+    teach_here,
 )
 from supernet.inherit.parents import Parent
 from supernet.inherit.stored_bank import load_entries, parent_identity
 from supernet.network.tensor_files import SUFFIX
 from supernet.training.checkpoints import CheckpointFolder
-from supernet.training.config import TrainConfig
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
 PARENT, BANK, REFINED, JOINT = "parent", "alternatives", "refined", "joint"  # folders of a run
 TABLE = "quality.parquet"
 START = f"start{SUFFIX}"  # of the parent: its weights before they are trained on the images
-CLASSIFIER_IMAGES = 4096  # that the first classifier is fitted to
 
 
 def architecture_of(parent: Parent, space: SearchSpace, name: str) -> Architecture:
@@ -50,44 +49,36 @@ def architecture_of(parent: Parent, space: SearchSpace, name: str) -> Architectu
     return architecture
 
 
-def gentle(recipe: TrainConfig, data: ImageData) -> TrainConfig:
-    """A recipe with the augmentation of few epochs, where it names none."""
-    return replace(recipe, augment=recipe.augment or gentle_augment(data.kind, data.resolution))
-
-
-def classified(
-    theirs: Backbone, architecture: Architecture, data: ImageData, *, seed: int, device: str
-) -> tuple[Backbone, float]:
-    """A published network with a classifier that is fitted to the images.
-
-    Returns:
-        The network at the resolution of ``architecture``, on the CPU, and the share of the training
-        images that it classifies right.
-    """
-    network = build(architecture, theirs.num_classes)
-    network.load_state_dict(theirs.state_dict())
-    images = calibration_batches(data, CLASSIFIER_IMAGES, seed)
-    share = fit_classifier(network.to(device), images, data.num_classes)
-    return network.cpu(), share
-
-
-def check_parent(run: Path) -> None:
-    """Refuses a folder that holds no adapted parent; raises RunError."""
-    if CheckpointFolder(run / PARENT / CHECKPOINTS).newest() is None:
+def check_parent(run: Path, folder: str = PARENT) -> None:
+    """Refuses a run that holds no adapted parent in ``folder``; raises RunError."""
+    if CheckpointFolder(run / folder / CHECKPOINTS).newest() is None:
         raise RunError(
             f"{run} holds no adapted parent; give the folder of a run that searched with --from, "
             "and finish it with --resume if it is not finished."
         )
 
 
-def read_parent(run: Path, network: Backbone, data: ImageData) -> None:
-    """Gives ``network`` the weights of the adapted parent of a run.
+def copied(source: Path, target: Path) -> None:
+    """Makes ``target`` a copy of a file or folder, at one stroke, unless it is there already."""
+    if target.exists() or not source.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    if source.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)  # of a copying that was killed
+        shutil.copytree(source, partial)
+    else:
+        shutil.copy(source, partial)
+    partial.rename(target)
+
+
+def read_parent(run: Path, network: Backbone, data: ImageData, folder: str = PARENT) -> None:
+    """Gives ``network`` the weights of the adapted parent in a folder of a run.
 
     Raises:
         RunError: The run has none, or it was trained on other images.
     """
-    check_parent(run)
-    checkpoint = CheckpointFolder(run / PARENT / CHECKPOINTS).newest()
+    check_parent(run, folder)
+    checkpoint = CheckpointFolder(run / folder / CHECKPOINTS).newest()
     assert checkpoint is not None
     identity, state = checkpoint.metadata["identity"], checkpoint.metadata["state"]
     if identity["data"] != data.fingerprint:
@@ -127,6 +118,7 @@ def refine(
     data: ImageData,
     run: Path,
     progress: ProgressCallback | None = None,
+    teaching: Teaching = teach_here,
 ) -> None:
     """Trains alternatives further on the parent's maps, or reads those of a run that are."""
     distil_alternatives(
@@ -137,6 +129,7 @@ def refine(
         folder=run / REFINED,
         data=data.fingerprint,
         progress=progress,
+        teaching=teaching,
     )
 
 

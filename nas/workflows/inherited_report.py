@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nas.workflows.finishing import qualities
-from nas.workflows.inherited import PARENT, START, TABLE
-from nas.workflows.tried_parents import FINDING, MEASURING, TRYING, choose, read_tried
+from nas.workflows.inherited import TABLE
+from nas.workflows.inherited_steps import steps
+from nas.workflows.tried_parents import choose, read_tried
 from nas.workflows.zoo import COUNTS, find_zoo
 from predictors.tables.quality import Key, QualityTable
 from predictors.zoo.published import source
@@ -20,25 +21,17 @@ from results.report.inheritance import (
     Change,
     Inheritance,
     LossPair,
-    Step,
     ZooFront,
     ZooNetwork,
 )
 from search_space import Architecture
 from search_space.around import inner_widths
 from search_space.errors import InfeasibleError
-from search_space.metrics import ACCURACY, LATENCY, LOSS, metric_named, typed
-from supernet import build
-from supernet.network.tensor_files import read_tensors
-from supernet.training.evaluation import Quality
+from search_space.metrics import LATENCY, LOSS, metric_named, typed
 
 if TYPE_CHECKING:
     from nas.workflows.pretrained_search import PretrainedSearch
-
-_PUBLISHED = (FINDING, MEASURING, TRYING, "loading the parent", "a classifier for the parent")
-_ADAPTED = ("adapting the parent",)
-_TRAINED = ("fine-tuning the finalists",)
-_OTHERS = ("opening images", "exporting", "report")  # phases that lead from no network to another
+    from nas.workflows.trained_search import TrainedSearch
 
 
 def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
@@ -51,7 +44,7 @@ def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
     tried = read_tried(run.path)
     inherited = Inheritance(
         parent=run.parent_name,
-        steps=tuple(_steps(run, data, adapted)),
+        steps=tuple(steps(run, data, adapted)),
         tried=tried,
         reason=choose(tried)[1] if tried else "",
     )
@@ -68,48 +61,6 @@ def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
             losses=tuple(_losses(run, quality, data)),
         )
     return replace(data, baselines=baselines, inherited=replace(inherited, zoo=zoo_front(run)))
-
-
-def _steps(run: PretrainedSearch, data: ReportData, adapted: dict[str, Quality]) -> Iterator[Step]:
-    """From the published parent to the chosen network."""
-    start = run.path / PARENT / START
-    if start.exists():
-        network = build(run.architecture, run.num_classes)
-        network.load_state_dict(read_tensors(start))
-        known = qualities(network.to(run.compute).eval(), run.data, run.config.adapt.amp)
-        name = "the parent as published, with a classifier fitted to these images"
-        yield _step(name, known, _PUBLISHED)
-    yield _step("the parent, trained on these images", adapted, _ADAPTED)
-    chosen = data.chosen
-    if chosen is None or chosen.test_accuracy_before is None:
-        return
-    taken = {*_PUBLISHED, *_ADAPTED, *_TRAINED, *_OTHERS}
-    yield Step(
-        name="the chosen network, put together from the parent",
-        validation_accuracy=chosen.predicted.get(ACCURACY),
-        test_accuracy=chosen.test_accuracy_before,
-        phases=tuple(
-            phase.name
-            for phase in data.phases
-            if phase.name not in taken and not phase.name.startswith("latency table")
-        ),
-    )
-    yield Step(
-        name="the chosen network, trained with the parent as teacher",
-        validation_accuracy=chosen.quality.get("validation", {}).get(ACCURACY),
-        test_accuracy=chosen.test_accuracy,
-        phases=_TRAINED,
-    )
-
-
-def _step(name: str, quality: dict[str, Quality], phases: tuple[str, ...]) -> Step:
-    return Step(
-        name=name,
-        validation_accuracy=quality["validation"].accuracy,
-        test_accuracy=quality["test"].accuracy,
-        phases=phases,
-        of_parent=True,
-    )
 
 
 def _fates(
@@ -175,7 +126,7 @@ def _losses(run: PretrainedSearch, quality: QualityTable, data: ReportData) -> l
     ]
 
 
-def zoo_front(run: PretrainedSearch) -> ZooFront:
+def zoo_front(run: TrainedSearch) -> ZooFront:
     """Published networks within the run's limits, as far as latencies are known or soon found."""
     limits = {name: run.limits[name] for name in (LATENCY, *COUNTS) if name in run.limits}
     with run.phase("the zoo within the limits") as progress:
@@ -209,7 +160,7 @@ def zoo_front(run: PretrainedSearch) -> ZooFront:
     )
 
 
-def _more(run: PretrainedSearch, limits: Mapping[str, float]) -> str:
+def _more(run: TrainedSearch, limits: Mapping[str, float]) -> str:
     """How to know more of the zoo, in a sentence."""
     words = ["nas zoo --device", run.target.name]
     for key, value in run.config.latency.conditions().items():

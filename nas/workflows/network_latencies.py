@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from predictors.devices import Target
 from predictors.estimates.calibrate import predict_network
+from predictors.measuring.bench import Limits
 from predictors.measuring.remeasure import measure_networks
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 from search_space import Architecture
 
 if TYPE_CHECKING:
     from nas.cli.console import PhaseProgress
+
+AT_ONCE = 24
+"""Networks that are measured together, which all are in memory then."""
+_LIMITS = Limits(min_rounds=10, max_rounds=30, min_seconds=2.0)
 
 
 def network_latencies(
@@ -23,13 +28,13 @@ def network_latencies(
     seed: int = 0,
     progress: PhaseProgress | None = None,
 ) -> list[float | None]:
-    """Finds milliseconds of networks on a device, in the order given.
+    """Finds milliseconds of a few networks on a device, in the order given.
 
     Where the device is at hand they are measured, interleaved; otherwise predicted by its table or
     datasheet, and None of those whose parts the table lacks.
     """
     if target.at_hand:
-        options: dict[str, Any] = {"seed": seed}
+        options: dict[str, Any] = {"seed": seed, "limits": _LIMITS}
         if progress is not None:
             options["progress"] = progress.rounds
         found = measure_networks(architectures, num_classes, target.conditions, **options)

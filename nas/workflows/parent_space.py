@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nas.config import TrainedConfig
-from nas.config_parts import named_file
+from nas.config_parts import named_file, parent_sources
 from nas.resolving import stored_config
 from nas.workflows.default_space import look_at
-from search_space.around import around
+from predictors.counts import count_architecture
+from search_space.around import alone, around
 from search_space.errors import NasError, RunError, UsageError
+from search_space.metrics import MACS
+from search_space.stitched import routes_of
 from supernet.inherit.parents import Parent, find_parent
 
 SMALLEST = 64  # of images that are enlarged for a parent
@@ -54,9 +57,11 @@ def put_parent(data: dict[str, Any], say: Callable[[str], None] | None) -> None:
         say: Is told the resolution, where nobody said it.
 
     Raises:
-        UsageError: There is no such parent.
+        UsageError: There is no such parent, or several are of different families.
     """
-    parent = find_parent(data["parent"], data.get("parent_weights"))
+    sources = parent_sources(data["parent"], data.get("parent_weights"))
+    parents = [find_parent(name, weights) for name, weights in sources]
+    parent = min(parents, key=lambda parent: parent.architecture.resolution)
     data.setdefault("mean", parent.mean)
     data.setdefault("std", parent.std)
     data.setdefault("search", {}).setdefault("evaluations", EVALUATIONS)
@@ -69,13 +74,50 @@ def put_parent(data: dict[str, Any], say: Callable[[str], None] | None) -> None:
         if say is not None:
             own = parent.architecture.resolution
             why = "its own" if side == own else f"the images are smaller than its own {own} px"
-            say(f"{parent.name} is trained at {side} px: {why}. --resolution sets another.")
+            names = " and ".join(each.name for each in parents)
+            are = "is" if len(parents) == 1 else "are"
+            say(f"{names} {are} trained at {side} px: {why}. --resolution sets another.")
+    if len(parents) > 1:
+        data["space"] = alone(ordered(parents, side)[-1].architecture, "stitched").to_dict()
+        return
     data["space"] = space_of(parent, side)
     for name, weights in named_parents(data.get("parents") or ()):
         try:
             space_of(find_parent(name, weights), side)
         except NasError as error:
             raise UsageError(f"--parents {name}: {error}") from None
+
+
+def ordered(parents: Sequence[Parent], side: int) -> list[Parent]:
+    """Parents that can be stitched together, at one resolution, from the smallest to the largest.
+
+    Raises:
+        UsageError: They know images by different figures, or are of different families.
+    """
+    names = ",".join(Path(parent.name).name for parent in parents)
+    for figure in ("mean", "std"):
+        if len({getattr(parent, figure) for parent in parents}) > 1:
+            told = " and ".join(f"{getattr(p, figure)} ({Path(p.name).name})" for p in parents)
+            raise UsageError(
+                f"--from {names}: images have the {figure} {told}, and one network can have but "
+                "one; give networks that were trained alike."
+            )
+    try:
+        placed = [
+            replace(parent, architecture=replace(parent.architecture, resolution=side))
+            for parent in parents
+        ]
+    except NasError as error:
+        raise UsageError(f"--resolution {side} does not suit {names}: {error}") from None
+    placed.sort(key=lambda parent: count_architecture(parent.architecture)[MACS])
+    try:
+        routes_of([parent.architecture for parent in placed])
+    except UsageError as error:
+        text = str(error)
+        for parent in placed:
+            text = text.replace(parent.architecture.digest, Path(parent.name).name)
+        raise UsageError(f"--from {names}: {text}") from None
+    return placed
 
 
 def space_of(parent: Parent, side: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Several networks are tried as the parent of a search, each for a while; the best is kept.
 
 A trial is the beginning of an adaptation: a classifier is fitted to the images, then all layers are
-trained for a fifth of the epochs, and validation images judge. Each result is a file of the run, so
-what was tried is not tried again. The one that is kept is laid over the run's configuration.
+trained for a fifth of the epochs, and validation images judge both; of few images some steps of a
+training undo more than they teach. Each result is a file of the run, so what was tried is not tried
+again. The one that is kept is laid over the run's configuration.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from nas.cli.console import Console
 from nas.config import TrainedConfig
 from nas.resolving import KEPT_PARENT
-from nas.workflows.inherited import PARENT, START, classified, gentle
+from nas.workflows.adapting import classified, gentle
+from nas.workflows.inherited import PARENT, START, copied
 from nas.workflows.network_latencies import network_latencies
 from nas.workflows.parent_space import named_parents, space_of
 from nas.workflows.pretrained_search import PretrainedSearch
@@ -45,7 +47,7 @@ from supernet.data.dataset import ImageData, open_data
 from supernet.data.evaluation_batches import eval_batches
 from supernet.inherit.parents import find_parent
 from supernet.network.tensor_files import read_tensors, write_tensors
-from supernet.training.evaluation import evaluate
+from supernet.training.evaluation import Quality, evaluate
 from supernet.training.train import finetune
 
 CANDIDATES = "candidates.json"
@@ -90,7 +92,9 @@ class _Trials:
         start = self._work(tried.index(kept), kept) / START
         if start.exists():  # it need not be fetched and fitted again
             (self.run.path / PARENT).mkdir(exist_ok=True)
-            shutil.copy(start, self.run.path / PARENT / START)
+            copied(start, self.run.path / PARENT / START)
+        weights = find_parent(kept.name, kept.weights).fingerprint()
+        self.directory.update_manifest(parent=weights)
         for line in tried_lines(tried):
             self.console.say(f"  {line}")
         self.console.say(f"  {kept.name} is the parent: {reason}")
@@ -205,10 +209,13 @@ class _Trials:
             drop_path_rate=recipe.drop_path_rate,
         )
         network.load_state_dict(read_tensors(work / START))
+        validation = eval_batches(data.validation)
         with (
             self.directory.phase(TRYING),
             self.console.phase(f"trying {candidate.name}") as progress,
         ):
+            network.to(self.run.compute)
+            alone = evaluate(network, validation, amp=recipe.amp)
             finetune(
                 network,
                 data,
@@ -218,13 +225,19 @@ class _Trials:
                 device=self.run.compute,
                 workers=config.loader_workers,
             )
-            quality = evaluate(network, eval_batches(data.validation), amp=recipe.amp)
+            trained = evaluate(network, validation, amp=recipe.amp)
         balanced = config.search.objective == BALANCED_ACCURACY
+
+        def share(quality: Quality) -> float:
+            return quality.balanced_accuracy if balanced else quality.accuracy
+
+        better = max((alone, trained), key=share)
         result = replace(
             candidate,
-            accuracy=quality.balanced_accuracy if balanced else quality.accuracy,
-            loss=quality.loss,
-            images=quality.images,
+            accuracy=share(better),
+            loss=better.loss,
+            by_training=better is trained,
+            images=better.images,
             seconds=round(time.monotonic() - began, 1),
             fingerprint=data.fingerprint,
         )

@@ -21,6 +21,7 @@ from nas.workflows.parent_trials import can_be_continued, kept_parent
 from nas.workflows.pretrained_search import PARENT, PretrainedSearch
 from nas.workflows.run import Run
 from nas.workflows.starting import Start, header, new_manifest, open_run
+from nas.workflows.stitched_search import StitchedSearch
 from nas.workflows.trained_search import TrainedSearch
 from nas.workflows.training_free import TrainingFreeSearch
 from nas.workflows.with_images import CHECKPOINTS, SupernetTraining
@@ -45,6 +46,8 @@ def run_search(config: RunConfig, path: Path, **start: Unpack[Start]) -> ReportD
                 "this configuration names one architecture to train, and a search would ignore it; "
                 "use nas train, or take 'architecture' out."
             )
+        if config.is_stitched:
+            return _run(partial(StitchedSearch, config), config, path, start)
         if config.parents:
             return _run(partial(_from_the_best, config), config, path, start)
         kind = TrainedSearch if config.parent is None else PretrainedSearch
@@ -94,5 +97,6 @@ def _run(
 def _can_be_continued(path: Path) -> bool:
     """Whether more than the latency table, which is cached elsewhere, would be lost with it."""
     trained = (path / folder / CHECKPOINTS for folder in (SUPERNET, NETWORK, PARENT))
-    begun = (path / JOURNAL).exists() or any(each.exists() for each in trained)
+    several = (path / PARENT).glob(f"*/{CHECKPOINTS}")
+    begun = (path / JOURNAL).exists() or any(each.exists() for each in (*trained, *several))
     return begun or can_be_continued(path)

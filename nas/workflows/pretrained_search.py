@@ -7,7 +7,6 @@ parent adapted ──► alternatives: cut, folded, distilled ──► quality 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from nas.cli.console import Console
 from nas.config import TrainedConfig
+from nas.workflows.adapting import LOADING, adapted, begin, gentle
 from nas.workflows.finishing import qualities
 from nas.workflows.inherited import (
     BANK,
@@ -27,9 +27,8 @@ from nas.workflows.inherited import (
     architecture_of,
     bank_identity,
     check_parent,
-    classified,
+    copied,
     fitting_images,
-    gentle,
     read_parent,
     refine,
 )
@@ -48,19 +47,25 @@ from search.evaluator import SupernetEvaluator
 from search.exact.front import sweep
 from search.problem import Problem
 from search_space import Architecture
+from search_space.errors import RunError
 from search_space.metrics import ACCURACY, LATENCY, format_metric
 from supernet import Backbone, build
+from supernet.cluster.connection import prepare
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
 from supernet.inherit.guidance import finetune_guided
 from supernet.inherit.importance import CRITERIA
 from supernet.inherit.joint_training import train_jointly
-from supernet.inherit.local_distillation import Distillation, distil_alternatives
+from supernet.inherit.local_distillation import (
+    Distillation,
+    Teaching,
+    distil_alternatives,
+    teach_here,
+)
 from supernet.inherit.parents import find_parent
 from supernet.inherit.stored_bank import load_entries, save_entries
-from supernet.network.layers import has_batch_norms
-from supernet.network.tensor_files import read_tensors, write_tensors
+from supernet.network.norms import has_batch_norms
 from supernet.training.loop import ProgressCallback
 from supernet.training.recalibration import calibration_batches
 
@@ -81,8 +86,8 @@ class PretrainedSearch(TrainedSearch):
         _ = CRITERIA[config.inherit.importance]  # an unknown name is an error before a training
 
     def all_phases(self) -> ReportData:
-        if self.config.inherit.run is None and not (self.path / PARENT / START).exists():
-            _ = self.published  # weights that are none of the parent's are an error at once
+        if self.config.inherit.run is None:
+            self._check_weights()
         plan = self.planned()
         network = self.network
         bank = WeightBank(self.space, network).eval()
@@ -108,54 +113,46 @@ class PretrainedSearch(TrainedSearch):
 
     # The parent -------------------------------------------------------------------------------
 
+    def _check_weights(self) -> None:
+        """Refuses weights that are none of the parent's, or not those that the run began with."""
+        found, known = self.parent.fingerprint(), self.directory.manifest.get("parent")
+        if found is not None and known not in (None, found):
+            raise RunError(
+                f"the weights of {self.parent.name} changed since this run began (fingerprint "
+                f"{known} -> {found}). Restore them, or start a new run with another --name."
+            )
+        if not (self.path / PARENT / START).exists():
+            _ = self.published
+        if known is None:
+            self.directory.update_manifest(parent=found)
+
     @cached_property
     def network(self) -> Backbone:
         """The parent with a classifier of the images' classes, trained on them."""
-        folder, recipe = self.path / PARENT, gentle(self.config.adapt, self.data)
-        network = build(self.architecture, self.num_classes, drop_path_rate=recipe.drop_path_rate)
         if self.config.inherit.run is not None:
+            network = build(self.architecture, self.num_classes)
             self._take_over(Path(self.config.inherit.run))
             read_parent(self.path, network, self.data)
             return network.to(self.compute).eval()
-        if not (folder / START).exists():
-            with self.phase("a classifier for the parent"):
-                start = self._loaded()
-                folder.mkdir(exist_ok=True)
-                write_tensors(folder / START, start.state_dict())
-        network.load_state_dict(read_tensors(folder / START))
-        with self.phase("adapting the parent") as progress:
-            self.train_network(network, recipe, PARENT, shown(progress))
-        return network.eval()
+        begin(self, PARENT, self.architecture, lambda: self.published)
+        return adapted(self, PARENT, self.architecture)
 
     def _take_over(self, run: Path) -> None:
-        """Copies what another run knows of the parent, so that this one needs it no more."""
-        check_parent(run)
-        for name in (PARENT, BANK, REFINED, JOINT):
-            if (run / name).exists():
-                shutil.copytree(run / name, self.path / name, dirs_exist_ok=True)
-        if (run / TABLE).exists() and not (self.path / TABLE).exists():
-            shutil.copy(run / TABLE, self.path / TABLE)
+        """Copies what another run knows of the parent, so that this one needs it no more.
+
+        The parent comes last, each at one stroke: once it is there, all of it is this run's own.
+        """
+        if not (self.path / PARENT).exists():
+            check_parent(run)
+            for name in (BANK, REFINED, JOINT, TABLE, PARENT):
+                copied(run / name, self.path / name)
         self.notes.append(f"Parent, alternatives and their quality were taken from {run}.")
 
     @cached_property
     def published(self) -> Backbone:
         """The parent as it was published."""
-        with self.phase("loading the parent"):
+        with self.phase(LOADING):
             return self.parent.load()
-
-    def _loaded(self) -> Backbone:
-        """The published parent with a classifier that is fitted to the images."""
-        network, share = classified(
-            self.published,
-            self.architecture,
-            self.data,
-            seed=self.config.seed,
-            device=self.compute,
-        )
-        self.console.say(
-            f"  {self.parent.name}: a classifier alone knows {share:.1%} of training images"
-        )
-        return network
 
     def first_answer(self, bank: WeightBank, problem: Problem) -> Evaluation:
         """The parent as an evaluated network: what everything else is compared with."""
@@ -213,14 +210,25 @@ class PretrainedSearch(TrainedSearch):
                     folder=self.path / DISTILLING,
                     data=self.data.fingerprint,
                     progress=shown(progress),
+                    teaching=self._teaching(),
                 )
                 save_entries(self.path / BANK, bank, made, identity=identity)
         if inherit.refine_steps:
             with self.phase("refining what was cut") as progress:
-                refine(bank, config, self.data, self.path, shown(progress))
+                refine(bank, config, self.data, self.path, shown(progress), self._teaching())
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
+
+    def _teaching(self) -> Teaching:
+        """Where alternatives learn from the parent: here, or on workers, place by place."""
+        config = self.config
+        if config.workers == 1:
+            return teach_here
+        prepare(config.address)  # Ray is imported with the next
+        from supernet.cluster.distillation import TeachingOnRay
+
+        return TeachingOnRay(config.workers, config.address, config.gpus_per_worker)
 
     def _train_jointly(self, bank: WeightBank) -> None:
         """All alternatives together, each step some networks, at a tenth of the parent's rate."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas.config import RunConfig
 from nas.workflows.measuring import Measured
+from predictors.tables.conditions import Conditions
 from predictors.tables.folder import provenance
 from predictors.tables.latency_table import LatencyTable
 from results.files import WRITTEN_AGAIN
@@ -64,22 +65,44 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
         findings: Results of the run's phases.
         quality: Fields of ReportData that say what networks are judged by, if not by accuracy.
     """
-    evaluated = [e for e in findings.evaluations if e.status == "ok"]
     architecture = Architecture.from_dict(findings.chosen.architecture)
-    space, config, limits = run.space, run.config, run.limits
+    space = run.space
     latency = table.compile(space, run.num_classes)
+    breakdown = dict(latency.breakdown(space.encode([architecture])[0]))
+    return report_of(
+        run,
+        replace(findings, chosen=replace(findings.chosen, component_latency_ms=breakdown)),
+        table.conditions,
+        f"{space.name}, {space.size:.2g} architectures",
+        latency=latency_check(findings.front, findings.measured, table, space),
+        **quality,
+    )
+
+
+def report_of(
+    run: Run[Any], findings: Findings, conditions: Conditions, space: str, **more: Any
+) -> ReportData:
+    """The data of a run's report, but for what only a table of a space tells.
+
+    Args:
+        run: The run.
+        findings: Results of the run's phases.
+        conditions: Of the latencies.
+        space: What the networks were found in, in words.
+        more: Further fields of ReportData.
+    """
+    evaluated = [e for e in findings.evaluations if e.status == "ok"]
+    config, limits = run.config, run.limits
+    judged_by = more.get("quality", ACCURACY)
     return ReportData(
         targets=limits,
         minima=config.lower_limits(),
         summary={
             "data": config.data or "none: networks are judged by a score, untrained",
-            "space": f"{space.name}, {space.size:.2g} architectures",
-            "device": str(table.conditions),
+            "space": space,
+            "device": str(conditions),
         },
-        chosen=replace(
-            findings.chosen,
-            component_latency_ms=dict(latency.breakdown(space.encode([architecture])[0])),
-        ),
+        chosen=findings.chosen,
         evaluated=tuple(
             Network(digest=e.digest, predicted=e.metrics, architecture=e.architecture)
             for e in evaluated
@@ -89,13 +112,12 @@ def assemble(run: Run[Any], table: LatencyTable, findings: Findings, **quality: 
             Baseline(name=name, note=_over(e.metrics, limits), **_figures(findings, e))
             for name, e in findings.baselines.items()
         ),
-        latency=latency_check(findings.front, findings.measured, table, space),
-        ranking=rank_rows([e.metrics for e in evaluated], against=quality.get("quality", ACCURACY)),
+        ranking=rank_rows([e.metrics for e in evaluated], against=judged_by),
         training=curves(run.path),
-        device=table.conditions.to_dict()["device"],
+        device=conditions.to_dict()["device"],
         notes=findings.notes,
         **facts(run.directory, config),
-        **quality,
+        **more,
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from nas.cli.console import Console
+from nas.workflows.kept_weights import export_members
 from predictors.devices import Target, find_device
 from predictors.measuring.remeasure import measure_networks
 from predictors.proxies import ScoreSettings
@@ -36,6 +37,7 @@ from search_space.errors import RunError, UsageError
 from search_space.files import read_mapping
 from search_space.metrics import device_of, title_of, typed
 from search_space.units import format_count
+from supernet.inherit.parents import Parent
 
 Record = Callable[[Architecture, Mapping[str, float], float], None]
 TASK, FAMILY, MEMBERS, REPORT = "task.yaml", "family.json", "members", "report.html"
@@ -55,6 +57,7 @@ class ScaleRequest:
         num_classes: Of the head.
         interpolate: Fill the gaps of measured tables.
         measure: Measure the members on devices that are at hand.
+        parent: The trained network that the seed is, whose weights the members keep.
     """
 
     name: str
@@ -70,6 +73,7 @@ class ScaleRequest:
     num_classes: int
     interpolate: bool
     measure: bool
+    parent: Parent | None = None
 
     def decisive(self) -> dict[str, Any]:
         """All that decides the family, as plain data."""
@@ -85,18 +89,25 @@ class ScaleRequest:
             "epochs": self.options.epochs,
             "proxy": self.options.proxy,
             "score": asdict(self.options.score),
+            "weights": None
+            if self.parent is None
+            else {"of": self.parent.name, "fingerprint": self.parent.fingerprint()},
         }
 
 
 @dataclass(frozen=True)
 class ScaledFamily:
-    """A family and what was written of it; ``measured_ms`` by device and member name."""
+    """A family and what was written of it; ``measured_ms`` by device and member name.
+
+    ``exports`` are folders of members that kept the weights of a parent.
+    """
 
     family: Family
     folder: Path
     files: Mapping[str, Path]
     latencies: Mapping[str, Mapping[str, str]]
     measured_ms: Mapping[str, Mapping[str, float]]
+    exports: Mapping[str, Path] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The family in plain form: members with their files and measured latencies."""
@@ -105,6 +116,7 @@ class ScaledFamily:
                 **member.to_dict(),
                 "file": str(self.files[member.name]),
                 "measured_ms": {d: by[member.name] for d, by in self.measured_ms.items()},
+                "export": str(self.exports[member.name]) if self.exports else None,
             }
             for member in self.family.members
         ]
@@ -126,6 +138,11 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
         RunError: The folder holds something else.
         NasError: What methods, devices and tables raise.
     """
+    network = None
+    if request.parent is not None:
+        with console.phase(f"loading {request.parent.name}"):
+            network = request.parent.load()
+        request = replace(request, num_classes=network.num_classes)
     method = scaling_method(request.method)
     guiding = [d for m in (request.by, *request.limits) if (d := device_of(m)) is not None]
     names = dict.fromkeys([*guiding, *([request.device] if request.device else [])])
@@ -157,7 +174,11 @@ def scale_family(request: ScaleRequest, command: str, console: Console) -> Scale
                 measured[name] = _measured_ms(family.members, target, request, console)
     latencies = {name: _provenance(costs, target, family) for name, target in targets.items()}
     files = {m.name: request.folder / MEMBERS / f"{m.name}.yaml" for m in family.members}
-    result = ScaledFamily(family, request.folder, files, latencies, measured)
+    exports = {}
+    if network is not None and request.parent is not None:
+        with console.phase("members with the weights of the parent"):
+            exports = export_members(request.parent, network, family, request.folder / MEMBERS)
+    result = ScaledFamily(family, request.folder, files, latencies, measured, exports)
     _write(request, result, command)
     return result
 
@@ -230,6 +251,7 @@ def _write(request: ScaleRequest, result: ScaledFamily, command: str) -> None:
             "image size": f"{family.seed.resolution} px for the seed",
             "classes": request.num_classes,
             "seed MACs": format_count(family.path[0].costs["macs"]),
+            **({"weights": "those of the seed, cut"} if result.exports else {}),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

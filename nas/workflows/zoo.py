@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from nas.workflows.zoo_latencies import KnownLatencies, promising
 from predictors.devices import Target
-from predictors.zoo.latencies import measured_together, source_of
+from predictors.zoo.latencies import check_int8, measured_together, source_of
 from predictors.zoo.published import PublishedModel, named, published_models
 from results.pareto import non_dominated
 from search_space.errors import InfeasibleError, UsageError
@@ -88,6 +88,7 @@ def find_zoo(
     names: str = "*",
     seconds: float = 120.0,
     num_classes: int = 1000,
+    int8: bool = False,
     models: Iterable[PublishedModel] | None = None,
     progress: Progress | None = None,
 ) -> Zoo:
@@ -100,11 +101,14 @@ def find_zoo(
         seconds: No more latencies are begun after this time; what is on the front is still
             measured once more, interleaved. With 0 nothing is measured: what is known is told.
         num_classes: Classes of the head that is run.
+        int8: Whether networks run in int8. Their accuracy is still that which was published, of
+            float.
         models: What is selected from, by default all of ``published_models``.
         progress: Called with seconds done, seconds allowed and the models at work.
 
     Raises:
-        UsageError: ``names`` match no model, or a limit is of another metric.
+        UsageError: ``names`` match no model, a limit is of another metric, or nothing runs in
+            int8 on the device.
         InfeasibleError: No model is within the limits; says which comes closest.
     """
     limits = dict(limits or {})
@@ -114,11 +118,13 @@ def find_zoo(
             raise UsageError(
                 f"the zoo cannot be limited by {option!r}; limit latency, params or macs."
             )
+    if int8:
+        check_int8(target)
     candidates = named(names, published_models() if models is None else models)
     candidates = _counted(candidates, limits)
     budget = limits.get(LATENCY, math.inf)
-    known = KnownLatencies(target, num_classes)
-    ask, begin = source_of(target, num_classes), time.monotonic()
+    known = KnownLatencies(target, num_classes, int8)
+    ask, begin = source_of(target, num_classes, int8), time.monotonic()
     while chunk := promising(candidates, known, budget)[: _AT_ONCE[target.kind]]:
         if (now := time.monotonic() - begin) >= seconds:
             break
@@ -131,7 +137,7 @@ def find_zoo(
             break
         if progress is not None:
             progress(seconds, seconds, f"{len(rivals)} of the front together")
-        known.add(rivals, measured_together(rivals, target, num_classes))
+        known.add(rivals, measured_together(rivals, target, num_classes, int8))
     return _zoo(candidates, known, budget, target)
 
 

@@ -30,8 +30,8 @@ class KnownLatencies:
         CorruptFileError: The file is damaged.
     """
 
-    def __init__(self, target: Target, num_classes: int) -> None:
-        self._path: Path = target.path.parent / cache_name(target, num_classes)
+    def __init__(self, target: Target, num_classes: int, int8: bool = False) -> None:
+        self._path: Path = target.path.parent / cache_name(target, num_classes, int8)
         self._known = self._read()
 
     def __contains__(self, model: PublishedModel) -> bool:

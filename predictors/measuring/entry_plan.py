@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from predictors.counts import count_entry
 from predictors.measuring.bench import Subject, WeightPool, entry_subject, statistic
-from predictors.measuring.runtimes import find_runtime, runtime_names
+from predictors.measuring.runtimes import find_runtime, require_int8
 from predictors.operators import DTYPES
 from predictors.tables.additive import Entry
 from predictors.tables.conditions import Conditions
 from predictors.tables.latency_table import spec_to_json
 from search_space import ModuleSpec
-from search_space.errors import UsageError
 
 _FLOOR = 1e-3  # of the samples: a difference below it is noise, and latencies are positive
 _EMPTY_FEATURES = 8
@@ -61,12 +60,8 @@ class EntryPlan:
         self.entries, self.conditions = list(entries), conditions
         self.runtime = find_runtime(conditions.runtime)
         self.method = self.runtime.method if self.entries else "direct"
-        if not self.runtime.int8 and any(spec.quantised for spec, _ in self.entries):
-            others = [name for name in runtime_names() if find_runtime(name).int8]
-            raise UsageError(
-                f"runtime {conditions.runtime!r} runs nothing in int8, so it would be no faster; "
-                f"take one that does ({', '.join(others)}), or precision fp32."
-            )
+        if any(spec.quantised for spec, _ in self.entries):
+            require_int8(conditions.runtime)
 
     def __len__(self) -> int:
         return len(self.names())

@@ -31,7 +31,7 @@ from predictors.tables.quality import Change, Key, QualityTable, Source, asked
 from search_space import Architecture, Block, SearchSpace
 from search_space.components import Component, ModuleSpec, components
 from search_space.errors import RunError, UsageError
-from supernet.network.layers import BatchNorm, pooled
+from supernet.network.norms import BatchNorm, pooled
 from supernet.network.tensor_files import digest_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -52,7 +52,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _Number = StrictBool | StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_OPTIONS = TypeAdapter(dict[str, _Number | StrictStr | dict[str, _Number]])
+_Plain = _Number | StrictStr
+_OPTIONS = TypeAdapter(dict[str, _Plain | dict[str, _Plain]])
 
 
 class MissingLatencyError(NasError, LookupError):

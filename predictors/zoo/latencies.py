@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal
 
+import onnxruntime
 import timm
 import torch
 
@@ -21,12 +22,15 @@ from predictors.estimates.calibrate import predict_network
 from predictors.estimates.estimate import estimate_operators
 from predictors.measuring.bench import Limits, Subject, WeightPool, network_subject
 from predictors.measuring.remeasure import measure_subjects
-from predictors.measuring.runtimes import find_runtime
+from predictors.measuring.runtimes import find_runtime, require_int8
 from predictors.operators import DTYPES, trace
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
+from predictors.zoo.integers import Quantised
 from predictors.zoo.networks import deployed
 from predictors.zoo.published import PublishedModel
-from search_space.errors import first_line
+from search_space.errors import UsageError, first_line
+from search_space.precision import in_precision
+from search_space.registry import INT8
 
 Origin = Literal["measured", "estimated", "predicted"]
 FORMAT = 1
@@ -63,9 +67,11 @@ class ZooLatency:
         return replace(best, tries=self.tries + other.tries, together=together)
 
 
-def cache_name(target: Target, num_classes: int = 1000) -> str:
+def cache_name(target: Target, num_classes: int = 1000, int8: bool = False) -> str:
     """Names the file of what is known about ``target``: all that its latencies depend on."""
     basis = f"{FORMAT}, timm {timm.__version__}, {num_classes} classes".encode()
+    if int8:
+        basis += f", int8 by onnxruntime {onnxruntime.__version__}".encode()
     if not target.at_hand:
         folder = resources.files("predictors.estimates")
         for name in ("anchors.csv", "constants.json", "datasheets.yaml"):
@@ -76,12 +82,26 @@ def cache_name(target: Target, num_classes: int = 1000) -> str:
     return f"zoo-{target.conditions.digest}-{digest}.json"
 
 
+def check_int8(target: Target) -> None:
+    """Checks that networks can be measured in int8 on ``target``.
+
+    Raises:
+        UsageError: It is not at hand, or its runtime runs nothing in int8.
+    """
+    if not target.at_hand:
+        raise UsageError(
+            f"published networks in int8 are measured, and device {target.name!r} is not at hand. "
+            "Ask where it is, or for another precision."
+        )
+    require_int8(target.conditions.runtime)
+
+
 def source_of(
-    target: Target, num_classes: int = 1000
+    target: Target, num_classes: int = 1000, int8: bool = False
 ) -> Callable[[Sequence[PublishedModel]], list[ZooLatency]]:
     """Returns what finds latencies of networks on ``target``, in the order given."""
     if target.at_hand:
-        return lambda models: measured(models, target, num_classes)
+        return lambda models: measured(models, target, num_classes, int8)
     table = LatencyTable(target.conditions, {}, {})
     if target.path.exists():
         table = LatencyTable.load(target.path)
@@ -92,20 +112,23 @@ def measured(
     models: Sequence[PublishedModel],
     target: Target,
     num_classes: int = 1000,
+    int8: bool = False,
     *,
     limits: Limits | None = None,
 ) -> list[ZooLatency]:
-    """Measures networks on this machine, interleaved.
+    """Measures networks on this machine, interleaved, in the target's precision or in int8.
 
     What a runtime cannot run costs the others nothing: they are then measured one by one.
     """
     conditions, pool = target.conditions, WeightPool(target.conditions)
     try:
-        subjects = [_subject(model, target, num_classes, pool) for model in models]
+        subjects = [_subject(model, target, num_classes, int8, pool) for model in models]
         found = measure_subjects(subjects, conditions, limits=limits or _QUICK)
     except Exception as error:  # whatever compilers and exporters raise of networks not ours
         if len(models) > 1:
-            one_by_one = (measured([model], target, num_classes, limits=limits) for model in models)
+            one_by_one = (
+                measured([model], target, num_classes, int8, limits=limits) for model in models
+            )
             return [latency for single in one_by_one for latency in single]
         reason = f"{conditions.runtime} cannot run it: {first_line(error):.120}"
         return [ZooLatency(None, "measured", reason)]
@@ -120,14 +143,19 @@ def measured(
     ]
 
 
-def _subject(model: PublishedModel, target: Target, num_classes: int, pool: WeightPool) -> Subject:
+def _subject(
+    model: PublishedModel, target: Target, num_classes: int, int8: bool, pool: WeightPool
+) -> Subject:
     conditions, architecture = target.conditions, model.architecture
+    if architecture is not None and int8:
+        architecture = in_precision(architecture, INT8)
     if architecture is not None:
         return network_subject(architecture, num_classes, conditions, pool)
     network = deployed(model.name, model.image_size, num_classes)
     network = network.to(pool.device, pool.dtype).to(memory_format=torch.channels_last)
     images = pool.take((conditions.batch_size, 3, model.image_size, model.image_size))
-    return Subject(network, images, find_runtime(conditions.runtime).settle)
+    settle = find_runtime(conditions.runtime).settle
+    return Subject(Quantised(network) if int8 else network, images, settle)
 
 
 def _predicted(
@@ -155,8 +183,11 @@ def _predicted(
 
 
 def measured_together(
-    models: Sequence[PublishedModel], target: Target, num_classes: int = 1000
+    models: Sequence[PublishedModel],
+    target: Target,
+    num_classes: int = 1000,
+    int8: bool = False,
 ) -> list[ZooLatency]:
     """Measures rivals at length, interleaved, so that their order is right."""
-    found = measured(models, target, num_classes, limits=_LONG)
+    found = measured(models, target, num_classes, int8, limits=_LONG)
     return [replace(latency, together=True) for latency in found]

@@ -103,7 +103,8 @@ def moment(created: str) -> str:
 
 def block_title(label: str) -> str:
     """What people call a mixer or a kind of block."""
-    return "gnConv" if label == "gnconv" else label.replace("_", " ").capitalize()
+    known = {"gnconv": "gnConv", "projection": "Linear map"}
+    return known.get(label, label.replace("_", " ").replace("(", " (").capitalize())
 
 
 def block_colours(labels: Iterable[str]) -> dict[str, int]:

@@ -58,7 +58,10 @@ class WeightBank(Subnets):
         self.space, self.num_classes = space, parent.num_classes
         self.entries = tuple(dict.fromkeys(modules_of(space, parent.num_classes)))
         self.names = {entry: entry_name(entry) for entry in self.entries}
+        # in this order whenever they come, as sums over all parameters have to be
         self.members = nn.ModuleDict()
+        for name in self.names.values():
+            self.members.add_module(name, None)
         self.parent = parent.architecture
         self._parent_specs: dict[str, ModuleSpec] = {}
         for item in components(parent.architecture, parent.num_classes):
@@ -74,7 +77,7 @@ class WeightBank(Subnets):
             self._parent_specs[item.path] = item.spec
 
     def __contains__(self, entry: object) -> bool:
-        return entry in self.names and self.names[entry] in self.members
+        return entry in self.names and self.members[self.names[entry]] is not None
 
     def __getitem__(self, entry: Entry) -> StaticModule:
         """Returns the module of an alternative.

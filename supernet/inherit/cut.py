@@ -1,14 +1,15 @@
-"""Weights of alternatives that are smaller copies of a trained network's modules.
+"""Weights of alternatives that are smaller copies of a trained network's modules, or linear maps.
 
 Of each axis the units that a criterion finds the most important are kept, and what was cut off is
 folded into what is kept. Smaller kernels come first: all alternatives at a place that have the same
 kernels are cut out of one module with these kernels and all units, so that two passes of the
-parent, one for taps and one for units, serve every place and any number of alternatives.
+parent, one for taps and one for units, serve every place and any number of alternatives. With the
+units come the linear maps that stand where a block is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from search_space.components import components
 from search_space.errors import DataError, UsageError
 from supernet.inherit.bank import Entry, WeightBank
-from supernet.inherit.fold import refit
+from supernet.inherit.fold import fit_map, refit
 from supernet.inherit.importance import CRITERIA, Units
 from supernet.inherit.importance.criteria import readers, writers
+from supernet.inherit.local_distillation import is_learnable
 from supernet.inherit.moments import Watched, sum_up
 from supernet.inherit.observing import static
 from supernet.inherit.smaller import cut, difference, inner_units, with_middles
 from supernet.network.axes import StaticModule
 from supernet.network.backbone import Backbone
+from supernet.network.blocks import Projection
 from supernet.training.evaluation import Batches
 
 IMPORTANCE = "reconstruction"  # the best of benchmarks/importance.py
@@ -42,12 +45,14 @@ class _Variant:
         parent: The parent's module.
         module: With other kernels; the parent's where they are the same.
         alternatives: Entries to be cut out of ``module``, with the units that each has fewer of.
+        linear: An entry that is a linear map, of the module that is the parent's, and its module.
     """
 
     path: str
     parent: StaticModule
     module: StaticModule
     alternatives: tuple[tuple[Entry, tuple[frozenset[str], ...]], ...]
+    linear: tuple[Entry, Projection] | None = None
 
     @property
     def tapped(self) -> list[str]:
@@ -75,13 +80,14 @@ def cut_alternatives(
     bank: WeightBank,
     batches: Batches,
     *,
+    entries: Collection[Entry] | None = None,
     importance: str = IMPORTANCE,
     fold: bool = True,
     ridge: float = RIDGE,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Entry]:
-    """Fills the entries of a bank that are smaller copies of the parent's modules.
+    """Fills the entries of a bank that are smaller copies of the parent's modules, or linear maps.
 
     Example:
         A network with a quarter of the hidden channels less, before any training::
@@ -94,8 +100,10 @@ def cut_alternatives(
         bank: Of which the missing entries are filled; others stay missing.
         batches: Some hundred training images or more, as ``evaluate`` takes them, to be iterated
             over several times.
+        entries: Which of the missing entries; None for all.
         importance: The criterion of the units to keep, one of ``importance.CRITERIA``.
-        fold: Whether what is cut off is folded into what is kept.
+        fold: Whether what is cut off is folded into what is kept. Linear maps are the identity
+            otherwise, as if there was no block.
         ridge: Of the regression, as a part of the variance of what is kept; above 0.
         seed: Of the positions at which maps are looked at.
         progress: Called with the numbers of entries that are filled and that will be.
@@ -118,7 +126,9 @@ def cut_alternatives(
     if next(iter(batches), None) is None:
         raise DataError("there are no images to measure units by; give some hundred of training.")
     parent = bank.extract(bank.parent).eval()
-    variants = list(_variants(bank, parent))
+    missing = bank.missing()
+    wanted = missing if entries is None else [entry for entry in missing if entry in entries]
+    variants = list(_variants(bank, parent, wanted))
     units = {
         Units(variant.path, names)
         for variant in variants
@@ -129,11 +139,16 @@ def cut_alternatives(
     if fold:
         _fold_taps(parent, variants, batches, ridge, seed)
     done: list[Entry] = []
-    total = sum(len(variant.alternatives) for variant in variants)
+    total = sum(len(one.alternatives) + (one.linear is not None) for one in variants)
     for group in _groups(variants, fold):
         if fold:
             sum_up(parent, [watched for _, watched in group], batches, seed)
         for variant, watched in group:
+            if variant.linear is not None:
+                entry, projection = variant.linear
+                fit_map(projection, watched.moments[""] if fold else None, ridge)
+                bank.put(entry, projection)
+                done.append(entry)
             for entry, fewer in variant.alternatives:
                 small = bank.fresh(entry).eval()
                 kept = {
@@ -151,20 +166,37 @@ def cut_alternatives(
     return done
 
 
-def _variants(bank: WeightBank, parent: Backbone) -> Iterator[_Variant]:
+def _variants(bank: WeightBank, parent: Backbone, entries: Sequence[Entry]) -> Iterator[_Variant]:
     """The parent's modules with the kernels that alternatives have."""
     specs = {item.path: item.spec for item in components(bank.parent, bank.num_classes)}
     found: dict[Entry, list[tuple[Entry, tuple[frozenset[str], ...]]]] = {}
-    for path, spec in bank.missing():
-        how = difference(spec, specs[path]) if path in specs else None
+    maps: dict[str, tuple[Entry, Projection]] = {}
+    for path, spec in entries:
+        if path not in specs:
+            continue
+        how = difference(spec, specs[path])
         if how is not None:
             found.setdefault((path, how.same_units), []).append(((path, spec), how.units))
+        elif (projection := _linear(bank, (path, spec))) is not None:
+            maps[path] = (path, spec), projection
+            found.setdefault((path, specs[path]), [])
     for (path, spec), alternatives in found.items():
         module = own = static(parent, path)
         if spec != specs[path]:
             module = bank.fresh((path, spec)).eval()
             cut(own, module)
-        yield _Variant(path, own, module, tuple(alternatives))
+        linear = maps.get(path) if module is own else None
+        yield _Variant(path, own, module, tuple(alternatives), linear)
+
+
+def _linear(bank: WeightBank, entry: Entry) -> Projection | None:
+    """The module of an entry that is a map of each position, from the parent's input to output."""
+    options = entry[1].as_dict()
+    alike = options.get("dim") == options.get("out_dim") and options.get("stride") == 1
+    if not alike or not is_learnable(bank, entry):
+        return None
+    module = bank.fresh(entry).eval()
+    return module if isinstance(module, Projection) else None
 
 
 def _fold_taps(
@@ -194,7 +226,8 @@ def _groups(variants: Sequence[_Variant], fold: bool) -> Iterator[list[tuple[_Va
     for variant in variants:
         fewer = {names for _, sets in variant.alternatives for names in sets}
         layers = variant.folded(sorted(fewer, key=min)) if fold else []
-        watched = Watched.of(variant.path, variant.module, layers)
+        linear = variant.linear[1].conv if variant.linear is not None and fold else None
+        watched = Watched.of(variant.path, variant.module, layers, linear)
         if group and sum(one.num_bytes for _, one in group) + watched.num_bytes > _MEMORY:
             yield group
             group = []

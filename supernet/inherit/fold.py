@@ -12,6 +12,9 @@ of positions, so the taps cut off a kernel are folded into those kept in the sam
 depthwise one by channel. Where a batch norm follows, c goes into its average, and average and
 variance become those of the layer's new output, with scale and bias such that the module computes
 the same: whoever makes the averages anew, as is done for assembled networks, changes nothing.
+
+A block that is left out altogether is folded in the same way into a map of each position, from its
+output, as h, and its input, as h_K.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from torch import Tensor, nn
 from supernet.inherit.moments import Moments
 from supernet.inherit.smaller import Kept
 from supernet.network.axes import StaticModule, positions
-from supernet.network.layers import BatchNorm, ConvNorm
+from supernet.network.blocks import Projection
+from supernet.network.layers import ConvNorm
+from supernet.network.norms import BatchNorm
 
 
 @torch.no_grad()
@@ -68,6 +73,26 @@ def refit(
         _renormalise(norm, means, variances, constant)
 
 
+@torch.no_grad()
+def fit_map(target: Projection, moments: Moments | None, ridge: float) -> None:
+    """Makes a linear map, in place, what predicts a module's output from its input the best.
+
+    Args:
+        target: Is changed; of the module's in- and output.
+        moments: Of the module as a whole, as ``Watched`` has them; None for the identity.
+        ridge: As for ``Moments.regression``. The map is drawn to the identity, as which a block
+            that is left out would count.
+    """
+    assert target.conv.bias is not None
+    if moments is None:
+        nn.init.dirac_(target.conv.weight)
+        target.conv.bias.zero_()
+        return
+    predicted, constant, *_ = moments.regression(range(moments.features), ridge, centred=True)
+    target.conv.weight.copy_(predicted[0].reshape(target.conv.weight.shape))
+    target.conv.bias.copy_(constant[0])
+
+
 def norm_after(module: StaticModule, layer: str) -> BatchNorm | None:
     """The batch norm that normalises what a layer writes."""
     holder = module.get_submodule(layer.rpartition(".")[0])
@@ -85,5 +110,4 @@ def _renormalise(norm: BatchNorm, means: Tensor, variances: Tensor, constant: Te
         return
     norm.running_mean.copy_(means)
     norm.running_var.copy_(variances.clamp_min(0))
-    norm.weight.copy_(scale * torch.sqrt(norm.running_var.double() + norm.eps))
-    norm.bias.copy_(shift + scale * (means + constant))
+    norm.set_affine(scale, shift + scale * constant)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from supernet.data.batches import Batch
 from supernet.data.dataset import ImageData
 from supernet.network.backbone import Backbone
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.tensor_files import digest_of
 from supernet.training.config import EpochMetrics, TrainConfig, check_batch_norms
 from supernet.training.evaluation import at_trained_resolution
@@ -84,10 +84,11 @@ def map_distance(maps: Sequence[Tensor], guides: Sequence[Tensor]) -> Tensor:
     Args:
         maps: By stage (n, dim, height, width).
         guides: Of the same channels; larger ones are averaged to the maps' sides. Stages with
-            other channels are left out.
+            other channels are left out, and all where there are more or less of them.
     """
     distances = []
-    for ours, theirs in zip(maps, guides, strict=True):
+    pairs = zip(maps, guides, strict=True) if len(maps) == len(guides) else ()
+    for ours, theirs in pairs:
         if ours.shape[1] != theirs.shape[1]:
             continue
         theirs = F.adaptive_avg_pool2d(theirs.float(), (ours.shape[2], ours.shape[3]))

@@ -118,16 +118,28 @@ class Watched:
     Attributes:
         path: Of the module.
         module: Is run on what the network's module gets; may be that one.
-        moments: By layer, filled by ``sum_up``.
+        moments: By layer, filled by ``sum_up``; with ``linear`` under ``""`` those of the network's
+            module as a whole: of its output, and as what a variant reads of its input.
+        linear: A convolution of one tap that is to compute that output; None for no such.
     """
 
     path: str
     module: StaticModule
     moments: dict[str, Moments] = field(default_factory=dict)
+    linear: nn.Conv2d | None = None
 
     @classmethod
-    def of(cls, path: str, module: StaticModule, layers: Sequence[str]) -> Watched:
-        return cls(path, module, {name: Moments(_layer(module, name)) for name in layers})
+    def of(
+        cls,
+        path: str,
+        module: StaticModule,
+        layers: Sequence[str],
+        linear: nn.Conv2d | None = None,
+    ) -> Watched:
+        moments = {name: Moments(_layer(module, name)) for name in layers}
+        if linear is not None:
+            moments[""] = Moments(linear)
+        return cls(path, module, moments, linear)
 
     @property
     def num_bytes(self) -> int:
@@ -163,10 +175,14 @@ def sum_up(network: Backbone, watched: Sequence[Watched], batches: Batches, seed
                 if one.module is not module:
                     _, theirs = observe(one.module, maps, one.moments)
                 for name, moments in one.moments.items():
+                    rng = np.random.default_rng([seed, _STREAM, index])
+                    if one.linear is not None and not name:
+                        read, written = (values.movedim(-1, 1) for values in seen[name])
+                        moments.add(one.linear, written, read, rng)
+                        continue
                     layer, ours = _layer(one.module, name), seen
                     if layer.weight.shape != _layer(module, name).weight.shape:
                         ours = theirs
-                    rng = np.random.default_rng([seed, _STREAM, index])
                     moments.add(layer, ours[name][0], theirs[name][0], rng)
 
 

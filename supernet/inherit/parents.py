@@ -7,6 +7,7 @@ folder of an export. Weights of timm come from a file, or from where timm itself
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from search_space.known import known, known_names
 from search_space.names import Digest
 from search_space.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from supernet.network.backbone import Backbone, build
-from supernet.network.exported import is_export, load_exported, read_card
+from supernet.network.exported import WEIGHTS, is_export, load_exported, read_card
 from supernet.network.tensor_files import read_tensors
 from supernet.network.timm_models import PUBLISHED
 from supernet.network.timm_weights import from_timm, in_order
@@ -84,6 +85,17 @@ class Parent:
             ) from None
         network.load_state_dict(ours)
         return network
+
+    def fingerprint(self) -> str | None:
+        """Returns 12 hexadecimal digits for the file of weights; None where there is none.
+
+        Those that timm fetches are known by the network's name and tag.
+        """
+        file = Path(self.name) / WEIGHTS if Path(self.name).is_dir() else self.weights
+        if file is None or not file.exists():
+            return None
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
     def _of_timm(self, fix: str) -> dict[str, Tensor]:
         try:

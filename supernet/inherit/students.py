@@ -22,7 +22,7 @@ from supernet.data.batches import resize_images
 from supernet.data.evaluation_batches import moved
 from supernet.inherit.bank import Entry, WeightBank
 from supernet.network.axes import StaticModule
-from supernet.network.layers import BatchNorm, has_batch_norms, pooled
+from supernet.network.norms import BatchNorm, has_batch_norms, pooled
 from supernet.training.evaluation import Batches, evaluation_mode
 
 _FLOOR = 1e-3  # of an output: smaller changes are not what errors are measured by

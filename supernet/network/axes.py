@@ -10,7 +10,7 @@ can never be cut differently.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -214,6 +214,21 @@ def entries(axis: Axis, sizes: Sizes, name: str) -> list[int]:
             return [entry for part in parts for entry in entries(part, sizes, name)]
         case _:
             return [-1] * extent(axis, sizes)
+
+
+def renamed(axis: Axis, rename: Callable[[str], str]) -> Axis:
+    """Returns an axis with other names in the place of its own."""
+    match axis:
+        case int():
+            return axis
+        case str():
+            return rename(axis)
+        case Centre(name):
+            return Centre(rename(name))
+        case Product(factors):
+            return Product(*(renamed(factor, rename) for factor in factors))
+        case Concat(parts):
+            return Concat(*(renamed(part, rename) for part in parts))
 
 
 def prefixed(prefix: str, axes: Mapping[str, Axes]) -> dict[str, Axes]:

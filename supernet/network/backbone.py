@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        names = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+        names = ("relative_position_bias_table", "logit_scale", "cpb_mlp", "positions")
         return {n for n, _ in self.named_parameters() if any(name in n for name in names)}
 
     @torch.jit.ignore

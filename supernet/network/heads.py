@@ -13,10 +13,9 @@ from supernet.network.layers import (
     Linear,
     activation_axes,
     build_activation,
-    build_norm,
     folded_before,
-    norm_axes,
 )
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_head
 
 
@@ -126,44 +125,63 @@ class LinearHead(Head):
         return norm_axes("norm", self.norm, "dim") | self.fc_axes("dim")
 
 
-@register_head("mlp")
-class MlpHead(LinearHead):
-    """Norm and pooling in either order, linear layer, activation, norm and classifier (CAFormer).
+@register_head("hidden")
+class HiddenHead(LinearHead):
+    """Norm and pooling in either order, linear layer, activation and classifier (MaxViT).
 
     Args:
         width: Channels of the layer, which the classifier sees.
         activation: After it.
     """
 
-    def __init__(
-        self, *, dim: int, width: int, activation: str, norm: str, norm_eps: float, **options: Any
-    ) -> None:
-        super().__init__(dim=dim, norm=norm, norm_eps=norm_eps, width=width, **options)
+    def __init__(self, *, dim: int, width: int, activation: str, **options: Any) -> None:
+        super().__init__(dim=dim, width=width, **options)
         self.hidden: nn.Module = Linear(dim, width)
         self.activation = build_activation(activation)
-        self.hidden_norm = build_norm(norm, width, norm_eps)
 
     def after_pool(self, x: Tensor) -> Tensor:
-        return self.hidden_norm(self.activation(self.hidden(super().after_pool(x))))
+        return self.activation(self.hidden(super().after_pool(x)))
 
     def strip(self) -> None:
         super().strip()
-        self.hidden = self.activation = self.hidden_norm = nn.Identity()
+        self.hidden = self.activation = nn.Identity()
 
     def fold(self) -> None:
-        """Folds each norm into the linear layer after it."""
+        """Folds the norm into the linear layer."""
         self._fold_into(self.hidden)
-        if isinstance(self.fc, Linear):
-            self.hidden_norm = folded_before(self.hidden_norm, self.fc)
 
     def axes(self) -> dict[str, Axes]:
         return (
             norm_axes("norm", self.norm, "dim")
             | {"hidden.weight": (self.width, "dim"), "hidden.bias": (self.width,)}
             | activation_axes("activation", self.activation)
-            | norm_axes("hidden_norm", self.hidden_norm, self.width)
             | self.fc_axes(self.width)
         )
+
+
+@register_head("mlp")
+class MlpHead(HiddenHead):
+    """Norm and pooling in either order, linear layer, activation, norm, classifier (CAFormer)."""
+
+    def __init__(self, *, width: int, norm: str, norm_eps: float, **options: Any) -> None:
+        super().__init__(width=width, norm=norm, norm_eps=norm_eps, **options)
+        self.hidden_norm = build_norm(norm, width, norm_eps)
+
+    def after_pool(self, x: Tensor) -> Tensor:
+        return self.hidden_norm(super().after_pool(x))
+
+    def strip(self) -> None:
+        super().strip()
+        self.hidden_norm = nn.Identity()
+
+    def fold(self) -> None:
+        """Folds each norm into the linear layer after it."""
+        super().fold()
+        if isinstance(self.fc, Linear):
+            self.hidden_norm = folded_before(self.hidden_norm, self.fc)
+
+    def axes(self) -> dict[str, Axes]:
+        return super().axes() | norm_axes("hidden_norm", self.hidden_norm, self.width)
 
 
 @register_head("conv")

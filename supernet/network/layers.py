@@ -1,4 +1,4 @@
-"""Layers with the initial values that our modules start from: norms, activations, convolutions.
+"""Layers with the initial values that our modules start from: activations, convolutions, folding.
 
 A module initialises itself: it is made of these layers, or of any others whose values it then sets
 in its constructor. Nothing overwrites them afterwards.
@@ -7,8 +7,8 @@ in its constructor. Nothing overwrites them afterwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Axis, Centre
+from supernet.network.norms import BatchNorm, build_norm, norm_axes
 
 
 @torch.no_grad()
@@ -45,133 +46,6 @@ class Conv2d(nn.Conv2d):
         initialise(self)
 
 
-# Norms: of maps (batch, height, width, dim) --------------------------------------------------
-
-
-class GroupNorm(nn.Module):
-    """Group norm with one group, over height, width and channels (PoolFormer's norm)."""
-
-    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = x.permute(0, 3, 1, 2)
-        return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
-
-
-class BatchNorm(nn.Module):
-    """Batch norm over all positions of a batch.
-
-    In training it normalises by its batch, and keeps a moving average of mean and variance, by
-    which it normalises otherwise. A module without the averages, as those are that a supernet
-    calls on shared weights, always normalises by its batch.
-    """
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-
-    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-        self.seen: int | None = None  # positions that the averages are of, while they are pooled
-
-    def pool(self, on: bool) -> None:
-        """Begins or ends pooling.
-
-        In training the averages then are mean and variance of all positions since it began,
-        instead of moving averages.
-        """
-        self.seen = 0 if on else None
-        if on and self.running_mean is not None:
-            self.running_mean.zero_()  # else what was there before would be in the rounding
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.of_maps(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def of_maps(self, maps: Tensor) -> Tensor:
-        """Normalises maps (batch, dim, height, width)."""
-        if self.training and self.seen is not None:
-            return self._pooled(maps)
-        mean, var = self.running_mean, self.running_var
-        by_batch = self.training or mean is None
-        return F.batch_norm(maps, mean, var, self.weight, self.bias, by_batch, 0.1, self.eps)
-
-    def _pooled(self, maps: Tensor) -> Tensor:
-        """Normalises maps by their batch, and adds its statistics (Chan et al., 1979)."""
-        assert self.seen is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
-        # below ``F.batch_norm``, which refuses a batch of one position
-        cudnn = torch.backends.cudnn.enabled
-        result = torch.batch_norm(
-            maps, self.weight, self.bias, mean, var, True, 1.0, self.eps, cudnn
-        )
-        before, count = self.seen, maps.numel() // maps.shape[1]
-        self.seen = before + count
-        gap = mean - self.running_mean
-        self.running_mean += gap * (count / self.seen)
-        squares = gap**2 * (before * count / self.seen)
-        if count > 1:
-            squares += var * (count - 1)
-        if before > 1:
-            squares += self.running_var * (before - 1)
-        self.running_var.copy_(squares / max(1, self.seen - 1))
-        return result
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns scale and shift (dim,), float64, by which it changes channels in evaluation."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        scale = self.weight.double() / torch.sqrt(self.running_var.double() + self.eps)
-        shift = -self.running_mean.double() * scale
-        return scale, shift if self.bias is None else shift + self.bias.double()
-
-
-@contextmanager
-def pooled(norms: Iterable[BatchNorm]) -> Iterator[None]:
-    """Makes the averages of ``norms`` those of all that passes them meanwhile.
-
-    Each batch is normalised by itself, and each position of each map counts alike.
-    """
-    norms = list(norms)
-    for norm in norms:
-        norm.pool(True)
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.pool(False)
-            norm.training = False
-
-
-def build_norm(norm: str, dim: int, eps: float, bias: bool = True) -> nn.Module:
-    """Builds the norm called ``layer_norm``, ``group_norm``, ``batch_norm`` or ``none``."""
-    match norm:
-        case "layer_norm":
-            return nn.LayerNorm(dim, eps=eps, bias=bias)
-        case "group_norm":
-            return GroupNorm(dim, eps, bias)
-        case "batch_norm":
-            return BatchNorm(dim, eps, bias)
-        case "none":
-            return nn.Identity()
-    raise ValueError(f"unknown norm {norm!r}")
-
-
-def norm_axes(prefix: str, norm: nn.Module, axis: Axis) -> dict[str, Axes]:
-    """Returns the axes of a norm's parameters over channels ``axis``."""
-    return {f"{prefix}.{name}": (axis,) for name, _ in norm.named_parameters()}
-
-
 # Activations ---------------------------------------------------------------------------------
 
 
@@ -194,8 +68,9 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "silu": nn.SiLU,
@@ -204,6 +79,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "squared_relu": SquaredReLU,
     "sigmoid": nn.Sigmoid,
     "hard_sigmoid": nn.Hardsigmoid,
+    "tanh": nn.Tanh,
     "none": nn.Identity,
 }
 
@@ -230,11 +106,12 @@ class ConvNorm(nn.Module):
         kernel: Odd side of the kernel.
         stride: Of the convolution.
         depthwise: Whether each channel is convolved by itself.
-        norm: As for ``build_norm``; without one the convolution has a bias.
+        norm: As for ``build_norm``; without one the convolution always has a bias.
         norm_eps: Added to the variance.
         activation: As for ``build_activation``.
         padding: ``half`` of the kernel on every side, or ``same``: as much as the stride needs,
             the odd one at the end.
+        bias: Whether the convolution has a bias.
     """
 
     def __init__(
@@ -249,6 +126,7 @@ class ConvNorm(nn.Module):
         norm_eps: float,
         activation: str = "none",
         padding: str = "half",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.kernel, self.stride, self.depthwise = kernel, stride, depthwise
@@ -260,7 +138,7 @@ class ConvNorm(nn.Module):
             stride,
             0 if self.same else kernel // 2,
             groups=dim if depthwise else 1,
-            bias=norm == "none",
+            bias=bias or norm == "none",
         )
         self.norm = build_norm(norm, out_dim, norm_eps)
         self.activation = build_activation(activation)
@@ -327,6 +205,32 @@ class SqueezeExcite(nn.Module):
         } | activation_axes(f"{prefix}.activation", self.activation)
 
 
+class ChannelMix(nn.Module):
+    """Scales channels by what the means of their neighbours say (Wang et al., ECA-Net, 2020).
+
+    A convolution along the channels makes the scales; its kernel grows with their number, by
+    equation 12 of the paper. The order of the channels says which are neighbours.
+
+    Args:
+        dim: Channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        steps = int((math.log2(dim) + 1) / 2)
+        self.kernel = max(3, steps if steps % 2 else steps + 1)
+        self.conv = Conv2d(1, 1, (1, self.kernel), padding=(0, self.kernel // 2), bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        means = maps.mean((2, 3)).reshape(maps.shape[0], 1, 1, maps.shape[1])
+        gates = torch.sigmoid(self.conv(means))
+        return maps * gates.reshape(maps.shape[0], maps.shape[1], 1, 1)
+
+    def axes(self, prefix: str) -> dict[str, Axes]:
+        """Returns the axes of the parameter of ``prefix``; its kernel is ``neighbours``."""
+        return {f"{prefix}.conv.weight": (1, 1, 1, Centre("neighbours"))}
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -354,14 +258,19 @@ def folded_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def folded_before(norm: nn.Module, layer: nn.Linear) -> nn.Module:
-    """Folds a batch norm into the linear layer after it; returns what then stands in its place."""
+def folded_before(norm: nn.Module, layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """Folds a batch norm into the linear layer or 1 × 1 convolution after it.
+
+    Returns:
+        What then stands in the norm's place.
+    """
     if not isinstance(norm, BatchNorm):
         return norm
     scale, shift = norm.affine()
-    weight = layer.weight.double()
+    weight = layer.weight.double().flatten(1)
     bias = weight @ shift
-    _replace(layer, weight * scale, bias if layer.bias is None else layer.bias + bias)
+    weight = (weight * scale).reshape(layer.weight.shape)
+    _replace(layer, weight, bias if layer.bias is None else layer.bias + bias)
     return nn.Identity()
 
 
@@ -382,8 +291,3 @@ def fold_batch_norms(network: M) -> M:
         if isinstance(module, Foldable):
             module.fold()
     return network.eval()
-
-
-def has_batch_norms(module: nn.Module) -> bool:
-    """Whether any part of ``module`` is a batch norm."""
-    return any(isinstance(part, BatchNorm) for part in module.modules())

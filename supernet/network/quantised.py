@@ -21,7 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supernet.network.layers import Conv2d, ConvNorm, Linear, SqueezeExcite, fold_batch_norms
+from supernet.network.layers import (
+    ChannelMix,
+    Conv2d,
+    ConvNorm,
+    Linear,
+    SqueezeExcite,
+    fold_batch_norms,
+)
 
 LEVELS = 255  # of uint8, above the lowest
 LARGEST_WEIGHT = 127
@@ -227,7 +234,7 @@ def _replace_layers(module: nn.Module) -> None:
             setattr(module, name, QuantisedLinear(child))
         elif isinstance(child, Conv2d):
             setattr(module, name, QuantisedConv2d(child))
-        elif not isinstance(child, (SqueezeExcite, _Quantised)):
+        elif not isinstance(child, (SqueezeExcite, ChannelMix, _Quantised)):
             _replace_layers(child)
 
 

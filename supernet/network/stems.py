@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, StaticModule
-from supernet.network.layers import Conv2d, ConvNorm, build_norm, folded_after, norm_axes
+from supernet.network.layers import Conv2d, ConvNorm, folded_after
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_stem
 
 
@@ -110,6 +111,15 @@ class ConvActStem(_Convolutions):
 
     def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
         super().__init__((dim,), kernel, (stride,), in_chans, **style)
+
+
+@register_stem("conv_act_conv")
+class ConvActConvStem(_Convolutions):
+    """Strided convolution, norm, activation, and a convolution alone; both have biases (MaxViT)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, in_chans: int = 3, **style: Any):
+        super().__init__((dim, dim), kernel, (stride, 1), in_chans, **style, bias=True)
+        self.conv1 = ConvNorm(dim, dim, kernel, norm="none", norm_eps=0.0)
 
 
 @register_stem("conv_pool")

@@ -42,8 +42,9 @@ from search_space.registry import FLOAT
 from search_space.space import SearchSpace
 from supernet.network.axes import STATISTICS, Axes, StaticModule, names, problem_of, shape
 from supernet.network.backbone import Backbone, build
-from supernet.network.layers import BatchNorm, fold_batch_norms, has_batch_norms
+from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module, drop_path_rates
+from supernet.network.norms import BatchNorm, has_batch_norms
 from supernet.network.slices import Slice, cut
 
 
@@ -188,6 +189,11 @@ class Subnets(nn.Module):
 
     space: SearchSpace
     num_classes: int
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether what is extracted needs training images before it is judged."""
+        return needs_images(self.space)
 
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
         """Makes a static network of a subnet, with copies of its weights."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from search_space.architecture import Architecture
@@ -20,6 +21,7 @@ from search_space.errors import NasError
 from supernet.network.backbone import Backbone, build
 from supernet.network.tensor_files import read_tensors
 
+_TABLE = "relative_position_bias_table"
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
@@ -34,12 +36,15 @@ class Family:
             head is followed by its style, ``stages.0.blocks.1<basic>.first.conv.weight``, and a
             head's style by the number of stages.
         shortcut: Of the macro style.
+        tables: Whether biases of positions are (heads, height, width) in timm, of the distances
+            from the query to the key; ours are (height · width, heads), of those from the key.
     """
 
     blocks: frozenset[str]
     downsample: str
     rules: Rules
     shortcut: str | None = None
+    tables: bool = False
 
     def fits(self, architecture: Architecture) -> bool:
         """Says whether an architecture's blocks and transitions are this family's."""
@@ -50,6 +55,18 @@ class Family:
             and macro.downsample == self.downsample
             and self.shortcut in (None, macro.shortcut)
         )
+
+    def values(self, theirs: str, value: Tensor) -> Tensor:
+        """Returns values of a parameter of timm's in our order, in whatever shape."""
+        if self.tables and theirs.endswith(_TABLE):
+            return value.flip(1, 2).permute(1, 2, 0)
+        return value
+
+    def their_values(self, theirs: str, value: Tensor, shape: torch.Size) -> Tensor:
+        """Returns values of a parameter of ours in timm's order and ``shape``."""
+        if self.tables and theirs.endswith(_TABLE):
+            return value.reshape(*shape[1:], shape[0]).permute(2, 0, 1).flip(1, 2)
+        return value.reshape(shape)
 
     def name(self, ours: str) -> str:
         """Returns timm's name of a parameter, of ours with styles."""
@@ -139,6 +156,9 @@ _RESNET: Rules = (
     (r"\.(first|reduce)\.norm\.", ".bn1."),
     (r"\.(second|middle)\.conv\.", ".conv2."),
     (r"\.(second|middle)\.norm\.", ".bn2."),
+    (r"\.excite\.reduce\.", ".se.fc1."),
+    (r"\.excite\.expand\.", ".se.fc2."),
+    (r"\.mix\.conv\.", ".se.conv."),
     (r"\.expand\.conv\.", ".conv3."),
     (r"\.expand\.norm\.", ".bn3."),
     (r"\.shortcut\.conv\.", ".downsample.0."),
@@ -151,6 +171,32 @@ _RESNET_D: Rules = (
     (r"\.shortcut\.norm\.", ".downsample.2."),
     *_RESNET,
 )
+
+_MAXVIT: Rules = (
+    (r"^stem<\w+>\.conv\.conv\.", "stem.conv1."),
+    (r"^stem<\w+>\.conv\.norm\.", "stem.norm1."),
+    (r"^stem<\w+>\.conv1\.conv\.", "stem.conv2."),
+    # a block of timm's is three of ours
+    (r"\.blocks\.(\d+)(<\w+>)?\.", lambda found: _of_three(int(found[1]))),
+    (r"\.conv\.norm\.", ".conv.pre_norm."),
+    (r"\.conv\.expand\.conv\.", ".conv.conv1_1x1."),
+    (r"\.conv\.expand\.norm\.", ".conv.norm1."),
+    (r"\.conv\.depthwise\.conv\.", ".conv.conv2_kxk."),
+    (r"\.conv\.depthwise\.norm\.", ".conv.norm2."),
+    (r"\.conv\.excite\.reduce\.", ".conv.se.fc1."),
+    (r"\.conv\.excite\.expand\.", ".conv.se.fc2."),
+    (r"\.conv\.project\.conv\.", ".conv.conv3_1x1."),
+    (r"\.conv\.shortcut\.conv\.", ".conv.shortcut.expand."),
+    (r"\.mixer\.relative_position_bias_table", ".mixer.rel_pos.relative_position_bias_table"),
+    (r"\.mixer\.", ".attn."),
+    (r"^head<.*?>\.hidden\.", "head.pre_logits.fc."),
+)
+
+
+def _of_three(position: int) -> str:
+    part = ("conv", "attn_block", "attn_grid")[position % 3]
+    return f".blocks.{position // 3}.{part}."
+
 
 _MOBILE_BLOCKS = frozenset({"inverted_residual", "depthwise_separable", "fused_inverted_residual"})
 FAMILIES = {
@@ -165,6 +211,12 @@ FAMILIES = {
         frozenset({"pooling", "separable_conv", "attention"}), "norm_conv", _BASELINE
     ),
     "efficientnet and mobilenetv3": Family(_MOBILE_BLOCKS, "block", _MOBILE),
+    "maxvit": Family(
+        frozenset({"prenorm_inverted_residual", "block_attention", "grid_attention"}),
+        "block",
+        _MAXVIT,
+        tables=True,
+    ),
     "resnet": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET, "conv"),
     "resnet-d": Family(frozenset({"basic", "bottleneck"}), "block", _RESNET_D, "pooled"),
 }
@@ -229,7 +281,7 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
     Raises:
         NasError: The family is not known, or a parameter does not fit.
     """
-    expected = network.state_dict()
+    expected, named = network.state_dict(), family(network.architecture)
     ours = {theirs: name for name, theirs in timm_names(network).items()}
     if not set(ours) & set(state):
         raise NasError(
@@ -248,7 +300,7 @@ def from_timm(state: Mapping[str, Tensor], network: Backbone) -> dict[str, Tenso
                 f"{key} has shape {tuple(value.shape)}, but {name} of {network.architecture} has "
                 f"{tuple(expected[name].shape)}: the weights are of another architecture."
             )
-        result[name] = value.reshape(expected[name].shape)
+        result[name] = named.values(key, value).reshape(expected[name].shape)
     missing = sorted(theirs for theirs, name in ours.items() if name not in result)
     if missing:
         raise NasError(f"the weights lack {missing[0]} and {len(missing) - 1} others.")

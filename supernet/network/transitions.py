@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from search_space.macro import conv_padding
 from supernet.network.axes import Axes, Axis, Product, StaticModule, extent
-from supernet.network.layers import (
-    Conv2d,
-    Linear,
-    build_norm,
-    folded_after,
-    folded_before,
-    norm_axes,
-)
+from supernet.network.layers import Conv2d, Linear, folded_after, folded_before
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_transition
 
 
@@ -155,6 +149,32 @@ class NormConv(Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.norm(x))
+
+
+@register_transition("residual_norm_conv")
+class ResidualNormConv(NormConv):
+    """Norm and strided convolution beside averages of 2 × 2 neighbours (Liao et al., 2021).
+
+    ViT-ResNAS's residual spatial reduction. Channels that the averages lack are zeros; those that
+    the output lacks are left out.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self._shortcut(x)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            up = self.kernel % 2 == 1  # as many positions as the convolution has
+            maps = x.permute(0, 3, 1, 2)
+            maps = F.avg_pool2d(maps, 2, 2, ceil_mode=up, count_include_pad=False)
+            x = maps.permute(0, 2, 3, 1)
+        if self.dim < self.out_dim:
+            return F.pad(x, (0, self.out_dim - self.dim))
+        return x[..., : self.out_dim]
+
+    def permutable(self) -> tuple[frozenset[str], ...]:
+        together = frozenset({"dim", "out_dim"})
+        return (together,) if self.dim == self.out_dim else ()
 
 
 @register_transition("conv_norm")

@@ -22,7 +22,7 @@ from supernet.training.precision import LossScale
 
 # Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
 # norms, layer scales and other one-dimensional parameters are left out by timm itself.
-NO_WEIGHT_DECAY = ("*relative_position*", "*.cpb_mlp.*", "*.logit_scale")
+NO_WEIGHT_DECAY = ("*relative_position*", "*.cpb_mlp.*", "*.logit_scale", "*.positions")
 
 
 class MovingAverage:

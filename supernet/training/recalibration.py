@@ -19,7 +19,7 @@ from search_space.space import SearchSpace
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
-from supernet.network.layers import BatchNorm, pooled
+from supernet.network.norms import BatchNorm, pooled
 from supernet.network.supernet import Subnets, needs_images
 from supernet.quantisation.calibration import quantised_network
 from supernet.training.config import TrainConfig
@@ -139,7 +139,9 @@ def extract_for(
     **options: Any,
 ) -> Backbone:
     """Extracts a subnet with averages of the images that it is to be trained or exported for."""
-    batches = calibration_of(supernet.space, data, config)
+    batches = None
+    if supernet.needs_images:
+        batches = calibration_batches(data, config.recalibration_images, config.seed)
     return extract(supernet, architecture, batches, amp=config.amp, **options)
 
 

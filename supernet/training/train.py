@@ -18,7 +18,7 @@ from search_space.errors import RunError
 from search_space.stage_space import Genes
 from supernet.data.batches import steps_per_epoch
 from supernet.data.dataset import ImageData
-from supernet.network.layers import has_batch_norms
+from supernet.network.norms import has_batch_norms
 from supernet.network.supernet import Supernet
 from supernet.network.tensor_files import digest_of
 from supernet.training.config import (

@@ -10,6 +10,7 @@ a subclass of ``Runtime``:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import get_args
@@ -17,7 +18,7 @@ from typing import get_args
 from predictors.measuring.runtimes.base import Method, Run, Runtime
 from search_space.errors import UnknownNameError, UsageError
 
-__all__ = ["Run", "Runtime", "find_runtime", "runtime_names"]
+__all__ = ["Run", "Runtime", "find_runtime", "require_int8", "runtime_names"]
 
 GROUP = "nas.runtimes"
 _OURS = {
@@ -42,6 +43,24 @@ def _known() -> dict[str, EntryPoint]:
 def runtime_names() -> list[str]:
     """Lists all runtimes, whether they can be used here or not."""
     return sorted(_known())
+
+
+def require_int8(name: str) -> None:
+    """Checks that a runtime runs modules in int8 in integers.
+
+    Raises:
+        UsageError: It does not; names those that do.
+    """
+    if find_runtime(name).int8:
+        return
+    others = []
+    for other in runtime_names():
+        with suppress(UsageError):  # another package's that is broken
+            others += [other] if find_runtime(other).int8 else []
+    raise UsageError(
+        f"runtime {name!r} runs nothing in int8, so it would be no faster; take one that does "
+        f"({', '.join(others)}), or precision fp32."
+    )
 
 
 @cache

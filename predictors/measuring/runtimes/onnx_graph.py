@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from abc import ABC, abstractmethod
 
 import onnx
 import torch
@@ -23,8 +24,18 @@ INPUT, OUTPUT = "images", "output"
 OPSET = 18
 
 
+class OwnGraph(nn.Module, ABC):
+    """A module that is given to runtimes as another graph than what it computes itself."""
+
+    @abstractmethod
+    def graph(self, images: Tensor) -> onnx.ModelProto:
+        """Makes the graph, with the input and the output of ``to_onnx``."""
+
+
 def to_onnx(module: nn.Module, images: Tensor) -> onnx.ModelProto:
     """Makes the graph of ``module`` for inputs of exactly this shape, weights included."""
+    if isinstance(module, OwnGraph):
+        return module.graph(images)
     buffer = io.BytesIO()
     log = logging.getLogger("torch.onnx")
     level = log.level

@@ -2,8 +2,8 @@
 
 Float is float32: by default OpenVINO computes in bfloat16 where the processor has instructions for
 it, which is another network than the one that was trained. Inputs and outputs are bound once and
-stay where they are. Threads are not pinned to cores, since other work may hold those that are
-chosen.
+stay where they are. Graphs with integer weights run in int8, and what is float in them in float32.
+Threads are not pinned to cores, since other work may hold those that are chosen.
 
 Networks are timed cold, as entries are.
 """
@@ -28,6 +28,7 @@ class OpenVino(Runtime):
     device_kinds = ("cpu",)
     settle = 0
     keeps_memory = True
+    int8 = True
     library = "openvino"
     install = 'pip install "nas[openvino]"'
 
@@ -60,8 +61,7 @@ class OpenVino(Runtime):
             request = compiled.create_infer_request()
         except Exception as error:  # OpenVINO's own classes derive from Exception only
             raise UsageError(
-                f"OpenVINO cannot compile a component: {' '.join(str(error).split())[-200:]}. "
-                "Use another runtime."
+                f"OpenVINO cannot compile a component: {_reason(error):.200}. Use another runtime."
             ) from error
         request.set_tensor(INPUT, openvino.Tensor(images.numpy(), shared_memory=True))
         request.set_tensor(OUTPUT, openvino.Tensor(output.numpy(), shared_memory=True))
@@ -72,6 +72,12 @@ def _run(request: Any, images: Tensor, output: Tensor) -> Tensor:
     """``images`` are bound by address, so the call has to keep them alive."""
     request.infer({}, share_outputs=True)
     return output
+
+
+def _reason(error: Exception) -> str:
+    """The text without the lines of its source that threw it."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("Exception from"))
 
 
 def _settings(conditions: Conditions) -> dict[str, object]:

@@ -18,8 +18,8 @@ from search_space.stitches import Route, Stitch
 from supernet.inherit.stitching.fit import least_squares
 from supernet.network.axes import StaticModule
 from supernet.network.backbone import Backbone, build
-from supernet.network.layers import has_batch_norms
 from supernet.network.modules import drop_path_rates
+from supernet.network.norms import has_batch_norms
 from supernet.network.supernet import Subnets
 from supernet.training.evaluation import Batches
 
@@ -119,8 +119,8 @@ class StitchedNet(Subnets):
         return tuple(self.networks)
 
     @property
-    def has_batch_norms(self) -> bool:
-        """Whether what is extracted must be recalibrated."""
+    def needs_images(self) -> bool:
+        """Whether the parents have, so that what is extracted must be recalibrated."""
         return has_batch_norms(self)
 
     @torch.no_grad()

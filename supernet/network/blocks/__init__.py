@@ -5,6 +5,8 @@ from supernet.network.blocks.bottleneck import Bottleneck
 from supernet.network.blocks.fused_inverted_residual import FusedInvertedResidual
 from supernet.network.blocks.inverted_residual import DepthwiseSeparable, InvertedResidual
 from supernet.network.blocks.metaformer import MetaFormer
+from supernet.network.blocks.moat import Moat
+from supernet.network.blocks.prenorm_inverted_residual import PreNormInvertedResidual
 from supernet.network.blocks.projection import Projection
 from supernet.network.registry import register_block
 
@@ -15,6 +17,8 @@ __all__ = [
     "FusedInvertedResidual",
     "InvertedResidual",
     "MetaFormer",
+    "Moat",
+    "PreNormInvertedResidual",
     "Projection",
     "register_block",
 ]

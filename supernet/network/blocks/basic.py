@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes
-from supernet.network.blocks.residual import ConvBlock
+from supernet.network.blocks.residual import ConvBlock, PooledConvNorm
 from supernet.network.layers import ConvNorm, activation_axes, build_activation
 from supernet.network.registry import register_block
-
-
-class PooledConvNorm(ConvNorm):
-    """Averages of 2 × 2 neighbours, fewer at odd edges, and a 1 × 1 convolution with norm."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(maps, 2, 2, ceil_mode=True, count_include_pad=False)
-        return super().forward(pooled)
 
 
 class PostActivation(ConvBlock):
@@ -55,10 +46,22 @@ class Basic(PostActivation):
         hidden: Channels between the two.
         activation: After the first convolution and after the sum.
         shortcut: Where sizes change: ``conv``, or ``pooled`` before it.
+        squeeze: Channels inside squeeze-excite of the branch's output, 0 for none.
+        eca: Whether those channels are scaled by ECA, too.
         style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
-    def __init__(self, *, hidden: int, activation: str, shortcut: str, **style: Any) -> None:
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        activation: str,
+        shortcut: str,
+        squeeze: int = 0,
+        eca: bool = False,
+        **style: Any,
+    ) -> None:
         super().__init__(activation, shortcut, hidden=hidden, **style)
         self.convolve("first", "dim", "hidden", 3, self.stride, activation=activation)
         self.convolve("second", "hidden", "out_dim", 3)
+        self.scale_channels("out_dim", squeeze, eca, "relu", "sigmoid")

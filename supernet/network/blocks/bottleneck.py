@@ -16,11 +16,23 @@ class Bottleneck(PostActivation):
         hidden: Channels inside, before and after the 3 × 3 convolution.
         activation: After the first two convolutions and after the sum.
         shortcut: Where sizes change: ``conv``, or ``pooled`` before it.
+        squeeze: Channels inside squeeze-excite of the branch's output, 0 for none.
+        eca: Whether those channels are scaled by ECA, too.
         style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
-    def __init__(self, *, hidden: int, activation: str, shortcut: str, **style: Any) -> None:
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        activation: str,
+        shortcut: str,
+        squeeze: int = 0,
+        eca: bool = False,
+        **style: Any,
+    ) -> None:
         super().__init__(activation, shortcut, hidden=hidden, inner=hidden, **style)
         self.convolve("reduce", "dim", "hidden", activation=activation)
         self.convolve("middle", "hidden", "inner", 3, self.stride, activation=activation)
         self.convolve("expand", "inner", "out_dim")
+        self.scale_channels("out_dim", squeeze, eca, "relu", "sigmoid")

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from supernet.network.blocks.residual import ConvBlock
-from supernet.network.layers import SqueezeExcite
 from supernet.network.registry import register_block
 
 
@@ -24,6 +23,7 @@ class InvertedResidual(ConvBlock):
         squeeze: Channels inside squeeze-excite, 0 for none.
         gate: Of squeeze-excite.
         hidden: Channels inside; None for those of the input, without an expansion.
+        eca: Whether channels are scaled by ECA, too.
         style: Channels, stride, norm and padding, as for ``ConvBlock``.
     """
 
@@ -35,6 +35,7 @@ class InvertedResidual(ConvBlock):
         squeeze: int,
         gate: str,
         hidden: int | None = None,
+        eca: bool = False,
         **style: Any,
     ) -> None:
         super().__init__(kernel=kernel, **style)
@@ -45,12 +46,9 @@ class InvertedResidual(ConvBlock):
         self.convolve(
             "depthwise", inner, inner, kernel, self.stride, depthwise=True, activation=activation
         )
-        if squeeze > 0:
-            self.widths["squeeze"] = squeeze
-            # MobileNetV3 has hard gates with ReLU inside, EfficientNet the block's activation
-            inside = "relu" if gate == "hard_sigmoid" else activation
-            excite = SqueezeExcite(self.widths[inner], squeeze, inside, gate)
-            self.add("excite", excite, inner, inner)
+        # MobileNetV3 has hard gates with ReLU inside, EfficientNet the block's activation
+        inside = "relu" if gate == "hard_sigmoid" else activation
+        self.scale_channels(inner, squeeze, eca, inside, gate)
         self.convolve("project", inner, "out_dim")
         if not self.changes_size:
             self.shortcut = nn.Identity()

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from supernet.network.axes import Axes, StaticModule, prefixed
 from supernet.network.layers import (
+    Conv2d,
     Linear,
     activation_axes,
     build_activation,
-    build_norm,
     folded_after,
     folded_before,
-    norm_axes,
 )
 from supernet.network.mixers import build_mixer
+from supernet.network.norms import build_norm, norm_axes
 from supernet.network.registry import register_block
 
 
@@ -51,9 +51,10 @@ class MetaFormer(StaticModule):
     Usually ``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; a mixer that sits inside the MLP
     gives ``x + mlp(norm2(mixer(x)))``. With ``res_post_norm`` norms end the branches instead,
     ``x + norm1(mixer(x))``; their weights start at 1, so that every branch counts from the start
-    (at 0 in SwinV2). Each branch may have a layer scale, and each shortcut a learned scale, too.
-    In training a branch is dropped with probability ``drop_path_rate``, which whoever calls the
-    block sets.
+    (at 0 in SwinV2). With ``position`` both follow ``x + conv(x)``, a depthwise 3 × 3 convolution
+    that tells positions apart (Li et al., UniFormer, 2022, equation 3). Each branch may have a
+    layer scale, and each shortcut a learned scale, too. In training a branch is dropped with
+    probability ``drop_path_rate``, which whoever calls the block sets.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class MetaFormer(StaticModule):
         activation: str = "gelu",
         bias: bool = True,
         res_post_norm: bool = False,
+        position: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.hidden, self.res_post_norm = dim, hidden, res_post_norm
+        self.position = Conv2d(dim, dim, 3, padding=1, groups=dim) if position else None
         self.mixer = build_mixer(mixer, dim, **dict(params))
         self.inside_mlp = self.mixer.inside_mlp
         if not self.inside_mlp:
@@ -90,6 +93,8 @@ class MetaFormer(StaticModule):
 
     def forward(self, x: Tensor) -> Tensor:
         # maps are arguments, not local variables, so that none outlives its use
+        if self.position is not None:
+            x = x + self.position(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if self.inside_mlp:
             return self._sum(
                 x, self.shortcut2, self._normed(self.norm2, self.mlp, self.mixer(x)), self.scale2
@@ -123,6 +128,8 @@ class MetaFormer(StaticModule):
             result |= norm_axes("norm1", self.norm1, "dim")
         result |= norm_axes("norm2", self.norm2, "dim")
         result |= prefixed("mlp", self.mlp.axes())
+        if self.position is not None:
+            result |= {"position.weight": ("dim", 1, 3, 3), "position.bias": ("dim",)}
         for name in ("scale1", "scale2", "shortcut1", "shortcut2"):
             if getattr(self, name) is not None:
                 result[name] = ("dim",)

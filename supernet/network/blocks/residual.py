@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Axis, StaticModule
-from supernet.network.layers import ConvNorm, SqueezeExcite
+from supernet.network.layers import ChannelMix, ConvNorm, SqueezeExcite
+
+
+class PooledConvNorm(ConvNorm):
+    """Averages of 2 × 2 neighbours, fewer at odd edges, and a 1 × 1 convolution with norm."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = F.avg_pool2d(maps, 2, 2, ceil_mode=True, count_include_pad=False)
+        return super().forward(pooled)
 
 
 class ConvBlock(StaticModule):
     """A block of convolutions, one after the other, of maps ``(batch, height, width, dim)``.
 
-    ``parts`` names its ``ConvNorm`` and ``SqueezeExcite`` layers in their order, with the axes of
-    their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel`` too. ``shortcut``
-    is what the input passes beside the parts; None for nothing.
+    ``parts`` names its layers (``ConvNorm``, ``SqueezeExcite``, ``ChannelMix``) in their order,
+    with the axes of their inputs and outputs. Sizes of axes are ``widths``, which names ``kernel``
+    too. ``shortcut`` is what the input passes beside the parts; None for nothing.
 
     Args:
         dim: Channels of the input.
@@ -64,6 +73,27 @@ class ConvBlock(StaticModule):
         self.add_module(name, layer)
         self.parts[name] = dim, out_dim
 
+    def scale_channels(
+        self, axis: str, squeeze: int, eca: bool, activation: str, gate: str
+    ) -> None:
+        """Appends squeeze-excite, ECA, both or none, of the channels of an axis.
+
+        Args:
+            axis: Of the channels.
+            squeeze: Channels inside squeeze-excite, 0 for none.
+            eca: Whether there is ECA.
+            activation: Inside squeeze-excite.
+            gate: Of squeeze-excite.
+        """
+        dim = self.widths[axis]
+        if squeeze > 0:
+            self.widths["squeeze"] = squeeze
+            self.add("excite", SqueezeExcite(dim, squeeze, activation, gate), axis, axis)
+        if eca:
+            mix = ChannelMix(dim)
+            self.widths["neighbours"] = mix.kernel
+            self.add("mix", mix, axis, axis)
+
     @property
     def keeps_channels(self) -> bool:
         """Whether the input itself is added, so that in- and output have the same channels."""
@@ -75,13 +105,17 @@ class ConvBlock(StaticModule):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)
-        branch = maps
+        branch = self.begin(x).permute(0, 3, 1, 2)
         for name in self.parts:
             branch = self._modules[name](branch)  # type: ignore[misc]
         if self.shortcut is not None:
             branch = drop_path(branch, self.drop_path_rate, self.training)
             branch = branch + self.shortcut(maps)
         return self.finish(branch).permute(0, 2, 3, 1)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """What is done before the parts, channels last: nothing, unless overridden."""
+        return x
 
     def finish(self, maps: Tensor) -> Tensor:
         """What is done after the sum: nothing, unless overridden."""
@@ -91,7 +125,9 @@ class ConvBlock(StaticModule):
         result: dict[str, Axes] = {}
         for name, (dim, out_dim) in self.parts.items():
             layer = self.get_submodule(name)
-            if isinstance(layer, SqueezeExcite):
+            if isinstance(layer, ChannelMix):
+                result |= layer.axes(name)
+            elif isinstance(layer, SqueezeExcite):
                 result |= layer.axes(name, dim)
             else:
                 assert isinstance(layer, ConvNorm)
@@ -104,6 +140,8 @@ class ConvBlock(StaticModule):
         return self.widths
 
     def permutable(self) -> tuple[frozenset[str], ...]:
-        inner = [{name} for name in self.widths if name not in ("dim", "out_dim", "kernel")]
+        others = ("dim", "out_dim", "kernel", "neighbours")
+        inner = [{name} for name in self.widths if name not in others]
         ends = [{"dim", "out_dim"}] if self.keeps_channels else [{"dim"}, {"out_dim"}]
-        return tuple(frozenset(names) for names in (*ends, *inner))
+        fixed = {self.parts["mix"][0]} if "mix" in self.parts else set()  # the order matters there
+        return tuple(frozenset(names) for names in (*ends, *inner) if fixed.isdisjoint(names))

@@ -7,6 +7,7 @@ the window's side. onnxruntime computes the biases once, when it loads the netwo
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -49,26 +50,22 @@ class CosineWindowAttention(PartitionedAttention):
         layers = Linear(2, HIDDEN), nn.ReLU(), Linear(HIDDEN, self.heads, bias=False)
         self.cpb_mlp = nn.Sequential(*layers)
 
-    def projected(self, x: Tensor) -> Tensor:
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return self.qkv(x) + bias
-
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        shape = (self.heads, 1, self.head_dim)
+        q, v = q + self.q_bias.view(shape), v + self.v_bias.view(shape)
+        least = max(1e-12, torch.finfo(q.dtype).tiny)  # keys of padding are zeros
         scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp()
-        q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
+        q, k = F.normalize(q, dim=-1, eps=least) * scale, F.normalize(k, dim=-1, eps=least)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
     def position_bias(self, index: Tensor, sides: tuple[int, int]) -> Tensor:
-        y, x = (self._distances(side, index.device) for side in sides)
-        pairs = torch.stack((y.repeat_interleave(len(x)), x.repeat(len(y))), -1)
+        places = sides, self.window, self.trained
+        if torch.compiler.is_compiling():  # tensors of a trace must not outlive it
+            pairs = torch.tensor(_pairs(*places), device=index.device)
+        else:
+            pairs = _on_device(*places, index.device)
         table = self.cpb_mlp(pairs.to(self.logit_scale.dtype))
         return (LARGEST_BIAS * table.sigmoid())[index]
-
-    def _distances(self, side: int, device: torch.device) -> Tensor:
-        """Distances 1 − window … window − 1 along a side, on the logarithmic scale."""
-        largest = max((self.trained or side) - 1, 1)
-        distances = torch.arange(1 - self.window, self.window, device=device) * (SPAN / largest)
-        return distances.sign() * (distances.abs() + 1).log2() / math.log2(SPAN)
 
     def axes(self) -> dict[str, Axes]:
         inner = Product("heads", "head_dim")
@@ -80,3 +77,21 @@ class CosineWindowAttention(PartitionedAttention):
             "cpb_mlp.0.bias": (HIDDEN,),
             "cpb_mlp.2.weight": ("heads", HIDDEN),
         }
+
+
+@lru_cache(maxsize=256)
+def _on_device(sides: tuple[int, int], window: int, trained: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(_pairs(sides, window, trained), device=device)
+
+
+def _pairs(sides: tuple[int, int], window: int, trained: int) -> list[tuple[float, float]]:
+    """Distances 1 − window … window − 1 along both sides, each with each, by their logarithms."""
+    down, across = (_distances(trained or side, window) for side in sides)
+    return [(y, x) for y in down for x in across]
+
+
+def _distances(measure: int, window: int) -> list[float]:
+    """Distances by the largest within a part of side ``measure``, on a logarithmic scale."""
+    steps = [SPAN * step / max(measure - 1, 1) for step in range(1 - window, window)]
+    return [math.copysign(math.log2(abs(step) + 1) / math.log2(SPAN), step) for step in steps]

@@ -69,10 +69,6 @@ class PartitionedAttention(Mixer):
             sides: Height and width of the part.
         """
 
-    def projected(self, x: Tensor) -> Tensor:
-        """Returns queries, keys and values of padded maps, (batch, height, width, 3 · inner)."""
-        return self.qkv(x)
-
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Returns what heads see of parts, (batch · parts, heads, area, head_dim)."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -82,7 +78,7 @@ class PartitionedAttention(Mixer):
         side_h, side_w = min(self.window, height), min(self.window, width)
         shift = (self._shift(height), self._shift(width))
         if any(shift):
-            x = x.roll((-shift[0], -shift[1]), (1, 2))
+            x = _rolled(x, (-shift[0], -shift[1]))
         pad_h, pad_w = -height % side_h, -width % side_w
         if pad_h or pad_w:
             x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
@@ -91,7 +87,7 @@ class PartitionedAttention(Mixer):
         apart, together = _GRIDS if self.strided else _WINDOWS
         down = (side_h, rows) if self.strided else (rows, side_h)
         across = (side_w, columns) if self.strided else (columns, side_w)
-        qkv = self.projected(x).reshape(-1, *down, *across, 3, self.heads, self.head_dim)
+        qkv = self.qkv(x).reshape(-1, *down, *across, 3, self.heads, self.head_dim)
         qkv = qkv.permute(apart).reshape(3, -1, self.heads, area, self.head_dim)
         q, k, v = qkv.unbind(0)
         out = self.attended(q, k, v, self._mask(x))
@@ -105,7 +101,7 @@ class PartitionedAttention(Mixer):
             out = out[:, :height, :width].contiguous()
         out = self.proj(out)
         if any(shift):
-            out = out.roll(shift, (1, 2))
+            out = _rolled(out, shift)
         return out
 
     def _shift(self, length: int) -> int:
@@ -175,3 +171,17 @@ def _constant(values: np.ndarray, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():  # exporters follow no array into a tensor
         return torch.tensor(values.tolist(), device=device)
     return torch.from_numpy(values).to(device)
+
+
+def _rolled(x: Tensor, shifts: tuple[int, int]) -> Tensor:
+    """Rolls height and width of (batch, height, width, dim).
+
+    ONNX graphs gather lines, which takes as long: the exporter's own slices and concatenations, two
+    in a row, OpenVINO (2026.4) cannot compile in int8.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return x.roll(shifts, (1, 2))
+    for axis, shift in enumerate(shifts, 1):
+        length = int(x.shape[axis])
+        x = x.index_select(axis, _constant((np.arange(length) - shift) % length, x.device))
+    return x

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Axis, Centre
-from supernet.network.layers import BatchNorm, Conv2d, norm_axes
+from supernet.network.layers import Conv2d
 from supernet.network.mixers.mixer import Mixer
+from supernet.network.norms import BatchNorm, norm_axes
 from supernet.network.registry import register_mixer
 
 EPS = 1e-5  # of batch norms, as in the published networks

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supernet.network.axes import Axes, Concat, prefixed
-from supernet.network.layers import ConvNorm, GroupNorm
+from supernet.network.layers import ConvNorm
 from supernet.network.mixers.mixer import Mixer
+from supernet.network.norms import GroupNorm
 from supernet.network.registry import register_mixer
 
 EPS = 1e-5  # of both kinds of norm, as in the published networks
