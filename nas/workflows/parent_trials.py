@@ -1,8 +1,9 @@
 """Several networks are tried as the parent of a search, each for a while; the best is kept.
 
 A trial is the beginning of an adaptation: a classifier is fitted to the images, then all layers are
-trained for a fifth of the epochs, and validation images judge. Each result is a file of the run, so
-what was tried is not tried again. The one that is kept is laid over the run's configuration.
+trained for a fifth of the epochs, and validation images judge both; of few images some steps of a
+training undo more than they teach. Each result is a file of the run, so what was tried is not tried
+again. The one that is kept is laid over the run's configuration.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from supernet.data.dataset import ImageData, open_data
 from supernet.data.evaluation_batches import eval_batches
 from supernet.inherit.parents import find_parent
 from supernet.network.tensor_files import read_tensors, write_tensors
-from supernet.training.evaluation import evaluate
+from supernet.training.evaluation import Quality, evaluate
 from supernet.training.train import finetune
 
 CANDIDATES = "candidates.json"
@@ -208,10 +209,13 @@ class _Trials:
             drop_path_rate=recipe.drop_path_rate,
         )
         network.load_state_dict(read_tensors(work / START))
+        validation = eval_batches(data.validation)
         with (
             self.directory.phase(TRYING),
             self.console.phase(f"trying {candidate.name}") as progress,
         ):
+            network.to(self.run.compute)
+            alone = evaluate(network, validation, amp=recipe.amp)
             finetune(
                 network,
                 data,
@@ -221,13 +225,19 @@ class _Trials:
                 device=self.run.compute,
                 workers=config.loader_workers,
             )
-            quality = evaluate(network, eval_batches(data.validation), amp=recipe.amp)
+            trained = evaluate(network, validation, amp=recipe.amp)
         balanced = config.search.objective == BALANCED_ACCURACY
+
+        def share(quality: Quality) -> float:
+            return quality.balanced_accuracy if balanced else quality.accuracy
+
+        better = max((alone, trained), key=share)
         result = replace(
             candidate,
-            accuracy=quality.balanced_accuracy if balanced else quality.accuracy,
-            loss=quality.loss,
-            images=quality.images,
+            accuracy=share(better),
+            loss=better.loss,
+            by_training=better is trained,
+            images=better.images,
             seconds=round(time.monotonic() - began, 1),
             fingerprint=data.fingerprint,
         )

@@ -92,9 +92,11 @@ class TriedParent:
         latency_ms: On the run's device, at that resolution.
         num_params: Parameters.
         macs: Multiply-adds for one image.
-        accuracy: On validation images, after the short training; balanced accuracy where that is
-            what the run looks for. None before it was tried.
+        accuracy: On validation images, with a fitted classifier alone or after the short training,
+            whichever is better; balanced accuracy where that is what the run looks for. None before
+            it was tried.
         loss: On the same images.
+        by_training: Whether the short training made it better than the classifier alone.
         images: How many these are.
         seconds: What trying it took.
         fingerprint: Of the images as it sees them.
@@ -109,6 +111,7 @@ class TriedParent:
     macs: NonNegativeInt
     accuracy: FiniteFloat | None = None
     loss: FiniteFloat | None = None
+    by_training: bool = False
     images: NonNegativeInt = 0
     seconds: FiniteFloat = 0.0
     fingerprint: str = ""

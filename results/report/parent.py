@@ -141,7 +141,8 @@ def _tried(data: ReportData, inherited: Inheritance) -> dict[str, Any] | None:
             cell(ON_IMAGENET, ACCURACY, one.top1),
             Cell("took", one.seconds, format_duration(one.seconds)),
         ]
-        rows.append({"name": Path(one.name).name, "note": "", "chosen": kept, "cells": cells})
+        how = "after the short training" if one.by_training else "with a classifier alone"
+        rows.append({"name": Path(one.name).name, "note": how, "chosen": kept, "cells": cells})
     return table_of("network", rows) if rows else None
 
 

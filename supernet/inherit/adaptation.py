@@ -18,15 +18,18 @@ from supernet.training.evaluation import Batches, at_trained_resolution, evaluat
 PENALTY = 0.1
 """Of the squared weights: the best of 0.001 to 1 for 1,280 features of 4,096 images."""
 STEPS = 100
+FLOOR = 0.1
+"""Of the root mean square of all features' deviations, which none is taken to be below: a feature
+that hardly changes would get weights of hundreds, which the first step of a training blows up."""
 
 
 def fit_classifier(network: Backbone, batches: Batches, num_classes: int) -> float:
     """Gives a network a classifier of other classes, fitted to images, in place.
 
-    Features are brought to mean 0 and deviation 1, and the squared weights of the regression are
-    punished by ``PENALTY``; it has one minimum, which L-BFGS finds. Averages of batch norms stay
-    those of the images that the network was trained on, whose features generalise better than
-    those of averages of few new images.
+    Features are brought to mean 0 and deviation 1, at most, and the squared weights of the
+    regression are punished by ``PENALTY``; it has one minimum, which L-BFGS finds. Averages of
+    batch norms stay those of the images that the network was trained on, whose features generalise
+    better than those of averages of few new images.
 
     Args:
         network: Trained, with a classifier of any number of outputs.
@@ -38,7 +41,8 @@ def fit_classifier(network: Backbone, batches: Batches, num_classes: int) -> flo
     """
     device = next(network.parameters()).device
     features, labels = _features(network, batches, device)
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, deviation = features.mean(0), features.std(0, correction=0)
+    deviation = deviation.clamp_min(max(1e-6, FLOOR * float(deviation.square().mean().sqrt())))
     features = (features - mean) / deviation
     weight = torch.zeros(num_classes, features.shape[1], device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
