@@ -3,6 +3,7 @@
 Pure Python and NumPy; knows nothing of torch.
 """
 
+from search_space import block_kinds  # noqa: F401  they register themselves
 from search_space.architecture import Architecture, Stage
 from search_space.around import Around, around
 from search_space.blocks import BLOCKS, Block, BlockKind, Mixer, metaformer

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from search_space.architecture import Architecture
-from search_space.blocks import BLOCKS, PRECISION, Block, OptionValue, Place
+from search_space.blocks import BLOCKS, PRECISION, Block, OptionValue, Place, block_label
 from search_space.macro import BLOCK_TRANSITION, HEADS, LINEAR, STEMS, TRANSITIONS, Macro
 from search_space.mixers import MIXERS
 from search_space.registry import FLOAT
@@ -59,7 +59,7 @@ class ModuleSpec:
         options = self.as_dict()
         if self.kind != "block":
             return self.kind
-        return str(options["mixer" if options["style"] == "metaformer" else "style"])
+        return block_label(options["style"], options.get("mixer"))
 
     def __str__(self) -> str:
         def show(value: OptionValue) -> str:

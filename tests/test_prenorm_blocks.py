@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from search_space import Block, Macro, Mixer, metaformer, space_from_dict
-from search_space.components import block_spec
+from search_space.components import block_spec, components
 from supernet import Supernet
 from supernet.network.axes import StaticModule
 from supernet.network.layers import fold_batch_norms
@@ -160,3 +160,14 @@ def test_exports_compute_the_same(block: Block) -> None:
     np.testing.assert_allclose(output, module(x).numpy(), atol=1e-4)
     exported = torch.export.export(module, (x,)).module()
     assert_close(exported(x), module(x))
+
+
+def test_sorts_of_moat_are_told_apart_by_their_mixers() -> None:
+    stage = space().stages[1]
+    labels = {block.label for block in stage.blocks}
+    assert labels == {"prenorm_inverted_residual", "moat(attention)", "moat(gnconv)"}
+    near = stage.neighbours[0]
+    for choice, others in enumerate(near):
+        assert {stage.blocks[other].label for other in others} == {stage.blocks[choice].label}
+    (spec,) = [c.spec for c in components(space().smallest) if c.path == "stages.0.blocks.0"]
+    assert spec.label == space().smallest.stages[0].blocks[0].label

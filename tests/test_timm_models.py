@@ -18,7 +18,7 @@ from results.export.card import ModelCard
 from results.export.write import export_network, read_export
 from search_space import Architecture, Block, Mixer, Stage, known, metaformer
 from search_space.errors import NasError
-from search_space.known import CONVNEXT, FOCALNET, POOLFORMER, SWIN
+from search_space.known import CONVNEXT, FOCALNET, POOLFORMER, SWIN, SWINV2
 from search_space.known_convolutional import (
     EFFICIENTNET_LITE,
     MOBILENETV3_SMALL,
@@ -51,6 +51,15 @@ POINTS = {
         SWIN,
         224,
         metaformer(Mixer.of("window_attention", window=7, head_dim=8, head_ratio=0.5), 2.0),
+    ),
+    "swinv2": four(
+        SWINV2,
+        96,
+        metaformer(
+            Mixer.of("cosine_window_attention", window=5, head_dim=8, trained=8),
+            2.0,
+            res_post_norm=True,
+        ),
     ),
     "focalnet": four(FOCALNET, 64, metaformer(Mixer.of("focal_modulation", levels=3), 3.0)),
     "poolformer": four(POOLFORMER, 64, metaformer(Mixer.of("pooling"))),
@@ -110,8 +119,14 @@ def test_points_that_timm_can_express(name: str) -> None:
         four(CONVNEXT, 64, metaformer(Mixer.of("depthwise_conv", kernel=5), 2.0)),
         four(RESNET, 64, Block.of("basic", ratio=0.5)),
         four(SWIN, 64, metaformer(Mixer.of("window_attention", window=7, head_dim=8))),
+        four(SWIN, 224, POINTS["swin"].stages[0].blocks[0].replaced(res_post_norm=True)),
+        four(SWINV2, 96, POINTS["swinv2"].stages[0].blocks[0].replaced(res_post_norm=False)),
+        replace(known("maxvit_t"), resolution=448),
     ],
-    ids=["mixer", "transition", "mlp", "inner width", "small maps"],
+    ids=[
+        *("mixer", "transition", "mlp", "inner width", "small maps"),
+        *("norm after", "norm before", "windows of the image"),
+    ],
 )
 def test_what_timm_cannot_express(architecture: Architecture) -> None:
     assert timm_model(architecture) is None

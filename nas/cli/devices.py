@@ -49,7 +49,9 @@ def _profile(name: str | None, **options: Any) -> None:
     from predictors.devices import check_name
     from predictors.measuring.profile import profile as measure
     from predictors.measuring.this_machine import local_conditions
+    from predictors.tables.additive import entries
     from predictors.tables.folder import table_path
+    from predictors.tables.int8_gains import int8_warnings
     from search_space import load_space
 
     chosen = load_space(options["space"] or "digits")
@@ -67,7 +69,11 @@ def _profile(name: str | None, **options: Any) -> None:
             fresh=options["fresh"],
         )
     correction = table.correction(chosen)
-    for warning in correction.warnings:
+    warnings = [
+        *correction.warnings,
+        *int8_warnings(table, entries(chosen, options["num_classes"])),
+    ]
+    for warning in warnings:
         screen.warn(warning)
     if name is not None and table.name != name:
         if table.name:
@@ -81,7 +87,7 @@ def _profile(name: str | None, **options: Any) -> None:
         "entries": len(table.entries),
         "expected_error": correction.expected_error,
         "path": str(path),
-        "warnings": list(correction.warnings),
+        "warnings": warnings,
     }
     lines = (
         f"{len(table.entries)} entries for {conditions}",

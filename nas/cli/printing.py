@@ -179,6 +179,8 @@ def device_lines(described: Mapping[str, Any]) -> Iterator[str]:
             f"error {calibration['error_before']:.1%} before, {calibration['error_after']:.1%} "
             "after"
         )
+    if described.get("int8"):
+        yield from _int8(described)
     if described["path"] is None and described["kind"] == "local":
         yield "  no table yet; measure one with: nas profile"
     if described["kind"] == "datasheet":
@@ -187,6 +189,24 @@ def device_lines(described: Mapping[str, Any]) -> Iterator[str]:
             f"\nmeasure these to know more: {', '.join(described['most_helpful'])}; then "
             f"nas calibrate --device {described['name']} --measured FILE.csv"
         )
+
+
+def _int8(described: Mapping[str, Any]) -> Iterator[str]:
+    """Kinds and widths of components that the table holds in both precisions."""
+    yield "\nint8 takes, in terms of float"
+    rows = [
+        [
+            gain["kind"],
+            f"width {gain['width']}",
+            f"{gain['ratio']:.2f}",
+            f"{gain['low']:.2f} to {gain['high']:.2f}" if gain["pairs"] > 1 else "",
+            f"of {gain['pairs']}",
+            "pays" if gain["ratio"] < 1 else "does not pay",
+        ]
+        for gain in described["int8"]
+    ]
+    yield from columns(rows, left=(0, 1, 3, 4, -1), indent="  ")
+    yield from (f"  warning: {warning}" for warning in described["int8_warnings"])
 
 
 def _ranges(ranges: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:

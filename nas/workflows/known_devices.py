@@ -24,6 +24,7 @@ from predictors.measuring.this_machine import identify, local_device_names
 from predictors.tables.conditions import Conditions
 from predictors.tables.correction import Calibration
 from predictors.tables.folder import known_tables, provenance
+from predictors.tables.int8_gains import int8_gains, int8_warnings
 from predictors.tables.latency_table import LatencyTable, MissingLatencyError
 
 
@@ -82,6 +83,8 @@ def describe_device(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
                 {k: v for k, v in asdict(c).items() if k != "checks"} | {"checks": len(c.checks)}
                 for c in table.corrections.values()
             ],
+            "int8": [asdict(gain) for gain in int8_gains(table)],
+            "int8_warnings": int8_warnings(table),
             "calibration": None if table.calibration is None else asdict(table.calibration),
         }
     if target.kind == "datasheet":

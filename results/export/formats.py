@@ -24,7 +24,8 @@ from results.report.data import Export
 from search_space.errors import ExportError
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
-from supernet.network.timm_models import TimmModel, to_timm
+from supernet.network.timm_models import to_timm
+from supernet.network.timm_proposals import TimmModel
 
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 

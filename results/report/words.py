@@ -104,7 +104,7 @@ def moment(created: str) -> str:
 def block_title(label: str) -> str:
     """What people call a mixer or a kind of block."""
     known = {"gnconv": "gnConv", "projection": "Linear map"}
-    return known.get(label, label.replace("_", " ").capitalize())
+    return known.get(label, label.replace("_", " ").replace("(", " (").capitalize())
 
 
 def block_colours(labels: Iterable[str]) -> dict[str, int]:
