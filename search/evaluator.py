@@ -21,6 +21,7 @@ import numpy.typing as npt
 from search_space.architecture import Architecture
 from search_space.errors import UsageError
 from search_space.metrics import ACCURACY, BALANCED_ACCURACY, IMAGES, LOSS
+from search_space.precision import quantised
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +72,11 @@ class SupernetEvaluator:
     recalibration_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if self.calibration is None and self.supernet.has_batch_norms:
+        if self.calibration is None and self.supernet.needs_images:
             raise UsageError(
-                "the networks have batch norms, whose averages no subnet inherits; give "
-                "calibration, as supernet.training.recalibration.calibration_batches makes it."
+                "the networks have batch norms, or blocks in int8, whose averages and ranges no "
+                "subnet inherits; give calibration, as "
+                "supernet.training.recalibration.calibration_batches makes it."
             )
         self.supernet.to(self.device)
         # of architectures by digest, the last few: parts of the images are asked for one by one
@@ -112,7 +114,7 @@ class SupernetEvaluator:
         if self.calibration is None:
             return self.supernet, architecture
         started = time.perf_counter()
-        known = self._averages.get(architecture.digest)
+        known = None if quantised(architecture) else self._averages.get(architecture.digest)
         batches = self.calibration if known is None else None
         network = extract(self.supernet, architecture, batches, amp=self.amp)
         if known is not None:

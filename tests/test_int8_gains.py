@@ -17,6 +17,7 @@ from predictors.tables.folder import table_path
 from predictors.tables.int8_gains import Int8Gain, int8_gains, int8_warnings
 from predictors.tables.latency_table import LatencyTable
 from search_space import SearchSpace
+from search_space.precision import MIXED, with_precisions
 from search_space.registry import INT8
 
 
@@ -75,6 +76,9 @@ def test_a_machine_that_is_slower_in_int8_is_told_with_what_it_is(space: SearchS
     assert "1.50 to 1.50 times" in text
     assert "take precision fp32" in text
     assert int8_warnings(both(space, lambda entry: 0.5)) == []
+    assert int8_warnings(table, entries(space, CLASSES)) == []  # of a search in float
+    asked = entries(with_precisions(space, MIXED), CLASSES)
+    assert int8_warnings(table, asked) == [text]
 
 
 def test_what_alone_is_slower_is_named_the_worst_first(space: SearchSpace) -> None:

@@ -49,6 +49,7 @@ def _profile(name: str | None, **options: Any) -> None:
     from predictors.devices import check_name
     from predictors.measuring.profile import profile as measure
     from predictors.measuring.this_machine import local_conditions
+    from predictors.tables.additive import entries
     from predictors.tables.folder import table_path
     from predictors.tables.int8_gains import int8_warnings
     from search_space import load_space
@@ -68,7 +69,10 @@ def _profile(name: str | None, **options: Any) -> None:
             fresh=options["fresh"],
         )
     correction = table.correction(chosen)
-    warnings = [*correction.warnings, *int8_warnings(table)]
+    warnings = [
+        *correction.warnings,
+        *int8_warnings(table, entries(chosen, options["num_classes"])),
+    ]
     for warning in warnings:
         screen.warn(warning)
     if name is not None and table.name != name:

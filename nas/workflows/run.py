@@ -34,10 +34,11 @@ from predictors.counts import counts
 from predictors.devices import Target, find_device, latency_table, stored_target
 from predictors.measuring.this_machine import local_device_names
 from predictors.memory import peak_memory
-from predictors.tables.additive import AdditiveTable
+from predictors.tables.additive import AdditiveTable, entries
 from predictors.tables.cost_table import MAX_BYTES as COST_BYTES
 from predictors.tables.cost_table import load_cost
 from predictors.tables.folder import provenance
+from predictors.tables.int8_gains import int8_warnings
 from predictors.tables.latency_table import LatencyTable
 from results.export.write import read_export
 from results.files import atomic_write
@@ -171,7 +172,8 @@ class Run(ABC, Generic[Config]):
                 seed=self.config.seed,
                 progress=progress.rounds,
             )
-        for warning in table.correction(self.space).warnings:
+        asked = entries(self.space, self.num_classes)
+        for warning in (*table.correction(self.space).warnings, *int8_warnings(table, asked)):
             self.console.warn(warning)
         self.console.say(
             f"  {provenance(table)}; 10-90 % of networks take "

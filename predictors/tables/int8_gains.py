@@ -7,8 +7,10 @@ asks what it is.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from predictors.tables.additive import Entry
 from predictors.tables.latency_table import LatencyTable
 from search_space.registry import FLOAT
 
@@ -41,12 +43,18 @@ class Int8Gain:
         return self.ratio < 1
 
 
-def int8_gains(table: LatencyTable) -> list[Int8Gain]:
-    """Lists kinds and widths of a table's components, empty where it holds one precision only."""
+def int8_gains(table: LatencyTable, among: Iterable[Entry] | None = None) -> list[Int8Gain]:
+    """Lists kinds and widths of components that a table holds in both precisions.
+
+    Args:
+        table: Of a device.
+        among: Components in int8 that are looked at, by default all.
+    """
     pairs: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    for (spec, in_size), value in table.entries.items():
+    for spec, in_size in table.entries if among is None else among:
+        value = table.entries.get((spec, in_size))
         twin = table.entries.get((spec.computing(FLOAT), in_size))
-        if spec.quantised and twin is not None:
+        if spec.quantised and value is not None and twin is not None:
             key = spec.label, int(spec.as_dict()["dim"])
             pairs[key].append((value.latency_ms, twin.latency_ms))
     return [
@@ -62,9 +70,9 @@ def int8_gains(table: LatencyTable) -> list[Int8Gain]:
     ]
 
 
-def int8_warnings(table: LatencyTable) -> list[str]:
-    """Says where int8 was measured slower than float, for whoever asked for int8."""
-    gains = int8_gains(table)
+def int8_warnings(table: LatencyTable, among: Iterable[Entry] | None = None) -> list[str]:
+    """Says where int8 was measured slower than float, see ``int8_gains``."""
+    gains = int8_gains(table, among)
     losing = [gain for gain in gains if not gain.pays]
     device, runtime = table.conditions.device, table.conditions.runtime
     if not losing:

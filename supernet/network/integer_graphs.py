@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-_FOLDED = ("Constant", "Identity", "Cast", "Transpose", _QUANTISE)
+_FOLDED = ("Constant", "Identity", "Cast", "Transpose", "Exp", "Mul", "Div", "Round", _QUANTISE)
 
 Array = npt.NDArray[np.generic]
 

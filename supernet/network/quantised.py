@@ -14,6 +14,7 @@ float maps.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,7 @@ from supernet.network.layers import (
 LEVELS = 255  # of uint8, above the lowest
 LARGEST_WEIGHT = 127
 _SMALLEST_SCALE = 1e-8
+_SMALLEST_SHARE = 1e-4  # of the largest scale of a layer's weights, so that biases fit int32
 _CUTTING = (nn.ReLU, nn.ReLU6, nn.Identity)  # activations that the rounding of uint8 takes over
 
 
@@ -41,7 +43,8 @@ class FakeQuantiser(nn.Module):
     That is ``scale · (clip(round(x / scale) + zero, 0, 255) − zero)``.
 
     In training the rounding passes gradients on as if it were not there, and scales are learned
-    (Esser et al., Learned step size quantization, 2020).
+    (Esser et al., Learned step size quantization, 2020), as logarithms, so that steps of an
+    optimiser change them by shares.
 
     Args:
         nonnegative: Whether the tensor is, so that zero is the lowest level.
@@ -56,7 +59,7 @@ class FakeQuantiser(nn.Module):
         super().__init__()
         self.nonnegative = nonnegative
         self.watch: Callable[[Tensor], None] | None = None
-        self.scale = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(()))
         self.register_buffer("zero", torch.empty((), dtype=torch.int32))
         self.reset_parameters()
 
@@ -70,15 +73,21 @@ class FakeQuantiser(nn.Module):
         """Sets the range that the levels cover; it is widened so that zero is one of them."""
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / LEVELS, _SMALLEST_SCALE)
-        self.scale.data = torch.full_like(self.scale, scale)  # never into memory that others use
+        # new tensors, never written into memory that others may use
+        self.log_scale.data = torch.full_like(self.log_scale, math.log(scale))
         self.zero = torch.full_like(self.zero, round(-low / scale))
+
+    @property
+    def scale(self) -> Tensor:
+        """The distance of two levels."""
+        return self.log_scale.exp()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.watch is not None:
             self.watch(x)
             return x
         if self.training:
-            scale = self.scale.clamp(min=_SMALLEST_SCALE)
+            scale = self.scale
             levels = _rounded(x / scale) + self.zero
             return (levels.clamp(0, LEVELS) - self.zero) * scale
         return torch.fake_quantize_per_tensor_affine(x, self.scale.detach(), self.zero, 0, LEVELS)
@@ -94,12 +103,14 @@ class _Quantised(nn.Module):
 
     weight: Any
     bias: Any
+    input: nn.Module
+    before: tuple[nn.Module, ...] = ()  # in a tuple, since it is a module of another layer
 
     def begin(self, weight: Tensor, bias: Tensor | None) -> None:
         """Takes over the parameters of a float layer."""
         self.weight = nn.Parameter(weight.detach())
         self.bias = None if bias is None else nn.Parameter(bias.detach())
-        self.weight_scale = nn.Parameter(torch.empty(len(weight), device=weight.device))
+        self.log_weight_scale = nn.Parameter(torch.empty(len(weight), device=weight.device))
         self.reset_scales()
 
     def reset_parameters(self) -> None:
@@ -109,18 +120,43 @@ class _Quantised(nn.Module):
     def reset_scales(self) -> None:
         """Makes the largest weight of each output channel the highest level."""
         largest = self.weight.detach().flatten(1).abs().amax(1)
-        self.weight_scale.data = (largest / LARGEST_WEIGHT).clamp(min=_SMALLEST_SCALE)
+        scale = largest / LARGEST_WEIGHT
+        least = (_SMALLEST_SHARE * scale.amax()).clamp(min=_SMALLEST_SCALE)
+        self.log_weight_scale.data = torch.maximum(scale, least).log()
 
     def rounded_weight(self, weight: Tensor, axis: int) -> Tensor:
         """Rounds a weight whose output channels are ``axis``."""
+        scale = self.log_weight_scale.exp()
         if self.training:
             shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-            scale = self.weight_scale.clamp(min=_SMALLEST_SCALE).reshape(shape)
+            scale = scale.reshape(shape)
             return _rounded(weight / scale).clamp(-LARGEST_WEIGHT - 1, LARGEST_WEIGHT) * scale
-        zeros = torch.zeros_like(self.weight_scale, dtype=torch.int32)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(
-            weight, self.weight_scale.detach(), zeros, axis, -LARGEST_WEIGHT - 1, LARGEST_WEIGHT
+            weight, scale.detach(), zeros, axis, -LARGEST_WEIGHT - 1, LARGEST_WEIGHT
         )
+
+    def rounded_bias(self) -> Tensor | None:
+        """Rounds the bias to int32, whose scale is that of the input times that of the weights."""
+        if self.bias is None or self.watched:
+            return self.bias
+        scale = self.reads.scale * self.log_weight_scale.exp()
+        if self.training:
+            return _rounded(self.bias / scale) * scale
+        scale = scale.detach()
+        return (self.bias / scale).round() * scale
+
+    @property
+    def reads(self) -> FakeQuantiser:
+        """What rounds the input: the layer's own, or the output's of the layer before."""
+        own = self.input if isinstance(self.input, FakeQuantiser) else self.before[0]
+        assert isinstance(own, FakeQuantiser)
+        return own
+
+    @property
+    def watched(self) -> bool:
+        """Whether ranges are being found, so that they mean nothing yet."""
+        return self.reads.watch is not None
 
 
 class QuantisedLinear(_Quantised, nn.Linear):
@@ -130,12 +166,13 @@ class QuantisedLinear(_Quantised, nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.begin(layer.weight, layer.bias)
-        self.input: nn.Module = FakeQuantiser()
+        self.input = FakeQuantiser()
 
     def forward(self, x: Tensor) -> Tensor:
         # the weight is rounded as the product of matrices takes it, so that graphs need no more
         y = self.input(x) @ self.rounded_weight(self.weight.t(), axis=1)
-        return y if self.bias is None else y + self.bias
+        bias = self.rounded_bias()
+        return y if bias is None else y + bias
 
 
 class QuantisedConv2d(_Quantised, nn.Conv2d):
@@ -146,12 +183,12 @@ class QuantisedConv2d(_Quantised, nn.Conv2d):
         for name in _CONVOLUTION:
             setattr(self, name, getattr(layer, name))
         self.begin(layer.weight, layer.bias)
-        self.input: nn.Module = FakeQuantiser()
+        self.input = FakeQuantiser()
         self.output: nn.Module = FakeQuantiser()
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.rounded_weight(self.weight, axis=0)
-        return self.output(self._conv_forward(self.input(x), weight, self.bias))
+        return self.output(self._conv_forward(self.input(x), weight, self.rounded_bias()))
 
 
 _CONVOLUTION = (
@@ -216,12 +253,14 @@ def _share_rounding(chain: list[nn.Module]) -> None:
             continue
         conv = after.conv
         assert isinstance(conv, QuantisedConv2d)
-        assert isinstance(conv.input, FakeQuantiser)
-        if isinstance(before.activation, nn.Sequential) and not after.same:
-            conv.input = nn.Identity()
-        elif isinstance(before.activation, nn.Sequential):
-            conv.input.nonnegative = before.activation[1].nonnegative
-            conv.input.reset_parameters()
+        if not isinstance(before.activation, nn.Sequential):
+            continue
+        output = before.activation[1]
+        if not after.same:  # else it is padded before it is read
+            conv.input, conv.before = nn.Identity(), (output,)
+            continue
+        assert isinstance(output, FakeQuantiser)
+        conv.input = FakeQuantiser(output.nonnegative)
 
 
 def reset_ranges(module: nn.Module) -> None:

@@ -77,6 +77,15 @@ def normalises_by_batch(space: SearchSpace) -> bool:
     return any(has_batch_norms(template(spec)) for _, spec in modules_of(space, num_classes=1))
 
 
+def needs_images(space: SearchSpace) -> bool:
+    """Whether an extracted network of ``space`` needs training images before it is judged.
+
+    Batch norms need their averages, and modules in int8 the ranges of their activations.
+    """
+    specs = (spec for _, spec in modules_of(space, num_classes=1))
+    return any(spec.quantised for spec in specs) or normalises_by_batch(space)
+
+
 class _Template:
     """A static module that is called with other weights at each call.
 
@@ -182,9 +191,9 @@ class Subnets(nn.Module):
     num_classes: int
 
     @property
-    def has_batch_norms(self) -> bool:
-        """Whether any of the networks has, so that what is extracted must be recalibrated."""
-        return normalises_by_batch(self.space)
+    def needs_images(self) -> bool:
+        """Whether what is extracted needs training images before it is judged."""
+        return needs_images(self.space)
 
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
         """Makes a static network of a subnet, with copies of its weights."""
@@ -283,7 +292,7 @@ class Supernet(Subnets):
         x = images
         for component, weights in zip(chain, self._weights(chain), strict=True):
             rate = next(rates) if component.spec.kind == "block" else 0.0
-            x = _templates.of(component.spec)(weights, x, self.training, rate)
+            x = _templates.of(component.spec.in_float)(weights, x, self.training, rate)
         return x
 
     def _weights(self, chain: Sequence[Component]) -> list[list[Tensor]]:

@@ -20,7 +20,8 @@ from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches, moved
 from supernet.network.backbone import Backbone
 from supernet.network.norms import BatchNorm, pooled
-from supernet.network.supernet import Subnets, normalises_by_batch
+from supernet.network.supernet import Subnets, needs_images
+from supernet.quantisation.calibration import quantised_network
 from supernet.training.config import TrainConfig
 from supernet.training.evaluation import (
     Batches,
@@ -55,8 +56,8 @@ def calibration_batches(
 def calibration_of(
     space: SearchSpace, data: ImageData, config: TrainConfig, *, workers: int = 0
 ) -> EvalBatches | None:
-    """Draws what recalibrates networks of ``space``; None where none of them has batch norms."""
-    if not normalises_by_batch(space):
+    """Draws what recalibrates networks of ``space``; None where none of them needs it."""
+    if not needs_images(space):
         return None
     return calibration_batches(data, config.recalibration_images, config.seed, workers=workers)
 
@@ -99,19 +100,35 @@ def extract(
     amp: str = "auto",
     **options: Any,
 ) -> Backbone:
-    """Extracts a subnet as ``Supernet.extract`` does, with averages of ``batches``.
+    """Extracts a subnet as ``Supernet.extract`` does, with averages and ranges of ``batches``.
 
     Args:
         supernet: Holds the weights.
         architecture: A point of its space.
-        batches: As for ``recalibrate``; None where the space has no batch norms.
+        batches: As for ``recalibrate``; None where the space has neither batch norms nor int8.
         amp: As the network is evaluated with.
         options: As those of ``Backbone``.
     """
     network = supernet.extract(architecture, **options)
     if batches is not None:
         recalibrate(network, batches, amp=amp)
-    return network
+    return in_own_precision(network, architecture, batches)
+
+
+def in_own_precision(
+    network: Backbone, architecture: Architecture, batches: Batches | None
+) -> Backbone:
+    """Returns the network of ``architecture``: itself, or made of it with ranges of ``batches``.
+
+    Raises:
+        UsageError: The architecture is in int8, and there are no images.
+    """
+    if network.architecture == architecture:
+        return network
+    device = next(network.parameters()).device
+    images = [] if batches is None else moved(batches, device)
+    resized = (at_trained_resolution(network, each) for each, _ in images)
+    return quantised_network(network, architecture, resized)
 
 
 def extract_for(
@@ -123,7 +140,7 @@ def extract_for(
 ) -> Backbone:
     """Extracts a subnet with averages of the images that it is to be trained or exported for."""
     batches = None
-    if supernet.has_batch_norms:
+    if supernet.needs_images:
         batches = calibration_batches(data, config.recalibration_images, config.seed)
     return extract(supernet, architecture, batches, amp=config.amp, **options)
 

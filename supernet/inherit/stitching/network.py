@@ -119,7 +119,7 @@ class StitchedNet(Subnets):
         return tuple(self.networks)
 
     @property
-    def has_batch_norms(self) -> bool:
+    def needs_images(self) -> bool:
         """Whether the parents have, so that what is extracted must be recalibrated."""
         return has_batch_norms(self)
 

@@ -130,7 +130,7 @@ def train_stitched(
     groups = (tuple(range(len(networks))),) if costs is None else ranges_of(costs, ranges)
     sampler = RouteSampler(networks, groups, config.seed, teacher=teacher is not None)
     device, calibration = how.get("device", "cpu"), None
-    if net.has_batch_norms:
+    if net.needs_images:
         check_batch_norms(config, len(data.train))
         calibration = calibration_batches(data, config.recalibration_images, config.seed)
     objective = _Objective(

@@ -1,0 +1,135 @@
+"""A network in int8, made of a trained float one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from search_space.architecture import Architecture
+from search_space.components import components
+from search_space.errors import InvalidArchitectureError, UsageError
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
+from supernet.network.backbone import Backbone
+from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.quantisation.ranges.ways import RANGES, Seen, find_range
+
+DEFAULT = "min_max"
+
+
+def quantised_network(
+    network: Backbone, architecture: Architecture, images: Iterable[Tensor], how: str = DEFAULT
+) -> Backbone:
+    """Makes the network of ``architecture`` with the weights of its float twin.
+
+    Example:
+        A trained network with all components in int8, whose ranges 256 images give::
+
+            architecture = in_precision(network.architecture, "int8")
+            quantised = quantised_network(network, architecture, images)
+
+    Args:
+        network: The trained twin; it stays as it is. Batch norms of what gets int8 are folded in
+            the copy, so their averages must be those of training images.
+        architecture: The network's own, with other precisions.
+        images: Batches (n, 3, side, side) of training images, normalised.
+        how: Name of the way in which ranges are found, among ``RANGES``.
+
+    Returns:
+        A network that simulates int8 in float; in the mode that ``network`` is in.
+
+    Raises:
+        InvalidArchitectureError: The architectures differ by more than precisions.
+        UnknownNameError: There is no such way to find ranges.
+        UsageError: There are no images.
+    """
+    if in_precision(architecture, FLOAT) != in_precision(network.architecture, FLOAT):
+        raise InvalidArchitectureError(
+            f"{architecture.digest} is not {network.architecture.digest} in another precision; "
+            "change nothing but precisions."
+        )
+    result = copy.deepcopy(network)
+    own = components(network.architecture, network.num_classes)
+    for before, after in zip(own, components(architecture, network.num_classes), strict=True):
+        if before.spec.quantised and not after.spec.quantised:
+            raise InvalidArchitectureError(
+                f"{before.path} is in int8 already, and its float weights are gone; give the "
+                "network that was trained in float."
+            )
+        if after.spec.quantised and not before.spec.quantised:
+            quantise_module(result.get_submodule(after.path))
+    result.architecture = architecture
+    calibrate(result, images, how)
+    return result
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -> None:
+    """Finds the ranges of all activations that a module in int8 rounds, in place.
+
+    All are found in one pass, in which none is rounded.
+
+    Args:
+        module: A network, or one of its modules.
+        inputs: Batches of what it is given.
+        how: Name of the way in which ranges are found, among ``RANGES``.
+
+    Raises:
+        UnknownNameError: There is no such way.
+        UsageError: There are no inputs, or a layer is never called.
+    """
+    _ = RANGES[how]
+    places = fake_quantisers(module)
+    seen = {name: Seen() for name in places}
+    same: dict[str, str] = {}
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        for number, batch in enumerate(inputs):
+            if number == 0:
+                same = _same_tensors(module, places, batch[:1])
+                for name, place in places.items():
+                    place.watch = seen[name].add
+            module(batch)
+    finally:
+        for place in places.values():
+            place.watch = None
+        for part in training:
+            part.training = True
+    for name, place in places.items():
+        if not seen[name].parts:
+            raise UsageError(
+                f"{name} was never called: "
+                + (
+                    "its module takes the weights of the layer and not the layer, so it cannot be "
+                    "quantised; leave its block in float."
+                    if any(each.parts for each in seen.values())
+                    else "there are no calibration images; give some."
+                )
+            )
+        place.set_range(*find_range(how, seen[same[name]]))
+
+
+def _same_tensors(
+    module: nn.Module, places: Mapping[str, FakeQuantiser], x: Tensor
+) -> dict[str, str]:
+    """Finds for each place the first that rounds the same tensor, or a view of it.
+
+    Their ranges must be one, since a runtime may round once what is rounded twice.
+    """
+    first: dict[int, tuple[str, Tensor]] = {}  # kept, so that no other gets their memory
+    same: dict[str, str] = {}
+
+    def watching(name: str) -> Callable[[Tensor], None]:
+        def watch(seen: Tensor) -> None:
+            same[name] = first.setdefault(seen.untyped_storage().data_ptr(), (name, seen))[0]
+
+        return watch
+
+    for name, place in places.items():
+        place.watch = watching(name)
+    module(x)
+    return same

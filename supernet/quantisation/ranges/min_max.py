@@ -1,0 +1,11 @@
+"""The range of all that was seen: nothing is cut off."""
+
+from __future__ import annotations
+
+from supernet.quantisation.ranges.ways import Seen, way
+
+
+@way("min_max")
+def min_max(seen: Seen) -> tuple[float, float]:
+    """Returns the smallest and the largest value."""
+    return seen.low, seen.high
