@@ -34,6 +34,8 @@ from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
 from results.store import RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from supernet import Backbone
 from supernet.cluster.connection import prepare
 from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
@@ -72,11 +74,13 @@ class Finetuning(TrainedSearch):
         self.open_data(self.space.resolutions[-1])
         supernet = self.trained_supernet()
         evaluations = self.source.evaluations()
-        networks = {
-            digest: self.extracted(
-                supernet, Architecture.from_dict(evaluations[digest].architecture)
-            )
+        architectures = {
+            digest: Architecture.from_dict(evaluations[digest].architecture)
             for digest in self.settings.networks
+        }
+        networks = {
+            digest: self.extracted(supernet, in_precision(architecture, FLOAT))
+            for digest, architecture in architectures.items()
         }
         trials = self.tuned(networks)
         best = best_trial(trials)
@@ -86,6 +90,8 @@ class Finetuning(TrainedSearch):
                 + " ".join(self._failures(trials)[:3])
             )
         network = self._trained(supernet, best, networks[best.network].architecture)
+        architecture, recipe = architectures[best.network], self.settings.recipe
+        network = self.quantised(network, architecture, best.network, recipe)
         chosen = self._judged(supernet, network, evaluations[best.network], trials, best)
         latencies = self.latency_table()
         chosen = self.exported(network, chosen, latencies)
