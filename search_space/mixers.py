@@ -43,7 +43,12 @@ MIXERS: Registry[MixerSpec] = Registry("mixer", "nas.mixers")
 MIXERS.add(
     MixerSpec(
         "window_attention",
-        {"window": Param(7), "head_dim": Param(32), "head_ratio": _HEAD_RATIO},
+        {
+            "window": Param(7),
+            "head_dim": Param(32),
+            "head_ratio": _HEAD_RATIO,
+            "normaliser": _NORMALISER,
+        },
         width_multiple=lambda params: int(params["head_dim"]),
         alternates=True,
         ratios=("head_ratio",),

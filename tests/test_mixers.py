@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from search_space.errors import UnknownNameError
-from search_space.mixers import MIXERS
+from search_space.mixers import MIXERS, NORMALISERS
 from supernet.network.axes import STATISTICS, shape
 from supernet.network.mixers import (
     DepthwiseConv,
@@ -85,6 +86,14 @@ def test_gnconv_is_the_papers_recursion(order: int, dim: int) -> None:
     np.testing.assert_allclose(mixer(x[None])[0].detach().numpy(), expected, atol=1e-12)
 
 
+WEIGHTS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "softmax": lambda s, area: s.softmax(0),
+    "relu_softmax": lambda s, area: s.relu() / (s.relu().sum() + 1e-5),
+    "2quad": lambda s, area: (s + 5) ** 2 / ((s + 5) ** 2).sum(),
+    "scaling": lambda s, area: s / area,
+}
+
+
 def attention_by_definition(mixer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
     """Token by token: who may see whom follows from positions alone; padding are tokens of 0."""
     height, width, _ = x.shape
@@ -130,22 +139,30 @@ def attention_by_definition(mixer: WindowAttention, x: torch.Tensor) -> torch.Te
                         for j, i in seen
                     ]
                 )
-                weights = scores.softmax(0)
+                weights = WEIGHTS[mixer.normaliser](scores, math.prod(sides))
                 out[y, c, head] = sum(
                     weight * v[j, i, head] for weight, (j, i) in zip(weights, seen, strict=True)
                 )
     return out.reshape(height, width, -1) @ mixer.proj.weight.T + mixer.proj.bias
 
 
-@pytest.mark.parametrize(("shifted", "ratio"), [(False, 1.0), (True, 1.0), (True, 0.5)])
+@pytest.mark.parametrize(
+    ("shifted", "ratio", "normaliser"),
+    [
+        (False, 1.0, "softmax"),
+        (True, 1.0, "softmax"),
+        (True, 0.5, "softmax"),
+        *((True, 1.0, normaliser) for normaliser in NORMALISERS[1:]),
+    ],
+)
 @pytest.mark.parametrize(
     ("size", "window"), [((8, 8), 4), ((7, 5), 3), ((6, 9), 4), ((3, 4), 7), ((5, 12), 5)]
 )
 def test_window_attention_by_definition(
-    size: tuple[int, int], window: int, shifted: bool, ratio: float
+    size: tuple[int, int], window: int, shifted: bool, ratio: float, normaliser: str
 ) -> None:
     """Divisible, padded, global and half-global windows, shifted and not, of two heads or one."""
-    mixer = WindowAttention(8, window, head_dim=4, head_ratio=ratio, shifted=shifted).double()
+    mixer = WindowAttention(8, window, 4, ratio, normaliser, shifted).double()
     with torch.no_grad():
         mixer.relative_position_bias_table.normal_()
         mixer.qkv.bias.normal_()  # all that is seen of padding

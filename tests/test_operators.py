@@ -288,7 +288,7 @@ def test_normalisers_by_definition(normaliser: str, keys: int) -> None:
         torch.testing.assert_close(actual[image, query], expected)
 
 
-@pytest.mark.parametrize("name", ["attention", "spatial_reduction_attention"])
+@pytest.mark.parametrize("name", [name for name in MIXERS if "normaliser" in MIXERS[name].params])
 @torch.no_grad()
 def test_normalisers_share_all_weights_and_keep_digests(name: str) -> None:
     """The same weights with each normaliser; softmax is the one that files do not name."""
@@ -484,7 +484,11 @@ def test_costs_are_those_of_the_merged_convolution() -> None:
 EXPORTED = (
     *map(Mixer.of, MIXERS),
     Mixer.of("reparam_depthwise", branches="point"),
-    *(Mixer.of("attention", normaliser=normaliser) for normaliser in NORMALISERS[1:]),
+    *(
+        Mixer.of(name, normaliser=normaliser)
+        for name in ("attention", "window_attention")
+        for normaliser in NORMALISERS[1:]
+    ),
 )
 
 

@@ -97,7 +97,7 @@ _ELEMENTWISE = {
     "reciprocal": RECIPROCAL,
 }
 _LOCAL = {
-    *("add", "sub", "neg", "sum", "mean", "avg_pool2d"),
+    *("add", "sub", "neg", "sum", "mean", "avg_pool2d", "where"),
     *("cat", "stack", "split", "select", "slice", "index", "index_select", "roll", "flip"),
     *(
         "clone",

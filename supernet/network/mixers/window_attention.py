@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Centre, Product
+from supernet.network.mixers.normalisers import attend
 from supernet.network.mixers.partitioned_attention import PartitionedAttention
 from supernet.network.registry import register_mixer
 
@@ -37,7 +38,8 @@ class WindowAttention(TableAttention):
     """Attention within windows of ``window`` × ``window`` neighbours.
 
     There are ``head_ratio * dim / head_dim`` heads. ``shifted`` moves the windows by half their
-    side, cyclically, and masks what the wrapping brings together.
+    side, cyclically, and masks what the wrapping brings together. ``normaliser`` says how scores
+    become weights.
     """
 
     def __init__(
@@ -46,6 +48,11 @@ class WindowAttention(TableAttention):
         window: int = 7,
         head_dim: int = 32,
         head_ratio: float = 1.0,
+        normaliser: str = "softmax",
         shifted: bool = False,
     ) -> None:
         super().__init__(dim, window, head_dim, head_ratio, shifted=shifted)
+        self.normaliser = normaliser
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attend(q, k, v, self.normaliser, mask)
