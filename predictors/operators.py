@@ -98,14 +98,14 @@ def operators(
     """Lists what a component launches for ``batch_size`` square inputs of side ``in_size``.
 
     Batch norms are folded into the layers beside them, as in whatever runs after training.
-    Operators of a block's mixer come first, those around it afterwards: both are found once for all
-    blocks that share them, which is exact since a mixer gets and returns contiguous maps. Of a
-    component in int8 they are those of its float twin.
+    Operators of a MetaFormer block's mixer come first, those around it afterwards: both are found
+    once for all blocks that share them, which is exact since a mixer gets and returns contiguous
+    maps. Of a component in int8 they are those of its float twin.
     """
     spec = spec.in_float
     shape, dtype = input_shape(spec, in_size, batch_size), DTYPES[precision]
     options = spec.as_dict()
-    if "mixer" not in options:
+    if options["style"] != "metaformer":
         return trace(lambda: fold_batch_norms(build_module(spec)), shape, dtype)[0]
     mixer, params = options.pop("mixer"), options.pop("params")
 

@@ -14,7 +14,9 @@ from timm.models.maxxvit import MaxxVitBlock, MaxxVitConvCfg, MaxxVitTransformer
 from timm_pairs import randomised
 from torch import Tensor, nn
 
+from predictors.counts import count_entry
 from predictors.measuring.runtimes.onnx_graph import to_onnx
+from predictors.proxies.space_tables import component_path
 from search_space import Block, Macro, Mixer, metaformer, space_from_dict
 from search_space.components import block_spec, components
 from supernet import Supernet
@@ -171,3 +173,15 @@ def test_sorts_of_moat_are_told_apart_by_their_mixers() -> None:
         assert {stage.blocks[other].label for other in others} == {stage.blocks[choice].label}
     (spec,) = [c.spec for c in components(space().smallest) if c.path == "stages.0.blocks.0"]
     assert spec.label == space().smallest.stages[0].blocks[0].label
+
+
+def test_costs_and_paths_of_moat_are_those_of_its_parts() -> None:
+    """Two linear maps of 8 × 8 positions, a depthwise convolution of 4 × 4, attention of those."""
+    spec = block_spec(MACRO, 16, Block.of("moat", Mixer.of("attention", head_dim=8)), 0, 8, 2)
+    assert spec is not None
+    convolutions = 64 * 8 * 64 + 16 * 64 * 9 + 16 * 64 * 16 + 16 * 8 * 16
+    attention = 16 * 16 * 64 + 2 * 16 * 16 * 16 + 5 * 16 * 16  # a layer norm counts five
+    assert count_entry(spec, 8).macs == convolutions + attention
+    alone = block_spec(MACRO, 16, prenorm(), 0, 8, 2)
+    assert alone is not None
+    assert component_path(spec).layers == component_path(alone).layers + 2  # queries, projection

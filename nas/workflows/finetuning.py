@@ -93,7 +93,7 @@ class Finetuning(TrainedSearch):
         architecture, recipe = architectures[best.network], self.settings.recipe
         network = self.quantised(network, architecture, best.network, recipe)
         chosen = self._judged(supernet, network, evaluations[best.network], trials, best)
-        latencies = self.latency_table()
+        latencies = self._latencies()
         chosen = self.exported(network, chosen, latencies)
         data = self._report(chosen, trials, best, latencies)
         data = self.finish(data)
@@ -199,22 +199,32 @@ class Finetuning(TrainedSearch):
             f"were trained to their end",
         )
 
+    def _latencies(self) -> LatencyTable:
+        """The search's table; an empty one where it measured whole networks."""
+        if self.config.is_stitched and self.target.at_hand:
+            return LatencyTable(self.target.conditions, {}, {})
+        return self.latency_table()
+
     def _report(
         self, chosen: Chosen, trials: Sequence[Trial], best: Trial, table: LatencyTable
     ) -> ReportData:
         source = self.source
         architecture = Architecture.from_dict(chosen.architecture)
-        latency = table.compile(self.space, self.num_classes)
-        genes = self.space.encode([architecture])[0]
+        if self.space.contains(architecture):  # which routes through several networks are not
+            latency = table.compile(self.space, self.num_classes)
+            parts = latency.breakdown(self.space.encode([architecture])[0])
+            chosen = replace(chosen, component_latency_ms=dict(parts))
         return ReportData(
             targets=source.result.targets,
             summary={
                 "data": self.config.data,
                 "networks from": source.path.name,
                 "device": str(table.conditions),
-                "latency": provenance(table),
+                "latency": "measured as a whole"
+                if self.config.is_stitched and self.target.at_hand
+                else provenance(table),
             },
-            chosen=replace(chosen, component_latency_ms=dict(latency.breakdown(genes))),
+            chosen=chosen,
             baselines=(_before(source),),
             training=tuple(
                 Epoch(epoch=epoch.epoch, loss=epoch.loss, accuracy=epoch.validation_accuracy)

@@ -50,7 +50,7 @@ def component_path(spec: ModuleSpec) -> Path:
         return _path(build_module, (1, 3, side, side), spec)
     dim = options["dim"]
     shape = (1, _SIDE, _SIDE, dim)
-    if "mixer" not in options:
+    if options["style"] != "metaformer":
         return _path(build_module, shape, spec)
     params = tuple((k, v) for k, v in options["params"] if k != "shifted")
     mixer = _path(_mixer, shape, options["mixer"], dim, params)

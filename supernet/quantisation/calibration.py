@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.precision import in_precision
 from search_space.registry import FLOAT
 from supernet.network.backbone import Backbone
-from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.network.quantised import fake_quantisers, quantise_module
 from supernet.quantisation.ranges.ways import RANGES, Seen, find_range
 
 DEFAULT = "min_max"
@@ -85,20 +86,11 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -
     places = fake_quantisers(module)
     seen = {name: Seen() for name in places}
     same: dict[str, str] = {}
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        for number, batch in enumerate(inputs):
-            if number == 0:
-                same = _same_tensors(module, places, batch[:1])
-                for name, place in places.items():
-                    place.watch = seen[name].add
+    for number, batch in enumerate(inputs):
+        if number == 0:
+            same = same_tensors(module, batch[:1])
+        with watched(module, {name: seen[name].add for name in places}):
             module(batch)
-    finally:
-        for place in places.values():
-            place.watch = None
-        for part in training:
-            part.training = True
     for name, place in places.items():
         if not seen[name].parts:
             raise UsageError(
@@ -113,12 +105,37 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -
         place.set_range(*find_range(how, seen[same[name]]))
 
 
-def _same_tensors(
-    module: nn.Module, places: Mapping[str, FakeQuantiser], x: Tensor
-) -> dict[str, str]:
-    """Finds for each place the first that rounds the same tensor, or a view of it.
+@contextmanager
+def watched(module: nn.Module, watches: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Lets each place that rounds show what it is given, and round nothing, in evaluation mode.
+
+    Args:
+        module: A network, or one of its modules.
+        watches: By place, as ``fake_quantisers`` names them.
+    """
+    training = [part for part in module.modules() if part.training]
+    places = fake_quantisers(module)
+    module.eval()
+    try:
+        for name, watch in watches.items():
+            places[name].watch = watch
+        yield
+    finally:
+        for place in places.values():
+            place.watch = None
+        for part in training:
+            part.training = True
+
+
+@torch.no_grad()
+def same_tensors(module: nn.Module, x: Tensor) -> dict[str, str]:
+    """Finds for each place that is called the first that rounds the same tensor, or a view of it.
 
     Their ranges must be one, since a runtime may round once what is rounded twice.
+
+    Args:
+        module: A network, or one of its modules.
+        x: What it is given; one image will do.
     """
     first: dict[int, tuple[str, Tensor]] = {}  # kept, so that no other gets their memory
     same: dict[str, str] = {}
@@ -129,7 +146,6 @@ def _same_tensors(
 
         return watch
 
-    for name, place in places.items():
-        place.watch = watching(name)
-    module(x)
+    with watched(module, {name: watching(name) for name in fake_quantisers(module)}):
+        module(x)
     return same
