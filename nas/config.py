@@ -48,6 +48,7 @@ from search_space.metrics import (
     on_device,
     options,
 )
+from search_space.precision import SEARCHED, with_precisions
 from search_space.space import SearchSpace
 from search_space.space_definition import space_from_dict
 from search_space.units import parse_latency, parse_throughput
@@ -176,13 +177,16 @@ class RunConfig(Configuration):
         return LATENCY if metric.name == on_device(LATENCY, self.device) else metric.name
 
     def search_space(self) -> SearchSpace:
-        """The space, made from its name or its plain form."""
-        if isinstance(self.space, str):
-            return load_space(self.space)
+        """The space, made from its name or its plain form, in the precisions that are searched."""
         try:
-            return space_from_dict(self.space)
+            if isinstance(self.space, str):
+                space = load_space(self.space)
+            else:
+                space = space_from_dict(self.space)
         except NasError as error:
             raise error.located("space") from None
+        searched = self.latency.precision
+        return with_precisions(space, searched) if searched in SEARCHED else space
 
     def useless(self) -> dict[str, str]:
         """Fields that this run would ignore, by path, with the reason and the fix."""

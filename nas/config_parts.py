@@ -13,6 +13,7 @@ from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search_space.errors import UsageError
 from search_space.metrics import EVALUATION, LOSS, options
+from search_space.precision import SEARCHED
 from supernet.training.config import TrainConfig
 
 OBJECTIVES = options(EVALUATION)
@@ -131,7 +132,13 @@ class LatencyConfig(Configuration):
         int | None, Flag("--batch-size", "Images per forward pass (default 1).")
     ] = Field(default=None, ge=1, le=flags.BATCH_SIZE)
     precision: Annotated[
-        str | None, Flag("--precision", "Default: what is usual on the device.", "fp32|bf16|fp16")
+        str | None,
+        Flag(
+            "--precision",
+            "Of the network: int8, mixed (each block int8 or fp32) or a float format (default: "
+            "what is usual on the device).",
+            "fp32|bf16|fp16|int8|mixed",
+        ),
     ] = None
     runtime: Annotated[
         str | None,
@@ -165,8 +172,14 @@ class LatencyConfig(Configuration):
     ] = Field(default=0.8, ge=0.5, le=0.95)
 
     def conditions(self) -> dict[str, Any]:
-        """Options of ``predictors.devices.find_device``."""
-        return self.model_dump(exclude={"interpolate", "margin", "confidence"})
+        """Options of ``predictors.devices.find_device``.
+
+        Networks in int8 have float inputs and outputs, and a runtime that has kernels for them.
+        """
+        options = self.model_dump(exclude={"interpolate", "margin", "confidence"})
+        if self.precision in SEARCHED:
+            options |= {"precision": "fp32", "runtime": self.runtime or "onnxruntime"}
+        return options
 
 
 _SAMPLER = Flag(

@@ -82,3 +82,19 @@ def _offered(choices: Sequence[Block], precisions: Sequence[str]) -> tuple[Block
 
 def _with(block: Block, precision: str) -> Block:
     return block if block.skipped else block.replaced(**{PRECISION: precision})
+
+
+def point_of(architecture: Architecture, space: SearchSpace) -> Architecture | None:
+    """Returns the point of a space that is a network, with as little of it in int8 as there is.
+
+    Args:
+        architecture: A network in float.
+        space: A space that may offer it in other precisions.
+
+    Returns:
+        The network itself, the one with all but its blocks in int8, or that all in int8; None where
+        the space holds none of them.
+    """
+    beside = replace(architecture, macro=replace(architecture.macro, precision=INT8))
+    wanted = (architecture, beside, in_precision(architecture, INT8))
+    return next((each for each in wanted if space.contains(each)), None)

@@ -32,6 +32,7 @@ from search_space import (
     Mixer,
     ModuleSpec,
     components,
+    known,
     load_space,
     metaformer,
     space_names,
@@ -70,6 +71,10 @@ def test_the_model_counts_what_parties_send(rows: int, keys: int) -> None:
     values = inverse.shown(inverse.reciprocal(inverse.secret(positive)))
     np.testing.assert_allclose(values, 1 / positive, rtol=0.01)
     assert sent(inverse) == secure.RECIPROCAL.times(rows * keys)
+    pool = Parties()
+    most = pool.shown(pool.largest(pool.secret(np.resize(scores, (rows, 9)))))
+    np.testing.assert_allclose(most[:, 0], np.resize(scores, (rows, 9)).max(1), atol=1e-3)
+    assert sent(pool) == secure.largest(9).times(rows)
     whole = Parties()
     weights = whole.shown(whole.softmax(whole.secret(scores)))
     np.testing.assert_allclose(weights, torch.tensor(scores).softmax(-1).numpy(), atol=0.01)
@@ -115,6 +120,9 @@ def test_every_operator_of_ours_is_known() -> None:
     for preset in set(space_names()) - {"base"}:
         for spec, size in entries(load_space(preset), 10)[::5]:
             assert exchange_of(spec, size).rounds > 0
+    for design in ("resnet18", "resnet18d", "caformer_s18"):
+        for part in components(known(design)):
+            assert exchange_of(part.spec, part.in_size).rounds > 0
     for gate, norm in itertools.product(("sigmoid", "hard_sigmoid"), ("batch_norm", "layer_norm")):
         block = Block.of("inverted_residual", squeeze=0.5, gate=gate, activation="hard_swish")
         assert exchange_of(block_of(block, macro=Macro(norm=norm)), 7).rounds > 0

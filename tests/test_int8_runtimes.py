@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from mixer_sizes import narrow
 from torch import Tensor, nn
 
-from predictors.measuring.bench import WeightPool, entry_subject, steady
+from predictors.measuring.bench import WeightPool, entry_subject, network_subject, steady
 from predictors.measuring.runtimes import find_runtime, runtime_names
 from predictors.measuring.runtimes.onnx_graph import to_onnx
 from predictors.measuring.this_machine import local_conditions
-from search_space import MIXERS, ModuleSpec, load_space, metaformer
+from search_space import MIXERS, ModuleSpec, known, load_space, metaformer
 from search_space.blocks import BLOCKS, SKIP, Block
 from search_space.components import block_spec
 from search_space.errors import UsageError
+from search_space.precision import in_precision
 from search_space.registry import FLOAT, INT8
 from supernet.network.quantised import fake_quantisers, reset_ranges
 
@@ -97,6 +102,20 @@ def test_the_simulated_network_is_another_than_the_one_in_float() -> None:
     with torch.inference_mode():
         difference = (rounded(images) - in_float(images)).abs().mean()
         assert 0.002 < difference / in_float(images).abs().mean() < 0.2
+
+
+def test_every_convolution_of_a_measured_network_runs_in_integers(tmp_path: Path) -> None:
+    architecture = replace(known("tf_efficientnet_lite0"), resolution=32)
+    subject = network_subject(in_precision(architecture, INT8), 10, HERE, POOL)
+    assert all(part.watch is None for part in fake_quantisers(subject.module).values())
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this machine
+    graph = to_onnx(subject.module, subject.images).SerializeToString()
+    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    run = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert run.count("QLinearConv") == 49
+    assert not {"Conv", "FusedConv"} & set(run)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86")

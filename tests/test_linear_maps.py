@@ -16,6 +16,7 @@ from search_space.around import around
 from search_space.components import components
 from supernet.inherit.bank import WeightBank
 from supernet.inherit.cut import cut_alternatives
+from supernet.inherit.importance import CRITERIA
 from supernet.inherit.moments import POSITIONS
 
 MAPS = Around(ratios=(), mixer_ratios=(), resolutions=(), smallest_kernel=99)
@@ -92,3 +93,24 @@ def test_without_folding_a_map_is_a_block_that_is_left_out(case: str) -> None:
             with torch.no_grad():
                 torch.testing.assert_close(networks[0](pixels), networks[1](pixels))
             assert len(components(networks[0].architecture)) == len(components(plain.parent))
+
+
+SLOW = {"optin": pytest.mark.slow}  # shows images to the network without each unit
+
+
+@pytest.mark.parametrize(
+    "importance",
+    [pytest.param(n, marks=SLOW.get(n, ())) for n in CRITERIA if n != "first"],
+)
+def test_what_is_cut_in_two_goes_is_cut_alike(importance: str) -> None:
+    """An interrupted cutting goes on with what is missing."""
+    network = parent("inverted")
+    at_once, again = (bank_of(network, None) for _ in range(2))
+    missing = at_once.missing()
+    cut_alternatives(at_once, images(), importance=importance)
+    cut_alternatives(again, images(), importance=importance, entries=missing[1::2])
+    assert set(missing[::2]) <= set(again.missing())
+    cut_alternatives(again, images(), importance=importance)
+    assert at_once.missing() == again.missing() == []
+    for name, value in at_once.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])

@@ -227,8 +227,10 @@ def striped(mixer: StripeAttention, x: Tensor) -> Tensor:
             for dy, dx in itertools.product(range(-1, 2), repeat=2):
                 if (y + dy, c + dx) in seen:
                     near = v[:, margin + y + dy, margin + c + dx, mine]
-                    out[:, y, c, mine] += near * mixer.position.weight[mine, 0, dy + 1, dx + 1]
-    return (out + mixer.position.bias) @ mixer.proj.weight.T + mixer.proj.bias
+                    weight = mixer.positions[part].weight[:, 0, dy + 1, dx + 1]
+                    out[:, y, c, mine] += near * weight
+    out += torch.cat([layer.bias for layer in mixer.positions])
+    return out @ mixer.proj.weight.T + mixer.proj.bias
 
 
 def normed(x: Tensor, norm: BatchNorm) -> Tensor:

@@ -61,6 +61,7 @@ def test_a_blocks_fate_is_told_in_words() -> None:
         (small, {"mlp_ratio": 32}, "cut to 50\u00a0%, kernel 7 → 3", 0.5),
         (pooled, {"mlp_ratio": 48}, "cut to 75\u00a0%, pooling instead", 0.75),
         (Block.of("skip"), {}, "skipped", 0.0),
+        (Block.of("projection"), {}, "linear map instead", 0.0),
     ):
         became = fate_of(fate(own, after, wide, widths))
         assert (became.words, became.share) == (words, share)

@@ -141,6 +141,22 @@ def test_any_judged_route_is_exported_later(finished: Path, tmp_path: Path) -> N
     assert {"timm", "onnx"} <= {item.format for item in exports}
 
 
+@pytest.mark.slow
+def test_any_judged_route_is_fine_tuned_by_trials(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.parents[1])
+    stitched = next(
+        e.digest
+        for e in read_journal(finished / "evaluations.jsonl")
+        if ROUTES[Architecture.from_dict(e.architecture)].stitches
+    )
+    options = ("--networks", stitched, "--trials", "1", "--epochs", "1", "--name", "tuned")
+    said = nas("finetune", finished, *options, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["best"]["digest"] == stitched
+
+
 def test_another_budget_takes_parents_and_stitches_over(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,10 +122,17 @@ def test_points_that_timm_can_express(name: str) -> None:
         four(SWIN, 224, POINTS["swin"].stages[0].blocks[0].replaced(res_post_norm=True)),
         four(SWINV2, 96, POINTS["swinv2"].stages[0].blocks[0].replaced(res_post_norm=False)),
         replace(known("maxvit_t"), resolution=448),
+        four(
+            SWIN,
+            224,
+            metaformer(
+                Mixer.of("window_attention", window=7, head_dim=8, normaliser="scaling"), 2.0
+            ),
+        ),
     ],
     ids=[
         *("mixer", "transition", "mlp", "inner width", "small maps"),
-        *("norm after", "norm before", "windows of the image"),
+        *("norm after", "norm before", "windows of the image", "normaliser"),
     ],
 )
 def test_what_timm_cannot_express(architecture: Architecture) -> None:

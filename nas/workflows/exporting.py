@@ -15,13 +15,14 @@ from nas.workflows.inherited import read_bank
 from nas.workflows.network_training import NETWORK
 from nas.workflows.stitched_parents import read_stitched
 from nas.workflows.trained_search import FINETUNE
-from nas.workflows.with_images import CHECKPOINTS, no_supernet
+from nas.workflows.with_images import CHECKPOINTS, IN_INT8, no_supernet
 from results.export.write import check_replaceable
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError
+from search_space.precision import quantised
 from supernet import Supernet
 from supernet.data.dataset import ImageData, open_data
 from supernet.inherit.parents import find_parent
@@ -87,7 +88,8 @@ def export_from_run(
     notes = [f"The weights are inherited from the {source}; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
-            tuned = CheckpointFolder(run / FINETUNE / architecture.digest / CHECKPOINTS).newest()
+            folder = architecture.digest + (IN_INT8 if quantised(architecture) else "")
+            tuned = CheckpointFolder(run / FINETUNE / folder / CHECKPOINTS).newest()
         if tuned is None:
             raise RunError(
                 f"{run} has no good checkpoint of its fine-tuned network. If the run is not "

@@ -34,6 +34,8 @@ from results.report.data import Baseline, Chosen, Epoch, ReportData, TrialRow
 from results.store import RunDirectory
 from search_space import Architecture
 from search_space.errors import CorruptFileError, NasError, RunError
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from supernet import Backbone
 from supernet.cluster.connection import prepare
 from supernet.cluster.trials import FAILED, FINISHED, STOPPED, Trial, TrialFolders, best_trial
@@ -72,11 +74,13 @@ class Finetuning(TrainedSearch):
         self.open_data(self.space.resolutions[-1])
         supernet = self.trained_supernet()
         evaluations = self.source.evaluations()
-        networks = {
-            digest: self.extracted(
-                supernet, Architecture.from_dict(evaluations[digest].architecture)
-            )
+        architectures = {
+            digest: Architecture.from_dict(evaluations[digest].architecture)
             for digest in self.settings.networks
+        }
+        networks = {
+            digest: self.extracted(supernet, in_precision(architecture, FLOAT))
+            for digest, architecture in architectures.items()
         }
         trials = self.tuned(networks)
         best = best_trial(trials)
@@ -86,8 +90,10 @@ class Finetuning(TrainedSearch):
                 + " ".join(self._failures(trials)[:3])
             )
         network = self._trained(supernet, best, networks[best.network].architecture)
+        architecture, recipe = architectures[best.network], self.settings.recipe
+        network = self.quantised(network, architecture, best.network, recipe)
         chosen = self._judged(supernet, network, evaluations[best.network], trials, best)
-        latencies = self.latency_table()
+        latencies = self._latencies()
         chosen = self.exported(network, chosen, latencies)
         data = self._report(chosen, trials, best, latencies)
         data = self.finish(data)
@@ -193,22 +199,32 @@ class Finetuning(TrainedSearch):
             f"were trained to their end",
         )
 
+    def _latencies(self) -> LatencyTable:
+        """The search's table; an empty one where it measured whole networks."""
+        if self.config.is_stitched and self.target.at_hand:
+            return LatencyTable(self.target.conditions, {}, {})
+        return self.latency_table()
+
     def _report(
         self, chosen: Chosen, trials: Sequence[Trial], best: Trial, table: LatencyTable
     ) -> ReportData:
         source = self.source
         architecture = Architecture.from_dict(chosen.architecture)
-        latency = table.compile(self.space, self.num_classes)
-        genes = self.space.encode([architecture])[0]
+        if self.space.contains(architecture):  # which routes through several networks are not
+            latency = table.compile(self.space, self.num_classes)
+            parts = latency.breakdown(self.space.encode([architecture])[0])
+            chosen = replace(chosen, component_latency_ms=dict(parts))
         return ReportData(
             targets=source.result.targets,
             summary={
                 "data": self.config.data,
                 "networks from": source.path.name,
                 "device": str(table.conditions),
-                "latency": provenance(table),
+                "latency": "measured as a whole"
+                if self.config.is_stitched and self.target.at_hand
+                else provenance(table),
             },
-            chosen=replace(chosen, component_latency_ms=dict(latency.breakdown(genes))),
+            chosen=chosen,
             baselines=(_before(source),),
             training=tuple(
                 Epoch(epoch=epoch.epoch, loss=epoch.loss, accuracy=epoch.validation_accuracy)

@@ -18,11 +18,14 @@ from results.journal import Evaluation
 from results.report.data import Chosen, Export
 from search_space import Architecture
 from search_space.metrics import LATENCY, SCORE, TABLE, format_metric, metric_named, title_of
+from search_space.precision import quantised
 from search_space.preprocessing import Preprocessing
 from supernet import Backbone, build
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import eval_batches
 from supernet.training.evaluation import Quality, evaluate
+
+CHECKED_IMAGES = 1000  # of the validation split, by which a file in int8 is verified
 
 
 def judged(
@@ -95,10 +98,11 @@ def export_trained(
         ExportError: A format does not reproduce the network, or else ``reference``.
     """
     architecture = network.architecture
+    images = data.at(architecture.resolution)
     return export_network(
         network,
         folder,
-        preprocessing=data.at(architecture.resolution).preprocessing,
+        preprocessing=images.preprocessing,
         opset=config.opset,
         card=ModelCard(
             title=f"{config.data_name} network {architecture.digest}",
@@ -108,6 +112,9 @@ def export_trained(
             notes=notes,
         ),
         reference=reference,
+        validation=[x for x, _ in eval_batches(images.validation, limit=CHECKED_IMAGES)]
+        if quantised(architecture)
+        else (),
     )
 
 

@@ -11,6 +11,7 @@ from nas.config import TrainedConfig
 from nas.workflows.with_images import CHECKPOINTS
 from search_space import Architecture, SearchSpace
 from search_space.errors import RunError
+from search_space.precision import point_of
 from supernet import Backbone, build
 from supernet.data.dataset import ImageData
 from supernet.data.evaluation_batches import EvalBatches
@@ -41,7 +42,7 @@ def architecture_of(parent: Parent, space: SearchSpace, name: str) -> Architectu
         RunError: The space is around another network.
     """
     architecture = replace(parent.architecture, resolution=space.resolutions[-1])
-    if not space.contains(architecture):
+    if point_of(architecture, space) is None:
         raise RunError(
             f"space {space.name!r} does not hold {parent.name} at {architecture.resolution} px; "
             f"give a space of `nas spaces --around {name}`, or leave --space out."

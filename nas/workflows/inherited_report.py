@@ -50,7 +50,7 @@ def with_parent(run: PretrainedSearch, data: ReportData) -> ReportData:
     )
     table = run.path / TABLE
     chosen = data.chosen
-    if chosen is not None and chosen.digest != run.architecture.digest and table.exists():
+    if chosen is not None and chosen.digest != run.point.digest and table.exists():
         quality = QualityTable.load(table)
         architecture = Architecture.from_dict(chosen.architecture)
         resolution, blocks = _fates(run, quality, architecture)
@@ -67,7 +67,7 @@ def _fates(
     run: PretrainedSearch, quality: QualityTable, chosen: Architecture
 ) -> tuple[Change | None, tuple[BlockFate, ...]]:
     """What the resolution alone does, and each block's fate."""
-    parent = run.architecture
+    parent = run.point
     latency = run.latency_table().compile(run.space, run.num_classes)
 
     def change(changed: Architecture, key: Key) -> Change:

@@ -80,7 +80,7 @@ def _cuts(run: PretrainedSearch, chosen: Architecture) -> Iterator[Step]:
     Blocks that had to learn are as they have learnt in both. Nothing where no block was cut.
     """
     config, inherit = run.config, run.config.inherit
-    wanted = {(item.path, item.spec) for item in components(chosen, run.num_classes)}
+    wanted = {(item.path, item.spec.in_float) for item in components(chosen, run.num_classes)}
     bank = WeightBank(run.space, run.network).eval()
     identity = bank_identity(bank, config, run.data)
     with run.phase(JUDGING):

@@ -49,6 +49,7 @@ from search.problem import Problem
 from search_space import Architecture
 from search_space.errors import RunError
 from search_space.metrics import ACCURACY, LATENCY, format_metric
+from search_space.precision import point_of
 from supernet import Backbone, build
 from supernet.cluster.connection import prepare
 from supernet.data.evaluation_batches import EvalBatches, eval_batches
@@ -64,10 +65,11 @@ from supernet.inherit.local_distillation import (
     teach_here,
 )
 from supernet.inherit.parents import find_parent
+from supernet.inherit.quantised import quantise_alternatives
 from supernet.inherit.stored_bank import load_entries, save_entries
 from supernet.network.norms import has_batch_norms
 from supernet.training.loop import ProgressCallback
-from supernet.training.recalibration import calibration_batches
+from supernet.training.recalibration import calibration_batches, range_images
 
 DISTILLING = "distilling"  # folder of alternatives while others are still trained
 _POINTS = 40  # of the front that the table promises, at most
@@ -83,6 +85,9 @@ class PretrainedSearch(TrainedSearch):
         self.parent = find_parent(config.parent, config.parent_weights)
         self.parent_name = f"parent {Path(self.parent.name).name}"
         self.architecture = architecture_of(self.parent, self.space, config.parent)
+        point = point_of(self.architecture, self.space)
+        assert point is not None
+        self.point = point  # of the space, in whose precisions the parent is the first answer
         _ = CRITERIA[config.inherit.importance]  # an unknown name is an error before a training
 
     def all_phases(self) -> ReportData:
@@ -96,7 +101,7 @@ class PretrainedSearch(TrainedSearch):
             f"  the parent: validation accuracy {first.metrics[ACCURACY]:.1%} at "
             f"{format_metric(LATENCY, first.metrics[LATENCY])}"
         )
-        genes = self.space.encode([self.architecture])
+        genes = self.space.encode([self.point])
         if plan.problem.cheap_violation(genes)[0] == 0 and not self.config.inherit.beyond:
             self.note(
                 f"The parent meets the limits as it is, at "
@@ -159,14 +164,15 @@ class PretrainedSearch(TrainedSearch):
         evaluator = SupernetEvaluator(
             bank, [eval_batches(self.data.validation, folder=self.path)], **self._judging()
         )
-        cheap = problem.cheap_metrics(self.space.encode([self.architecture]))
+        cheap = problem.cheap_metrics(self.space.encode([self.point]))
         metrics = {key: float(values[0]) for key, values in cheap.items()}
-        return Evaluation.of(self.architecture, metrics | evaluator(self.architecture))
+        return Evaluation.of(self.point, metrics | evaluator(self.point))
 
     def _of_parent(self, network: Backbone, first: Evaluation, plan: Plan) -> ReportData:
         """The report of a run that ends with its parent."""
         front = {first.digest: first}
         measured = self.measured([first], [], plan.table)
+        network = self.quantised(network, self.point, PARENT, self.config.adapt)
         quality = qualities(network, self.data, self.config.adapt.amp)
         known = measured.get(first.digest)
         chosen = Chosen(
@@ -219,6 +225,13 @@ class PretrainedSearch(TrainedSearch):
         self.console.say(f"  {len(bank.entries)} modules around the parent have weights")
         if inherit.joint_epochs:
             self._train_jointly(bank)
+        if bank.quantised:
+            with self.phase("finding ranges of what computes in int8") as progress:
+                quantise_alternatives(
+                    bank,
+                    [images for images, _ in range_images(self.data, config.seed)],
+                    progress=lambda done, total: progress(done, total, f"{done} of {total} places"),
+                )
 
     def _teaching(self) -> Teaching:
         """Where alternatives learn from the parent: here, or on workers, place by place."""
@@ -301,7 +314,7 @@ class PretrainedSearch(TrainedSearch):
     # Judgement --------------------------------------------------------------------------------
 
     def designs(self) -> dict[str, Architecture]:
-        return {self.parent_name: self.architecture, "smallest around it": self.space.smallest}
+        return {self.parent_name: self.point, "smallest around it": self.space.smallest}
 
     def train_finalist(self, network: Backbone, folder: str, progress: ProgressCallback) -> None:
         finetune_guided(

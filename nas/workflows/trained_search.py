@@ -35,6 +35,8 @@ from search_space.metrics import (
     metric_of_option,
     metrics,
 )
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from supernet import Backbone
 from supernet.cluster.connection import prepare
 from supernet.data.evaluation_batches import EvalBatches, doubling_batches, eval_batches
@@ -275,18 +277,20 @@ class TrainedSearch(ImageRun):
         them, so the last decision is made on trained networks. Ties go to the earlier finalist.
         """
         recipe, count = self.config.finetune, len(finalists)
-        tuned: list[tuple[float, Backbone, Evaluation]] = []
+        tuned: list[tuple[float, Backbone, Backbone, Evaluation]] = []
         with self.phase("fine-tuning the finalists") as progress:
             for i, evaluation in enumerate(finalists):
                 architecture = Architecture.from_dict(evaluation.architecture)
                 rate = recipe.drop_path_rate
-                network = self.extracted(supernet, architecture, drop_path_rate=rate)
-                folder = f"{FINETUNE}/{evaluation.digest}"
-                self.train_finalist(network, folder, shown(progress, i, count))
+                twin = in_precision(architecture, FLOAT)
+                in_float = self.extracted(supernet, twin, drop_path_rate=rate)
+                folder, shows = f"{FINETUNE}/{evaluation.digest}", shown(progress, i, count)
+                self.train_finalist(in_float, folder, shows)
+                network = self.quantised(in_float, architecture, folder, recipe, shows)
                 images = self.data.at(architecture.resolution)  # as its export asks for them
                 loss = evaluate(network, eval_batches(images.validation), amp=recipe.amp).loss
-                tuned.append((loss, network, evaluation))
-        _, network, evaluation = min(tuned, key=lambda item: item[0])
+                tuned.append((loss, network, in_float, evaluation))
+        _, network, in_float, evaluation = min(tuned, key=lambda item: item[0])
         known_latency = measured.get(evaluation.digest)
         inherited = self.extracted(supernet, network.architecture)
         chosen = judged(inherited, network, evaluation, known_latency, self.data, recipe.amp)
@@ -294,6 +298,13 @@ class TrainedSearch(ImageRun):
             f"  chosen {chosen.digest}: test accuracy {chosen.test_accuracy_before:.2%} inherited, "
             f"{chosen.test_accuracy:.2%} fine-tuned"
         )
+        if network is not in_float:
+            images = self.data.at(network.architecture.resolution)
+            accuracy = evaluate(in_float, eval_batches(images.test), amp=recipe.amp).accuracy
+            self.note(
+                f"The chosen network's test accuracy is {chosen.test_accuracy:.2%} in int8 and "
+                f"{accuracy:.2%} in float."
+            )
         reason = f"the smallest validation loss of {count} front members that were fine-tuned"
         if count == 1:
             reason = "the only front member that was fine-tuned"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from supernet.training.quantised_training import train_quantised
 
 from nas.config import TrainedConfig
 from nas.workflows.reporting import curves
@@ -35,11 +37,31 @@ from supernet.training.config import (
 )
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
-from supernet.training.recalibration import calibration_of, extract_for
+from supernet.training.recalibration import (
+    calibration_of,
+    extract_for,
+    in_own_precision,
+    range_images,
+)
 from supernet.training.strategies import COST_STRATEGIES
 from supernet.training.train import finetune, train_supernet
 
 CHECKPOINTS = "checkpoints"
+QUANTISED_SHARE = 0.25  # of the fine-tuning's epochs, in int8
+IN_INT8 = "-int8"  # after the name of a folder with a network's training: what follows in int8
+
+
+def quantised_recipe(recipe: TrainConfig) -> TrainConfig:
+    """The part of a recipe that trains a network on after it was put into int8."""
+    return replace(
+        recipe,
+        epochs=max(1, round(QUANTISED_SHARE * recipe.epochs)),
+        lr=recipe.lr / 10,
+        layer_decay=1.0,
+        warmup_epochs=0,
+        patience=0,
+        teacher=None,
+    )
 
 
 class ImageRun(Run[TrainedConfig]):
@@ -118,6 +140,36 @@ class ImageRun(Run[TrainedConfig]):
         """Training images that recalibrate candidates; None where the space has no batch norms."""
         workers = self.config.loader_workers
         return calibration_of(self.space, self.data, self.config.train, workers=workers)
+
+    def quantised(
+        self,
+        network: Backbone,
+        architecture: Architecture,
+        folder: str,
+        recipe: TrainConfig,
+        progress: ProgressCallback | None = None,
+    ) -> Backbone:
+        """Returns a trained network in the precisions of ``architecture``.
+
+        Where any of it is in int8, it is trained on for a part of the fine-tuning's epochs, at a
+        tenth of its rate, by what it predicted in float.
+        """
+        if network.architecture == architecture:
+            return network
+        images = self.data.at(architecture.resolution)
+        found = range_images(images, self.config.seed)
+        result = in_own_precision(network.eval(), architecture, found)
+        train_quantised(
+            result,
+            network,
+            images,
+            quantised_recipe(recipe),
+            self.path / f"{folder}{IN_INT8}",
+            progress=progress,
+            device=self.compute,
+            workers=self.config.loader_workers,
+        )
+        return result.eval()
 
     def extracted(self, supernet: Subnets, architecture: Architecture, **options: Any) -> Backbone:
         """Extracts a network, with averages of images at its own resolution."""

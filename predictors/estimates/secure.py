@@ -79,6 +79,19 @@ SIGMOID = EXP + RECIPROCAL
 # three signs, meanwhile x², x³, x⁴ and x⁶, then three products
 GELU = Exchange(RELU.rounds, 3 * RELU.bytes + 3 * SQUARE.bytes + PRODUCT.bytes)
 
+_LOCAL = {
+    *("add", "sub", "neg", "sum", "mean", "avg_pool2d", "where", "zeros_like"),
+    *("cat", "stack", "split", "select", "slice", "index", "index_select", "roll", "flip"),
+    *("clone", "copy_", "contiguous", "expand", "constant_pad_nd", "im2col", "col2im"),
+    *("reshape", "view", "flatten", "permute", "transpose", "unsqueeze"),
+}
+
+
+def largest(numbers: int) -> Exchange:
+    """The maximum of so many numbers, by a tree."""
+    return Exchange(RELU.rounds * math.ceil(math.log2(numbers)), RELU.bytes * (numbers - 1))
+
+
 _ELEMENTWISE = {
     "relu": RELU,
     "hardtanh": CLAMP,
@@ -92,34 +105,17 @@ _ELEMENTWISE = {
     "silu": SIGMOID + PRODUCT,
     "gelu": GELU,
     "pow": SQUARE,  # modules have no other power
+    "max_pool2d_with_indices": largest(9),  # nor any but 3 × 3
     "rsqrt": INVERSE_ROOT,
     "sqrt": INVERSE_ROOT + PRODUCT,
     "reciprocal": RECIPROCAL,
-}
-_LOCAL = {
-    *("add", "sub", "neg", "sum", "mean", "avg_pool2d", "where"),
-    *("cat", "stack", "split", "select", "slice", "index", "index_select", "roll", "flip"),
-    *(
-        "clone",
-        "copy_",
-        "contiguous",
-        "expand",
-        "zeros_like",
-        "constant_pad_nd",
-        "im2col",
-        "col2im",
-    ),
-    *("reshape", "view", "flatten", "permute", "transpose", "unsqueeze"),
 }
 
 
 def softmax(rows: int, keys: int) -> Exchange:
     """Weights of ``keys`` scores each: maximum, exponential, reciprocal of the sum, product."""
-    comparisons = Exchange(RELU.rounds * math.ceil(math.log2(keys)), RELU.bytes * (keys - 1))
-    exponentials = EXP.times(rows * keys)
-    return (
-        comparisons.times(rows) + exponentials + RECIPROCAL.times(rows) + opened(rows * keys, rows)
-    )
+    result = largest(keys).times(rows) + EXP.times(rows * keys) + RECIPROCAL.times(rows)
+    return result + opened(rows * keys, rows)
 
 
 def opened(*numbers: int) -> Exchange:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from search_space.components import input_shape
 from supernet import build
 from supernet.network.layers import fold_batch_norms
 from supernet.network.modules import build_module
-from supernet.network.quantised import reset_ranges
+from supernet.network.quantised import FakeQuantiser, fake_quantisers, reset_ranges
 
 _POOL_ELEMENTS = 2**26  # 256 MiB of float32, larger than most last-level caches
 _ALIGNMENT = 64  # elements
@@ -123,7 +124,30 @@ def network_subject(
         network = build(architecture, num_classes)
     side = architecture.resolution
     images = pool.take((conditions.batch_size, 3, side, side))
-    return Subject(pool.fill(network), images, find_runtime(conditions.runtime).settle)
+    _join_ranges(pool.fill(network), images)
+    return Subject(network, images, find_runtime(conditions.runtime).settle)
+
+
+@torch.inference_mode()
+def _join_ranges(network: nn.Module, images: torch.Tensor) -> None:
+    """Gives what is never negative one range, as an output and as the next component's input.
+
+    Runtimes join equal roundings, which those are whose ranges were found on images; a convolution
+    behind two different ones onnxruntime runs in float.
+    """
+    quantisers = fake_quantisers(network).values()
+    for part in quantisers:
+        part.nonnegative = True
+        part.watch = partial(_see, part)
+    if quantisers:
+        network(images)
+    for part in quantisers:
+        part.watch = None
+        part.reset_parameters()
+
+
+def _see(part: FakeQuantiser, x: torch.Tensor) -> None:
+    part.nonnegative &= bool(x.min() >= 0)
 
 
 class Bench:

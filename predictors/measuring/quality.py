@@ -44,7 +44,7 @@ class Bank(Protocol):
     """What is measured: a parent and its alternatives, as ``WeightBank`` holds them."""
 
     space: SearchSpace
-    parent: Architecture
+    base: Architecture
     num_classes: int
 
     def __contains__(self, entry: object) -> bool: ...
@@ -92,12 +92,12 @@ def measure_quality(
         CorruptFileError: ``file`` is damaged.
         RunError: An alternative computes what is not finite. What was measured before is kept.
     """
-    keys, side = asked(bank.space, bank.parent), bank.parent.resolution
-    modules = {(item.path, item.spec): module for item, module in bank.chain(bank.parent)}
+    keys, side = asked(bank.space, bank.base), bank.base.resolution
+    modules = {(item.path, item.spec): module for item, module in bank.chain(bank.base)}
     parent = _copy(nn.Sequential(*modules.values()), device)
     own = dict(zip(modules, parent, strict=True))
     source = Source(
-        *(bank.parent, bank.num_classes, digest_of(parent.state_dict())),
+        *(bank.base, bank.num_classes, digest_of(parent.state_dict())),
         _digest_of(batches(side)),
         _digest_of(calibration(side)) if calibration else "",
     )
@@ -160,7 +160,7 @@ def _changed(
 ) -> _Changed | None:
     """Returns a change with modules of the parent, ``own``, and of the bank; None without them."""
     path, block, _ = key
-    architecture = bank.parent if block is None else _with_block(bank.parent, path, block)
+    architecture = bank.base if block is None else _with_block(bank.base, path, block)
     entries = [(item.path, item.spec) for item in components(architecture, bank.num_classes)]
     if any(entry not in own and entry not in bank for entry in entries):
         return None

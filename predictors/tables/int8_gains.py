@@ -1,7 +1,7 @@
 """Where int8 pays on a device: what its table says of components that it holds in both precisions.
 
-A processor without instructions for products of 8-bit integers shows by its figures: nothing here
-asks what it is.
+A processor without instructions for products of 8-bit integers shows by its figures, as narrow
+components do: nothing here asks what it is.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def int8_warnings(table: LatencyTable, among: Iterable[Entry] | None = None) -> 
         return [
             f"int8 was measured slower than float for every component on {device}, by "
             f"{runtime}: {min(g.ratio for g in gains):.2f} to "
-            f"{max(g.ratio for g in gains):.2f} times as long. Either its processor has no "
-            "instructions for products of 8-bit integers, or the runtime does not use them: take "
-            "precision fp32, or try another runtime."
+            f"{max(g.ratio for g in gains):.2f} times as long. Its processor has no instructions "
+            "for products of 8-bit integers, the runtime does not use them, or the components are "
+            "too narrow to gain by them: take precision fp32, another runtime or a wider space."
         ]
     losing.sort(key=lambda gain: -gain.ratio)
     named = ", ".join(f"{g.kind} of width {g.width} ({g.ratio:.2f})" for g in losing[:_NAMED])

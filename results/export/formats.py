@@ -7,9 +7,10 @@ import json
 import logging
 import runpy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from results.report.data import Export
 from search_space.errors import ExportError
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
+from supernet.network.integer_graphs import with_integer_weights
 from supernet.network.timm_models import to_timm
 from supernet.network.timm_proposals import TimmModel
 
+AGREEMENT = 0.95  # of classes, in int8
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 
 Reference = Callable[[Tensor], Tensor]
@@ -59,7 +62,7 @@ def write_timm(
     (folder / FILES["timm"]).chmod(0o644)  # safetensors writes files that only the owner reads
 
 
-PLAIN = "plain_timm"
+PLAIN, INT8 = "plain_timm", "onnx_int8"
 _PROGRAM = """{source}
 from pathlib import Path
 
@@ -129,7 +132,7 @@ def write_onnx(network: Backbone, images: Tensor, path: Path, opset: int) -> Non
         "logits": f"float32, (batch, {network.num_classes})",
     }
     onnx.helper.set_model_props(model, facts)
-    onnx.save(model, path)
+    onnx.save(with_integer_weights(model), path)
 
 
 @contextmanager
@@ -164,13 +167,13 @@ def _load_plain_timm(folder: Path) -> Reference:
     return lambda images: model(images)
 
 
-def _load_onnx(folder: Path) -> Reference:
+def _load_onnx(folder: Path, name: str = "onnx") -> Reference:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        str(folder / FILES["onnx"]), options, providers=["CPUExecutionProvider"]
+        str(folder / FILES[name]), options, providers=["CPUExecutionProvider"]
     )
     return lambda images: torch.from_numpy(
         np.asarray(session.run(None, {"images": images.numpy()})[0])
@@ -225,6 +228,13 @@ FORMATS = {
         'import onnxruntime; session = onnxruntime.InferenceSession("{file}")',
         _load_onnx,
     ),
+    INT8: Format(
+        "model.int8.onnx",
+        "without this package, in int8 on onnxruntime, OpenVINO or TensorRT",
+        _FIXED,
+        'import onnxruntime; session = onnxruntime.InferenceSession("{file}")',
+        partial(_load_onnx, name=INT8),
+    ),
     "torch_export": Format(
         "model.pt2",
         "without this package, on PyTorch",
@@ -267,6 +277,47 @@ def verify(name: str, staging: Path, directory: Path, images: Tensor, expected: 
         load=load_line(name, directory),
         max_difference=difference,
         tolerance=tolerance,
+    )
+
+
+def verify_int8(
+    staging: Path, directory: Path, batches: Iterable[Tensor], network: Backbone
+) -> Export:
+    """Loads the file in int8 back and compares classes with those of the network in simulation.
+
+    Integers and floats round ties in different ways, and one that differs changes others further
+    on, so logits are compared in the mean and classes one by one.
+
+    Args:
+        staging: Folder that holds it now.
+        directory: Folder that it will be in.
+        batches: Images (n, 3, side, side).
+        network: What it was made of.
+
+    Raises:
+        ExportError: Classes agree on fewer than ``AGREEMENT`` of the images.
+    """
+    run, seen, agreeing, largest = FORMATS[INT8].load(staging), 0, 0, 0.0
+    with torch.inference_mode():
+        for images in batches:
+            expected, actual = network(images), run(images)
+            seen += len(images)
+            agreeing += int((expected.argmax(1) == actual.argmax(1)).sum())
+            largest = max(largest, float((expected - actual).abs().max()))
+    share = agreeing / max(1, seen)
+    if share < AGREEMENT:
+        raise ExportError(
+            f"{FILES[INT8]}: onnxruntime says the class of the simulated network of {share:.1%} of "
+            f"{seen} images, and {AGREEMENT:.0%} are asked for; the export was discarded. On "
+            "processors without instructions for int8 sums may overflow: export where there are "
+            "some, or search with --precision fp32."
+        )
+    return Export(
+        format=INT8,
+        path=str(directory / FILES[INT8]),
+        load=load_line(INT8, directory),
+        max_difference=largest,
+        agreement=share,
     )
 
 

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -26,10 +26,12 @@ from results.export.card import ModelCard, model_card
 from results.export.formats import (
     FILES,
     FORMATS,
+    INT8,
     PLAIN,
     Reference,
     program,
     verify,
+    verify_int8,
     write_onnx,
     write_plain_timm,
     write_timm,
@@ -39,6 +41,7 @@ from results.report.data import Export
 from search_space.boundary import open_regular, read_model
 from search_space.errors import CorruptFileError, UsageError
 from search_space.names import problem_of
+from search_space.precision import quantised
 from search_space.preprocessing import Preprocessing
 from supernet.network.backbone import Backbone
 from supernet.network.layers import fold_batch_norms
@@ -75,6 +78,7 @@ def export_network(
     reference: Reference | None = None,
     formats: Sequence[str] = tuple(FORMATS),
     opset: int = OPSET,
+    validation: Iterable[Tensor] = (),
 ) -> list[Export]:
     """Write ``network`` to ``directory`` in every format, each verified.
 
@@ -85,7 +89,11 @@ def export_network(
         reference: images ``(batch, 3, side, side)`` → logits that the formats must reproduce;
             the supernet's subnet where weights are inherited, by default the network itself.
         formats: among ``FORMATS``; that of plain timm is left out where timm has no such network.
+            A network in int8 is written for this package, as it is simulated, and as an ONNX graph
+            of integers, others as all but the latter.
         opset: of the ONNX file, within ``OPSETS``; older runtimes load older ones.
+        validation: batches of images (n, 3, side, side) by which a file in int8 is verified; random
+            ones where there are none.
 
     Raises:
         ExportError: A format's logits differ by more than the tolerance.
@@ -99,6 +107,9 @@ def export_network(
     staging.mkdir(parents=True)
     try:
         write_timm(network, staging, preprocessing, card.class_names)
+        int8 = quantised(network.architecture)
+        own = {"timm", INT8} if int8 else set(FORMATS) - {INT8}
+        formats = [name for name in formats if name in own]
         model = timm_model(network.architecture) if PLAIN in formats else None
         if model is not None:
             write_plain_timm(network, model, staging)
@@ -111,7 +122,14 @@ def export_network(
             write_onnx(folded, images, staging / FILES["onnx"], opset)
         if "torch_export" in formats:
             torch.export.save(program(folded, images), staging / FILES["torch_export"])
-        exported = [verify(name, staging, directory, images[:3], expected) for name in formats]
+        if INT8 in formats:
+            write_onnx(folded, images, staging / FILES[INT8], opset)
+        exported = [
+            verify(name, staging, directory, images[:3], expected)
+            if name != INT8
+            else verify_int8(staging, directory, validation or [images], network)
+            for name in formats
+        ]
         text = model_card(network, exported, preprocessing, card)
         (staging / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         _seal(staging, exported)

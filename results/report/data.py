@@ -58,13 +58,18 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """One exported file: its path in the run, code that loads it, and the verified difference."""
+    """One exported file: its path in the run, code that loads it, and the verified difference.
+
+    ``agreement`` is the share of images of the validation split of which it says the same class, in
+    int8, where ties that are rounded the other way make logits differ.
+    """
 
     format: str
     path: str
     load: str = ""
     max_difference: FiniteFloat | None = None
     tolerance: FiniteFloat | None = None
+    agreement: FiniteFloat | None = None
 
 
 @with_config(ConfigDict(extra="allow"))

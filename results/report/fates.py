@@ -40,12 +40,17 @@ class Fate:
         return not self.block.skipped and self.share == 1 and not self.changes
 
     @property
+    def resized(self) -> bool:
+        """Whether it has more or fewer channels inside than the parent's block, and some."""
+        return self.share not in (0, 1)
+
+    @property
     def words(self) -> str:
         """All of it in a few words."""
         if self.kept or self.block.skipped:
             return "skipped" if self.block.skipped else "kept"
         width = "cut" if self.share < 1 else "widened"
-        cut = [f"{width} to {percent(self.share)}"] if self.share != 1 else []
+        cut = [f"{width} to {percent(self.share)}"] if self.resized else []
         return ", ".join([*cut, *self.changes])
 
 
@@ -66,6 +71,8 @@ def fate_of(fate: BlockFate) -> Fate:
     both = [key for key in fate.widths_before if key in fate.widths_after]
     whole = sum(fate.widths_before[key] for key in both)
     share = sum(fate.widths_after[key] for key in both) / whole if whole else 1.0
+    if fate.widths_before and not fate.widths_after:
+        share = 0.0  # such as a linear map, which has nothing inside
     if before.label != after.label:
         return Fate(after, share, (f"{block_title(after.label).lower()} instead",))
     changes = (
@@ -121,7 +128,7 @@ def _lines(fate: Fate, width: float) -> Iterator[str]:
     if fate.kept or fate.block.skipped:
         yield fate.words
         return
-    if fate.share != 1:
+    if fate.resized:
         yield percent(fate.share)
     for change in fate.changes[:1]:
         name, _, value = change.partition(" → ")
@@ -134,7 +141,7 @@ def _summary(fates: Sequence[Fate]) -> str:
     left = [fate for fate in fates if not fate.block.skipped]
     counts = {
         "kept": sum(fate.kept for fate in fates),
-        "narrower inside": sum(fate.share < 1 for fate in left),
+        "narrower inside": sum(0 < fate.share < 1 for fate in left),
         "changed in kernel, mixer or kind": sum(bool(fate.changes) for fate in left),
         "skipped": len(fates) - len(left),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from search_space.architecture import Architecture
 from search_space.components import Component, ModuleSpec, components
 from search_space.errors import InvalidArchitectureError
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from search_space.space import SearchSpace
 from supernet.network.axes import StaticModule
 from supernet.network.backbone import Backbone, build
@@ -46,8 +49,15 @@ class WeightBank(Subnets):
             network = bank.extract(architecture)
 
     Args:
-        space: A space that holds the parent's architecture at one of its resolutions.
-        parent: The trained network; it is copied, and its modules are the first entries.
+        space: A space that holds the parent's architecture at one of its resolutions, in whatever
+            precisions.
+        parent: The trained network, in float; it is copied, and its modules are the first entries.
+
+    Attributes:
+        entries: All alternatives in float.
+        quantised: Those in int8, which ``quantise_alternatives`` makes of them.
+        parent: The parent's architecture.
+        base: The same with stem, transitions and head in the precision of the space.
 
     Raises:
         InvalidArchitectureError: The parent's modules are none of the space's.
@@ -56,13 +66,16 @@ class WeightBank(Subnets):
     def __init__(self, space: SearchSpace, parent: Backbone) -> None:
         super().__init__()
         self.space, self.num_classes = space, parent.num_classes
-        self.entries = tuple(dict.fromkeys(modules_of(space, parent.num_classes)))
-        self.names = {entry: entry_name(entry) for entry in self.entries}
+        every = tuple(dict.fromkeys(modules_of(space, parent.num_classes)))
+        self.entries = tuple(dict.fromkeys((path, spec.in_float) for path, spec in every))
+        self.quantised = tuple(entry for entry in every if entry[1].quantised)
+        self.names = {entry: entry_name(entry) for entry in (*self.entries, *self.quantised)}
         # in this order whenever they come, as sums over all parameters have to be
         self.members = nn.ModuleDict()
         for name in self.names.values():
             self.members.add_module(name, None)
         self.parent = parent.architecture
+        self.base = replace(self.parent, macro=space.macro)
         self._parent_specs: dict[str, ModuleSpec] = {}
         for item in components(parent.architecture, parent.num_classes):
             entry = item.path, item.spec
@@ -101,7 +114,7 @@ class WeightBank(Subnets):
         self.members[self.names[entry]] = module.train(self.training)
 
     def missing(self) -> list[Entry]:
-        """Lists alternatives of the space that have no weights yet, in its order."""
+        """Lists float alternatives of the space that have no weights yet, in its order."""
         return [entry for entry in self.entries if entry not in self]
 
     def fresh(self, entry: Entry) -> StaticModule:
@@ -130,10 +143,12 @@ class WeightBank(Subnets):
     ) -> Tensor:
         """Computes logits (batch, num_classes) of an architecture, as ``Supernet.forward``.
 
+        What is in int8 computes in float here, as in a supernet.
+
         In evaluation batch norms normalise by the averages that their modules came with; extract
         the network and recalibrate it for its own.
         """
-        chain = list(self.chain(architecture))
+        chain = list(self.chain(in_precision(architecture, FLOAT)))
         blocks = sum(item.spec.kind == "block" for item, _ in chain)
         rates = iter(drop_path_rates(drop_path_rate, blocks))
         x = images
@@ -146,6 +161,7 @@ class WeightBank(Subnets):
     @torch.no_grad()
     def extract(self, architecture: Architecture, **options: object) -> Backbone:
         """Makes a static network of copies of the modules, as ``Supernet.extract``."""
+        architecture = in_precision(architecture, FLOAT)
         network = build(architecture, self.num_classes, **options)
         for item, module in self.chain(architecture):
             network.get_submodule(item.path).load_state_dict(module.state_dict())

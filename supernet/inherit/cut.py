@@ -149,6 +149,8 @@ def cut_alternatives(
                 fit_map(projection, watched.moments[""] if fold else None, ridge)
                 bank.put(entry, projection)
                 done.append(entry)
+                if progress is not None:
+                    progress(len(done), total)
             for entry, fewer in variant.alternatives:
                 small = bank.fresh(entry).eval()
                 kept = {

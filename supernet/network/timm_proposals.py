@@ -174,6 +174,7 @@ def _is_swin(
         _uniform(stages, kind, res_post_norm=macro == SWINV2)
         and _hierarchy(architecture, macro)
         and _doubled(architecture)
+        and all(stage[0].values.get("normaliser", "softmax") == "softmax" for stage in stages)
         # every second block is shifted, by its position
         and not any(block.skipped for stage in architecture.stages for block in stage.blocks)
     )

@@ -32,6 +32,7 @@ from supernet.training.evaluation import (
 )
 from supernet.training.precision import autocast
 
+RANGE_IMAGES = 256
 _BATCH_SIZE = 128  # images at most that are normalised together
 _STREAM = 5  # of the seed: what is drawn here is drawn nowhere else
 
@@ -51,6 +52,11 @@ def calibration_batches(
     chosen = rng.permutation(len(data.train))[:images].tolist()
     count = -(-len(chosen) // _BATCH_SIZE)
     return EvalBatches(data.train, -(-len(chosen) // count), chosen, workers)
+
+
+def range_images(data: ImageData, seed: int = 0, *, workers: int = 0) -> EvalBatches:
+    """Draws training images that give the ranges of activations in int8."""
+    return calibration_batches(data, RANGE_IMAGES, seed, workers=workers)
 
 
 def calibration_of(

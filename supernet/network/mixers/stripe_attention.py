@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.network.axes import Axes, Product
 from supernet.network.layers import Conv2d, Linear
@@ -30,7 +30,10 @@ class StripeAttention(Mixer):
         self.dim, self.stripe, self.head_dim = dim, stripe, head_dim
         self.heads = dim // (2 * head_dim)  # of each half
         self.qkv = Linear(dim, 3 * dim)
-        self.position = Conv2d(dim, dim, 3, padding=1, groups=dim)
+        half = dim // 2
+        self.positions = nn.ModuleList(
+            Conv2d(half, half, 3, padding=1, groups=half) for _ in range(2)
+        )
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,25 +49,24 @@ class StripeAttention(Mixer):
             rows = stripes.reshape(-1, side_h * side_w, 3, self.heads, self.head_dim)
             queries, keys, values = rows.permute(2, 0, 3, 1, 4).unbind(0)
             out = F.scaled_dot_product_attention(queries, keys, values)
-            maps = stripes[..., 2 * half :].permute(0, 3, 1, 2)
-            weight, bias = self.position.weight[mine], self.position.bias
-            assert bias is not None
-            near = F.conv2d(maps, weight, bias[mine], padding=1, groups=half)
+            near = self.positions[index](stripes[..., 2 * half :].permute(0, 3, 1, 2))
             out = out.transpose(1, 2).reshape(-1, side_h, side_w, half) + near.permute(0, 2, 3, 1)
             outputs.append(together(out, height, width))
         return self.proj(torch.cat(outputs, -1))
 
     def axes(self) -> dict[str, Axes]:
-        inner = Product(2, "heads", "head_dim")
+        half = Product("heads", "head_dim")
         rows = Product(3, 2, "heads", "head_dim")
-        return {
+        result: dict[str, Axes] = {
             "qkv.weight": (rows, "dim"),
             "qkv.bias": (rows,),
-            "position.weight": (inner, 1, 3, 3),
-            "position.bias": (inner,),
-            "proj.weight": ("dim", inner),
+            "proj.weight": ("dim", Product(2, "heads", "head_dim")),
             "proj.bias": ("dim",),
         }
+        for index in range(2):
+            result[f"positions.{index}.weight"] = (half, 1, 3, 3)
+            result[f"positions.{index}.bias"] = (half,)
+        return result
 
     def sizes(self) -> dict[str, int]:
         return {"dim": self.dim, "heads": self.heads, "head_dim": self.head_dim}
