@@ -27,7 +27,7 @@ from supernet.network.quantised import (
 )
 from supernet.network.supernet import Supernet
 from supernet.quantisation.calibration import calibrate, quantised_network
-from supernet.quantisation.ranges import RANGES
+from supernet.quantisation.ranges import RANGES, Seen, mse, percentile
 
 NAMES = ("mobilenetv2_050", "resnet18", "efficientnet_b0", "swin_t", "convnext_t", "caformer_s18")
 
@@ -186,6 +186,73 @@ def test_every_way_covers_nearly_all_values(how: str) -> None:
     with torch.no_grad():
         error = (result(images(1)) - network(images(1))).norm() / network(images(1)).norm()
     assert error < 0.2
+
+
+def outlying(count: int = 30_000) -> list[torch.Tensor]:
+    """Tensors of which each next has values far out of the range of those before."""
+    drawn = torch.Generator().manual_seed(0)
+    parts = [torch.randn(count, generator=drawn) * size for size in (0.01, 1.0, 0.3)]
+    parts[2][7], parts[2][11] = 37.0, -9.0
+    return [parts[0].relu(), parts[1], parts[2]]
+
+
+def test_what_is_seen_are_all_values() -> None:
+    seen = Seen()
+    for part in outlying():
+        seen.add(part.reshape(100, -1))
+    everything = torch.cat(outlying()).double()
+    assert (seen.low, seen.high, seen.count) == (-9.0, 37.0, len(everything))
+    values, counts = seen.values()
+    assert int(counts.sum()) == len(everything)
+    assert float(counts @ values) == pytest.approx(float(everything.sum()), rel=1e-9)
+    assert float(counts[values == 37.0]) == 1
+    width = 64 / 8192
+    ordered = everything.sort().values
+    assert torch.allclose(values.repeat_interleave(counts.long()), ordered, atol=width, rtol=0)
+
+
+def test_ranges_are_those_of_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(percentile, "CUT_OFF", 1e-3)
+    seen = Seen()
+    for part in outlying():
+        seen.add(part)
+    everything = torch.cat(outlying()).double()
+    assert RANGES["min_max"].find(seen) == [(-9.0, 37.0)]
+    ((low, high),) = RANGES["percentile"].find(seen)
+    expected = np.percentile(everything, [0.1, 99.9], method="inverted_cdf")
+    assert np.allclose((low, high), expected, atol=64 / 8192)
+    ((low, high),) = RANGES["mse"].find(seen)
+    errors = {}
+    for part in mse.PARTS:
+        place = FakeQuantiser().eval()
+        place.set_range(-9.0 * part, 37.0 * part)
+        errors[part] = float((place(everything.float()) - everything).square().mean().detach())
+    best = min(errors, key=errors.__getitem__)
+    assert (low, high) == pytest.approx((-9.0 * best, 37.0 * best))
+
+
+def test_the_range_that_the_output_needs_is_chosen() -> None:
+    """The second layer looks at small values alone, so an outlier may be cut off."""
+    torch.manual_seed(0)
+    layer = QuantisedLinear(Linear(4, 3))
+    layer.weight.data = torch.randn(3, 4) * torch.tensor([1.0, 1.0, 1.0, 0.0])
+    layer.reset_scales()
+    x = torch.randn(64, 4)
+    x[:, 3] *= 100
+    for how, largest in (("min_max", 1.0), ("cross_entropy", 0.56)):
+        calibrate(layer, [x], how)
+        place = layer.input
+        assert isinstance(place, FakeQuantiser)
+        whole = float(x.max() - x.min())
+        assert 255 * float(place.scale.detach()) <= 1.001 * largest * whole
+
+
+def test_activations_that_are_no_numbers_are_refused() -> None:
+    network = trained(small("resnet18"))
+    broken = images()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UsageError, match="an activation is nan"):
+        quantised_network(network, in_precision(small("resnet18"), "int8"), [broken])
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from supernet.training.quantised_training import train_quantised
 
 from nas.config import TrainedConfig
 from nas.workflows.reporting import curves
@@ -37,6 +36,7 @@ from supernet.training.config import (
 )
 from supernet.training.loop import ProgressCallback
 from supernet.training.optimizer import check_optimizer
+from supernet.training.quantised_training import train_quantised
 from supernet.training.recalibration import (
     calibration_of,
     extract_for,

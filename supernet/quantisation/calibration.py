@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from search_space.architecture import Architecture
 from search_space.components import components
@@ -15,10 +16,12 @@ from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.precision import in_precision
 from search_space.registry import FLOAT
 from supernet.network.backbone import Backbone
-from supernet.network.quantised import fake_quantisers, quantise_module
-from supernet.quantisation.ranges.ways import RANGES, Seen, find_range
+from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.quantisation.ranges.ways import RANGES, Range, Seen
 
 DEFAULT = "min_max"
+JUDGED = 32
+"""Images by whose output ranges are chosen where a way finds several."""
 
 
 def quantised_network(
@@ -71,7 +74,8 @@ def quantised_network(
 def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -> None:
     """Finds the ranges of all activations that a module in int8 rounds, in place.
 
-    All are found in one pass, in which none is rounded.
+    All are found in one pass, in which none is rounded. Where a way finds several for a place, they
+    are tried one place after the other with what is found for the others so far.
 
     Args:
         module: A network, or one of its modules.
@@ -82,27 +86,62 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -
         UnknownNameError: There is no such way.
         UsageError: There are no inputs, or a layer is never called.
     """
-    _ = RANGES[how]
+    find = RANGES[how].find
     places = fake_quantisers(module)
     seen = {name: Seen() for name in places}
     same: dict[str, str] = {}
+    judged: tuple[Tensor, Tensor] | None = None  # images and the output in float
     for number, batch in enumerate(inputs):
         if number == 0:
             same = same_tensors(module, batch[:1])
         with watched(module, {name: seen[name].add for name in places}):
-            module(batch)
-    for name, place in places.items():
-        if not seen[name].parts:
+            output = module(batch)
+        if judged is None:
+            judged = batch[:JUDGED], output[:JUDGED]
+    for name in places:
+        if not seen[name].count:
             raise UsageError(
                 f"{name} was never called: "
                 + (
                     "its module takes the weights of the layer and not the layer, so it cannot be "
                     "quantised; leave its block in float."
-                    if any(each.parts for each in seen.values())
+                    if any(each.count for each in seen.values())
                     else "there are no calibration images; give some."
                 )
             )
-        place.set_range(*find_range(how, seen[same[name]]))
+    tensors: dict[str, list[FakeQuantiser]] = {}  # places by the first that rounds the same
+    for name, place in places.items():
+        tensors.setdefault(same[name], []).append(place)
+    choices = {name: find(seen[name]) for name in tensors}
+    for name, together in tensors.items():
+        _set_ranges(together, choices[name][0])
+    if judged is not None:
+        for name, together in tensors.items():
+            if len(choices[name]) > 1:
+                _choose(module, together, choices[name], *judged)
+
+
+def _choose(
+    module: nn.Module,
+    places: Iterable[FakeQuantiser],
+    choices: Iterable[Range],
+    images: Tensor,
+    wanted: Tensor,
+) -> None:
+    """Takes the range whose output has the smallest cross entropy, over its last dimension."""
+    shares = wanted.flatten(0, -2).float().softmax(-1)
+
+    def distance(tried: Range) -> float:
+        _set_ranges(places, tried)
+        with watched(module, {}):
+            return float(F.cross_entropy(module(images).flatten(0, -2).float(), shares))
+
+    _set_ranges(places, min(choices, key=distance))
+
+
+def _set_ranges(places: Iterable[FakeQuantiser], found: Range) -> None:
+    for place in places:
+        place.set_range(*found)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from supernet.quantisation.ranges.ways import Seen, way
+from supernet.quantisation.ranges.ways import Range, Seen, way
 
 
 @way("min_max")
-def min_max(seen: Seen) -> tuple[float, float]:
+def min_max(seen: Seen) -> list[Range]:
     """Returns the smallest and the largest value."""
-    return seen.low, seen.high
+    return [(seen.low, seen.high)]

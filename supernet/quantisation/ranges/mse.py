@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
-from supernet.quantisation.ranges.ways import Seen, rounded, way
+from supernet.quantisation.ranges.ways import Range, Seen, parts_of, rounded, way
 
 PARTS = tuple(0.4 + 0.02 * i for i in range(31))  # of the whole range, 0.4 to 1
 
 
 @way("mse")
-def mse(seen: Seen) -> tuple[float, float]:
+def mse(seen: Seen) -> list[Range]:
     """Tries parts of the whole range, shrunk on both sides alike."""
-    values, low, high = seen.values, min(seen.low, 0.0), max(seen.high, 0.0)
-    if high <= low:
-        return low, high
-    errors = [
-        float(torch.mean((rounded(values, part * low, part * high) - values) ** 2))
-        for part in PARTS
-    ]
-    best = PARTS[min(range(len(PARTS)), key=errors.__getitem__)]
-    return best * low, best * high
+    values, counts = seen.values()
+
+    def error(tried: Range) -> float:
+        low, high = tried
+        return float(counts @ (rounded(values, low, high) - values) ** 2) if high > low else 0.0
+
+    return [min(parts_of(seen, PARTS), key=error)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
-from supernet.quantisation.ranges.ways import Seen, way
+from supernet.quantisation.ranges.ways import Range, Seen, way
 
-CUT_OFF = 0.01  # per cent on each side
+CUT_OFF = 1e-5  # of all values, on each side
 
 
 @way("percentile")
-def percentile(seen: Seen) -> tuple[float, float]:
-    """Returns the values between which all but a ten-thousandth on each side lies."""
-    low, high = np.percentile(seen.values.numpy(), [CUT_OFF, 100 - CUT_OFF])
-    return float(low), float(high)
+def percentile(seen: Seen) -> list[Range]:
+    """Returns the values between which all but a hundred-thousandth on each side lies."""
+    values, counts = seen.values()
+    below = counts.cumsum(0) / counts.sum()
+    ends = torch.tensor([CUT_OFF, 1 - CUT_OFF], dtype=below.dtype)
+    low, high = values[torch.searchsorted(below, ends).clamp(max=len(values) - 1)].tolist()
+    return [(low, high)]
