@@ -17,7 +17,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-_FOLDED = ("Constant", "Identity", "Cast", "Transpose", "Exp", "Mul", "Div", "Round", _QUANTISE)
 
 Array = npt.NDArray[np.generic]
 
@@ -35,10 +34,11 @@ def with_integer_weights(model: ModelProto) -> ModelProto:
     made: dict[str, Array] = {}
     for node in graph.node:  # exporters sort nodes by what they need
         known = all(name in constants for name in node.input if name)
-        if known and node.op_type in _FOLDED:
+        if known and node.op_type != _DEQUANTISE:
             made[node.output[0]] = constants[node.output[0]] = _value(node, constants)
         else:
             kept.append(node)
+    kept = _with_padding_inside(kept, constants)
     writers = {name: node for node in kept for name in node.output}
     nodes: list[NodeProto] = []
     for node in kept:
@@ -51,6 +51,48 @@ def with_integer_weights(model: ModelProto) -> ModelProto:
     graph.node.extend(nodes)
     graph.initializer.extend(initial)
     return model
+
+
+def _with_padding_inside(nodes: list[NodeProto], constants: dict[str, Array]) -> list[NodeProto]:
+    """Moves zeros around a map into the convolution that reads it, which may round it before.
+
+    Zero is a level of every rounding, so the order of the two does not matter.
+    """
+    writers = {name: node for node in nodes for name in node.output}
+    uses = Counter(name for node in nodes for name in node.input)
+    gone: set[str] = set()
+    for conv in nodes:
+        if conv.op_type != "Conv":
+            continue
+        reader, source = conv, writers.get(conv.input[0])
+        while source is not None and source.op_type in (_QUANTISE, _DEQUANTISE):
+            reader, source = source, writers.get(source.input[0])
+        if source is None or source.op_type != "Pad" or uses[source.output[0]] != 1:
+            continue
+        amounts, own = _padding(source, constants), _attribute(conv, "pads")
+        if amounts is None or own is None:
+            continue
+        own.ints[:] = [int(a) + b for a, b in zip(amounts, own.ints, strict=True)]
+        reader.input[0] = source.input[0]
+        gone.add(source.output[0])
+    return [node for node in nodes if node.output[0] not in gone]
+
+
+def _padding(pad: NodeProto, constants: dict[str, Array]) -> list[int] | None:
+    """Rows and columns of zeros before and after a map; None for any other padding."""
+    mode, amounts = _attribute(pad, "mode"), constants.get(pad.input[1])
+    value = constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    if amounts is None or value is None or np.any(value) or (mode and mode.s != b"constant"):
+        return None
+    batch, channels, *before = map(int, amounts[: len(amounts) // 2])
+    batch_after, channels_after, *after = map(int, amounts[len(amounts) // 2 :])
+    if any((batch, channels, batch_after, channels_after)) or min(*before, *after) < 0:
+        return None
+    return [*before, *after]
+
+
+def _attribute(node: NodeProto, name: str) -> onnx.AttributeProto | None:
+    return next((item for item in node.attribute if item.name == name), None)
 
 
 def _value(node: NodeProto, constants: dict[str, Array]) -> Array:

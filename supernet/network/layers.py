@@ -145,7 +145,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.same:
-            maps = F.pad(maps, (*self._margins(maps.shape[3]), *self._margins(maps.shape[2])))
+            height, width = map(int, maps.shape[2:])  # constants of a graph
+            maps = F.pad(maps, (*self._margins(width), *self._margins(height)))
         maps = self.conv(maps)
         if isinstance(self.norm, BatchNorm):
             maps = self.norm.of_maps(maps)

@@ -255,12 +255,8 @@ def _share_rounding(chain: list[nn.Module]) -> None:
         assert isinstance(conv, QuantisedConv2d)
         if not isinstance(before.activation, nn.Sequential):
             continue
-        output = before.activation[1]
-        if not after.same:  # else it is padded before it is read
-            conv.input, conv.before = nn.Identity(), (output,)
-            continue
-        assert isinstance(output, FakeQuantiser)
-        conv.input = FakeQuantiser(output.nonnegative)
+        # zeros around the map, where there are some, are a level of its rounding
+        conv.input, conv.before = nn.Identity(), (before.activation[1],)
 
 
 def reset_ranges(module: nn.Module) -> None:
