@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,11 +18,14 @@ from search_space.registry import FLOAT
 from supernet.network.backbone import Backbone
 from supernet.network.layers import fold_batch_norms
 from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.quantisation.correction import correct_biases
 from supernet.quantisation.preparations import prepare_components
 from supernet.quantisation.ranges.ways import RANGES, Range, Seen
 
 DEFAULT = "min_max"
 NO_IMAGES = "there are no calibration images; give some."
+CORRECTED = 128
+"""Images by which biases are corrected."""
 JUDGED = 32
 """Images by whose output ranges are chosen where a way finds several."""
 
@@ -34,6 +37,7 @@ def quantised_network(
     how: str = DEFAULT,
     *,
     prepare: Sequence[str] = (),
+    correct: bool = True,
 ) -> Backbone:
     """Makes the network of ``architecture`` with the weights of its float twin.
 
@@ -51,6 +55,8 @@ def quantised_network(
         how: Name of the way in which ranges are found, among ``RANGES``.
         prepare: Names among ``PREPARATIONS`` of what is done before to the components that get
             int8; it changes nothing in float but ranges.
+        correct: Whether biases take away what rounding adds to the means of channels; see
+            ``correct_biases``.
 
     Returns:
         A network that simulates int8 in float; in the mode that ``network`` is in.
@@ -76,25 +82,31 @@ def quantised_network(
             )
         if after.spec.quantised and not before.spec.quantised:
             paths.append(after.path)
+    result.eval()
+    for path in paths:
+        fold_batch_norms(result.get_submodule(path))
     if prepare:
         images = list(images)
-        _prepare(result, paths, images, prepare)
+        if not images:
+            raise UsageError(NO_IMAGES)
+        prepare_components(result, paths, images, prepare)
+    twin = copy.deepcopy(result)
     for path in paths:
         quantise_module(result.get_submodule(path))
     result.architecture = architecture
-    calibrate(result, images, how)
+    first: list[Tensor] = []
+    calibrate(result, _keeping(images, first), how)
+    if correct:
+        correct_biases(result, twin, torch.cat(first)[:CORRECTED])
     return result.train(network.training)
 
 
-def _prepare(
-    network: Backbone, paths: Collection[str], images: Sequence[Tensor], names: Sequence[str]
-) -> None:
-    if not images:
-        raise UsageError(NO_IMAGES)
-    network.eval()
-    for path in paths:
-        fold_batch_norms(network.get_submodule(path))
-    prepare_components(network, paths, images, names)
+def _keeping(images: Iterable[Tensor], first: list[Tensor]) -> Iterator[Tensor]:
+    """Gives all batches, and keeps the first of them."""
+    for batch in images:
+        if sum(map(len, first)) < CORRECTED:
+            first.append(batch)
+        yield batch
 
 
 @torch.no_grad()
