@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,16 +16,24 @@ from search_space.errors import InvalidArchitectureError, UsageError
 from search_space.precision import in_precision
 from search_space.registry import FLOAT
 from supernet.network.backbone import Backbone
+from supernet.network.layers import fold_batch_norms
 from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.quantisation.preparations import prepare_components
 from supernet.quantisation.ranges.ways import RANGES, Range, Seen
 
 DEFAULT = "min_max"
+NO_IMAGES = "there are no calibration images; give some."
 JUDGED = 32
 """Images by whose output ranges are chosen where a way finds several."""
 
 
 def quantised_network(
-    network: Backbone, architecture: Architecture, images: Iterable[Tensor], how: str = DEFAULT
+    network: Backbone,
+    architecture: Architecture,
+    images: Iterable[Tensor],
+    how: str = DEFAULT,
+    *,
+    prepare: Sequence[str] = (),
 ) -> Backbone:
     """Makes the network of ``architecture`` with the weights of its float twin.
 
@@ -41,13 +49,15 @@ def quantised_network(
         architecture: The network's own, with other precisions.
         images: Batches (n, 3, side, side) of training images, normalised.
         how: Name of the way in which ranges are found, among ``RANGES``.
+        prepare: Names among ``PREPARATIONS`` of what is done before to the components that get
+            int8; it changes nothing in float but ranges.
 
     Returns:
         A network that simulates int8 in float; in the mode that ``network`` is in.
 
     Raises:
         InvalidArchitectureError: The architectures differ by more than precisions.
-        UnknownNameError: There is no such way to find ranges.
+        UnknownNameError: There is no such way to find ranges, or to prepare a network.
         UsageError: There are no images.
     """
     if in_precision(architecture, FLOAT) != in_precision(network.architecture, FLOAT):
@@ -57,6 +67,7 @@ def quantised_network(
         )
     result = copy.deepcopy(network)
     own = components(network.architecture, network.num_classes)
+    paths = []
     for before, after in zip(own, components(architecture, network.num_classes), strict=True):
         if before.spec.quantised and not after.spec.quantised:
             raise InvalidArchitectureError(
@@ -64,10 +75,26 @@ def quantised_network(
                 "network that was trained in float."
             )
         if after.spec.quantised and not before.spec.quantised:
-            quantise_module(result.get_submodule(after.path))
+            paths.append(after.path)
+    if prepare:
+        images = list(images)
+        _prepare(result, paths, images, prepare)
+    for path in paths:
+        quantise_module(result.get_submodule(path))
     result.architecture = architecture
     calibrate(result, images, how)
-    return result
+    return result.train(network.training)
+
+
+def _prepare(
+    network: Backbone, paths: Collection[str], images: Sequence[Tensor], names: Sequence[str]
+) -> None:
+    if not images:
+        raise UsageError(NO_IMAGES)
+    network.eval()
+    for path in paths:
+        fold_batch_norms(network.get_submodule(path))
+    prepare_components(network, paths, images, names)
 
 
 @torch.no_grad()
@@ -106,7 +133,7 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -
                     "its module takes the weights of the layer and not the layer, so it cannot be "
                     "quantised; leave its block in float."
                     if any(each.count for each in seen.values())
-                    else "there are no calibration images; give some."
+                    else NO_IMAGES
                 )
             )
     tensors: dict[str, list[FakeQuantiser]] = {}  # places by the first that rounds the same
