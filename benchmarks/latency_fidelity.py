@@ -55,6 +55,7 @@ from predictors.tables.conditions import Conditions
 from predictors.tables.correction import fit_correction
 from search_space import Architecture, SearchSpace, components, load_space
 from search_space.errors import UsageError
+from search_space.precision import SEARCHED, with_precisions
 
 Values = npt.NDArray[np.float64]
 Progress = Callable[[int, int, float], None]
@@ -329,7 +330,7 @@ def main() -> None:
                     options.device,
                     threads=options.threads,
                     runtime=runtime,
-                    precision=options.precision,
+                    precision="fp32" if options.precision in SEARCHED else options.precision,
                     batch_size=options.batch_size,
                 )
             except UsageError as error:
@@ -338,6 +339,8 @@ def main() -> None:
             print(conditions)
             for name in options.spaces.split(","):
                 space, n = load_space(name), options.networks
+                if options.precision in SEARCHED:
+                    space = with_precisions(space, options.precision)
                 if options.ablation:
                     result = ablation(space, n, options.classes, conditions)
                 else:

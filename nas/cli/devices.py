@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nas.cli import options as opt
 from search_space.errors import UsageError
+from search_space.precision import MIXED, SEARCHED, with_precisions
+from search_space.registry import INT8
 from search_space.units import format_duration, format_latency
+
+if TYPE_CHECKING:
+    from search_space import SearchSpace
 
 COSTS = ("energy", "mpc")
 
@@ -43,6 +48,26 @@ def profile(context: click.Context, **options: Any) -> None:
         opt.options_after(context)
 
 
+def _in_precisions(space: SearchSpace, text: str | None) -> tuple[list[SearchSpace], str]:
+    """What ``--precision`` asks for: spaces to measure, and the float format of inputs.
+
+    Raises:
+        UsageError: Two float formats are asked for at once.
+    """
+    names = (text or "fp32").split(",")
+    formats = [name for name in names if name not in SEARCHED]
+    if len(formats) > 1:
+        raise UsageError(
+            f"--precision {text}: a table holds one float format, and int8 beside it; give "
+            f"{formats[0]},int8, and {formats[1]} in a command of its own."
+        )
+    spaces = [space] if formats else []
+    if searched := [name for name in names if name in SEARCHED]:
+        both = MIXED in searched or bool(formats)
+        spaces.insert(0, with_precisions(space, MIXED if both else INT8))
+    return spaces, formats[0] if formats else "fp32"
+
+
 def _profile(name: str | None, **options: Any) -> None:
     from dataclasses import replace
 
@@ -54,20 +79,25 @@ def _profile(name: str | None, **options: Any) -> None:
     from predictors.tables.int8_gains import int8_warnings
     from search_space import load_space
 
-    chosen = load_space(options["space"] or "digits")
-    conditions = local_conditions(options["device"], **opt.conditions_given(options))
+    given = opt.conditions_given(options)
+    named = load_space(options["space"] or "digits")
+    (chosen, *others), given["precision"] = _in_precisions(named, given.get("precision"))
+    if chosen is not named:
+        given["runtime"] = given.get("runtime") or "onnxruntime"
+    conditions = local_conditions(options["device"], **given)
     if name is not None:
         check_name(name, conditions.device)
     path = table_path(conditions)
     screen = opt.console(options)
-    with screen.phase(f"measuring {chosen.name}") as progress:
-        table = measure(
-            chosen,
-            options["num_classes"],
-            conditions,
-            progress=progress.rounds,
-            fresh=options["fresh"],
-        )
+    for number, each in enumerate((*others, chosen)):
+        with screen.phase(f"measuring {each.name}") as progress:
+            table = measure(
+                each,
+                options["num_classes"],
+                conditions,
+                progress=progress.rounds,
+                fresh=options["fresh"] and number == 0,
+            )
     correction = table.correction(chosen)
     warnings = [
         *correction.warnings,

@@ -35,7 +35,9 @@ def with_integer_weights(model: ModelProto) -> ModelProto:
     for node in graph.node:  # exporters sort nodes by what they need
         known = all(name in constants for name in node.input if name)
         if known and node.op_type != _DEQUANTISE:
-            made[node.output[0]] = constants[node.output[0]] = _value(node, constants)
+            values = _values(node, constants)
+            made |= values
+            constants |= values
         else:
             kept.append(node)
     kept = _with_padding_inside(kept, constants)
@@ -95,10 +97,10 @@ def _attribute(node: NodeProto, name: str) -> onnx.AttributeProto | None:
     return next((item for item in node.attribute if item.name == name), None)
 
 
-def _value(node: NodeProto, constants: dict[str, Array]) -> Array:
+def _values(node: NodeProto, constants: dict[str, Array]) -> dict[str, Array]:
     feed = {name: constants[name] for name in node.input if name}
-    (value,) = ReferenceEvaluator(node).run(None, feed)
-    return np.asarray(value)
+    values = ReferenceEvaluator(node).run(None, feed)
+    return {name: np.asarray(v) for name, v in zip(node.output, values, strict=True)}
 
 
 def _with_integer_bias(
