@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -24,8 +25,9 @@ from supernet.quantisation.ranges.ways import RANGES, Range, Seen
 
 DEFAULT = "min_max"
 NO_IMAGES = "there are no calibration images; give some."
-CORRECTED = 128
-"""Images by which biases are corrected."""
+PREPARED = ("smooth",)
+FIRST = 128
+"""Images by which scales are moved and biases corrected, the first of all."""
 JUDGED = 32
 """Images by whose output ranges are chosen where a way finds several."""
 
@@ -36,7 +38,7 @@ def quantised_network(
     images: Iterable[Tensor],
     how: str = DEFAULT,
     *,
-    prepare: Sequence[str] = (),
+    prepare: Sequence[str] = PREPARED,
     correct: bool = True,
 ) -> Backbone:
     """Makes the network of ``architecture`` with the weights of its float twin.
@@ -85,28 +87,27 @@ def quantised_network(
     result.eval()
     for path in paths:
         fold_batch_norms(result.get_submodule(path))
-    if prepare:
-        images = list(images)
-        if not images:
-            raise UsageError(NO_IMAGES)
-        prepare_components(result, paths, images, prepare)
+    rest = iter(images)
+    first = _first(rest, FIRST)
+    if not first:
+        raise UsageError(NO_IMAGES)
+    prepare_components(result, paths, first, prepare)
     twin = copy.deepcopy(result)
     for path in paths:
         quantise_module(result.get_submodule(path))
     result.architecture = architecture
-    first: list[Tensor] = []
-    calibrate(result, _keeping(images, first), how)
+    calibrate(result, itertools.chain(first, rest), how)
     if correct:
-        correct_biases(result, twin, torch.cat(first)[:CORRECTED])
+        correct_biases(result, twin, torch.cat(first)[:FIRST])
     return result.train(network.training)
 
 
-def _keeping(images: Iterable[Tensor], first: list[Tensor]) -> Iterator[Tensor]:
-    """Gives all batches, and keeps the first of them."""
-    for batch in images:
-        if sum(map(len, first)) < CORRECTED:
-            first.append(batch)
-        yield batch
+def _first(batches: Iterator[Tensor], count: int) -> list[Tensor]:
+    """Takes batches until they have so many images, or there are no more."""
+    taken: list[Tensor] = []
+    while sum(map(len, taken)) < count and (batch := next(batches, None)) is not None:
+        taken.append(batch)
+    return taken
 
 
 @torch.no_grad()
