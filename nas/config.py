@@ -30,6 +30,7 @@ from nas.config_parts import (
     Quantity,
     ScoredSearchConfig,
     Storage,
+    SupernetTraining,
     TrainedSearchConfig,
     Training,
     parts_of,
@@ -329,43 +330,7 @@ class TrainedConfig(RunConfig):
         tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
         Flag("--logger", "Where the training's figures go, also to mlflow or wandb."),
     ] = ("tensorboard",)
-    train: Annotated[
-        Training,
-        Flag("--epochs", "Epochs of supernet training.", part="epochs"),
-        Flag("--train-batch-size", "Images per training step.", part="batch_size"),
-        Flag("--lr", "Peak learning rate of supernet training.", part="lr"),
-        Flag(
-            "--strategy",
-            "Which subnets a step trains (default multi_architecture).",
-            "NAME",
-            part="strategy",
-        ),
-        Flag("--shrinking", "When: none, delayed or progressive.", "NAME", part="shrinking"),
-        Flag(
-            "--recalibration-images",
-            "Training images that give batch norms of candidates their averages (default 1024).",
-            part="recalibration_images",
-        ),
-        Flag(
-            "--class-weights",
-            "balanced: the loss of rare classes counts more (default none).",
-            "NAME",
-            part="class_weights",
-        ),
-        Flag(
-            "--sampling",
-            "balanced: all classes are shown alike often (default shuffled).",
-            "NAME",
-            part="sampling",
-        ),
-        Flag("--teacher", "A timm model or an export to learn from.", "NAME|FOLDER", "teacher"),
-        Flag(
-            "--teacher-weights",
-            "Its weights, where it is a timm model.",
-            "FILE",
-            part="teacher_weights",
-        ),
-    ] = TrainConfig()
+    train: SupernetTraining = TrainConfig()
     search: TrainedSearchConfig = TrainedSearchConfig()
     inherit: InheritConfig = InheritConfig()
     adapt: Annotated[

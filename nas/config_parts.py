@@ -110,6 +110,43 @@ Storage = Annotated[
 ]
 Limits = dict[str, Quantity]
 Training = Annotated[TrainConfig, AfterValidator(_with_absolute_files)]
+SupernetTraining = Annotated[
+    Training,
+    Flag("--epochs", "Epochs of supernet training.", part="epochs"),
+    Flag("--train-batch-size", "Images per training step.", part="batch_size"),
+    Flag("--lr", "Peak learning rate of supernet training.", part="lr"),
+    Flag(
+        "--strategy",
+        "Which subnets a step trains (default multi_architecture).",
+        "NAME",
+        part="strategy",
+    ),
+    Flag("--shrinking", "When: none, delayed or progressive.", "NAME", part="shrinking"),
+    Flag(
+        "--recalibration-images",
+        "Training images that give batch norms of candidates their averages (default 1024).",
+        part="recalibration_images",
+    ),
+    Flag(
+        "--class-weights",
+        "balanced: the loss of rare classes counts more (default none).",
+        "NAME",
+        part="class_weights",
+    ),
+    Flag(
+        "--sampling",
+        "balanced: all classes are shown alike often (default shuffled).",
+        "NAME",
+        part="sampling",
+    ),
+    Flag("--teacher", "A timm model or an export to learn from.", "NAME|FOLDER", "teacher"),
+    Flag(
+        "--teacher-weights",
+        "Its weights, where it is a timm model.",
+        "FILE",
+        part="teacher_weights",
+    ),
+]
 
 
 class Configuration(BaseModel):

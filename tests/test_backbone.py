@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_parameters_and_averages_are_saved_and_nothing_else() -> None:
 @pytest.mark.parametrize("size", [(32, 48), (40, 24), (33, 37)])
 def test_rectangular_images(style: str, size: tuple[int, int]) -> None:
     # rows and columns of other channels cannot be exchanged
-    architecture = without(small(style), "inception_depthwise")
+    architecture = without(without(small(style), "inception_depthwise"), "stripe_attention")
     backbone = network(style, architecture)
     x = images(2, 3, *size)
     assert backbone(x).shape == (2, 7)
@@ -117,11 +118,14 @@ def test_rectangular_images(style: str, size: tuple[int, int]) -> None:
     for name, value in backbone.state_dict().items():
         if value.ndim == 4:  # a convolution's
             value = value.transpose(-1, -2)
-        elif name.endswith("relative_position_bias_table"):
+        elif name.endswith(("relative_position_bias_table", ".positions")):
             side = int(value.shape[0] ** 0.5)
             value = value.view(side, side, -1).transpose(0, 1).reshape(value.shape)
         elif name.endswith("cpb_mlp.0.weight"):  # of distances along both sides
             value = value.flip(1)
+        elif ".mixer.weights." in name:  # of outlook attention, by pairs of places in a kernel
+            pairs = value.view(-1, 3, 3, 3, 3, *value.shape[1:])
+            value = pairs.transpose(1, 2).transpose(3, 4).reshape(value.shape)
         elif name.endswith("downsample.reduction.weight"):
             value = swap_corners(value)
         elif "downsample.norm" in name and style == "swin":
@@ -196,8 +200,11 @@ def test_groups_are_timm_s_for_swin() -> None:
 
 def test_layer_decay_and_no_weight_decay() -> None:
     backbone = network()
+    tables = r"relative_position_bias_table|logit_scale|cpb_mlp\.\d\.(weight|bias)|positions"
     assert backbone.no_weight_decay() == {
-        name for name, _ in backbone.named_parameters() if "relative_position_bias" in name
+        name
+        for name, _ in backbone.named_parameters()
+        if re.fullmatch(rf"stages\.\d\.blocks\.\d+\.mixer\.({tables})", name)
     }
     optimizer = create_optimizer_v2(
         backbone, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5
@@ -240,8 +247,10 @@ def test_initial_values() -> None:
     backbone = network("convnext")
     for name, value in backbone.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("bias", "position_bias"):
+        if leaf in ("bias", "position_bias", "positions", "q_bias", "v_bias"):
             assert not value.any(), name
+        elif leaf == "logit_scale":
+            assert (value.exp() - 10).abs().max() < 1e-5, name
         elif leaf in ("scale1", "scale2"):
             assert (value == 0.5).all(), name
         elif (

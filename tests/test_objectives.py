@@ -12,11 +12,13 @@ from tiny_training import few_images, fresh, small_network
 from torch import nn
 
 from search_space import load_space
+from search_space.space_definition import space_from_dict
 from supernet import Supernet
 from supernet.data.augmentation import AugmentConfig
 from supernet.data.batches import train_loader
 from supernet.data.dataset import open_data
 from supernet.data.evaluation_batches import eval_batches
+from supernet.network.backbone import NO_WEIGHT_DECAY
 from supernet.training.objectives import (
     NetworkObjective,
     SupernetObjective,
@@ -24,7 +26,7 @@ from supernet.training.objectives import (
     distillation_loss,
     label_loss,
 )
-from supernet.training.optimizer import NO_WEIGHT_DECAY, NamedOptimizer
+from supernet.training.optimizer import NamedOptimizer
 from supernet.training.strategies import (
     Observation,
     SandwichSampler,
@@ -217,8 +219,11 @@ def test_targets_parts_and_rates_of_subnets():
 
 
 def test_weight_decay_leaves_out_biases_norms_scales_and_position_tables():
-    space = load_space("digits")
-    supernet = Supernet(replace(space, macro=replace(space.macro, layer_scale=1e-3)), 10)
+    mixers = ["window_attention", "cosine_window_attention", "linear_attention"]
+    stage = {"width": [32], "depth": 1, "mixers": mixers, "mlp_ratio": [2]}
+    macro = {"stem_kernel": 2, "stem_stride": 2, "layer_scale": 1e-3}
+    form = {"name": "positions", "macro": macro, "resolution": 16, "stages": [stage]}
+    supernet = Supernet(space_from_dict(form), 10)
     parameters = dict(supernet.named_parameters())
     for pattern in NO_WEIGHT_DECAY:
         assert fnmatch.filter(parameters, pattern), f"{pattern} matches nothing"
@@ -232,8 +237,10 @@ def test_weight_decay_leaves_out_biases_norms_scales_and_position_tables():
     for name, parameter in parameters.items():
         kind = name.rpartition(".")[2]
         kind = "vector" if parameter.ndim == 1 and not kind.startswith("scale") else kind
+        kind = "position" if "cpb_mlp" in name else kind
         kinds.setdefault(kind, set()).add(decayed[id(parameter)])
-    free = ("vector", "scale1", "scale2", "relative_position_bias_table")
+    tables = ("relative_position_bias_table", "logit_scale", "positions", "position")
+    free = ("vector", "scale1", "scale2", *tables)
     plain = {key: {0.0} for key in free}
     assert kinds == plain | {"weight": {0.05}}
 

@@ -47,7 +47,10 @@ def flat(architecture: Architecture) -> list[tuple[int | float, ...]]:
         architecture.widths,
         (architecture.resolution,),
         *(
-            (s.blocks[0]["mlp_ratio"], *map(int, dict(s.blocks[0].mixer.params).values()))
+            (
+                s.blocks[0]["mlp_ratio"],
+                *(int(v) for _, v in s.blocks[0].mixer.params if not isinstance(v, str)),
+            )
             for s in architecture.stages
         ),
     ]

@@ -20,6 +20,7 @@ import torch
 
 from nas.cli.console import Console, PhaseProgress
 from nas.config import RunConfig
+from nas.workflows.margins import lowered_by, promise
 from nas.workflows.measuring import (
     Measured,
     check_networks,
@@ -277,24 +278,15 @@ class Run(ABC, Generic[Config]):
         try:
             check_feasible(problem)
         except InfeasibleError as error:
-            margins = {limit.metric: limit.margin for limit in limits if limit.margin}
-            if not margins:
+            named = {
+                device_of(limit.metric) or self.config.device: limit.margin
+                for limit in limits
+                if limit.margin
+            }
+            if not named:
                 raise
-            lowered = ", ".join(
-                f"{margin:.0%} for {device_of(metric) or self.config.device}"
-                for metric, margin in margins.items()
-            )
-            raise InfeasibleError(
-                f"{error} The latency budget was lowered by a margin ({lowered}), since "
-                "predictions cannot be checked here; --confidence or --margin sets another."
-            ) from None
+            raise InfeasibleError(f"{error} {lowered_by(named)}") from None
         return problem
-
-    def _promise(self, limit: Constraint, share: float) -> str:
-        kept = f"the search keeps {share:.0%} below the budget of {_range(limit)},"
-        if self.config.latency.margin is not None:
-            return kept.capitalize()
-        return f"For {_in_words(self.config.latency.confidence)} to meet it, {kept}"
 
     def _with_margin(self, limit: Constraint, table: LatencyTable) -> Constraint:
         """A limit of latency as the search keeps it, with a note; a band moves as a whole."""
@@ -303,10 +295,11 @@ class Run(ABC, Generic[Config]):
         if not share or limit.maximum is None:
             return limit
         lowered = limit.lowered(share)
+        least, most = (table.slowdown(self.space, quantile) for quantile in (0.1, 0.9))
         self.note(
             f"Latencies of {target.name} are {provenance(table)}; four in five networks take "
-            f"{table.slowdown(self.space, 0.1):.2f} to {table.slowdown(self.space, 0.9):.2f} times "
-            f"what is predicted. {self._promise(limit, share)} at {_range(lowered)}."
+            f"{least:.2f} to {most:.2f} times what is predicted. "
+            f"{promise(limit, lowered, share, self.config.latency)}"
         )
         return lowered
 
@@ -403,19 +396,3 @@ class Run(ABC, Generic[Config]):
             status="complete", finished=datetime.now(UTC).isoformat(timespec="seconds")
         )
         return data
-
-
-def _range(limit: Constraint) -> str:
-    bounds = (limit.minimum, limit.maximum)
-    return " to ".join(format_latency(bound) for bound in bounds if bound is not None)
-
-
-def _in_words(share: float) -> str:
-    """A share of networks as people say it."""
-    words = {
-        0.5: "half of the networks",
-        0.75: "three in four networks",
-        0.9: "nine in ten networks",
-    }
-    words[0.8] = "four in five networks"
-    return words.get(share, f"{share:.0%} of networks") + " like this"

@@ -67,7 +67,8 @@ def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
     """
     launched, image, outputs = trace_operators(lambda: module, shape)
     paths = _Paths(image)
-    varying = [operator for operator in launched if paths.follow(operator)]
+    for operator in launched:
+        paths.follow(operator)
     layers, path = paths.layers, paths.joined(outputs).path
     classifies = len(outputs) == 1 and len(outputs[0].shape) == 2
     if classifies and layers and layers[-1].positions == 1 and layers[-1].path == path:
@@ -78,8 +79,8 @@ def trace(module: nn.Module, shape: Sequence[int]) -> Structure:
         tuple(layers),
         path,
         num_params,
-        macs=sum(operator.macs for operator in varying),
-        activations=sum(operator.activations for operator in varying),
+        macs=sum(operator.macs for operator in launched),
+        activations=sum(operator.activations for operator in launched),
     )
 
 
@@ -106,11 +107,11 @@ class _Paths:
         best = max(states, key=lambda state: state.path.entropy, default=_State())
         return replace(best, pooled=bool(states) and all(state.pooled for state in states))
 
-    def follow(self, operator: Operator) -> bool:
-        """Takes one more operator; false where nothing of the image goes into it."""
+    def follow(self, operator: Operator) -> None:
+        """Takes one more operator, which counts where something of the image goes into it."""
         read, written = operator.reads, operator.writes
         if not any(x.storage in self._states for x in read):
-            return False
+            return
         state = self.joined(read)
         if operator.layer and read[1].storage not in self._states:
             state = self._extended(state, read[1].shape, math.prod(written[0].shape))
@@ -122,7 +123,6 @@ class _Paths:
             known = self._states.get(x.storage)
             if known is None or state.path.entropy >= known.path.entropy:
                 self._states[x.storage] = state
-        return True
 
     def _extended(self, state: _State, weight: tuple[int, ...], outputs: int) -> _State:
         width, channels = math.prod(weight[1:]), weight[0]

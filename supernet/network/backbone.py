@@ -7,6 +7,7 @@ It is the chain of ``search_space.components`` and nothing else. Registered with
 
 from __future__ import annotations
 
+import fnmatch
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,10 @@ from search_space.preprocessing import Preprocessing
 from supernet.network.axes import StaticModule
 from supernet.network.heads import Head
 from supernet.network.modules import build_module, drop_path_rates
+
+# Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
+# norms, layer scales and other one-dimensional parameters are left out by timm itself.
+NO_WEIGHT_DECAY = ("*relative_position*", "*.cpb_mlp.*", "*.logit_scale", "*.positions")
 
 
 class Stage(nn.Module):
@@ -136,8 +141,8 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        names = ("relative_position_bias_table", "logit_scale", "cpb_mlp", "positions")
-        return {n for n, _ in self.named_parameters() if any(name in n for name in names)}
+        names = [name for name, _ in self.named_parameters()]
+        return {name for pattern in NO_WEIGHT_DECAY for name in fnmatch.filter(names, pattern)}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -16,13 +16,10 @@ import torch
 from torch import nn
 
 from search_space.errors import RunError
+from supernet.network.backbone import NO_WEIGHT_DECAY
 from supernet.training.checkpoints import AVERAGE, BEST
 from supernet.training.config import TrainConfig
 from supernet.training.precision import LossScale
-
-# Names (timm matches with fnmatch) that weight decay would pull towards a wrong prior; biases,
-# norms, layer scales and other one-dimensional parameters are left out by timm itself.
-NO_WEIGHT_DECAY = ("*relative_position*", "*.cpb_mlp.*", "*.logit_scale", "*.positions")
 
 
 class MovingAverage:

@@ -118,6 +118,8 @@ class ReparamDepthwise(Mixer):
         self.branches = nn.ModuleDict()
 
     def axes(self) -> dict[str, Axes]:
+        if self.merged is not None:
+            return {"merged.weight": ("dim", 1, self.kernel, self.kernel), "merged.bias": ("dim",)}
         result: dict[str, Axes] = {}
         for name, branch in self._parts().items():
             side: Axis = Centre(name) if branch.side > 1 else 1
