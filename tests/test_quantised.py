@@ -255,6 +255,29 @@ def test_activations_that_are_no_numbers_are_refused() -> None:
         quantised_network(network, in_precision(small("resnet18"), "int8"), [broken])
 
 
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "swin_t"])
+@torch.no_grad()
+def test_biases_take_away_what_rounding_adds_to_means(name: str) -> None:
+    own = small(name)
+    network = trained(own)
+    architecture, seen = in_precision(own, "int8"), images(count=32)
+    wanted = network(seen).mean(0)
+    shifts = {}
+    for correct in (False, True):
+        result = quantised_network(network, architecture, [seen], correct=correct)
+        shifts[correct] = float((result(seen).mean(0) - wanted).norm())
+        assert not any(part._forward_hooks for part in result.modules())
+    assert shifts[True] < 0.8 * shifts[False]
+
+
+def test_a_network_stays_in_its_mode_and_as_it_was() -> None:
+    network = trained(small("resnet18")).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    result = quantised_network(network, in_precision(network.architecture, "int8"), [images()])
+    assert all(part.training for part in [*result.modules(), *network.modules()])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_errors_say_what_is_wrong() -> None:
     own = small("resnet18")
     network = trained(own)

@@ -121,18 +121,26 @@ def test_a_training_that_was_stopped_ends_alike(
 
 
 def test_the_best_epoch_is_kept(teacher: Backbone, data: ImageData) -> None:
-    network = in_int8(teacher, data)
+    network = in_int8(teacher, data, cut=0.3)
     seen: list[dict[str, torch.Tensor]] = []
     epochs = train_quantised(
         network,
         teacher,
         data,
-        recipe(epochs=6, lr=0.05, patience=2),
+        recipe(epochs=6, lr=0.02, patience=2),
         on_epoch=lambda _: seen.append({n: t.clone() for n, t in network.state_dict().items()}),
     )
     losses = [epoch.val_loss[""] for epoch in epochs]
     best = seen[losses.index(min(losses))]
     assert all(torch.equal(value, best[name]) for name, value in network.state_dict().items())
+
+
+def test_a_training_that_only_harms_leaves_the_start(teacher: Backbone, data: ImageData) -> None:
+    network = in_int8(teacher, data)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    epochs = train_quantised(network, teacher, data, recipe(epochs=1, lr=1.0, warmup_epochs=0))
+    assert len(epochs) == 1
+    assert all(torch.equal(value, start[name]) for name, value in network.state_dict().items())
 
 
 def test_weight_decay_leaves_scales_alone(teacher: Backbone, data: ImageData) -> None:

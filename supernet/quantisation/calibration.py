@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,11 +19,15 @@ from search_space.registry import FLOAT
 from supernet.network.backbone import Backbone
 from supernet.network.layers import fold_batch_norms
 from supernet.network.quantised import FakeQuantiser, fake_quantisers, quantise_module
+from supernet.quantisation.correction import correct_biases
 from supernet.quantisation.preparations import prepare_components
 from supernet.quantisation.ranges.ways import RANGES, Range, Seen
 
 DEFAULT = "min_max"
 NO_IMAGES = "there are no calibration images; give some."
+PREPARED = ("smooth",)
+FIRST = 128
+"""Images by which scales are moved and biases corrected, the first of all."""
 JUDGED = 32
 """Images by whose output ranges are chosen where a way finds several."""
 
@@ -33,7 +38,8 @@ def quantised_network(
     images: Iterable[Tensor],
     how: str = DEFAULT,
     *,
-    prepare: Sequence[str] = (),
+    prepare: Sequence[str] = PREPARED,
+    correct: bool = True,
 ) -> Backbone:
     """Makes the network of ``architecture`` with the weights of its float twin.
 
@@ -51,6 +57,8 @@ def quantised_network(
         how: Name of the way in which ranges are found, among ``RANGES``.
         prepare: Names among ``PREPARATIONS`` of what is done before to the components that get
             int8; it changes nothing in float but ranges.
+        correct: Whether biases take away what rounding adds to the means of channels; see
+            ``correct_biases``.
 
     Returns:
         A network that simulates int8 in float; in the mode that ``network`` is in.
@@ -76,25 +84,30 @@ def quantised_network(
             )
         if after.spec.quantised and not before.spec.quantised:
             paths.append(after.path)
-    if prepare:
-        images = list(images)
-        _prepare(result, paths, images, prepare)
+    result.eval()
+    for path in paths:
+        fold_batch_norms(result.get_submodule(path))
+    rest = iter(images)
+    first = _first(rest, FIRST)
+    if not first:
+        raise UsageError(NO_IMAGES)
+    prepare_components(result, paths, first, prepare)
+    twin = copy.deepcopy(result)
     for path in paths:
         quantise_module(result.get_submodule(path))
     result.architecture = architecture
-    calibrate(result, images, how)
+    calibrate(result, itertools.chain(first, rest), how)
+    if correct:
+        correct_biases(result, twin, torch.cat(first)[:FIRST])
     return result.train(network.training)
 
 
-def _prepare(
-    network: Backbone, paths: Collection[str], images: Sequence[Tensor], names: Sequence[str]
-) -> None:
-    if not images:
-        raise UsageError(NO_IMAGES)
-    network.eval()
-    for path in paths:
-        fold_batch_norms(network.get_submodule(path))
-    prepare_components(network, paths, images, names)
+def _first(batches: Iterator[Tensor], count: int) -> list[Tensor]:
+    """Takes batches until they have so many images, or there are no more."""
+    taken: list[Tensor] = []
+    while sum(map(len, taken)) < count and (batch := next(batches, None)) is not None:
+        taken.append(batch)
+    return taken
 
 
 @torch.no_grad()

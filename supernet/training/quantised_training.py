@@ -41,12 +41,14 @@ def train_quantised(
     """Trains a network in int8 in place, on the logits of its float twin.
 
     It computes in float32 whatever ``config.amp`` says, since 16 bits cannot tell the levels apart
-    that are simulated. A few epochs at a hundredth to a tenth of the float network's learning rate
-    are enough. Labels are not used but to judge epochs.
+    that are simulated. A few epochs at a hundredth of the float network's learning rate are enough,
+    since ranges and biases are near their best: higher rates first undo that. Labels are not used
+    but to judge epochs. Where the validation loss in the end is not below that of the start, the
+    network is as it was at the start.
 
     Example:
         >>> network = quantised_network(teacher, in_precision(teacher.architecture, "int8"), images)
-        >>> train_quantised(network, teacher, data, TrainConfig(epochs=3, lr=1e-4, patience=1))
+        >>> train_quantised(network, teacher, data, TrainConfig(epochs=3, lr=1e-5, patience=1))
 
     Args:
         network: Of ``quantised_network``, with ranges; what is trained.
@@ -96,8 +98,14 @@ def train_quantised(
         return logits
 
     objective = NetworkObjective(network, config, teacher=wanted)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with evaluation_mode(teacher), _one_scale_a_tensor(network):
-        return TrainingLoop(network, objective, data, config, directory, identity, **how).run()
+        loop = TrainingLoop(network, objective, data, config, directory, identity, **how)
+        before = objective.qualities(loop.validation)[""].loss
+        epochs = loop.run()
+        if not objective.qualities(loop.validation)[""].loss < before:
+            network.load_state_dict(start)
+    return epochs
 
 
 @contextmanager
