@@ -213,9 +213,15 @@ class TrainingFreeConfig(RunConfig):
 
         Raises:
             UnknownNameError: It needs evaluated networks.
-            UsageError: ``exact`` has no proof for the score or for what is minimised.
+            UsageError: ``exact`` has no proof for the score or for what is minimised, or networks
+                are to be in int8.
         """
         search, minimised = self.search, self.minimised()
+        if self.latency.precision in SEARCHED:
+            raise UsageError(
+                f"--precision {self.latency.precision} finds ranges of activations on training "
+                "images, and no score tells int8 from float; give --data, or leave it out."
+            )
         if search.sampler not in ("evolution", EXACT):
             raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))
         if search.sampler != EXACT:

@@ -35,7 +35,7 @@ from search_space.metrics import (
     metric_of_option,
     metrics,
 )
-from search_space.precision import in_precision
+from search_space.precision import in_precision, quantised
 from search_space.registry import FLOAT
 from supernet import Backbone
 from supernet.cluster.connection import prepare
@@ -255,8 +255,10 @@ class TrainedSearch(ImageRun):
             result[name] = Evaluation.of(architecture, metrics)
         if self.calibration is not None and evaluator.recalibrated:
             seconds = evaluator.recalibration_seconds / evaluator.recalibrated
+            int8 = quantised(self.space.smallest)
+            found = " and its ranges in int8 found" if int8 else ""
             self.note(
-                "Batch norms of each candidate were recalibrated on "
+                f"Batch norms of each candidate were recalibrated{found} on "
                 f"{self.calibration.num_images:,} training images before it was judged, which "
                 f"takes {seconds:.2g} s a candidate here (mean of {evaluator.recalibrated} "
                 "baselines); --recalibration-images sets their number."

@@ -29,7 +29,7 @@ from supernet.network.integer_graphs import with_integer_weights
 from supernet.network.timm_models import to_timm
 from supernet.network.timm_proposals import TimmModel
 
-AGREEMENT = 0.95  # of classes, in int8
+AGREEMENT = 0.8  # of classes, in int8: less is a defect, and not ties of unsure networks
 ABSOLUTE_TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 
 Reference = Callable[[Tensor], Tensor]
