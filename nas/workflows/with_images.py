@@ -56,7 +56,7 @@ def quantised_recipe(recipe: TrainConfig) -> TrainConfig:
     return replace(
         recipe,
         epochs=max(1, round(QUANTISED_SHARE * recipe.epochs)),
-        lr=recipe.lr / 10,
+        lr=recipe.lr / 100,
         layer_decay=1.0,
         warmup_epochs=0,
         patience=0,
@@ -152,7 +152,7 @@ class ImageRun(Run[TrainedConfig]):
         """Returns a trained network in the precisions of ``architecture``.
 
         Where any of it is in int8, it is trained on for a part of the fine-tuning's epochs, at a
-        tenth of its rate, by what it predicted in float.
+        hundredth of its rate, by what it predicted in float.
         """
         if network.architecture == architecture:
             return network

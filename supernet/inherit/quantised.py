@@ -10,8 +10,10 @@ from torch import Tensor
 
 from search_space.errors import UsageError
 from supernet.inherit.bank import Entry, WeightBank
+from supernet.network.layers import fold_batch_norms
 from supernet.network.quantised import quantise_module
-from supernet.quantisation.calibration import DEFAULT, calibrate
+from supernet.quantisation.calibration import DEFAULT, FIRST, calibrate
+from supernet.quantisation.correction import correct_biases
 
 
 @torch.no_grad()
@@ -50,13 +52,15 @@ def quantise_alternatives(
     chain, made = list(bank.chain(bank.parent)), []
     for done, (item, module) in enumerate(chain, 1):
         for entry in wanted.get(item.path, []):
-            twin = copy.deepcopy(bank[entry[0], entry[1].in_float]).eval()
-            quantise_module(twin)
+            twin = fold_batch_norms(copy.deepcopy(bank[entry[0], entry[1].in_float]))
+            rounded = copy.deepcopy(twin)
+            quantise_module(rounded)
             try:
-                calibrate(twin, batches, how)
+                calibrate(rounded, batches, how)
             except UsageError as error:
                 raise error.located(str(entry[1])) from None
-            bank.put(entry, twin)
+            correct_biases(rounded, twin, torch.cat(batches)[:FIRST])
+            bank.put(entry, rounded)
             made.append(entry)
         batches = [module(batch) for batch in batches]
         if progress is not None:
