@@ -11,7 +11,7 @@ from functools import lru_cache
 from predictors.operators import operators
 from predictors.tables.additive import AdditiveTable, entries
 from search_space import Architecture, ModuleSpec, SearchSpace, components
-from supernet.network.supernet import template
+from supernet.network.templates import template
 
 COUNT_METRICS = ("num_params", "macs", "activations")
 

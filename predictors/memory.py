@@ -23,7 +23,7 @@ from predictors.operators import DTYPES
 from predictors.tables.additive import AdditiveTable
 from search_space import ModuleSpec, SearchSpace
 from search_space.components import input_shape
-from supernet.network.supernet import folded_template
+from supernet.network.templates import folded_template
 
 
 class _Ledger(TorchDispatchMode):

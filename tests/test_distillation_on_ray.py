@@ -30,7 +30,7 @@ def ray_of_this_machine() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("deaths", [0, 2])
+@pytest.mark.parametrize("deaths", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_workers_make_the_weights_of_one_process(tmp_path: Path, deaths: int) -> None:
     here, there = bank_of("convolutions"), bank_of("convolutions")
     entries = distil_alternatives(here, images_of(), settings=SETTINGS)

@@ -29,6 +29,8 @@ from supernet.network.quantised import fake_quantisers, reset_ranges
 SIDE, WIDTH = 8, 16
 HERE = local_conditions(threads=1)
 POOL = WeightPool(HERE)
+QUICK = ("attention", "window_attention, shifted", "depthwise_conv", "gnconv", "outlook_attention")
+"""Blocks around mixers that are tried by default, beside those without one."""
 
 
 def usable() -> list[str]:
@@ -83,7 +85,13 @@ def computed(runtime: str, module: nn.Module, images: Tensor) -> Tensor:
         return output.clone()
 
 
-@pytest.mark.parametrize("name", blocks())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK or name in BLOCKS else pytest.mark.slow)
+        for name in blocks()
+    ],
+)
 def test_integers_compute_what_was_simulated(name: str) -> None:
     module, images = lively(blocks()[name].computing(INT8))
     assert fake_quantisers(module)

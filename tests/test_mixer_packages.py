@@ -22,7 +22,7 @@ from search_space.space_definition import space_from_dict
 from supernet import Supernet
 from supernet.network.channel_order import sort_channels
 from supernet.network.registry import register_mixer
-from supernet.network.supernet import template
+from supernet.network.templates import template
 
 MODULE = """
 import torch

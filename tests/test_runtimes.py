@@ -80,8 +80,11 @@ NEEDS_COMPILER = pytest.mark.skipif("inductor" not in ON_CPU, reason="needs a C+
 NEEDS_OPENVINO = pytest.mark.skipif("openvino" not in ON_CPU, reason="needs openvino")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OTHER_MIXERS = [narrow(name) for name in MIXERS.names() if name != ATTENTION.mixer.name]
+OTHERS: list[Entry] = [  # all in one network through runtimes: test_export.py
+    (block_spec(MACRO, 16, metaformer(mixer, 2.0), 0), 8) for mixer in OTHER_MIXERS
+]
 ENTRIES: list[Entry] = [
-    *((block_spec(MACRO, 16, metaformer(mixer, 2.0), 0), 8) for mixer in OTHER_MIXERS),
+    *OTHERS,
     (block_spec(MACRO, 16, ATTENTION, 0), 8),
     (block_spec(MACRO, 16, ATTENTION, 1), 8),  # shifted, masked
     (block_spec(MACRO, 16, ATTENTION, 0), 6),  # padded
@@ -267,7 +270,11 @@ def outputs_agree(name: str, subject: Subject, conditions: Conditions) -> None:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("spec", "in_size"), ENTRIES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("spec", "in_size"),
+    [pytest.param(*e, marks=pytest.mark.slow if e in OTHERS else ()) for e in ENTRIES],
+    ids=lambda value: str(value)[:60],
+)
 @pytest.mark.parametrize(
     "name",
     [

@@ -30,7 +30,7 @@ from supernet.network.axes import Axis, Centre, Concat, Product, extent, permute
 from supernet.network.mixers import Mixer, register_mixer
 from supernet.network.norms import BatchNorm
 from supernet.network.slices import Slice, cut
-from supernet.network.supernet import _templates, template
+from supernet.network.templates import TEMPLATES, template
 
 SIDE = {"digits": 16, "cifar": 32, "tiny": 64, "base": 64, "mobile": 64}
 
@@ -296,7 +296,7 @@ def test_the_drop_path_rate_makes_no_templates() -> None:
     for rate in (0.0, 0.1, 0.35):
         for net in nets:
             supernet(images, net, drop_path_rate=rate)
-        numbers.append((len(supernet._sources), _templates.of.cache_info().currsize))
+        numbers.append((len(supernet._sources), TEMPLATES.of.cache_info().currsize))
     assert len(set(numbers)) == 1
 
 

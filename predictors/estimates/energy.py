@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from predictors.operators import operators
 from search_space import ModuleSpec
-from supernet.network.supernet import folded_template
+from supernet.network.templates import folded_template
 
 MAC = 3.7e-12 + 0.9e-12  # joules
 CACHE_BYTE, MEMORY_BYTE = 100e-12 / 8, 1.3e-9 / 8

@@ -28,7 +28,7 @@ from supernet.inherit.shared_weights import copy_shared
 from supernet.inherit.stored_bank import load_entries, parent_identity, save_entries
 from supernet.inherit.students import SLOWER, Distillation, Progress, Student, distil
 from supernet.network.axes import StaticModule
-from supernet.network.supernet import template
+from supernet.network.templates import template
 from supernet.network.tensor_files import digest_of
 from supernet.training.evaluation import Batches
 

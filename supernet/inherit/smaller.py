@@ -29,7 +29,7 @@ from supernet.network.axes import (
     names,
     take,
 )
-from supernet.network.supernet import template
+from supernet.network.templates import template
 
 Kept = Mapping[str, Sequence[int]]
 """By name, the entries that a smaller copy keeps, ascending."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from search_space.boundary import read_model
 from search_space.errors import CorruptFileError, RunError, first_line
 from supernet.inherit.bank import Entry, WeightBank, entry_name
-from supernet.network.supernet import template
+from supernet.network.templates import template
 from supernet.network.tensor_files import (
     SUFFIX,
     digest_of,

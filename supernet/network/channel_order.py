@@ -31,7 +31,8 @@ from search_space.components import (
 )
 from search_space.space import SearchSpace
 from supernet.network.axes import Axis, Concat, Product, entries, permute
-from supernet.network.supernet import Supernet, shared_name, template
+from supernet.network.supernet import Supernet, shared_name
+from supernet.network.templates import template
 
 Key = tuple[str, str]
 """An axis of the supernet: where its name is known (a stage, a block, a mixer), and the name."""

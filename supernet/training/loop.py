@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -44,6 +44,7 @@ from supernet.training.config import (
 )
 from supernet.training.evaluation import Quality
 from supernet.training.loggers import MetricFiles
+from supernet.training.loop_state import Snapshot, State, copied
 from supernet.training.objectives import Objective
 from supernet.training.optimizer import MovingAverage, NamedOptimizer
 from supernet.training.parallel import Group
@@ -52,32 +53,6 @@ from supernet.training.precision import LossScale
 CHECKPOINTS = "checkpoints"
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 EpochCallback = Callable[[EpochMetrics], None]
-
-
-@dataclass
-class _State:
-    """Holds all that a checkpoint has beside tensors."""
-
-    step: int = 0
-    lr_scale: float = 1.0
-    rollbacks: int = 0
-    # Of the epoch under way: role → [sum of losses, number of losses].
-    loss_sums: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    images: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    objective: dict[str, Any] = field(default_factory=dict)
-    loss_scale: dict[str, Any] = field(default_factory=dict)
-    # With patience: the smallest validation loss, and the epochs that have passed since.
-    best_loss: float | None = None
-    waited: int = 0
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    state: dict[str, Any]
 
 
 class How(TypedDict, total=False):
@@ -155,7 +130,7 @@ class TrainingLoop:
         options: dict[str, Any] = {"workers": self.workers, "folder": directory}
         self.validation = eval_batches(data.validation, 4 * config.batch_size, **options)
         self.scale = LossScale(self.device, config.amp, self.group)
-        self.state = _State()
+        self.state = State()
         self.best: dict[str, torch.Tensor] = {}  # tensors of the network after its best epoch
         self.files = (
             None if directory is None else MetricFiles(Path(directory), how.get("loggers", ()))
@@ -313,21 +288,18 @@ class TrainingLoop:
 
     # Snapshots and checkpoints --------------------------------------------------------------
 
-    def _take_snapshot(self) -> _Snapshot:
-        def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
+    def _take_snapshot(self) -> Snapshot:
         objective = self.objective.state_dict()
-        return _Snapshot(
+        return Snapshot(
             copied(self.module.state_dict()),
             copied(self.optimizer.tensors()),
             asdict(replace(self.state, objective=objective, loss_scale=self.scale.state_dict())),
         )
 
-    def _restore(self, snapshot: _Snapshot) -> None:
+    def _restore(self, snapshot: Snapshot) -> None:
         self.module.load_state_dict(snapshot.weights)
         self.optimizer.load(snapshot.optimizer)
-        self.state = _State(**json.loads(json.dumps(snapshot.state)))
+        self.state = State(**json.loads(json.dumps(snapshot.state)))
         self.objective.load_state_dict(self.state.objective)
         self.scale.load_state_dict(self.state.loss_scale)
 
@@ -350,7 +322,7 @@ class TrainingLoop:
         if stored is None:
             return
         check_identity(stored.metadata["identity"], self.identity, self.store)
-        self._restore(_Snapshot(stored.weights, stored.optimizer, stored.metadata["state"]))
+        self._restore(Snapshot(stored.weights, stored.optimizer, stored.metadata["state"]))
         self.best = stored.kept(BEST)
         self._write_metrics()
 
