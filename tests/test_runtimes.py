@@ -14,22 +14,12 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from latency_cases import (
-    ATTENTION,
-    CLASSES,
-    MACRO,
-    POOLING,
-    QUICK,
-    made_up_table,
-    small_space,
-)
+from latency_cases import ATTENTION, CLASSES, MACRO, POOLING, QUICK, made_up_table, small_space
 from mixer_sizes import narrow
 from torch import nn
 
-from predictors.measuring import disturbances as load
 from predictors.measuring import entry_plan
 from predictors.measuring import profile as profiling
-from predictors.measuring import runner as bundle_runner
 from predictors.measuring import runtimes as registry
 from predictors.measuring.bench import (
     Bench,
@@ -40,7 +30,6 @@ from predictors.measuring.bench import (
     statistic,
     steady,
 )
-from predictors.measuring.disturbances import clock_warnings, cpu_clock
 from predictors.measuring.entry_plan import (
     Copies,
     EntryPlan,
@@ -463,41 +452,6 @@ def test_copies_have_weights_and_work_of_their_own() -> None:
             assert [part.shape for part in output] == [single.shape] * 3
 
 
-def _control_group(root: Path, version: int, throttled: int, quota: str = "150000") -> Path:
-    """Files of a container's control group, as the kernel has them."""
-    named = {1: "4:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc", 2: "0::/docker/abc"}
-    (root / "proc/self").mkdir(parents=True, exist_ok=True)
-    (root / "proc/self/cgroup").write_text(named[version])
-    folder = root / "sys/fs/cgroup" / ("cpu" if version == 1 else "")
-    folder.mkdir(parents=True, exist_ok=True)
-    if version == 1:
-        (folder / "cpu.cfs_quota_us").write_text(quota)
-        (folder / "cpu.cfs_period_us").write_text("100000\n")
-    else:
-        (folder / "cpu.max").write_text(f"{quota} 100000\n")
-    (folder / "cpu.stat").write_text(f"nr_periods {100 + throttled}\nnr_throttled {throttled}\n")
-    return root
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_cpu_quota_is_named_as_that(
-    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unlimited = {1: "-1", 2: "max"}[version]
-    assert load.cpu_quota(_control_group(tmp_path, version, 0, unlimited)) is None
-    before = load.cpu_quota(_control_group(tmp_path, version, 0))
-    assert before == load.Quota(1.5, 100, 0)
-    if version == 2:
-        assert bundle_runner.cpu_quota(tmp_path / "sys/fs/cgroup") == 1.5
-    quotas = iter([before, load.cpu_quota(_control_group(tmp_path, version, 30))])
-    monkeypatch.setattr(load, "cpu_quota", lambda: next(quotas))
-    meter = load.LoadMeter()
-    monkeypatch.setattr(meter, "others", lambda: 0.9)
-    (said,) = meter.warnings()
-    assert "CPU quota of this container, 1.5 processors, stopped the measurement in 100%" in said
-    assert "other work" not in said
-
-
 @pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=NEEDS_OPENVINO)])
 def test_profile_through_a_runtime_that_reads_onnx(
     name: str, space: SearchSpace, tmp_path: Path
@@ -554,39 +508,3 @@ def test_preparing_is_reported(space: SearchSpace) -> None:
         bench.warm_up(lambda *values: heard.append(values))
     assert [(done, total) for done, total, _ in heard] == [(1, 3), (2, 3), (3, 3)]
     assert heard[-1][2] == 0
-
-
-# Clocks ---------------------------------------------------------------------------------------
-
-
-def test_throttled_clocks_are_reported() -> None:
-    assert clock_warnings([3000.0] * 9, 3500.0) == []
-    assert clock_warnings([3000.0, 1000.0], 3500.0) == []  # too few to tell
-    (text,) = clock_warnings([3000.0, 3000.0, 1800.0, 1750.0, 1800.0], None)
-    assert "throttled" in text
-    assert "from 3000 to 1800 MHz" in text
-    (text,) = clock_warnings([1200.0] * 5, 3500.0)
-    assert "stayed at 1200 MHz of the rated 3500 MHz" in text
-
-
-def test_clocks_that_cannot_be_read_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "cpu_clock", lambda: None)
-    meter = load.ClockMeter(settings())
-    meter.sample()
-    assert meter.warnings() == []
-    assert meter.seen_mhz == []
-
-
-def test_clock_of_this_machine_is_plausible() -> None:
-    clock = cpu_clock()
-    if clock is None:
-        pytest.skip("this machine does not tell its clock")
-    assert 100 < clock[0] < 10_000
-
-
-def test_clock_is_read_between_rounds(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks = iter([3000.0, 1500.0, 1500.0, 1500.0, *[1500.0] * 99])
-    monkeypatch.setattr(load, "cpu_clock", lambda: (next(clocks), None))
-    monkeypatch.setitem(load._SAMPLE_SECONDS, "cpu", 0.0)
-    results = measure_networks([space.smallest], CLASSES, settings(), limits=QUICK)
-    assert any("the clock was throttled" in text for text in results[0].warnings)
