@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,8 @@ from supernet.network.quantised import (
 )
 from supernet.network.supernet import Supernet
 from supernet.quantisation.calibration import calibrate, quantised_network
-from supernet.quantisation.ranges import RANGES, Seen, mse, percentile
+from supernet.quantisation.ranges import RANGES
+from supernet.training.evaluation import Seen, evaluate, mse, percentile
 
 NAMES = ("mobilenetv2_050", "resnet18", "efficientnet_b0", "swin_t", "convnext_t", "caformer_s18")
 
@@ -294,3 +296,20 @@ def test_errors_say_what_is_wrong() -> None:
     result = quantised_network(network, in_precision(own, "int8"), [images()])
     with pytest.raises(InvalidArchitectureError, match="in int8 already"):
         quantised_network(result, own, [images()])
+
+
+def test_networks_in_int8_are_judged_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:
+        asked.append(amp)
+        return nullcontext()
+
+    monkeypatch.setattr("supernet.training.evaluation.autocast", autocast)
+    own = small("resnet18")
+    network = trained(own)
+    rounded = quantised_network(network, in_precision(own, "int8"), [images()])
+    batches = [(images(1), torch.zeros(8, dtype=torch.int64))]
+    for each in (network, rounded):
+        evaluate(each, batches, amp="auto")
+    assert asked == ["auto", "off"]

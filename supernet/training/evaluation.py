@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from search_space.architecture import Architecture
 from supernet.data.batches import resize_images
 from supernet.data.evaluation_batches import moved
+from supernet.network.quantised import fake_quantisers
 from supernet.training.precision import autocast
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -122,12 +123,15 @@ def evaluate(
         batches: (images (n, 3, side, side) float32 normalised, labels (n,) int64) pairs.
         architecture: The subnet to judge, of a supernet.
         device: Where images go; by default where the model's parameters are, else the CPU.
-        amp: As the network was trained with (``TrainConfig.amp``).
+        amp: As the network was trained with (``TrainConfig.amp``). A network in int8 is judged in
+            float32: 16 bits cannot tell the levels apart that are simulated.
     """
     if device is None:
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = "cpu" if first is None else first.device
     device = torch.device(device)
+    if isinstance(model, nn.Module) and fake_quantisers(model):
+        amp = "off"
     loss = torch.zeros((), dtype=torch.float64, device=device)
     classes = 0
     cells: list[torch.Tensor] = []  # of the confusion matrix, one for each image
