@@ -28,8 +28,8 @@ from supernet.network.quantised import (
 )
 from supernet.network.supernet import Supernet
 from supernet.quantisation.calibration import calibrate, quantised_network
-from supernet.quantisation.ranges import RANGES
-from supernet.training.evaluation import Seen, evaluate, mse, percentile
+from supernet.quantisation.ranges import RANGES, Seen, mse, percentile
+from supernet.training.evaluation import evaluate
 
 NAMES = ("mobilenetv2_050", "resnet18", "efficientnet_b0", "swin_t", "convnext_t", "caformer_s18")
 
