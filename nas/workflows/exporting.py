@@ -15,14 +15,15 @@ from nas.workflows.inherited import read_bank
 from nas.workflows.network_training import NETWORK
 from nas.workflows.stitched_parents import read_stitched
 from nas.workflows.trained_search import FINETUNE
-from nas.workflows.with_images import CHECKPOINTS, IN_INT8, no_supernet
+from nas.workflows.with_images import CHECKPOINTS, IN_INT8, no_supernet, trained_in_precision
 from results.export.write import check_replaceable
 from results.journal import Evaluation, read_journal
 from results.report.data import Export, read_result
 from results.store import EXPORT, JOURNAL, RESULT, SUPERNET
 from search_space import Architecture
 from search_space.errors import RunError, UnknownNameError
-from search_space.precision import quantised
+from search_space.precision import in_precision
+from search_space.registry import FLOAT
 from supernet import Supernet
 from supernet.data.dataset import ImageData, open_data
 from supernet.inherit.parents import find_parent
@@ -83,13 +84,13 @@ def export_from_run(
     with console.python_warnings():
         supernet = _weights_of(run, config, data)
     images = data.at(architecture.resolution)
-    network = extract_for(supernet, architecture, images, config.train)
+    wanted = architecture if digest is not None else in_precision(architecture, FLOAT)
+    network = extract_for(supernet, wanted, images, config.train)
     source = "supernet" if config.parent is None else "parent"
     notes = [f"The weights are inherited from the {source}; fine-tuning usually adds accuracy."]
     if digest is None:
         with console.python_warnings():
-            folder = architecture.digest + (IN_INT8 if quantised(architecture) else "")
-            tuned = CheckpointFolder(run / FINETUNE / folder / CHECKPOINTS).newest()
+            tuned = CheckpointFolder(run / FINETUNE / architecture.digest / CHECKPOINTS).newest()
         if tuned is None:
             raise RunError(
                 f"{run} has no good checkpoint of its fine-tuned network. If the run is not "
@@ -97,6 +98,10 @@ def export_from_run(
                 f"{EXPORT}, or give a DIGEST for one with inherited weights."
             )
         network.load_state_dict(tuned.trained_weights())
+        folder = run / FINETUNE / f"{architecture.digest}{IN_INT8}"
+        network = trained_in_precision(
+            network, architecture, images, config.finetune, folder, seed=config.seed
+        )
         notes = []
 
     def subnet(images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -34,7 +34,7 @@ from supernet.training.config import (
     check_groups,
     groups_of,
 )
-from supernet.training.loop import ProgressCallback
+from supernet.training.loop import How, ProgressCallback
 from supernet.training.optimizer import check_optimizer
 from supernet.training.quantised_training import train_quantised
 from supernet.training.recalibration import (
@@ -62,6 +62,27 @@ def quantised_recipe(recipe: TrainConfig) -> TrainConfig:
         patience=0,
         teacher=None,
     )
+
+
+def trained_in_precision(
+    network: Backbone,
+    architecture: Architecture,
+    data: ImageData,
+    recipe: TrainConfig,
+    folder: Path,
+    *,
+    seed: int,
+    **how: Unpack[How],
+) -> Backbone:
+    """Returns a trained network in the precisions of ``architecture``, trained on in ``folder``.
+
+    Where that is done already, it is what it was then: a training that did not help is undone.
+    """
+    if network.architecture == architecture:
+        return network
+    result = in_own_precision(network.eval(), architecture, range_images(data, seed))
+    train_quantised(result, network, data, quantised_recipe(recipe), folder, **how)
+    return result.eval()
 
 
 class ImageRun(Run[TrainedConfig]):
@@ -154,22 +175,17 @@ class ImageRun(Run[TrainedConfig]):
         Where any of it is in int8, it is trained on for a part of the fine-tuning's epochs, at a
         hundredth of its rate, by what it predicted in float.
         """
-        if network.architecture == architecture:
-            return network
-        images = self.data.at(architecture.resolution)
-        found = range_images(images, self.config.seed)
-        result = in_own_precision(network.eval(), architecture, found)
-        train_quantised(
-            result,
+        return trained_in_precision(
             network,
-            images,
-            quantised_recipe(recipe),
+            architecture,
+            self.data.at(architecture.resolution),
+            recipe,
             self.path / f"{folder}{IN_INT8}",
+            seed=self.config.seed,
             progress=progress,
             device=self.compute,
             workers=self.config.loader_workers,
         )
-        return result.eval()
 
     def extracted(self, supernet: Subnets, architecture: Architecture, **options: Any) -> Backbone:
         """Extracts a network, with averages of images at its own resolution."""
