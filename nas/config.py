@@ -208,20 +208,22 @@ class TrainingFreeConfig(RunConfig):
             return {}
         return {"search.max_effectiveness": "without --score deepmad; give that, or leave it out"}
 
-    def check_sampler(self) -> None:
-        """Refuses a sampler that cannot do this search.
-
-        Raises:
-            UnknownNameError: It needs evaluated networks.
-            UsageError: ``exact`` has no proof for the score or for what is minimised, or networks
-                are to be in int8.
-        """
-        search, minimised = self.search, self.minimised()
+    def check_precision(self) -> None:
+        """Refuses int8, which asks for images; raises UsageError."""
         if self.latency.precision in SEARCHED:
             raise UsageError(
                 f"--precision {self.latency.precision} finds ranges of activations on training "
                 "images, and no score tells int8 from float; give --data, or leave it out."
             )
+
+    def check_sampler(self) -> None:
+        """Refuses a sampler that cannot do this search.
+
+        Raises:
+            UnknownNameError: It needs evaluated networks.
+            UsageError: ``exact`` has no proof for the score or for what is minimised.
+        """
+        search, minimised = self.search, self.minimised()
         if search.sampler not in ("evolution", EXACT):
             raise UnknownNameError("sampler without --data", search.sampler, ("evolution", EXACT))
         if search.sampler != EXACT:

@@ -13,7 +13,7 @@ from nas.flags import Flag
 from search.samplers.registry import DEFAULT as DEFAULT_SAMPLER
 from search_space.errors import UsageError
 from search_space.metrics import EVALUATION, LOSS, options
-from search_space.precision import SEARCHED
+from search_space.precision import SEARCHED, check_offered
 from supernet.training.config import TrainConfig
 
 OBJECTIVES = options(EVALUATION)
@@ -214,6 +214,8 @@ class LatencyConfig(Configuration):
         Networks in int8 have float inputs and outputs, and a runtime that has kernels for them.
         """
         options = self.model_dump(exclude={"interpolate", "margin", "confidence"})
+        if self.precision is not None:
+            check_offered(self.precision)
         if self.precision in SEARCHED:
             options |= {"precision": "fp32", "runtime": self.runtime or "onnxruntime"}
         return options

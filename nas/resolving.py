@@ -105,6 +105,7 @@ def resolve(
             check_sampler(config.search.sampler, config.search.optuna_storage)
             config = _with_window(config)
         elif isinstance(config, TrainingFreeConfig):
+            config.check_precision()
             config.check_sampler()
         if not isinstance(config.space, str):
             config.search_space()

@@ -114,15 +114,16 @@ class SupernetEvaluator:
         if self.calibration is None:
             return self.supernet, architecture
         started = time.perf_counter()
-        known = None if quantised(architecture) else self._averages.get(architecture.digest)
+        known = self._averages.get(architecture.digest)
         batches = self.calibration if known is None else None
         network = extract(self.supernet, architecture, batches, amp=self.amp)
         if known is not None:
             network.load_state_dict(known, strict=False)
             return network, None
-        if len(self._averages) >= _KEPT:
-            del self._averages[next(iter(self._averages))]
-        self._averages[architecture.digest] = dict(network.named_buffers())
+        if not quantised(architecture):  # whose weights are fitted, too, and too much to keep
+            if len(self._averages) >= _KEPT:
+                del self._averages[next(iter(self._averages))]
+            self._averages[architecture.digest] = dict(network.named_buffers())
         self.recalibrated += 1
         self.recalibration_seconds += time.perf_counter() - started
         return network, None

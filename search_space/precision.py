@@ -18,6 +18,14 @@ from search_space.space import SearchSpace
 
 MIXED = "mixed"
 SEARCHED = (INT8, MIXED)
+FORMATS = ("fp32", "fp16", "bf16")
+"""Float formats of a run: of inputs, outputs and whatever is not in int8."""
+
+
+def check_offered(precision: str) -> None:
+    """Refuses what is neither a float format nor searched; raises UnknownNameError."""
+    if precision not in (*FORMATS, *SEARCHED):
+        raise UnknownNameError("precision", precision, (*FORMATS, *SEARCHED))
 
 
 def in_precision(architecture: Architecture, precision: str) -> Architecture:

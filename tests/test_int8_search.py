@@ -118,6 +118,7 @@ def test_the_parent_is_a_point_in_as_little_int8_as_there_is() -> None:
     [
         (("--runtime", "eager"), "runs nothing in int8"),
         (("--data", ""), "give --data"),
+        (("--precision", "int4"), "Known: bf16, fp16, fp32, int8, mixed"),
     ],
 )
 def test_what_cannot_be_in_int8_is_refused(

@@ -9,7 +9,7 @@ import click
 
 from nas.cli import options as opt
 from search_space.errors import UsageError
-from search_space.precision import MIXED, SEARCHED, with_precisions
+from search_space.precision import MIXED, SEARCHED, check_offered, with_precisions
 from search_space.registry import INT8
 from search_space.units import format_duration, format_latency
 
@@ -52,9 +52,12 @@ def _in_precisions(space: SearchSpace, text: str | None) -> tuple[list[SearchSpa
     """What ``--precision`` asks for: spaces to measure, and the float format of inputs.
 
     Raises:
+        UnknownNameError: There is no such precision.
         UsageError: Two float formats are asked for at once.
     """
     names = (text or "fp32").split(",")
+    for name in names:
+        check_offered(name)
     formats = [name for name in names if name not in SEARCHED]
     if len(formats) > 1:
         raise UsageError(

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from search_space.errors import InvalidQuantityError, UnknownNameError
 from search_space.names import PlainName
+from search_space.precision import FORMATS
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = FORMATS
 LAYOUT = "channels_last"
 PROTOCOL = "cold interleaved p25, v1"
 ESTIMATED = "kernels, v2"  # the protocol of what is estimated, not measured

@@ -286,7 +286,7 @@ def verify_int8(
     """Loads the file in int8 back and compares classes with those of the network in simulation.
 
     Integers and floats round ties in different ways, and one that differs changes others further
-    on, so logits are compared in the mean and classes one by one.
+    on, so no tolerance of logits tells a defect from rounding; classes are compared one by one.
 
     Args:
         staging: Folder that holds it now.
