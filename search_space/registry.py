@@ -12,14 +12,14 @@ asked for, and registers rules and module class:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from search_space.errors import UnknownNameError, UsageError
 
@@ -166,6 +166,35 @@ class Registry(Generic[S]):
             f"{self.noun} {point.name!r} of the package {package!r} cannot be used ({problem}); "
             f"correct it and install the package again, or remove it: pip uninstall {package}"
         )
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Function(Generic[F]):
+    """A function by its name."""
+
+    name: str
+    call: F
+
+
+class Functions(Registry[Function[F]]):
+    """Functions by name, of which one is registered by a decorator.
+
+    Example:
+        >>> ways: Functions[Callable[[float], float]] = Functions("way to round", "nas.ways")
+        >>> ways.register("down")(math.floor)
+    """
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Registers a function under a name, which must be new; it is a decorator."""
+
+        def decorate(function: F) -> F:
+            self.add(Function(name, function))
+            return function
+
+        return decorate
 
 
 @cache

@@ -64,7 +64,7 @@ def test_every_unit_has_a_number_that_goes_with_it(name: str, case: str) -> None
     units = all_units(network)
     assert any(one.path == PATH for one in units)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    scores = CRITERIA[name].measure(network, units, batches)
+    scores = CRITERIA[name].call(network, units, batches)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     other = copy.deepcopy(network)
@@ -78,7 +78,7 @@ def test_every_unit_has_a_number_that_goes_with_it(name: str, case: str) -> None
         order = np.random.default_rng(size).permutation(size).tolist()
         module.load_state_dict(reordered(module, dict.fromkeys(one.names, order)))
         scores[one] = scores[one][torch.tensor(order)]
-    for one, values in CRITERIA[name].measure(other, units, batches).items():
+    for one, values in CRITERIA[name].call(other, units, batches).items():
         torch.testing.assert_close(values, scores[one], rtol=1e-3, atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_taylor_is_the_derivative_by_a_unit(case: str) -> None:
     network, batches = parent(case).double(), images()
     batches = [(pixels.double(), labels) for pixels, labels in batches]
     units = [one for one in all_units(network) if one.path == PATH]
-    scores = CRITERIA["taylor"].measure(network, units, batches)
+    scores = CRITERIA["taylor"].call(network, units, batches)
     step = 1e-5
     for one in units:
         for unit in range(0, len(scores[one]), 5):
@@ -105,7 +105,7 @@ def test_taylor_is_the_derivative_by_a_unit(case: str) -> None:
 def test_a_gate_is_the_square_of_its_gradient_less_what_time_is_worth() -> None:
     network, batches = parent("inverted"), images()
     units = [one for one in all_units(network) if one.path == PATH]
-    by_batch = [CRITERIA["taylor"].measure(network, units, [batch]) for batch in batches]
+    by_batch = [CRITERIA["taylor"].call(network, units, [batch]) for batch in batches]
     scores, aware = (
         gate(network, units, batches),
         gate(network, units, batches, lambda one: 2.0, 0.1),
@@ -121,7 +121,7 @@ def test_second_order_is_of_each_image_by_itself(case: str) -> None:
     network = parent(case).double()
     batches = [(pixels.double(), labels) for pixels, labels in images(8)]
     units = [one for one in all_units(network) if one.path == PATH]
-    scores = CRITERIA["second_order"].measure(network, units, batches)
+    scores = CRITERIA["second_order"].call(network, units, batches)
     step = 1e-5
     for one in units:
         for unit in range(0, len(scores[one]), 5):
@@ -158,7 +158,7 @@ def test_optin_is_the_distance_without_the_unit() -> None:
     network, batches = parent("inverted").double(), images(8)
     batches = [(torch.cat([b[0] for b in batches]).double(), torch.cat([b[1] for b in batches]))]
     one = Units("stages.1.blocks.0", frozenset({"hidden"}))
-    scores = CRITERIA["optin"].measure(network, [one], batches)[one]
+    scores = CRITERIA["optin"].call(network, [one], batches)[one]
 
     def seen(model: Backbone) -> tuple[Tensor, Tensor]:
         x, outputs = batches[0][0], {}
@@ -196,7 +196,7 @@ def test_reconstruction_takes_out_what_others_make_up_for(case: str) -> None:
     }[case]
     path = "stages.1.blocks.0" if case == "attention" else PATH
     one = Units(path, frozenset({name}))
-    places = CRITERIA["reconstruction"].measure(network, [one], batches)[one]
+    places = CRITERIA["reconstruction"].call(network, [one], batches)[one]
     module, x = one.module(network), torch.cat([pixels for pixels, _ in batches])
     for at, part in chain(network):
         if at == path:
@@ -225,7 +225,7 @@ def test_reconstruction_takes_out_what_others_make_up_for(case: str) -> None:
 def test_shares_of_energy_are_lamp() -> None:
     network = parent("pooling")
     one = Units(PATH, frozenset({"hidden"}))
-    scores = CRITERIA["energy_share"].measure(network, [one], [])[one]
+    scores = CRITERIA["energy_share"].call(network, [one], [])[one]
     mlp = one.module(network).mlp
     expected = np.zeros(len(scores))
     for weight, dim in ((mlp.fc1.weight, 0), (mlp.fc2.weight, 1)):
@@ -253,7 +253,7 @@ def test_activation_is_the_mean_square_of_what_is_read() -> None:
         _, seen = observe(one.module(network), x, [layer])
         read = at(seen[layer][0]).detach().flatten(0, 2).double()
         expected = [read[:, unit].square().mean() for unit in range(read.shape[1])]
-        scores = CRITERIA["activation"].measure(network, [one], batches)[one]
+        scores = CRITERIA["activation"].call(network, [one], batches)[one]
         torch.testing.assert_close(scores, torch.stack(expected))
 
 
@@ -261,7 +261,7 @@ def test_heads_are_judged_by_all_their_channels() -> None:
     network, batches = parent("attention"), images()
     path = "stages.1.blocks.0"
     heads, each = Units(path, frozenset({"heads"})), Units(path, frozenset({"head_dim"}))
-    scores = CRITERIA["activation"].measure(network, [heads, each], batches)
+    scores = CRITERIA["activation"].call(network, [heads, each], batches)
     assert len(scores[heads]) == 2
     assert len(scores[each]) == 8
     assert scores[heads].sum() == pytest.approx(scores[each].sum())
@@ -270,7 +270,7 @@ def test_heads_are_judged_by_all_their_channels() -> None:
 def test_magnitude_is_of_the_weights_with_norms_folded() -> None:
     network = parent("inverted")
     one = Units(PATH, frozenset({"hidden"}))
-    scores = CRITERIA["magnitude"].measure(network, [one], [])[one]
+    scores = CRITERIA["magnitude"].call(network, [one], [])[one]
     block = one.module(network)
     for unit in range(len(scores)):
         scale = block.project.norm.affine()[0].square().detach()

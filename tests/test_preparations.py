@@ -83,7 +83,7 @@ def test_channels_get_one_range() -> None:
     wanted = both(x)
     scales = (pair.high - pair.low) / 255
     zeros = -pair.low / scales
-    PREPARATIONS["reparameterise"].prepare(pair)
+    PREPARATIONS["reparameterise"].call(pair)
     torch.testing.assert_close(both(x), wanted, rtol=1e-4, atol=1e-4)
     seen = both[0](x)  # type: ignore[index]
     low = -float(scales.mean() * zeros.mean())
@@ -98,7 +98,7 @@ def test_linear_layers_take_over_half() -> None:
     pair, _, _ = pair_of_norm()
     values = torch.maximum(-pair.low, pair.high)
     weights = pair.readers[0].weight.detach().abs().amax(0)
-    PREPARATIONS["smooth"].prepare(pair)
+    PREPARATIONS["smooth"].call(pair)
     assert torch.allclose(torch.maximum(-pair.low, pair.high), (values * weights).sqrt())
     assert torch.allclose(pair.largest_weights(), (values * weights).sqrt())
 
@@ -108,7 +108,7 @@ def test_equalised_channels_are_written_and_read_alike() -> None:
     pairs = pairs_of(network, paths_of(network), [images()])
     assert pairs
     for pair in pairs:
-        PREPARATIONS["equalise"].prepare(pair)
+        PREPARATIONS["equalise"].call(pair)
         writes = pair.writer.weight.detach().flatten(1).abs().amax(1)
         assert torch.allclose(writes, pair.largest_weights(), rtol=1e-4)
 

@@ -219,11 +219,11 @@ def test_ranges_are_those_of_all_values(monkeypatch: pytest.MonkeyPatch) -> None
     for part in outlying():
         seen.add(part)
     everything = torch.cat(outlying()).double()
-    assert RANGES["min_max"].find(seen) == [(-9.0, 37.0)]
-    ((low, high),) = RANGES["percentile"].find(seen)
+    assert RANGES["min_max"].call(seen) == [(-9.0, 37.0)]
+    ((low, high),) = RANGES["percentile"].call(seen)
     expected = np.percentile(everything, [0.1, 99.9], method="inverted_cdf")
     assert np.allclose((low, high), expected, atol=64 / 8192)
-    ((low, high),) = RANGES["mse"].find(seen)
+    ((low, high),) = RANGES["mse"].call(seen)
     errors = {}
     for part in mse.PARTS:
         place = FakeQuantiser().eval()

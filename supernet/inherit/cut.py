@@ -116,7 +116,7 @@ def cut_alternatives(
         UsageError: The ridge is not above 0, or batches can be iterated over only once.
         DataError: There are no images.
     """
-    measure = CRITERIA[importance].measure
+    measure = CRITERIA[importance].call
     if not ridge > 0:
         raise UsageError(
             f"ridge={ridge!r} must be above 0, as 0.001; it is a part of the variance."

@@ -126,7 +126,7 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor], how: str = DEFAULT) -
         UnknownNameError: There is no such way.
         UsageError: There are no inputs, or a layer is never called.
     """
-    find = RANGES[how].find
+    find = RANGES[how].call
     places = fake_quantisers(module)
     seen = {name: Seen() for name in places}
     same: dict[str, str] = {}

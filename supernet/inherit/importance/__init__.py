@@ -10,6 +10,6 @@ from supernet.inherit.importance import (  # noqa: F401  they register themselve
     second_order,
     taylor,
 )
-from supernet.inherit.importance.criteria import CRITERIA, Criterion, Scores, Units, criterion
+from supernet.inherit.importance.criteria import CRITERIA, Scores, Units, criterion
 
-__all__ = ["CRITERIA", "Criterion", "Scores", "Units", "criterion"]
+__all__ = ["CRITERIA", "Scores", "Units", "criterion"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from search_space.registry import Registry
+from search_space.registry import Functions
 from supernet.inherit.observing import is_layer, static
 from supernet.network.axes import Axis, StaticModule, entries
 from supernet.network.backbone import Backbone
@@ -69,34 +69,13 @@ class Units:
 
 Scores = dict[Units, Tensor]
 Measure = Callable[[Backbone, Sequence[Units], Batches], Scores]
+"""Given a network in evaluation, units, and batches of images and labels as ``evaluate`` takes
+them, returns for each units' axis (units,) float64, larger for those to keep. It leaves the network
+as it is."""
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """A criterion by its name.
-
-    Attributes:
-        name: Of the criterion.
-        measure: Given a network in evaluation, units, and batches of images and labels as
-            ``evaluate`` takes them, returns for each units' axis (units,) float64, larger for those
-            to keep. It leaves the network as it is.
-    """
-
-    name: str
-    measure: Measure
-
-
-CRITERIA: Registry[Criterion] = Registry("importance criterion", "nas.importance")
-
-
-def criterion(name: str) -> Callable[[Measure], Measure]:
-    """Registers a function as a criterion, as a decorator."""
-
-    def register(measure: Measure) -> Measure:
-        CRITERIA.add(Criterion(name, measure))
-        return measure
-
-    return register
+CRITERIA: Functions[Measure] = Functions("importance criterion", "nas.importance")
+criterion = CRITERIA.register
 
 
 def readers(module: StaticModule, names: frozenset[str]) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from search_space.registry import Registry
+from search_space.registry import Functions
 from supernet.network.backbone import Backbone
 from supernet.quantisation.preparations.pairs import Pair, pairs_of
 
@@ -15,23 +14,8 @@ Preparation = Callable[[Pair], None]
 """Moves scales between what writes channels and what reads them, where it is of use."""
 
 
-@dataclass(frozen=True)
-class _Way:
-    name: str
-    prepare: Preparation
-
-
-PREPARATIONS: Registry[_Way] = Registry("preparation for int8", "nas.preparations")
-
-
-def preparation(name: str) -> Callable[[Preparation], Preparation]:
-    """Registers a function under a name; it is a decorator."""
-
-    def register(prepare: Preparation) -> Preparation:
-        PREPARATIONS.add(_Way(name, prepare))
-        return prepare
-
-    return register
+PREPARATIONS: Functions[Preparation] = Functions("preparation for int8", "nas.preparations")
+preparation = PREPARATIONS.register
 
 
 def prepare_components(
@@ -48,7 +32,7 @@ def prepare_components(
     Raises:
         UnknownNameError: There is no such way.
     """
-    ways = [PREPARATIONS[name].prepare for name in names]
+    ways = [PREPARATIONS[name].call for name in names]
     for pair in pairs_of(network, paths, images) if ways else ():
         for prepare in ways:
             prepare(pair)

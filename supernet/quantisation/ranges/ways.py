@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from search_space.errors import UsageError
-from search_space.registry import Registry
+from search_space.registry import Functions
 
 _HALF = 1 << 13  # bins on each side of zero; at least 16 of them are a level of 256
 
@@ -83,23 +82,8 @@ Ranges = Callable[[Seen], Sequence[Range]]
 taken with which the output of the module stays closest to what it is in float."""
 
 
-@dataclass(frozen=True)
-class _Way:
-    name: str
-    find: Ranges
-
-
-RANGES: Registry[_Way] = Registry("way to find ranges", "nas.ranges")
-
-
-def way(name: str) -> Callable[[Ranges], Ranges]:
-    """Registers a function under a name; it is a decorator."""
-
-    def register(find: Ranges) -> Ranges:
-        RANGES.add(_Way(name, find))
-        return find
-
-    return register
+RANGES: Functions[Ranges] = Functions("way to find ranges", "nas.ranges")
+way = RANGES.register
 
 
 def parts_of(seen: Seen, parts: Sequence[float]) -> list[Range]:
